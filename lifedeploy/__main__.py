@@ -1,0 +1,5 @@
+"""``python -m lifedeploy``."""
+
+from lifedeploy.cli.app import main
+
+main()

@@ -1,0 +1,165 @@
+"""The measurement itself: contenders take turns, round by round, until their ratios are known well enough.
+
+A round gives every contender the same number of requests, one contender after the other, the order reversed every
+other round; ratios are taken within rounds. What slows the machine down for a while then slows all contenders alike.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lifedeploy.bench.stats import Interval, median_interval
+from lifedeploy.engines.base import Lane
+
+Clock = Callable[[], float]
+MIN_ROUND_S = 0.2  # a round shorter than this measures the clock and the scheduler
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model, ready to infer: a lane per request in flight."""
+
+    name: str
+    batch: int
+    lanes: tuple[Lane, ...]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When enough is enough."""
+
+    budget_s: float = 150.0  # warm-up included
+    half_width: float = 0.01  # of every ratio's interval, relative
+    min_rounds: int = 7
+    max_rounds: int = 200
+
+
+@dataclass(frozen=True)
+class Round:
+    """One contender's turn."""
+
+    seconds: float
+    images: int
+    latencies_s: tuple[float, ...]  # of every request in it
+
+    @property
+    def images_per_s(self) -> float:
+        """Throughput of the turn."""
+        return self.images / self.seconds
+
+
+@dataclass
+class Samples:
+    """All turns of all contenders; index i of every list belongs to round i."""
+
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+
+    def ratio(self, numerator: str, denominator: str) -> Interval:
+        """How many times the throughput of ``denominator`` ``numerator`` reaches, over rounds."""
+        pairs = zip(self.rounds[numerator], self.rounds[denominator], strict=True)
+        return median_interval([one.images_per_s / other.images_per_s for one, other in pairs])
+
+    @property
+    def count(self) -> int:
+        """Complete rounds."""
+        return min((len(turns) for turns in self.rounds.values()), default=0)
+
+
+def measure(
+    contenders: Sequence[Contender],
+    stop: Stop | None = None,
+    *,
+    reference: str | None = None,
+    clock: Clock = time.perf_counter,
+    progress: Callable[[int, float], None] = lambda rounds, share: None,
+) -> Samples:
+    """Let the contenders take turns.
+
+    Args:
+        contenders: who takes part.
+        stop: when to stop; at least three rounds are made, whatever the budget.
+        reference: whose ratio to every other contender has to become tight; the first where None.
+        clock: monotonic seconds.
+        progress: told the rounds made and the share of the way done, 0…1.
+    """
+    stop = stop or Stop()
+    reference = reference or contenders[0].name
+    began = clock()
+    requests = _warm_up(contenders, clock)
+    samples = Samples({contender.name: [] for contender in contenders})
+    while True:
+        order = contenders if samples.count % 2 == 0 else tuple(reversed(contenders))
+        turns = {contender.name: _turn(contender, requests, clock) for contender in order}
+        for name, turn in turns.items():
+            samples.rounds[name].append(turn)
+        spent = (clock() - began) / stop.budget_s
+        width = _widest(samples, reference)
+        share = max(spent, min(1.0, stop.half_width / width) if width > 0 else 1.0)
+        progress(samples.count, min(1.0, share))
+        if _done(samples.count, spent, width, stop):
+            return samples
+
+
+def _done(rounds: int, spent: float, width: float, stop: Stop) -> bool:
+    # A round that would end far beyond the budget is not begun: by then a batch of 128 has run for minutes.
+    out_of_time = rounds >= 3 and spent * (rounds + 1) / rounds > 1.05
+    tight = rounds >= stop.min_rounds and width <= stop.half_width
+    return out_of_time or tight or rounds >= stop.max_rounds
+
+
+def _widest(samples: Samples, reference: str) -> float:
+    """The widest interval of all ratios to the reference; of its own throughput where it is alone."""
+    others = [name for name in samples.rounds if name != reference]
+    if not others:
+        return median_interval([turn.images_per_s for turn in samples.rounds[reference]]).half_width
+    return max(samples.ratio(name, reference).half_width for name in others)
+
+
+def _warm_up(contenders: Sequence[Contender], clock: Clock) -> int:
+    """Run everyone, and find out how many requests make a round that can be timed."""
+    shortest = float("inf")
+    for contender in contenders:
+        first = _turn(contender, 1, clock).seconds
+        # Once is enough for what takes seconds; what takes milliseconds is still settling.
+        again = _turn(contender, 1 if first > 1 else 5, clock)
+        shortest = min(shortest, again.seconds / len(again.latencies_s) * len(contender.lanes))
+    return max(1, round(MIN_ROUND_S / max(shortest, 1e-6)))
+
+
+def _turn(contender: Contender, requests: int, clock: Clock) -> Round:
+    """``requests`` requests on every lane, all lanes at the same time."""
+    if len(contender.lanes) == 1:
+        began = clock()
+        latencies = _drive(contender.lanes[0], requests, clock)
+        seconds = clock() - began
+    else:
+        began, latencies = clock(), []
+        failures: list[BaseException] = []
+
+        def work(lane: Lane) -> None:
+            try:
+                latencies.extend(_drive(lane, requests, clock))  # extend is atomic
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(lane,)) for lane in contender.lanes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = clock() - began
+        if failures:
+            raise failures[0]
+    return Round(seconds, requests * len(contender.lanes) * contender.batch, tuple(latencies))
+
+
+def _drive(lane: Lane, requests: int, clock: Clock) -> list[float]:
+    latencies = []
+    for _ in range(requests):
+        began = clock()
+        lane.infer()
+        latencies.append(clock() - began)
+    return latencies

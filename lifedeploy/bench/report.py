@@ -1,0 +1,140 @@
+"""What a benchmark says: rows with fixed names, as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lifedeploy.artifact import atomic_file, write_json
+from lifedeploy.bench.measure import Samples
+from lifedeploy.bench.stats import percentiles
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one engine, in one mode, at one batch size. None: does not apply, or is not known."""
+
+    model: str
+    method: str
+    engine: str
+    precision: str  # what really ran
+    mode: str  # "latency" (one request at a time) or "throughput" (requests in flight)
+    batch: int
+    images_per_s: float  # median over rounds
+    images_per_s_quartiles: tuple[float, float]
+    latency_ms: dict[str, float]  # p50, p90, p99 of single requests
+    speedup: float | None  # over dense, same engine, mode and batch; median of per-round ratios
+    speedup_low: float | None
+    speedup_high: float | None
+    speedup_coverage: float | None
+    mac_ratio: float | None  # MACs of dense over MACs of this: the bound on speed-up
+    efficiency: float | None  # speedup / mac_ratio
+    first_k_share: float | None  # throughput over that of first-k
+    peak_memory_mib: float | None
+    rounds: int
+    streams: int
+    threads: int
+    weights: str
+    parity: dict[str, Any] | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All rows, and the machine they come from."""
+
+    machine: dict[str, Any]
+    rows: tuple[Row, ...]
+    created: str
+    command: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "schema": SCHEMA,
+            "created": self.created,
+            "command": self.command,
+            "machine": self.machine,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def write_json(self, path: Path) -> None:
+        """Write everything."""
+        write_json(path, self.to_dict())
+
+    def write_csv(self, path: Path) -> None:
+        """Write the rows; nested facts become columns."""
+        names = [field.name for field in fields(Row) if field.name not in _NESTED]
+        with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*names, "images_per_s_q1", "images_per_s_q3", "latency_ms_p50", "latency_ms_p90",
+                             "latency_ms_p99"])
+            for row in self.rows:
+                plain = [getattr(row, name) for name in names]
+                writer.writerow([*plain, *row.images_per_s_quartiles, *row.latency_ms.values()])
+
+
+_NESTED = ("images_per_s_quartiles", "latency_ms", "parity")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a row is about, apart from its numbers."""
+
+    model: str
+    method: str
+    engine: str
+    precision: str
+    mac_ratio: float | None
+    weights: str
+    parity: dict[str, Any] | None
+    peak_memory_mib: float | None
+    note: str = ""
+
+
+def make_rows(
+    subjects: Sequence[Subject], samples: Samples, *, mode: str, batch: int, streams: int, threads: int
+) -> list[Row]:
+    """Rows from the samples of one contest; contenders are named by their method."""
+    rows = []
+    for subject in subjects:
+        turns = samples.rounds[subject.method]
+        rates = [turn.images_per_s for turn in turns]
+        latencies = [latency * 1000 for turn in turns for latency in turn.latencies_s]
+        q1, median, q3 = percentiles(rates, (25, 50, 75))
+        speedup = samples.ratio(subject.method, "dense") if "dense" in samples.rounds else None
+        share = samples.ratio(subject.method, "first-k").median if "first-k" in samples.rounds else None
+        bound = subject.mac_ratio
+        rows.append(
+            Row(
+                model=subject.model,
+                method=subject.method,
+                engine=subject.engine,
+                precision=subject.precision,
+                mode=mode,
+                batch=batch,
+                images_per_s=median,
+                images_per_s_quartiles=(q1, q3),
+                latency_ms=dict(zip(("p50", "p90", "p99"), percentiles(latencies, (50, 90, 99)), strict=True)),
+                speedup=speedup.median if speedup else None,
+                speedup_low=speedup.low if speedup else None,
+                speedup_high=speedup.high if speedup else None,
+                speedup_coverage=speedup.coverage if speedup else None,
+                mac_ratio=bound,
+                efficiency=speedup.median / bound if speedup and bound else None,
+                first_k_share=share if subject.method not in ("dense", "first-k") else None,
+                peak_memory_mib=subject.peak_memory_mib,
+                rounds=samples.count,
+                streams=streams,
+                threads=threads,
+                weights=subject.weights,
+                parity=subject.parity,
+                note=subject.note,
+            )
+        )
+    return rows

@@ -1,0 +1,281 @@
+"""The commands, and the one place where errors become messages and exit codes.
+
+Everything heavy is imported inside the command that needs it: ``lifedeploy --help`` loads no framework.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lifedeploy import __version__
+from lifedeploy.artifact import WORKSPACE, Workspace
+from lifedeploy.cli import console
+from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, image_size, numbers, precision
+from lifedeploy.errors import LifedeployError, UsageError
+
+app = typer.Typer(
+    name="lifedeploy",
+    help="Token-pruned Vision Transformers: from timm to ONNX to engines that are checked and measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        console.out.print(f"lifedeploy {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True,
+                                          help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere on the line.")] = False,
+) -> None:
+    """Token-pruned Vision Transformers: from timm to ONNX to engines that are checked and measured."""
+
+
+@app.command()
+def export(
+    backbone: Annotated[str, typer.Option("--backbone", "-b", help="deit_t|s|b, vit_t|s|b, or any timm ViT.")] = "deit_s",
+    rho: Annotated[float | None, typer.Option("--rho", help="Keep rate at each drop, in (0, 1].  [default: 0.7]")] = None,
+    counts: Annotated[str | None, typer.Option("--counts", metavar="N,N,N", help="Patch tokens to keep after each drop layer, instead of --rho.")] = None,
+    drop_layers: Annotated[str | None, typer.Option("--drop-layers", metavar="T,T,T", help="Layers after which tokens are dropped.  [default: 4,7,10 of 12]")] = None,
+    weights: Annotated[str, typer.Option("--weights", metavar="auto|pretrained|random|FILE", help="Where weights come from.")] = "auto",
+    img_size: Annotated[str | None, typer.Option("--img-size", metavar="N|HxW", help="Image size in pixels.  [default: the backbone's own]")] = None,
+    num_classes: Annotated[int | None, typer.Option("--num-classes", help="Classes of the head.  [default: the weights' own]")] = None,
+    graph: Annotated[str, typer.Option("--graph", metavar="order-once|per-stage", help="Order once and slice, or a TopK and Gather per drop.")] = "order-once",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Fix the batch size.  [default: dynamic]")] = None,
+    with_life: Annotated[bool, typer.Option("--with-life", help="Second output: the life of every patch.")] = False,
+    with_preprocess: Annotated[bool, typer.Option("--with-preprocess", help="Take uint8 NHWC pixels; normalise in the graph.")] = False,
+    parity: Annotated[bool, typer.Option("--parity/--no-parity", help="Check ONNX Runtime against PyTorch.")] = True,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.  [default: named after the model]")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    json: JsonOption = None,
+) -> None:
+    """Make a slimmed ViT and export it to ONNX, with its dense baseline and first-k bound.
+
+    Weights `auto`: the checkpoint trained in this workspace, else timm's pretrained ones, else random ones (with a
+    warning: good for measuring speed only).
+    """
+    if rho is not None and counts is not None:
+        raise UsageError("--rho and --counts exclude each other: both set the schedule")
+    if graph not in ("order-once", "per-stage"):
+        raise UsageError(f"graph {graph!r} is unknown; there are: order-once, per-stage")
+    layers = numbers(drop_layers, "--drop-layers") if drop_layers else None
+    kept = numbers(counts, "--counts") if counts else None
+    size = image_size(img_size) if img_size else None
+    with console.working() as say:
+        say("importing torch")
+        from lifedeploy.cli import render
+        from lifedeploy.exporters.onnx import GraphOptions
+        from lifedeploy.model.weights import ModelRequest
+        from lifedeploy.workflows.export import ExportRequest
+        from lifedeploy.workflows.export import export as run
+
+        request = ExportRequest(
+            ModelRequest(
+                backbone,
+                keep_rate=None if kept else (0.7 if rho is None else rho),
+                counts=kept,
+                drop_layers=layers,
+                weights=weights,
+                image_size=size,
+                num_classes=num_classes,
+            ),
+            GraphOptions(graph, batch_size, with_life, with_preprocess),
+            output,
+            check_parity=parity,
+        )
+        report = run(request, Workspace(workspace), say)
+    console.report(json, report.to_dict, lambda: render.exported(report))
+
+
+@app.command("build-engine")
+def build_engine(
+    model: ModelArgument = None,
+    engine: Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, onnxruntime, onnxruntime-cuda or torch.")] = "auto",
+    fp32: Annotated[bool, typer.Option("--fp32", help="Single precision.  [default]")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, or what this machine has for it.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, or what this machine has for it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again even if nothing changed.")] = False,
+    workspace: WorkspaceOption = WORKSPACE,
+    json: JsonOption = None,
+) -> None:
+    """Build engines of an exported model and its baselines, and check each against PyTorch's answers."""
+    asked = precision(fp32=fp32, fp16=fp16, bf16=bf16)
+    with console.working() as say:
+        say("looking at the model")
+        from lifedeploy.cli import render
+        from lifedeploy.workflows.build import BuildRequest, build
+
+        report = build(BuildRequest(model, engine, asked, force), Workspace(workspace), say)
+    console.report(json, report.to_dict, lambda: render.built(report))
+
+
+@app.command()
+def bench(
+    model: ModelArgument = None,
+    engine: Annotated[list[str] | None, typer.Option("--engine", "-e", metavar="NAME[:PRECISION]", help="Engine to measure; repeatable. Built first if it is not.  [default: what was built last]")] = None,
+    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.")] = "1,8,32",
+    mode: Annotated[list[str] | None, typer.Option("--mode", metavar="latency|throughput", help="One request at a time, or several in flight; repeatable.  [default: latency]")] = None,
+    streams: Annotated[int, typer.Option("--streams", help="Requests in flight in throughput mode.")] = 2,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: all]")] = None,
+    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", help="Longest time per engine, mode and batch size (three rounds are always made).")] = 150.0,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure peak memory, in a process of its own.")] = True,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw them: .png, .svg or .pdf.")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    json: JsonOption = None,
+) -> None:
+    """Measure the slimmed model against its dense baseline and first-k bound, in turn, round by round.
+
+    Stops when the speed-up's 95 % interval is within ±1 %, or when the budget ends.
+    """
+    batches = numbers(batch, "--batch")
+    with console.benchmarking() as (say, progress):
+        say("looking for engines")
+        from lifedeploy.bench.measure import Stop
+        from lifedeploy.cli import render
+        from lifedeploy.workflows.bench import BenchRequest
+        from lifedeploy.workflows.bench import bench as run
+
+        for path in (json, csv, plot):
+            _require_folder(path)
+        if plot is not None:
+            from lifedeploy.viz.plots import check_format
+
+            check_format(plot)
+        request = BenchRequest(
+            model,
+            tuple(engine or ()),
+            batches,
+            tuple(mode or ("latency",)),
+            streams,
+            threads,
+            Stop(budget_s=budget),
+            memory,
+            command=shlex.join(["lifedeploy", *sys.argv[1:]]),
+        )
+        report = run(request, Workspace(workspace), say, progress)
+        if csv is not None:
+            report.write_csv(csv)
+        if plot is not None:
+            from lifedeploy.viz.plots import plot_bench
+
+            plot_bench(report, plot)
+    console.report(json, report.to_dict, lambda: render.measured(report))
+    for path in (csv, plot):
+        if path is not None:
+            console.err.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def inspect(model: ModelArgument = None, workspace: WorkspaceOption = WORKSPACE, json: JsonOption = None) -> None:
+    """Show tokens and MACs per layer, the graph's TopK, Gather and Slice nodes, precision and provenance."""
+    from lifedeploy.cli import render
+    from lifedeploy.workflows.inspect import inspect as run
+
+    report = run(model, Workspace(workspace))
+    console.report(json, report.to_dict, lambda: render.inspected(report))
+
+
+@app.command()
+def verify(
+    first: Annotated[Path, typer.Argument(metavar="A", help="The reference: a checkpoint, ONNX file or engine.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="What is held against it.")],
+    json: JsonOption = None,
+) -> None:
+    """Compare any two of checkpoint, ONNX file and engine on the same images."""
+    with console.working() as say:
+        from lifedeploy.cli import render
+        from lifedeploy.workflows.verify import VerifyRequest
+        from lifedeploy.workflows.verify import verify as run
+
+        report = run(VerifyRequest(first, second), say)
+    console.report(json, report.to_dict, lambda: render.verified(report))
+    report.parity.require(f"{report.second}, held against {report.first},")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="An export or engine.  [default: what was built last]")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes to show.")] = 5,
+    workspace: WorkspaceOption = WORKSPACE,
+    json: JsonOption = None,
+) -> None:
+    """Classify images: the best classes by name, and the time each image took."""
+    from lifedeploy.cli import render
+    from lifedeploy.workflows.predict import PredictRequest
+    from lifedeploy.workflows.predict import predict as run
+
+    report = run(PredictRequest(tuple(images), model, top), Workspace(workspace))
+    console.report(json, report.to_dict, lambda: render.predicted(report))
+
+
+@app.command()
+def doctor(json: JsonOption = None) -> None:
+    """Show what is installed, which engines run here, and what would make the others run."""
+    with console.working() as say:
+        say("looking around")
+        from lifedeploy.cli import render
+        from lifedeploy.workflows.doctor import doctor as run
+
+        report = run()
+    console.report(json, report.to_dict, lambda: render.examined(report))
+
+
+def _require_folder(path: Path | None) -> None:
+    """Find out before measuring, not after, that a result cannot be written."""
+    if path is not None and str(path) != "-" and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise UsageError(f"{path} cannot be written: {path.parent}/ is no folder that can be written to")
+
+
+def main() -> None:
+    """Run a command; the single error boundary."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        sys.exit(app(arguments, prog_name="lifedeploy", standalone_mode=False) or 0)
+    except Exception as error:
+        if debug:
+            raise
+        console.fail(*_explain(error))
+        sys.exit(_exit_code(error))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        console.fail("interrupted; nothing half-written was left behind", None)
+        sys.exit(1)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, typer.Abort):
+        return 1
+    return int(getattr(error, "exit_code", 1))  # ours and click's both carry one
+
+
+def _explain(error: Exception) -> tuple[str, str | None]:
+    """Message and hint for whatever ended the command."""
+    if isinstance(error, LifedeployError):
+        return error.message, error.hint
+    if isinstance(error, typer.Abort):
+        return "interrupted; nothing half-written was left behind", None
+    if hasattr(error, "format_message"):  # click's, for a line it cannot parse
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "lifedeploy"
+        return error.format_message(), f"{command} --help"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}", None
+    return f"unexpected {type(error).__name__}: {error}", "this is a bug in lifedeploy; --debug shows where"

@@ -1,0 +1,67 @@
+"""Standard output for reports, standard error for everything said on the way."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from lifedeploy.artifact import write_json
+
+out = Console(soft_wrap=False)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def report(json: Path | None, data: Callable[[], dict[str, Any]], show: Callable[[], RenderableType]) -> None:
+    """Show a report, and write it as JSON if asked; with ``-``, JSON is all that goes to standard output."""
+    if json is not None and str(json) == "-":
+        sys.stdout.write(jsonlib.dumps(data(), indent=2) + "\n")
+        return
+    out.print(show())
+    if json is not None:
+        write_json(json, data())
+        err.print(f"wrote {json}", highlight=False)
+
+
+def fail(message: str, hint: str | None) -> None:
+    """One line of what went wrong, and one of what to do."""
+    err.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False)
+    if hint:
+        err.print(f"[bold]hint:[/] {escape(hint)}", highlight=False)
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """A spinner with what is being done; silent where nobody watches."""
+    with err.status("") as status:
+        yield lambda message: status.update(escape(message))
+
+
+@contextmanager
+def benchmarking() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, float], None]]]:
+    """A progress bar for measurements, with a spinner for what is done between them."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rounds]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=None, rounds="")
+
+        def say(message: str) -> None:
+            bar.reset(task, description=escape(message), total=None, rounds="")
+
+        def progress(label: str, rounds: int, share: float) -> None:
+            plural = "" if rounds == 1 else "s"
+            bar.update(task, description=escape(label), total=1.0, completed=share, rounds=f"{rounds} round{plural}")
+
+        yield say, progress

@@ -1,0 +1,288 @@
+"""Reports as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from lifedeploy.artifact import Manifest
+from lifedeploy.bench.report import BenchReport, Row
+from lifedeploy.evaluation.parity import Parity
+from lifedeploy.exporters.inspect import GraphFacts
+from lifedeploy.spec import ModelSpec
+from lifedeploy.workflows.build import BuildReport
+from lifedeploy.workflows.doctor import DoctorReport
+from lifedeploy.workflows.inspect import InspectReport
+from lifedeploy.workflows.predict import PredictReport
+from lifedeploy.workflows.verify import VerifyReport
+
+# Methods in the order a reader wants them.
+_TITLES = {"life": "life (slimmed)", "dense": "dense (baseline)", "first-k": "first-k (bound)"}
+
+
+def _table(*headers: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    return table
+
+
+def exported(report: Any) -> RenderableType:
+    """What ``export`` made."""
+    parts: list[RenderableType] = []
+    if report.warning:
+        parts.append(Panel(Text(report.warning), title="warning", border_style="bold red", style="bold yellow"))
+    table = _table("file", "tokens", "GMACs", "MAC bound", "max rel. error", "top-1", "kept tokens")
+    for method, manifest in report.manifests.items():
+        spec, macs = manifest.spec, manifest.macs
+        tokens = spec.schedule.patches if method == "dense" else _stages(spec)
+        table.add_row(
+            f"{manifest.file}  [dim]{_TITLES[method]}[/]",
+            str(tokens),
+            f"{macs['total'] / 1e9:.2f}",
+            f"{macs['speedup_bound']:.2f}×",
+            *_evidence(manifest.parity),
+        )
+    parts.append(table)
+    parts.append(Text(f"wrote {report.folder}/", style="green"))
+    return Group(*parts)
+
+
+def _stages(spec: ModelSpec) -> str:
+    return " → ".join(map(str, (spec.schedule.patches, *spec.schedule.counts)))
+
+
+def _evidence(parity: dict[str, Any] | None) -> tuple[str, str, str]:
+    if parity is None:
+        return "not checked", "", ""
+    overlap = parity["overlap"]
+    return f"{parity['max_rel']:.1e}", f"{parity['top1']:.0%}", "–" if overlap is None else f"{overlap:.1%}"
+
+
+def built(report: BuildReport) -> RenderableType:
+    """What ``build-engine`` made."""
+    record = report.record
+    parts: list[RenderableType] = []
+    if record.note:
+        parts.append(Panel(Text(record.note), title=f"asked for {record.requested}, runs {record.precision}",
+                           border_style="yellow"))
+    verb = "reused: nothing changed since it was built" if report.reused else "built"
+    parts.append(Text.assemble((f"{record.name} {record.runtime}", "bold"), f" · {record.precision} · {verb}"))
+    table = _table("engine", "max rel. error", "top-1", "kept tokens")
+    for method, manifest in report.members.items():
+        table.add_row(f"{manifest.file}  [dim]{_TITLES[method]}[/]", *_evidence(manifest.parity))
+    parts += [table, Text(f"in {report.engine.folder}/", style="green")]
+    return Group(*parts)
+
+
+def measured(report: BenchReport) -> RenderableType:
+    """What ``bench`` measured: one table per engine, mode and batch size."""
+    contests: dict[tuple[Any, ...], list[Row]] = {}
+    for row in report.rows:
+        contests.setdefault((row.model, row.engine, row.precision, row.mode, row.streams), []).append(row)
+    parts: list[RenderableType] = []
+    for (model, engine, precision, mode, streams), rows in contests.items():
+        flight = f", {streams} requests in flight" if mode == "throughput" else ""
+        parts += [_contest(rows, f"{model} · {engine} {precision} · {mode}{flight}"), Text("")]
+    notes = {row.note for row in report.rows if row.note}
+    parts += [Text(note, style="yellow") for note in sorted(notes)]
+    if any(row.weights == "random" for row in report.rows):
+        parts.append(Text("Random weights: speeds are valid, accuracy there is none.", style="yellow"))
+    machine = report.machine
+    gpu = f", {', '.join(machine['gpu'])}" if machine["gpu"] else ""
+    features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
+    parts.append(
+        Text(
+            f"{machine['cpu']}{features}{gpu}, {machine['threads']} threads. Median over rounds in turn; speed-up with "
+            "its 95 % interval (coverage is lower below 6 rounds: see the JSON).",
+            style="dim",
+        )
+    )
+    return Group(*parts)
+
+
+def _contest(rows: list[Row], title: str) -> Table:
+    table = _table("batch", "method", "img/s", "p50 ms", "p90 ms", "p99 ms", "speed-up", "MAC bound", "efficiency",
+                   "of first-k", "MiB", "rounds", title=title)
+    previous = None
+    for row in rows:
+        new = previous is not None and row.batch != previous
+        if new:
+            table.add_section()
+        speedup = "–"
+        if row.speedup is not None and row.method != "dense":
+            speedup = f"[bold]{row.speedup:.2f}×[/] [dim]{row.speedup_low:.2f}–{row.speedup_high:.2f}[/]"
+        table.add_row(
+            str(row.batch) if row.batch != previous else "",
+            row.method,
+            _significant(row.images_per_s),
+            *(_significant(row.latency_ms[name]) for name in ("p50", "p90", "p99")),
+            speedup,
+            "–" if row.mac_ratio is None or row.method == "dense" else f"{row.mac_ratio:.2f}×",
+            "–" if row.efficiency is None or row.method == "dense" else f"{row.efficiency:.0%}",
+            "–" if row.first_k_share is None else f"{row.first_k_share:.1%}",
+            "–" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f}",
+            str(row.rounds),
+        )
+        previous = row.batch
+    return table
+
+
+def _significant(value: float) -> str:
+    """Three digits that mean something."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def inspected(report: InspectReport) -> RenderableType:
+    """What ``inspect`` found."""
+    parts: list[RenderableType] = [Text(report.path, style="bold")]
+    if report.spec is not None:
+        parts.append(_identity(report.spec, report.manifest))
+    if report.manifest is not None:
+        parts += [Text(""), _layers(report.manifest)]
+    if report.graph is not None:
+        parts += [Text(""), _graph(report.graph)]
+    if report.manifest is None:
+        parts.append(Text("Not exported by lifedeploy: no manifest, no schedule.", style="yellow"))
+    return Group(*parts)
+
+
+def _facts(pairs: dict[str, str], title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value in pairs.items():
+        table.add_row(name, escape(value))
+    return table
+
+
+def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
+    height, width = spec.image_size
+    origin = spec.provenance
+    facts = {
+        "backbone": f"{spec.backbone} ({spec.timm_name}), {height}x{width} px, {spec.num_classes} classes",
+        "method": spec.method,
+        "weights": " ".join(part for part in (origin.weights, origin.source, origin.sha256[:12]) if part),
+        "predictor": {"identity": "identity: its start, not trained"}.get(origin.predictor, origin.predictor),
+        "tokens": f"{_stages(spec)}, and {spec.prefix_tokens} prefix; dropped after layers "
+        f"{', '.join(map(str, spec.schedule.drop_layers)) or 'none'}",
+    }
+    if spec.schedule.drop_layers:
+        facts["life"] = f"mean {spec.schedule.mean_life:.2f}, deviation {spec.schedule.std_life:.2f} layers"
+    if manifest is not None:
+        facts["made"] = f"{manifest.created} with " + ", ".join(
+            f"{name} {version}" for name, version in manifest.versions.items() if name in ("lifedeploy", "torch", "timm")
+        )
+        if manifest.engine is not None:
+            record = manifest.engine
+            facts["engine"] = f"{record.name} {record.runtime}, {record.precision}, built on {record.processor}"
+            if record.note:
+                facts["note"] = record.note
+        if manifest.parity is not None:
+            error, top1, overlap = _evidence(manifest.parity)
+            verdict = "passed" if manifest.parity["passed"] else "FAILED"
+            facts["parity"] = f"{verdict}: relative error {error}, top-1 {top1}, kept tokens {overlap}"
+        else:
+            facts["parity"] = "not checked"
+    return _facts(facts)
+
+
+def _layers(manifest: Manifest) -> Table:
+    table = _table("layer", "patch tokens", "MMACs", title="Tokens and MACs")
+    tokens = manifest.spec.schedule.tokens
+    if manifest.spec.method == "dense":
+        tokens = (tokens[0],) * len(tokens)
+    macs = manifest.macs
+    table.add_row("embed", "", f"{macs['embed'] / 1e6:.1f}")
+    for layer, (count, work) in enumerate(zip(tokens, macs["per_layer"], strict=True), start=1):
+        table.add_row(str(layer), str(count), f"{work / 1e6:.1f}")
+    if macs["predictor"]:
+        table.add_row("predictor", "", f"{macs['predictor'] / 1e6:.1f}")
+    table.add_row("head", "", f"{macs['head'] / 1e6:.1f}")
+    table.add_section()
+    table.add_row("in all", "", f"{macs['total'] / 1e6:.1f}")
+    table.add_row("dense", "", f"{macs['dense'] / 1e6:.1f}  (bound on speed-up {macs['speedup_bound']:.3f}×)")
+    return table
+
+
+def _graph(graph: GraphFacts) -> Table:
+    pruning = ", ".join(
+        part
+        for part in (
+            f"{len(graph.topk)} TopK (k = {', '.join(map(str, graph.topk))})" if graph.topk else "no TopK",
+            f"{graph.gathers_after_topk} Gather fed by it" if graph.topk else "",
+            f"{graph.operators.get('Slice', 0)} Slice",
+        )
+        if part
+    )
+    return _facts(
+        {
+            "inputs": "; ".join(map(str, graph.inputs)),
+            "outputs": "; ".join(map(str, graph.outputs)),
+            "precision": f"{graph.precision}, {graph.parameters / 1e6:.2f} M parameters",
+            "pruning": pruning,
+            "operators": ", ".join(f"{count} {name}" for name, count in graph.operators.items()),
+            "opset": f"{graph.opset}, made by {graph.producer or 'unknown'}",
+        },
+        title="Graph",
+    )
+
+
+def verified(report: VerifyReport) -> RenderableType:
+    """What ``verify`` compared."""
+    return Group(
+        Text.assemble("reference ", (report.first, "bold")),
+        Text.assemble("against   ", (report.second, "bold")),
+        _cases(report.parity),
+        Text("same" if report.parity.passed else "not the same", style="green" if report.parity.passed else "bold red"),
+    )
+
+
+def _cases(parity: Parity) -> Table:
+    table = _table("input", "batch", "max abs", "max rel", "top-1", "kept tokens")
+    for case in parity.cases:
+        overlap = "–" if case.overlap is None else f"{case.overlap:.1%}"
+        table.add_row(
+            case.kind, str(case.batch), f"{case.max_abs:.1e}", f"{case.max_rel:.1e}", f"{case.top1:.0%}", overlap
+        )
+    return table
+
+
+def predicted(report: PredictReport) -> RenderableType:
+    """What ``predict`` says."""
+    parts: list[RenderableType] = [Text(f"{report.model} on {report.engine}", style="dim")]
+    for prediction in report.predictions:
+        table = _table("class", "probability", title=f"{prediction.image}  ({prediction.inference_ms:.1f} ms)")
+        for guess in prediction.guesses:
+            table.add_row(escape(guess.name), f"{guess.probability:.1%}")
+        parts.append(table)
+    return Group(*parts)
+
+
+def examined(report: DoctorReport) -> RenderableType:
+    """What ``doctor`` found."""
+    machine = report.machine
+    facts = {
+        "cpu": f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['features']) or 'features unknown'})",
+        "gpu": ", ".join(machine["gpu"]) or "none",
+        "memory": f"{machine['memory_gib']} GiB",
+        "system": f"{machine['system']}, Python {machine['python']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
+    }
+    table = Table(title="Engines", title_justify="left", title_style="bold", header_style="bold", box=None,
+                  pad_edge=False)
+    for header in ("engine", "runs here", "--fp32 / --fp16 / --bf16 run", "what to do"):
+        table.add_column(header)
+    for health in report.engines:
+        found = health.availability
+        state = f"[green]yes[/], {found.version}" if found.ok else f"[red]no[/]: {escape(found.reason)}"
+        if health.name == report.auto:
+            state += " [dim](auto)[/]"
+        table.add_row(health.name, state, " / ".join(health.precisions.values()) or "–", escape(found.hint))
+    problems = [Text(problem, style="bold red") for problem in report.problems]
+    return Group(_facts(facts), Text(""), table, *problems)

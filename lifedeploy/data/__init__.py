@@ -1,0 +1,1 @@
+"""Images: one preprocessing for everything, and the photographs that come with the package."""

@@ -1,0 +1,223 @@
+"""The contract of an engine.
+
+The base class checks, the subclass works. Three ways in:
+
+* ``run`` takes and gives dictionaries of arrays, checks every name, dtype and shape first, and suits everyone.
+* ``lane`` gives preallocated buffers and an ``infer`` that does nothing but infer: for measuring and for serving.
+* several lanes may infer at the same time, from one thread each, if the engine was opened with as many ``streams``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.errors import EngineError, EngineInputError
+
+Array = NDArray[np.generic]
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is opened."""
+
+    precision: str = "fp32"
+    threads: int | None = None  # None: all cores
+    streams: int = 1  # lanes that may infer at the same time
+    batch: int | None = None  # compile for this batch only; None: as the model says
+    taps: tuple[str, ...] = ()  # inner tensors to give as further outputs, for verification
+    method: str = ""  # for engines that make the model from a checkpoint
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can run here; if not, why, and what to do."""
+
+    ok: bool
+    reason: str = ""
+    hint: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """What precision a request comes to on this machine; ``note`` says why, where it is another one."""
+
+    precision: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build left in its folder: the file to open, and all files it needs (the former among them)."""
+
+    main: str
+    files: tuple[str, ...]
+
+
+class Lane(ABC):
+    """Fixed buffers for one batch size. Fill ``inputs``, call ``infer``, read ``outputs``."""
+
+    def __init__(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        self.inputs = dict(inputs)
+        self.outputs = dict(outputs)
+
+    @abstractmethod
+    def infer(self) -> None:
+        """Run once on the buffers; returns when ``outputs`` holds the result."""
+
+
+class Engine(ABC):
+    """One model on one runtime."""
+
+    name: ClassVar[str]
+    extra: ClassVar[str]  # what to pip install, as lifedeploy[extra]
+
+    def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
+        self.path = path
+        self.options = options or EngineOptions()
+        self._specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] | None = None
+
+    # What a runtime can do here, asked before anything is built.
+
+    @classmethod
+    @abstractmethod
+    def availability(cls) -> Availability:
+        """Whether the runtime is installed and runs here."""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        """The precision that ``requested`` comes to on this runtime and processor."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, source: Artifact, folder: Path, stem: str, precision: str) -> Built:
+        """Compile an exported model and save what the runtime can save as ``folder/stem…``.
+
+        Raises:
+            EngineError: the runtime refused.
+        """
+
+    # The life of an engine.
+
+    def open(self) -> Engine:
+        """Load the model into the runtime.
+
+        Raises:
+            EngineError: the runtime refused, or the file is damaged.
+        """
+        if self._specs is None:
+            self._specs = self._open()
+        return self
+
+    def close(self) -> None:
+        """Free the model. An engine can be opened again."""
+        if self._specs is not None:
+            self._close()
+            self._specs = None
+
+    def __enter__(self) -> Engine:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What goes in."""
+        return self._opened()[0]
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What comes out, taps last."""
+        return self._opened()[1]
+
+    @property
+    def precision(self) -> str:
+        """The precision that runs, as far as the runtime tells; else the one asked for."""
+        return self.options.precision
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Infer once: input name → array to output name → array.
+
+        Raises:
+            EngineInputError: a name, dtype or shape is not what the engine takes.
+        """
+        self._check(feeds)
+        return self._run(feeds)
+
+    def lane(self, batch: int) -> Lane:
+        """Buffers for ``batch`` images.
+
+        Raises:
+            EngineInputError: the engine is fixed to another batch size.
+        """
+        for spec in self.inputs:
+            if spec.shape and spec.shape[0] not in (None, batch):
+                raise EngineInputError(
+                    f"{self.path.name} is fixed to batch {spec.shape[0]}, and batch {batch} was asked for",
+                    hint="export with a dynamic batch, or ask for that batch",
+                )
+        return self._lane(batch)
+
+    # What a subclass does.
+
+    @abstractmethod
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Load; return what goes in and what comes out."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free."""
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Infer; everything has been checked."""
+
+    @abstractmethod
+    def _lane(self, batch: int) -> Lane:
+        """Make buffers; the batch has been checked."""
+
+    # Checks.
+
+    def _opened(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        if self._specs is None:
+            raise EngineError(f"the {self.name} engine is not open", hint="use it in a with block, or call open()")
+        return self._specs
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        specs = {spec.name: spec for spec in self.inputs}
+        unknown = [name for name in feeds if name not in specs]
+        missing = [name for name in specs if name not in feeds]
+        if unknown or missing:
+            raise EngineInputError(
+                f"inputs given: {', '.join(feeds) or 'none'}; the engine takes {'; '.join(map(str, specs.values()))}"
+            )
+        for name, spec in specs.items():
+            array = feeds[name]
+            fits = array.ndim == len(spec.shape) and all(
+                want in (None, have) for want, have in zip(spec.shape, array.shape, strict=True)
+            )
+            if not fits or array.dtype.name != spec.dtype:
+                raise EngineInputError(f"input {name} is {array.dtype} {array.shape}; the engine takes {spec}")
+
+
+def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
+    """Zeroed arrays for ``specs`` at ``batch`` images; a first dynamic dimension is the batch."""
+    made: dict[str, Array] = {}
+    for spec in specs:
+        shape = tuple(batch if size is None else size for size in spec.shape)
+        made[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
+    return made

@@ -1,0 +1,197 @@
+"""ONNX Runtime, on the CPU and on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.engines.base import (
+    Array,
+    Availability,
+    Built,
+    Engine,
+    EngineOptions,
+    Lane,
+    PrecisionPlan,
+    buffers,
+)
+from lifedeploy.errors import EngineError
+from lifedeploy.optional import installed, pip_line, require
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntime(Engine):
+    """ONNX Runtime's own CPU kernels. Takes any ONNX file; a build is the offline-optimised one."""
+
+    name: ClassVar[str] = "onnxruntime"
+    extra: ClassVar[str] = "cpu"
+    provider: ClassVar[str] = "CPUExecutionProvider"
+
+    @classmethod
+    def availability(cls) -> Availability:
+        if not installed("onnxruntime"):
+            return Availability(False, "onnxruntime is not installed", pip_line(cls.extra))
+        ort = require("onnxruntime", extra=cls.extra)
+        if cls.provider not in ort.get_available_providers():
+            return Availability(False, f"this onnxruntime has no {cls.provider}", pip_line(cls.extra))
+        return Availability(True, version=ort.__version__)
+
+    @classmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        if requested == "fp32":
+            return PrecisionPlan("fp32")
+        return PrecisionPlan(
+            "fp32",
+            f"ONNX Runtime's CPU kernels have no fast {requested.upper()} (they convert to FP32 and back): "
+            "building FP32 instead",
+        )
+
+    @classmethod
+    def build(cls, source: Artifact, folder: Path, stem: str, precision: str) -> Built:
+        ort = require("onnxruntime", extra=cls.extra)
+        options = cls._session_options(ort, EngineOptions())
+        options.optimized_model_filepath = str(folder / f"{stem}.onnx")
+        _session(ort, source.path, options, [cls.provider])
+        return Built(f"{stem}.onnx", (f"{stem}.onnx",))
+
+    @staticmethod
+    def _session_options(ort: Any, options: EngineOptions) -> Any:
+        made = ort.SessionOptions()
+        made.log_severity_level = 3  # errors; warnings go to stderr behind the progress bar
+        if options.threads is not None or options.streams > 1:
+            from lifedeploy.machine import cores
+
+            # Each lane computes on its own thread and the pool's; together they should not exceed the threads.
+            made.intra_op_num_threads = max(1, (options.threads or cores()) // options.streams)
+        return made
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        ort = require("onnxruntime", extra=self.extra)
+        source: Path | bytes = _with_taps(self.path, self.options.taps) if self.options.taps else self.path
+        self._session = _session(ort, source, self._session_options(ort, self.options), self._providers())
+        running = self._session.get_providers()[0]
+        if running != self.provider:
+            raise EngineError(
+                f"ONNX Runtime fell back from {self.provider} to {running}", hint="lifedeploy doctor says why"
+            )
+        return _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
+
+    def _providers(self) -> list[str]:
+        return [self.provider]
+
+    def _close(self) -> None:
+        del self._session
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        names = [spec.name for spec in self.outputs]
+        try:
+            results = self._session.run(names, dict(feeds))
+        except Exception as error:  # the pybind exceptions of ONNX Runtime share no base class
+            raise EngineError(f"ONNX Runtime failed: {_first_line(error)}") from error
+        return dict(zip(names, results, strict=True))
+
+    def _lane(self, batch: int) -> Lane:
+        return _BoundLane(self._session, buffers(self.inputs, batch), buffers(self.outputs, batch))
+
+
+class OnnxRuntimeCuda(OnnxRuntime):
+    """ONNX Runtime on an NVIDIA GPU; refuses to fall back to the CPU."""
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    extra: ClassVar[str] = "gpu"
+    provider: ClassVar[str] = "CUDAExecutionProvider"
+
+    @classmethod
+    def availability(cls) -> Availability:
+        found = super().availability()
+        if not found.ok:
+            return found
+        from lifedeploy.machine import gpus
+
+        if not gpus():
+            return Availability(False, "no NVIDIA GPU, or no driver for it")
+        return found
+
+    @classmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        if requested == "fp32":
+            return PrecisionPlan("fp32")
+        return PrecisionPlan(
+            "fp32",
+            f"ONNX Runtime's CUDA provider runs the precision of the graph, and this graph is FP32, not "
+            f"{requested.upper()}: building FP32 instead",
+        )
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        ort = require("onnxruntime", extra=self.extra)
+        ort.preload_dlls()
+        return super()._open()
+
+
+class _BoundLane(Lane):
+    """Buffers bound once; ``infer`` is a single call into the runtime."""
+
+    def __init__(self, session: Any, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+        super().__init__(inputs, outputs)
+        self._session = session
+        self._binding = session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def infer(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+
+def _session(ort: Any, source: Path | bytes, options: Any, providers: list[str]) -> Any:
+    try:
+        return ort.InferenceSession(
+            source if isinstance(source, bytes) else str(source), options, providers=providers
+        )
+    except Exception as error:  # as above: no common base class
+        name = "the model" if isinstance(source, bytes) else source
+        raise EngineError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from error
+
+
+def _with_taps(path: Path, taps: tuple[str, ...]) -> bytes:
+    """The model with inner tensors as further outputs."""
+    onnx = require("onnx", extra=OnnxRuntime.extra)
+    model = onnx.load(path)
+    made = {name for node in model.graph.node for name in node.output}
+    for tap in taps:
+        if tap not in made:
+            raise EngineError(f"{path} has no tensor {tap}")
+        if tap not in {output.name for output in model.graph.output}:
+            model.graph.output.append(onnx.ValueInfoProto(name=tap))
+    return bytes(model.SerializeToString())
+
+
+def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
+    made = []
+    for argument in arguments:
+        dtype = _DTYPES.get(argument.type)
+        if dtype is None:
+            raise EngineError(f"{argument.name} is a {argument.type}, which lifedeploy does not handle")
+        shape = tuple(size if isinstance(size, int) else None for size in argument.shape)
+        made.append(TensorSpec(argument.name, dtype, shape))
+    return tuple(made)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+

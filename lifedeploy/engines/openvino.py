@@ -1,0 +1,175 @@
+"""OpenVINO on CPUs. Its bf16 on AVX-512 BF16 and AMX processors is by far the fastest way to run a ViT there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan
+from lifedeploy.errors import EngineError
+from lifedeploy.optional import installed, pip_line, require
+
+_DEVICE = "CPU"
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+# Kinds of executed nodes that carry the model's products: what they run in is what the engine runs in.
+_PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "Subgraph")
+
+
+class OpenVino(Engine):
+    """OpenVINO's CPU plug-in. A build is an IR (``.xml`` and ``.bin``); it is compiled when opened."""
+
+    name: ClassVar[str] = "openvino"
+    extra: ClassVar[str] = "openvino"
+
+    @classmethod
+    def availability(cls) -> Availability:
+        if not installed("openvino"):
+            return Availability(False, "openvino is not installed", pip_line(cls.extra))
+        ov = require("openvino", extra=cls.extra)
+        if _DEVICE not in ov.Core().available_devices:
+            return Availability(False, "this openvino has no CPU plug-in", pip_line(cls.extra))
+        return Availability(True, version=ov.__version__.split("-")[0])
+
+    @classmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        ov = require("openvino", extra=cls.extra)
+        fast = ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        return choose_precision(requested, bf16="BF16" in fast)
+
+    @classmethod
+    def build(cls, source: Artifact, folder: Path, stem: str, precision: str) -> Built:
+        ov = require("openvino", extra=cls.extra)
+        try:
+            model = ov.Core().read_model(source.path)
+            # FP32 weights in the file: the precision of the arithmetic is chosen when it is compiled.
+            ov.save_model(model, folder / f"{stem}.xml", compress_to_fp16=False)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot convert {source.path}: {_reason(error)}") from error
+        return Built(f"{stem}.xml", (f"{stem}.xml", f"{stem}.bin"))
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        self._ov = require("openvino", extra=self.extra)
+        core = self._ov.Core()
+        try:
+            model = core.read_model(self.path)
+            if self.options.taps:
+                model.add_outputs(list(self.options.taps))
+            if self.options.batch is not None:
+                # A static batch is a quarter faster than a dynamic one (docs/architecture.md), so one model per batch.
+                model.reshape({port: _with_batch(port, self.options.batch) for port in model.inputs})
+            self._compiled = core.compile_model(model, _DEVICE, self._config())
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot load {self.path}: {_reason(error)}") from error
+        self._request = self._compiled.create_infer_request()
+        self._output_names = self._name_outputs()
+        outputs = tuple(
+            _spec(port, name) for port, name in zip(self._compiled.outputs, self._output_names, strict=True)
+        )
+        return tuple(_spec(port, port.any_name) for port in self._compiled.inputs), outputs
+
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.options.precision],
+            "PERFORMANCE_HINT": "LATENCY" if self.options.streams == 1 else "THROUGHPUT",
+            "NUM_STREAMS": self.options.streams,
+        }
+        if self.options.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self.options.threads
+        return config
+
+    def _name_outputs(self) -> list[str]:
+        """A tap may be one of several names of its tensor: prefer the name it was asked for by."""
+        return [
+            next((tap for tap in self.options.taps if tap in port.names), port.any_name)
+            for port in self._compiled.outputs
+        ]
+
+    def _close(self) -> None:
+        del self._request, self._compiled
+
+    @property
+    def precision(self) -> str:
+        """Read back from the compiled graph: what most of its products are executed in."""
+        self._opened()
+        ran: Counter[str] = Counter()
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            facts = node.get_rt_info()
+            kind, precision = str(_value(facts, "layerType")), str(_value(facts, "runtimePrecision"))
+            if kind in _PRODUCTS and precision in _NAMES:
+                ran[_NAMES[precision]] += 1
+        return ran.most_common(1)[0][0] if ran else self.options.precision
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            results = self._request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed: {_reason(error)}") from error
+        return {name: np.array(results[index]) for index, name in enumerate(self._output_names)}
+
+    def _lane(self, batch: int) -> Lane:
+        request = self._compiled.create_infer_request()
+        inputs: dict[str, Array] = {}
+        for spec in self.inputs:
+            shape = [batch if size is None else size for size in spec.shape]
+            inputs[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
+            request.set_tensor(spec.name, self._ov.Tensor(inputs[spec.name], shared_memory=True))
+        return _RequestLane(request, inputs, self._output_names)
+
+
+class _RequestLane(Lane):
+    """One infer request over shared buffers; outputs are the request's own memory."""
+
+    def __init__(self, request: Any, inputs: dict[str, Array], names: list[str]) -> None:
+        super().__init__(inputs, {})
+        self._request = request
+        self._names = names
+        self.infer()
+
+    def infer(self) -> None:
+        # Without arguments and results, the synchronous call would still build a dictionary of copies.
+        self._request.start_async()
+        self._request.wait()
+        self.outputs = {name: self._request.get_output_tensor(index).data for index, name in enumerate(self._names)}
+
+
+def choose_precision(requested: str, *, bf16: bool) -> PrecisionPlan:
+    """What ``requested`` comes to on a CPU with or without fast BF16.
+
+    OpenVINO takes FP16 on every CPU, and is slower in it than in FP32 on those we measured: never chosen.
+    """
+    if requested == "fp32" or (requested == "bf16" and bf16):
+        return PrecisionPlan(requested)
+    if bf16:
+        return PrecisionPlan("bf16", "this CPU has no fast FP16, but fast BF16 (AVX-512 BF16 or AMX): building BF16")
+    return PrecisionPlan(
+        "fp32",
+        f"this CPU has neither fast FP16 nor BF16 (AVX-512 BF16 or AMX): building FP32 instead of {requested.upper()}",
+    )
+
+
+def _with_batch(port: Any, batch: int) -> Any:
+    shape = port.get_partial_shape()
+    shape[0] = batch
+    return shape
+
+
+def _spec(port: Any, name: str) -> TensorSpec:
+    dims = tuple(dim.get_length() if dim.is_static else None for dim in port.get_partial_shape())
+    return TensorSpec(name, np.dtype(port.get_element_type().to_dtype()).name, dims)
+
+
+def _value(facts: Any, key: str) -> Any:
+    found = facts[key] if key in facts else ""
+    return getattr(found, "value", found)
+
+
+def _reason(error: RuntimeError) -> str:
+    """OpenVINO's errors open with the source line that threw; the reason is the last line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

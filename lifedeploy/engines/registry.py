@@ -1,0 +1,64 @@
+"""Engines by name. Nothing is imported until an engine is asked for; a new engine is one module and one line here."""
+
+from __future__ import annotations
+
+import importlib
+
+from lifedeploy.engines.base import Availability, Engine, EngineOptions
+from lifedeploy.errors import EngineUnavailableError, UsageError
+
+_ENGINES = {
+    "onnxruntime-cuda": "lifedeploy.engines.onnxruntime:OnnxRuntimeCuda",
+    "openvino": "lifedeploy.engines.openvino:OpenVino",
+    "onnxruntime": "lifedeploy.engines.onnxruntime:OnnxRuntime",
+    "torch": "lifedeploy.engines.torch:Torch",
+    "fake": "lifedeploy.engines.fake:Fake",
+}
+# What `auto` tries, fastest first. Names that are not registered (yet) are passed over.
+AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
+AUTO = "auto"
+
+
+def names(*, hidden: bool = False) -> tuple[str, ...]:
+    """Engines that can be named; the fake one only if asked for."""
+    return tuple(name for name in _ENGINES if hidden or name != "fake")
+
+
+def get(name: str) -> type[Engine]:
+    """The engine class called ``name``. Imports its module, which imports no runtime yet.
+
+    Raises:
+        UsageError: there is no such engine.
+    """
+    if name not in _ENGINES:
+        raise UsageError(f"engine {name!r} is unknown; there are: {AUTO}, {', '.join(names())}")
+    module, _, attribute = _ENGINES[name].partition(":")
+    engine: type[Engine] = getattr(importlib.import_module(module), attribute)
+    return engine
+
+
+def resolve(name: str) -> type[Engine]:
+    """The engine class for ``name``, which may be ``auto``: the fastest that runs here.
+
+    Raises:
+        UsageError: there is no such engine.
+        EngineUnavailableError: it cannot run here, or none can.
+    """
+    if name != AUTO:
+        engine = get(name)
+        availability = engine.availability()
+        if not availability.ok:
+            raise EngineUnavailableError(f"engine {name} cannot run here: {availability.reason}", hint=availability.hint)
+        return engine
+    for candidate in AUTO_ORDER:
+        if candidate in _ENGINES and get(candidate).availability().ok:
+            return get(candidate)
+    raise EngineUnavailableError("no inference runtime is installed", hint="pip install 'lifedeploy[cpu]', or [gpu]")
+
+
+def survey() -> dict[str, Availability]:
+    """Every engine, and whether it can run here."""
+    return {name: get(name).availability() for name in names()}
+
+
+__all__ = ["AUTO", "AUTO_ORDER", "Engine", "EngineOptions", "get", "names", "resolve", "survey"]

@@ -1,0 +1,1 @@
+"""Whether two forms of a model compute the same thing. Knows engines by their contract only."""

@@ -1,0 +1,209 @@
+"""The parity gate: an engine's answers against PyTorch's own, recorded when the model was exported.
+
+The recorded answers travel with the export, so an engine is checked against PyTorch wherever it is built, without
+PyTorch there. Lives are compared too: an engine can get every class right and still keep the wrong tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifedeploy.data.preprocess import model_input
+from lifedeploy.data.samples import Sample, digest
+from lifedeploy.engines.base import Array, Engine
+from lifedeploy.errors import ArtifactError, ParityError
+from lifedeploy.spec import ModelSpec
+
+ORDER_TAP = "life_order"  # patch numbers, longest life first: what the exported graph calls its ranking
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an engine may be off.
+
+    ``relative`` is the largest error over the largest logit of the batch; ``overlap`` the mean share of kept tokens
+    that are the same. A changed top-1 counts where the reference itself was decided: its margin over the runner-up
+    exceeds twice the error allowed.
+    """
+
+    relative: float
+    overlap: float
+
+
+# Half precision has 11 (fp16) or 8 (bf16) bits; a token on the edge of a cut may fall to either side of it, and what
+# it then changes comes on top. fp32 only reorders sums.
+TOLERANCES = {
+    "fp32": Tolerance(relative=1e-3, overlap=0.99),
+    "fp16": Tolerance(relative=3e-2, overlap=0.95),
+    "bf16": Tolerance(relative=1.5e-1, overlap=0.85),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch compared."""
+
+    kind: str
+    batch: int
+    max_abs: float  # largest difference of two logits
+    max_rel: float  # the same over the largest logit of the batch
+    top1: float  # share of images with the same top-1
+    overlap: float | None  # share of kept tokens that are the same; None where nothing is dropped by score
+    decided_flips: int  # images whose top-1 changed though the reference was decided
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The evidence."""
+
+    precision: str
+    cases: tuple[Case, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case is within tolerance."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {"passed": self.passed, **asdict(self), **self.summary()}
+
+    def summary(self) -> dict[str, Any]:
+        """The worst of all cases."""
+        overlaps = [case.overlap for case in self.cases if case.overlap is not None]
+        return {
+            "max_abs": max(case.max_abs for case in self.cases),
+            "max_rel": max(case.max_rel for case in self.cases),
+            "top1": float(np.average([case.top1 for case in self.cases], weights=[case.batch for case in self.cases])),
+            "overlap": min(overlaps) if overlaps else None,
+        }
+
+    def require(self, what: str) -> None:
+        """Make sure that it passed.
+
+        Raises:
+            ParityError: it did not; with the first failure.
+        """
+        if self.failures:
+            raise ParityError(f"{what} does not compute what PyTorch does: {self.failures[0]}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one batch."""
+
+    logits: Array  # (B, classes)
+    kept: Array | None  # (B, n_T), original indices of the patches that reach the last layer
+
+
+def ask(run: Callable[[Array], Answer], samples: Sequence[Sample], spec: ModelSpec, *, in_graph: bool) -> list[Answer]:
+    """The answers to all samples."""
+    return [run(model_input(sample.pixels, spec.preprocess, in_graph=in_graph)) for sample in samples]
+
+
+def asker(engine: Engine, probe: Engine | None, survivors: int) -> Callable[[Array], Answer]:
+    """Ask an open engine, and an open probe (the same with the ranking tapped) which tokens it kept."""
+
+    def run(images: Array) -> Answer:
+        # Logits first, by contract: graphs of other tools may call them anything.
+        logits = engine.run({engine.inputs[0].name: images})[engine.outputs[0].name]
+        if probe is None:
+            return Answer(logits, None)
+        order = probe.run({probe.inputs[0].name: images})[ORDER_TAP]
+        return Answer(logits, order[:, :survivors])
+
+    return run
+
+
+def compare(
+    reference: Sequence[Answer], candidate: Sequence[Answer], samples: Sequence[Sample], precision: str
+) -> Parity:
+    """Compare two models' answers to the same samples, within the tolerance of ``precision``."""
+    tolerance = TOLERANCES.get(precision, TOLERANCES["bf16"])
+    cases, failures = [], []
+    for sample, ours, theirs in zip(samples, reference, candidate, strict=True):
+        where = f"{sample.kind}, batch {sample.batch}"
+        if theirs.logits.shape != ours.logits.shape:
+            raise ParityError(f"{where}: the output is {theirs.logits.shape}, expected {ours.logits.shape}")
+        case = _compare_one(sample, ours, theirs, tolerance)
+        cases.append(case)
+        if not np.isfinite(theirs.logits).all():
+            failures.append(f"{where}: the output is not finite")
+        elif case.max_rel > tolerance.relative:
+            failures.append(f"{where}: relative error {case.max_rel:.2g}, allowed {tolerance.relative:g}")
+        elif case.decided_flips:
+            failures.append(f"{where}: top-1 of {case.decided_flips} of {sample.batch} images changed")
+        if case.overlap is not None and case.overlap < tolerance.overlap:
+            failures.append(f"{where}: kept-token overlap {case.overlap:.3f}, at least {tolerance.overlap:g} needed")
+    return Parity(precision, tuple(cases), tuple(failures))
+
+
+def _compare_one(sample: Sample, ours: Answer, theirs: Answer, tolerance: Tolerance) -> Case:
+    reference, candidate = ours.logits.astype(np.float64), theirs.logits.astype(np.float64)
+    error = np.abs(reference - candidate).max()
+    scale = max(np.abs(reference).max(), 1e-12)
+    same = reference.argmax(axis=1) == candidate.argmax(axis=1)
+    best_two = np.sort(reference, axis=1)[:, -2:]
+    decided = best_two[:, -1] - best_two[:, 0] > 2 * tolerance.relative * scale
+    return Case(
+        kind=sample.kind,
+        batch=sample.batch,
+        max_abs=float(error),
+        max_rel=float(error / scale),
+        top1=float(same.mean()),
+        overlap=None if ours.kept is None or theirs.kept is None else overlap(ours.kept, theirs.kept),
+        decided_flips=int((decided & ~same).sum()),
+    )
+
+
+def overlap(first: Array, second: Array) -> float:
+    """Mean share of ``first``'s tokens that are in ``second`` too: (B, n), (B, n) → 0…1. Order does not matter."""
+    shares = [len(np.intersect1d(a, b)) / max(len(a), 1) for a, b in zip(first, second, strict=True)]
+    return float(np.mean(shares))
+
+
+def record(path: Path, answers: dict[str, Sequence[Answer]], inputs: Sequence[Array]) -> None:
+    """Write PyTorch's answers (method → one per sample) under the hash of the input they belong to."""
+    arrays: dict[str, Array] = {}
+    for method, given in answers.items():
+        for answer, images in zip(given, inputs, strict=True):
+            key = f"{method}/{digest(images)}"
+            arrays[f"{key}/logits"] = answer.logits
+            if answer.kept is not None:
+                arrays[f"{key}/kept"] = answer.kept.astype(np.int64)
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def recorded(path: Path, method: str, inputs: Sequence[Array]) -> list[Answer]:
+    """PyTorch's answers to ``inputs``, read back.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or was recorded for other inputs.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}, the recorded answers, cannot be read: {error}") from error
+    answers = []
+    for images in inputs:
+        key = f"{method}/{digest(images)}"
+        if f"{key}/logits" not in arrays:
+            raise ArtifactError(
+                f"{path} holds no answer of {method} to these samples: recorded by another version",
+                hint="export again",
+            )
+        answers.append(Answer(arrays[f"{key}/logits"], arrays.get(f"{key}/kept")))
+    return answers
+
+
+def taps_for(spec: ModelSpec) -> tuple[str, ...]:
+    """What to tap to learn which tokens a model keeps; nothing where no score decides."""
+    return (ORDER_TAP,) if spec.method not in ("dense", "first-k") and spec.schedule.prunes else ()

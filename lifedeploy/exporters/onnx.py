@@ -1,0 +1,133 @@
+"""PyTorch to ONNX: the only call of ``torch.onnx`` in the package, and the checks on what it gave."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from lifedeploy.errors import ExportError
+from lifedeploy.exporters import passes
+from lifedeploy.exporters.wrapper import ExportModel, plain_attention
+from lifedeploy.model.vit import SlimViT
+from lifedeploy.spec import ModelSpec
+
+OPSET = 20  # the first with Gelu as one operator; every runtime we build for takes it
+INPUT = "images"
+_EXAMPLE_BATCH = 2  # an example batch of 1 would silently be exported as the only one
+_PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How the graph is to look."""
+
+    form: str = "order-once"  # or "per-stage"
+    batch_size: int | None = None  # None: dynamic
+    with_life: bool = False
+    with_preprocess: bool = False
+
+    @property
+    def batch(self) -> int | str:
+        """As shown to people."""
+        return "dynamic" if self.batch_size is None else self.batch_size
+
+
+def output_name(spec: ModelSpec) -> str:
+    """``logits``, or ``features`` for a backbone without a head."""
+    return "logits" if spec.num_classes else "features"
+
+
+def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
+    """Trace the model into an ONNX graph with one file's worth of weights in it.
+
+    Raises:
+        ExportError: the exporter failed, or what it gave is not what was asked for.
+    """
+    wrapper = ExportModel(
+        model, preprocess=spec.preprocess if options.with_preprocess else None, with_life=options.with_life
+    ).eval()
+    batch = options.batch_size or _EXAMPLE_BATCH
+    height, width = spec.image_size
+    if options.with_preprocess:
+        example = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
+    else:
+        example = torch.zeros(batch, 3, height, width)
+    names = [output_name(spec)]
+    if options.with_life and spec.schedule.drop_layers and spec.method == "life":
+        names.append("life")
+    dynamic = None if options.batch_size else ({0: torch.export.Dim("batch")},)
+    try:
+        with plain_attention(model), torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                wrapper,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=names,
+                dynamic_shapes=dynamic,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"torch could not export {spec.backbone}: {str(error).splitlines()[0]}") from error
+    assert program is not None  # with dynamo=True it always is one
+    graph = program.model
+    passes.relative_reshapes(graph)
+    passes.clean(graph)
+    return graph
+
+
+def derive(graph: ir.Model, spec: ModelSpec, method: str) -> ir.Model:
+    """The ``dense`` or ``first-k`` graph over the same nodes as a traced ``life`` graph.
+
+    Raises:
+        ExportError: the graph is not one that :func:`trace` made of a life model, or ``method`` another one.
+    """
+    if method not in ("dense", "first-k"):
+        raise ExportError(f"a {method} graph cannot be derived from a life graph")
+    derived = graph.clone()
+    kept = {layer: spec.prefix_tokens + spec.schedule.after(layer) for layer in spec.schedule.drop_layers}
+    passes.keep_outputs(derived, (output_name(spec),))
+    passes.without_drops(derived, first_k=kept if method == "first-k" else None)
+    passes.clean(derived)
+    return derived
+
+
+def save(graph: ir.Model, path: Path, *, metadata: Mapping[str, object]) -> None:
+    """Name everything well, put ``metadata`` into the file's own, and write it.
+
+    Raises:
+        ExportError: it would not fit into one ONNX file.
+    """
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    if size > _PROTOBUF_LIMIT:
+        raise ExportError(f"the weights take {size / 1024**3:.1f} GiB, and one ONNX file holds at most 2 GiB")
+    passes.read_well(graph)
+    graph.producer_name = "lifedeploy"
+    graph.graph.name = str(metadata.get("lifedeploy.method", "model"))
+    for key, value in metadata.items():
+        graph.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    ir.save(graph, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's progress lines and deprecation notes are not the user's business."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

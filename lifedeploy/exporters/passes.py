@@ -1,0 +1,193 @@
+"""Graph edits on an exported model: small passes, each with the condition under which it acts.
+
+All work in place on an :class:`onnx_ir.Model` and return how many places they changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from lifedeploy.errors import ExportError
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_ORDER = re.compile(r"(^|\.)reducer\.order\.(\d+)$")
+_KEEP = re.compile(r"(^|\.)reducer\.keep\.(\d+)$")
+ORDER_NAME = "life_order"  # the TopK's indices: original patch numbers, longest life first
+
+
+def clean(model: ir.Model) -> None:
+    """Drop what nothing uses any more, then infer all shapes anew."""
+    common.RemoveUnusedNodesPass()(model)
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    common.ShapeInferencePass()(model)
+
+
+def scope_of(node: ir.Node) -> str:
+    """The module path that a node was traced in, e.g. ``model.backbone.blocks.0.attn.qkv``."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    return scopes[-2] if len(scopes) > 1 else ""
+
+
+def relative_reshapes(model: ir.Model) -> int:
+    """Say Reshapes relative to their input: 0 where a leading size is kept, -1 for the one size left unknown.
+
+    Condition: shapes on both sides are known, and at most one size beyond the kept ones is not a number. That frees
+    the graph of the arithmetic on the batch size, and an attention block of its token count, which is what lets
+    :func:`without_drops` make the baseline out of the very same nodes.
+    """
+    changed = 0
+    for node in list(model.graph):
+        if node.op_type != "Reshape":
+            continue
+        source, target = node.inputs[0], node.outputs[0]
+        if source is None or source.shape is None or target.shape is None:
+            continue
+        kept = 0
+        while kept < min(len(source.shape), len(target.shape)) and source.shape[kept] == target.shape[kept]:
+            kept += 1
+        kept = min(kept, len(target.shape) - 1)
+        rest = [size if isinstance(size, int) else -1 for size in list(target.shape)[kept:]]
+        if rest.count(-1) > 1:
+            continue
+        shape = np.array([0] * kept + rest, dtype=np.int64)
+        constant = ir.Value(
+            name=f"{target.name}_shape",
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([len(shape)]),
+            const_value=ir.tensor(shape, name=f"{target.name}_shape"),
+        )
+        model.graph.register_initializer(constant)
+        node.replace_input_with(1, constant)
+        node.attributes.pop("allowzero", None)
+        changed += 1
+    return changed
+
+
+def without_drops(model: ir.Model, *, first_k: dict[int, int] | None = None) -> int:
+    """Take the token drops of a life graph out again, and with them the predictor.
+
+    With ``first_k`` (drop layer → tokens to keep, prefix included) an ordering is replaced by a Slice of that many
+    tokens instead; slices stay. What is left is the dense, or the first-k graph, node for node: the baseline
+    differs from the slimmed model in nothing but the drops.
+
+    Raises:
+        ExportError: an ordering is not of the form that ``TakeOrdered`` exports to.
+    """
+    changed = 0
+    for node in list(model.graph):
+        scope = scope_of(node)
+        order, keep = _ORDER.search(scope), _KEEP.search(scope)
+        if order and node.op_type == "Gather":
+            tokens, ordered = _around_gather(node)
+            layer = int(order.group(2))
+            replacement = tokens if first_k is None else _prefix_slice(model, node, tokens, first_k[layer])
+        elif keep and node.op_type == "Slice" and first_k is None:
+            tokens, ordered = node.inputs[0], node.outputs[0]
+            replacement = tokens
+        else:
+            continue
+        ir.convenience.replace_all_uses_with(ordered, replacement)
+        changed += 1
+    return changed
+
+
+def _around_gather(gather: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """The token tensors before and after a flat Gather: Reshape → Gather → Reshape."""
+    data = gather.inputs[0]
+    before = data.producer() if data is not None else None
+    after = [use.node for use in gather.outputs[0].uses()]
+    tokens = before.inputs[0] if before is not None and before.op_type == "Reshape" else None
+    if tokens is None or len(after) != 1 or after[0].op_type != "Reshape":
+        raise ExportError(f"{gather.name} is not the flat Gather between two Reshapes that was expected")
+    return tokens, after[0].outputs[0]
+
+
+def _prefix_slice(model: ir.Model, before: ir.Node, tokens: ir.Value, kept: int) -> ir.Value:
+    """Insert ``tokens[:, :kept]`` in front of ``before``."""
+    constants = []
+    for label, number in (("start", 0), ("end", kept), ("axis", 1)):
+        name = f"{before.name}_{label}"
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([1]),
+            const_value=ir.tensor(np.array([number], dtype=np.int64), name=name),
+        )
+        model.graph.register_initializer(value)
+        constants.append(value)
+    node = ir.node("Slice", [tokens, *constants], metadata_props=dict(before.metadata_props))
+    node.outputs[0].dtype = tokens.dtype
+    model.graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def keep_outputs(model: ir.Model, names: tuple[str, ...]) -> None:
+    """Keep only these graph outputs."""
+    model.graph.outputs[:] = [value for value in model.graph.outputs if value.name in names]
+
+
+def read_well(model: ir.Model) -> None:
+    """Name nodes and values after the modules they come from, and drop the exporter's traces of this machine.
+
+    ``blocks.0.attn.qkv/MatMul`` gives ``blocks.0.attn.qkv/MatMul_output_0``; weights keep the model's own names.
+    """
+    taken: Counter[str] = Counter()
+    fixed = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph:
+        base = f"{_short(scope_of(node))}/{node.op_type}".lstrip("/")
+        taken[base] += 1
+        node.name = base if taken[base] == 1 else f"{base}_{taken[base] - 1}"
+        for index, value in enumerate(node.outputs):
+            if value.name not in fixed:
+                value.name = f"{node.name}_output_{index}"
+        if node.op_type == "TopK" and taken["TopK"] == 0:
+            taken["TopK"] = 1
+            node.outputs[1].name = ORDER_NAME
+    for value in list(model.graph.initializers.values()):
+        users = value.uses()
+        if not users or value.name is None:
+            continue
+        if value.name.startswith("model."):
+            value.name = _short(value.name)
+            continue
+        user, index = users[0].node, users[0].idx
+        name = _constant_name(value) or f"{user.name}_input_{index}"
+        twin = model.graph.initializers.get(name)
+        if twin is None:
+            value.name = name
+        else:  # the name says the value, so they are equal
+            ir.convenience.replace_all_uses_with(value, twin)
+            del model.graph.initializers[value.name]
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _short(name: str) -> str:
+    """Module path without the wrappers: ``model.backbone.norm`` → ``norm``."""
+    if name in ("", "model") or name.startswith("_empty_nn_module_stack"):
+        return "tokens"
+    return re.sub(r"^(model\.)?(backbone\.)?", "", name)
+
+
+def _constant_name(value: ir.Value) -> str:
+    """A name that says the value, for the small integer constants that shapes, axes and bounds are."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > 8:
+        return ""
+    numbers = "_".join(str(number).replace("-", "m") for number in tensor.numpy().ravel().tolist())
+    return f"int_{numbers}" if tensor.shape.rank() else f"int_scalar_{numbers}"

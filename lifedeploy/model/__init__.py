@@ -1,0 +1,1 @@
+"""The slimmable ViT: backbones, reducers, checkpoints. Needs torch and timm."""

@@ -1,0 +1,132 @@
+"""Backbones by name: six short ones, and any timm VisionTransformer."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from timm.models.vision_transformer import VisionTransformer
+
+from lifedeploy.errors import UnsupportedModelError, UsageError
+from lifedeploy.spec import PreprocessSpec
+
+SHORT_NAMES = {
+    "deit_t": "deit_tiny_patch16_224",
+    "deit_s": "deit_small_patch16_224",
+    "deit_b": "deit_base_patch16_224",
+    "vit_t": "vit_tiny_patch16_224",
+    "vit_s": "vit_small_patch16_224",
+    "vit_b": "vit_base_patch16_224",
+}
+
+
+def timm_name(name: str) -> str:
+    """The timm name behind ``name``, which is a short name or a timm name, with or without a tag.
+
+    Raises:
+        UsageError: neither; with the nearest names.
+    """
+    full = SHORT_NAMES.get(name, name)
+    architecture = full.partition(".")[0]
+    if timm.is_model(architecture):
+        return full
+    known = [*SHORT_NAMES, *timm.list_models("*vit*"), *timm.list_models("*deit*")]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else f"short names: {', '.join(SHORT_NAMES)}; or any timm ViT"
+    raise UsageError(f"backbone {name!r} is unknown", hint=hint)
+
+
+def create(
+    name: str,
+    *,
+    pretrained: bool = False,
+    image_size: tuple[int, int] | None = None,
+    num_classes: int | None = None,
+) -> VisionTransformer:
+    """Make the backbone and check that the method applies to it.
+
+    Args:
+        name: short name or timm name.
+        pretrained: load timm's pretrained weights (over the network, or from timm's cache).
+        image_size: (height, width) in pixels; the model's own where None.
+        num_classes: classes of the head; the model's own where None.
+
+    Raises:
+        UsageError: unknown name, or an image size that patches do not tile.
+        UnsupportedModelError: no VisionTransformer, or one without a CLS token to score patches with.
+    """
+    full = timm_name(name)
+    options: dict[str, Any] = {}
+    if image_size is not None:
+        options["img_size"] = image_size
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    _refuse_other_families(name, full)
+    try:
+        model = timm.create_model(full, pretrained=pretrained, **options)
+    except AssertionError as error:
+        size = "x".join(map(str, image_size)) if image_size else "its own"
+        raise UsageError(f"backbone {name} cannot be made at image size {size}: {error}") from error
+    except RuntimeError as error:  # timm's word for a tag that the architecture does not have
+        if "Invalid pretrained tag" in str(error):
+            raise UsageError(f"backbone {name!r} is unknown: {error}") from error
+        raise
+    check_supported(model, name)
+    if image_size is not None and not pretrained:
+        _check_tiling(model, name, image_size)
+    return model
+
+
+def _refuse_other_families(name: str, full: str) -> None:
+    """Refuse by the module a timm model is defined in, before it is built: some take seconds and gigabytes."""
+    module = timm.models._registry._model_to_module.get(full.partition(".")[0], "")
+    if module not in ("vision_transformer", "deit", "vision_transformer_hybrid"):
+        raise UnsupportedModelError(
+            f"{name} is defined in timm's {module!r} and is no timm VisionTransformer; lifedeploy prunes the tokens "
+            "of plain ViTs (ViT, DeiT, DeiT-3, DINOv2 …)"
+        )
+
+
+def check_supported(model: Any, name: str) -> None:
+    """Make sure that the method applies to ``model``.
+
+    Raises:
+        UnsupportedModelError: it is no VisionTransformer, has no CLS token, or blocks of a kind we do not know.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise UnsupportedModelError(f"{name} is a {type(model).__name__}, not a timm VisionTransformer")
+    if model.cls_token is None:
+        raise UnsupportedModelError(
+            f"{name} has no CLS token (it pools by {model.global_pool!r}), and patches are scored against CLS; "
+            "choose a backbone with a CLS token"
+        )
+    for block in model.blocks:
+        attention = getattr(block, "attn", None)
+        if not (hasattr(attention, "num_heads") and hasattr(attention, "head_dim")):
+            raise UnsupportedModelError(f"{name} is built of {type(block).__name__}, which is not supported")
+
+
+def _check_tiling(model: VisionTransformer, name: str, image_size: tuple[int, int]) -> None:
+    patch = model.patch_embed.patch_size
+    if any(size % step for size, step in zip(image_size, patch, strict=True)):
+        raise UsageError(
+            f"image size {image_size[0]}x{image_size[1]} is not a multiple of the {patch[0]}x{patch[1]} patches of "
+            f"{name}"
+        )
+
+
+def preprocess_of(model: VisionTransformer, image_size: tuple[int, int] | None = None) -> PreprocessSpec:
+    """The preprocessing the backbone was trained with, at its own or at another image size."""
+    config = resolve_model_data_config(model)
+    own = tuple(model.patch_embed.img_size)
+    size = image_size or own
+    return PreprocessSpec(
+        image_size=(size[0], size[1]),
+        crop_pct=float(config["crop_pct"]),
+        crop_mode=config["crop_mode"],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )

@@ -1,0 +1,159 @@
+"""Checkpoints: safetensors that carry their spec; plain timm and DeiT files are read too.
+
+Nothing here executes code from a file: safetensors holds none, and ``.pth`` is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
+
+from lifedeploy.artifact import atomic_file
+from lifedeploy.errors import ArtifactError, WeightsError
+from lifedeploy.model import backbones
+from lifedeploy.model.vit import SlimViT, build_model
+from lifedeploy.spec import ModelSpec
+
+SPEC_KEY = "lifedeploy.spec"
+CLASSES_KEY = "classes"  # a JSON list, in plain safetensors of other tools
+
+
+def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
+    """Write the model's weights with its spec in the header, atomically."""
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    with atomic_file(path) as temporary:
+        save_file(state, temporary, metadata={SPEC_KEY: json.dumps(spec.to_dict()), "format": "pt"})
+
+
+def read_spec(path: Path) -> ModelSpec | None:
+    """The spec in a checkpoint of ours; None if the file carries none. Reads the header only."""
+    text = _metadata(path).get(SPEC_KEY)
+    if text is None:
+        return None
+    try:
+        return ModelSpec.from_dict(json.loads(text))
+    except (json.JSONDecodeError, ArtifactError) as error:
+        raise WeightsError(f"{path} carries a description that cannot be read: {error}") from error
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names in the header of a plain safetensors file, if it has any."""
+    text = _metadata(path).get(CLASSES_KEY)
+    return tuple(map(str, json.loads(text))) if text else ()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file.
+
+    Raises:
+        WeightsError: missing, damaged, or of a kind that could carry code.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"checkpoint {path} does not exist", hint="--weights takes auto, pretrained, random or a file"
+        )
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{path} holds more than tensors and is not loaded, since that could run code: {reason}",
+            hint="save it again as safetensors, or as a plain state dict",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    return _plain_state(data, path)
+
+
+def _plain_state(data: Any, path: Path) -> dict[str, Tensor]:
+    """Unwrap ``{"model": …}`` and its relatives."""
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(data, dict) and isinstance(data.get(key), dict):
+            data = data[key]
+            break
+    if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
+        raise WeightsError(f"{path} holds no state dict: expected a mapping of names to tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in data.items()}
+
+
+def load_into(model: SlimViT, state: dict[str, Tensor], path: Path) -> None:
+    """Load ``state`` into ``model``: ours entirely, or a plain one into the backbone.
+
+    Position embeddings of another image size are resampled, as timm does.
+
+    Raises:
+        WeightsError: a tensor is missing, left over or of another shape; the first such tensor is named.
+    """
+    ours = any(name.startswith("backbone.") for name in state)
+    target: torch.nn.Module = model if ours else model.backbone
+    if ours:
+        # A checkpoint of the dense model has no predictor; the model then keeps its own.
+        state = {name: tensor for name, tensor in state.items() if name in target.state_dict() or _is_backbone(name)}
+        own = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
+        state = own | state
+    else:
+        state = checkpoint_filter_fn(dict(state), model.backbone)
+    expected = target.state_dict()
+    problem = _first_mismatch(expected, state)
+    if problem:
+        raise WeightsError(f"{path} does not fit this backbone: {problem}")
+    target.load_state_dict(state, strict=True)
+
+
+def _is_backbone(name: str) -> bool:
+    return name.startswith("backbone.")
+
+
+def _first_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    missing = [name for name in expected if name not in found]
+    if missing:
+        return f"{len(missing)} of {len(expected)} tensors are missing, the first is {missing[0]}"
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            return f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+    extra = [name for name in found if name not in expected]
+    return f"{len(extra)} tensors are not part of it, the first is {extra[0]}" if extra else ""
+
+
+def load(path: Path, *, method: str | None = None, graph: str = "order-once") -> tuple[SlimViT, ModelSpec]:
+    """The model in a checkpoint of ours, under its own method or another.
+
+    Raises:
+        WeightsError: no checkpoint of ours, damaged, or of another shape.
+    """
+    spec = read_spec(path) if path.is_file() else None
+    state = read_state(path)
+    if spec is None:
+        raise WeightsError(
+            f"{path} carries no description of its model",
+            hint="lifedeploy export --backbone NAME --weights FILE makes a checkpoint that does",
+        )
+    if method is not None:
+        spec = ModelSpec(**{**vars(spec), "method": method})
+    vit = backbones.create(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
+    model = build_model(vit, spec, graph=graph)
+    load_into(model, state, path)
+    return model, spec

@@ -1,0 +1,257 @@
+"""Where weights come from: ``auto``, ``pretrained``, ``random`` or a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from lifedeploy.artifact import Workspace, sha256
+from lifedeploy.errors import UsageError, WeightsError
+from lifedeploy.model import backbones, checkpoint
+from lifedeploy.model.vit import SlimViT, build_model
+from lifedeploy.schedule import Schedule
+from lifedeploy.spec import ModelSpec, Provenance
+
+HUB_TIMEOUT_S = 3.0
+RANDOM_SEED = 0
+POLICIES = ("auto", "pretrained", "random")
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What model is wanted. Exactly one of ``keep_rate`` and ``counts`` is set."""
+
+    backbone: str
+    keep_rate: float | None = 0.7
+    counts: tuple[int, ...] | None = None
+    drop_layers: tuple[int, ...] | None = None
+    method: str = "life"
+    weights: str = "auto"
+    image_size: tuple[int, int] | None = None
+    num_classes: int | None = None
+
+    def schedule(self, patches: int, depth: int) -> Schedule:
+        """The schedule asked for, on a backbone of this size."""
+        if self.counts is not None:
+            return Schedule.from_counts(patches, depth, self.counts, self.drop_layers)
+        if self.keep_rate is None:
+            raise UsageError("give a keep rate or explicit counts")
+        return Schedule.from_keep_rate(patches, depth, self.keep_rate, self.drop_layers)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with weights in it. ``warning`` is set where the weights are not what one would hope for."""
+
+    model: SlimViT
+    spec: ModelSpec
+    warning: str = ""
+
+
+def load(request: ModelRequest, workspace: Workspace, *, graph: str = "order-once") -> LoadedModel:
+    """Make the model of ``request`` and fill it with the weights it asks for.
+
+    Raises:
+        UsageError, UnsupportedModelError, ScheduleError: the request cannot be meant.
+        WeightsError: the weights asked for are missing, unreachable, damaged or of another shape.
+    """
+    if request.weights == "random":
+        return _random(request, graph)
+    if request.weights == "pretrained":
+        reason = hub_obstacle(backbones.timm_name(request.backbone))
+        if reason:
+            raise WeightsError(
+                f"no pretrained weights for {request.backbone}: {reason}", hint="--weights random, or --weights FILE"
+            )
+        return _pretrained(request, graph)
+    if request.weights == "auto":
+        return _auto(request, workspace, graph)
+    return _from_file(request, Path(request.weights), graph)
+
+
+def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedModel:
+    backbone = backbones.timm_name(request.backbone)
+    for path in workspace.checkpoints():
+        spec = checkpoint.read_spec(path)
+        if spec is None or spec.timm_name != backbone or spec.method != request.method:
+            continue
+        if request.image_size not in (None, spec.image_size) or request.num_classes not in (None, spec.num_classes):
+            continue
+        wanted = request.schedule(spec.schedule.patches, spec.schedule.depth)
+        if wanted.tokens == spec.schedule.tokens:
+            return _from_file(request, path, graph)
+    reason = hub_obstacle(backbone)
+    if not reason:
+        return _pretrained(request, graph)
+    loaded = _random(request, graph)
+    return LoadedModel(
+        loaded.model,
+        loaded.spec,
+        warning=(
+            f"RANDOM WEIGHTS: no trained checkpoint in {workspace.root}/ and no pretrained weights ({reason}). "
+            "Speed does not depend on weights, and speed is all this model is good for: its classes mean nothing."
+        ),
+    )
+
+
+def _random(request: ModelRequest, graph: str) -> LoadedModel:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(RANDOM_SEED)
+        vit = backbones.create(request.backbone, image_size=request.image_size, num_classes=request.num_classes)
+        _give_life_to_zeros(vit)
+        provenance = Provenance("random", source=f"seed {RANDOM_SEED}")
+        spec = describe(request, vit, provenance, classes=())
+        return LoadedModel(build_model(vit, spec, graph=graph), spec)
+
+
+def _give_life_to_zeros(vit: VisionTransformer) -> None:
+    """Fill in what timm starts at zero (a head, layer scales near it).
+
+    With a head of zeros all logits are equal, and a comparison of two engines would pass whatever they compute.
+    """
+    with torch.no_grad():
+        for name, parameter in vit.named_parameters():
+            if name.startswith("head") and name.endswith("weight"):
+                torch.nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("gamma"):
+                parameter.fill_(1.0)
+
+
+def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
+    try:
+        with _quiet_hub():
+            vit = backbones.create(
+                request.backbone, pretrained=True, image_size=request.image_size, num_classes=request.num_classes
+            )
+    except OSError as error:
+        raise WeightsError(f"pretrained weights of {request.backbone} could not be fetched: {error}") from error
+    config = vit.pretrained_cfg
+    source = config.get("hf_hub_id") or config.get("url") or ""
+    classes = _imagenet_names(vit.num_classes)
+    spec = describe(request, vit, Provenance("pretrained", source=str(source)), classes)
+    return LoadedModel(build_model(vit, spec, graph=graph), spec)
+
+
+def _from_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
+    """A checkpoint of ours (safetensors with a spec), or a plain timm / DeiT state dict."""
+    state = checkpoint.read_state(path)
+    own = checkpoint.read_spec(path)
+    head = state.get("head.weight", state.get("backbone.head.weight"))
+    classes = request.num_classes or (own.num_classes if own else None) or (head.shape[0] if head is not None else None)
+    size = request.image_size or (own.image_size if own else None)
+    name = own.timm_name if own else request.backbone
+    if own and own.timm_name != backbones.timm_name(request.backbone):
+        raise WeightsError(f"{path} holds {own.timm_name}, but --backbone is {request.backbone}")
+    vit = backbones.create(name, image_size=size, num_classes=classes)
+    provenance = Provenance(
+        weights="trained" if own and own.provenance.weights == "trained" else "file",
+        source=path.name,
+        sha256=sha256(path),
+        predictor=own.provenance.predictor if own else "identity",
+    )
+    names = own.classes if own else checkpoint.read_classes(path) or _imagenet_names(vit.num_classes)
+    spec = describe(request, vit, provenance, names)
+    model = build_model(vit, spec, graph=graph)
+    checkpoint.load_into(model, state, path)
+    return LoadedModel(model, spec)
+
+
+def describe(
+    request: ModelRequest, vit: VisionTransformer, provenance: Provenance, classes: tuple[str, ...]
+) -> ModelSpec:
+    """The spec of the model that ``request`` makes of ``vit``."""
+    return ModelSpec(
+        backbone=request.backbone,
+        timm_name=backbones.timm_name(request.backbone),
+        method=request.method,
+        schedule=request.schedule(vit.patch_embed.num_patches, len(vit.blocks)),
+        preprocess=backbones.preprocess_of(vit, request.image_size),
+        num_classes=vit.num_classes,
+        prefix_tokens=vit.num_prefix_tokens,
+        provenance=provenance,
+        classes=classes,
+    )
+
+
+def _imagenet_names(num_classes: int) -> tuple[str, ...]:
+    """Names of the ImageNet-1k classes, where that is plainly what the head has."""
+    if num_classes != 1000:
+        return ()
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(index) for index in range(1000))
+
+
+def hub_obstacle(name: str) -> str:
+    """Why timm could not load pretrained weights of ``name`` just now, or '' if it could.
+
+    Asked before timm is, which takes most of a minute to give up: first the local cache, then one connection with a
+    short time-out.
+    """
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or not config.has_weights:
+        return f"timm has none for {name}"
+    hub_id = config.hf_hub_id
+    if hub_id and _cached(hub_id, config.hf_hub_filename):
+        return ""
+    if hub_id and os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return "HF_HUB_OFFLINE is set and they are not in the cache"
+    from huggingface_hub import constants
+
+    url = constants.ENDPOINT if hub_id else config.url
+    return _unreachable(url or "")
+
+
+def _cached(hub_id: str, filename: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    names = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]
+    return any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in names)
+
+
+def _unreachable(url: str) -> str:
+    """'' if the host of ``url`` takes a connection (through the proxy, if one is set) within the time-out."""
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    parts = urlsplit(proxy or url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    verdict: list[str] = []
+
+    def probe() -> None:
+        try:
+            socket.create_connection((host, port), timeout=HUB_TIMEOUT_S).close()
+            verdict.append("")
+        except OSError as error:
+            verdict.append(f"cannot reach {host}: {error.strerror or error}")
+
+    # In a thread, because looking up a name does not honour the socket's time-out.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(HUB_TIMEOUT_S)
+    return verdict[0] if verdict else f"cannot reach {host}: no answer within {HUB_TIMEOUT_S:g} s"
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub client's retry log off the user's screen; its last word arrives as an exception anyway."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "httpx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

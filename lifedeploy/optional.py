@@ -1,0 +1,60 @@
+"""Optional dependencies: one door for all, so that a missing one costs its user one line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from importlib import metadata
+from types import ModuleType
+
+from lifedeploy.errors import EngineUnavailableError
+
+# What the reports name. Distribution names, as pip knows them.
+REPORTED = (
+    "lifedeploy",
+    "torch",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+)
+
+
+def installed(module: str) -> bool:
+    """Whether ``module`` can be imported, found out without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def pip_line(extra: str) -> str:
+    """The command that installs one of our extras."""
+    return f"pip install 'lifedeploy[{extra}]'"
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import ``module``.
+
+    Raises:
+        EngineUnavailableError: it is not installed (with the pip line), or fails to import (with the reason).
+    """
+    if not installed(module.partition(".")[0]):
+        raise EngineUnavailableError(f"{module} is not installed", hint=pip_line(extra))
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EngineUnavailableError(f"{module} is installed but does not import: {error}") from error
+
+
+def versions(names: tuple[str, ...] = REPORTED) -> dict[str, str]:
+    """Versions of the distributions in ``names`` that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,219 @@
+"""Token schedules: how many patch tokens take part in each layer, as plain integers fixed before any tracing.
+
+Layers are counted from 1 to T, as in the paper. Tokens are dropped *after* a drop layer. Prefix tokens (CLS,
+distillation, registers) are never dropped and not counted here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lifedeploy.errors import ScheduleError
+
+PAPER_DEPTH = 12
+PAPER_DROP_LAYERS = (4, 7, 10)
+
+
+def default_drop_layers(depth: int) -> tuple[int, ...]:
+    """The paper's drop layers, 4, 7 and 10 of 12, at the same relative depth of another backbone."""
+    layers = [round(layer * depth / PAPER_DEPTH) for layer in PAPER_DROP_LAYERS]
+    return tuple(sorted({layer for layer in layers if 1 <= layer < depth}))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``tokens[t - 1]`` patch tokens take part in layer ``t``; they are dropped after each of ``drop_layers``.
+
+    Build one with :meth:`from_keep_rate`, :meth:`from_counts` or :meth:`dense`; all of them refuse what cannot be.
+    """
+
+    tokens: tuple[int, ...]
+    drop_layers: tuple[int, ...]
+    keep_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise ScheduleError("the schedule has no layers")
+        _check_drop_layers(self.drop_layers, self.depth)
+        for layer in range(1, self.depth):
+            before, after = self.tokens[layer - 1], self.tokens[layer]
+            if after > before:
+                raise ScheduleError(
+                    f"token counts grow from {before} to {after} after layer {layer}; they may only stay or fall"
+                )
+            if after != before and layer not in self.drop_layers:
+                raise ScheduleError(f"token counts change after layer {layer}, which is not a drop layer")
+        if self.tokens[-1] < 1:
+            raise ScheduleError(f"layer {self.depth} would have {self.tokens[-1]} patch tokens; at least 1 is needed")
+
+    @classmethod
+    def dense(cls, patches: int, depth: int) -> Schedule:
+        """Every token in every layer: the unpruned model."""
+        return cls((patches,) * depth, ())
+
+    @classmethod
+    def from_keep_rate(
+        cls, patches: int, depth: int, keep_rate: float, drop_layers: Sequence[int] | None = None
+    ) -> Schedule:
+        """Keep ``round(patches * keep_rate**k)`` tokens after the k-th drop layer (METHOD: n_k = round(N ρ^k)).
+
+        Raises:
+            ScheduleError: the keep rate is outside (0, 1], leaves no token, or the drop layers cannot be.
+        """
+        if not (math.isfinite(keep_rate) and 0 < keep_rate <= 1):
+            raise ScheduleError(f"keep rate {keep_rate:g} is out of range: it must be in (0, 1]")
+        layers = default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
+        _check_drop_layers(layers, depth)
+        counts = [round(patches * keep_rate**k) for k in range(1, len(layers) + 1)]
+        if counts and counts[-1] < 1:
+            raise ScheduleError(
+                f"keep rate {keep_rate:g} leaves 0 of {patches} patch tokens after layer {layers[-1]}; "
+                "at least 1 is needed"
+            )
+        return cls(_spread(patches, depth, counts, layers), layers, keep_rate)
+
+    @classmethod
+    def from_counts(
+        cls, patches: int, depth: int, counts: Sequence[int], drop_layers: Sequence[int] | None = None
+    ) -> Schedule:
+        """Keep exactly ``counts[k]`` patch tokens after the k-th drop layer.
+
+        Raises:
+            ScheduleError: the counts grow, fall below 1, exceed ``patches``, or do not match the drop layers.
+        """
+        layers = default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
+        _check_drop_layers(layers, depth)
+        if len(counts) != len(layers):
+            raise ScheduleError(
+                f"{len(counts)} token counts ({_join(counts)}) for {len(layers)} drop layers ({_join(layers)}); "
+                "give one count per drop layer"
+            )
+        previous = patches
+        for count, layer in zip(counts, layers, strict=True):
+            if count < 1:
+                raise ScheduleError(f"token count {count} after layer {layer} is not allowed: at least 1 is needed")
+            if count > previous:
+                raise ScheduleError(
+                    f"token counts grow from {previous} to {count} after layer {layer}; they may only stay or fall"
+                )
+            previous = count
+        return cls(_spread(patches, depth, counts, layers), layers)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers, T."""
+        return len(self.tokens)
+
+    @property
+    def patches(self) -> int:
+        """Number of patch tokens before any drop, N."""
+        return self.tokens[0]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Patch tokens that are left after each drop layer."""
+        return tuple(self.tokens[layer] for layer in self.drop_layers)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any token is ever dropped."""
+        return self.tokens[-1] < self.patches
+
+    @property
+    def base_layer(self) -> int:
+        """t_base, the layer after which all lives are predicted: the first drop layer.
+
+        Raises:
+            ScheduleError: the schedule has no drop layer.
+        """
+        if not self.drop_layers:
+            raise ScheduleError("a schedule without drop layers has no layer to predict lives after")
+        return self.drop_layers[0]
+
+    def after(self, layer: int) -> int:
+        """Patch tokens that go on to layer ``layer + 1``."""
+        return self.tokens[min(layer, self.depth - 1)]
+
+    @property
+    def mean_life(self) -> float:
+        """μ of eq. 9: the mean life, in layers, that this schedule grants a patch."""
+        return self._over_lives(lambda life: float(life))
+
+    @property
+    def std_life(self) -> float:
+        """σ of eq. 10, with the square that the printed equation lost, in layers."""
+        mean = self.mean_life
+        return math.sqrt(self._over_lives(lambda life: (life - mean) ** 2))
+
+    def _over_lives(self, value: Callable[[int], float]) -> float:
+        """Mean of ``value(life)`` over patches: n_t - n_{t+1} of them die after layer t, n_T never do."""
+        total = self.depth
+        dying = [(layer, self.tokens[layer - 1] - self.tokens[layer]) for layer in range(1, total)]
+        weights = [*dying, (total, self.tokens[-1])]
+        return sum(count * value(layer) for layer, count in weights) / self.patches
+
+
+def _spread(patches: int, depth: int, counts: Sequence[int], layers: Sequence[int]) -> tuple[int, ...]:
+    """Counts after drop layers → tokens in every layer."""
+    after = dict(zip(layers, counts, strict=True))
+    tokens, now = [], patches
+    for layer in range(1, depth + 1):
+        tokens.append(now)
+        now = after.get(layer, now)
+    return tuple(tokens)
+
+
+def _check_drop_layers(layers: Sequence[int], depth: int) -> None:
+    for layer in layers:
+        if not 1 <= layer < depth:
+            raise ScheduleError(
+                f"drop layer {layer} is out of range: this backbone has {depth} layers, so 1 to {depth - 1} are allowed"
+            )
+    if any(later <= earlier for earlier, later in zip(layers, layers[1:], strict=False)):
+        raise ScheduleError(f"drop layers {_join(layers)} do not rise; each must be greater than the one before")
+
+
+def _join(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates (MACs) of one image, per place; together with a schedule they give exact totals.
+
+    Counted: patch embedding, qkv, QKᵀ, AV, proj, MLP, head, and the life predictor. Normalisation, softmax and
+    activations are not MACs and not counted.
+    """
+
+    embed: int  # the whole image
+    linear: tuple[int, ...]  # per token, in layer t
+    attention: tuple[int, ...]  # per pair of tokens, in layer t: QKᵀ and AV
+    head: int
+    prefix: int  # tokens that are never dropped
+    predictor_base: int = 0  # per image: W x̄_cls
+    predictor_patch: int = 0  # per patch: its inner product with W x̄_cls
+
+    def layer(self, layer: int, patches: int) -> int:
+        """MACs of one layer with ``patches`` patch tokens in it."""
+        tokens = self.prefix + patches
+        return self.linear[layer - 1] * tokens + self.attention[layer - 1] * tokens * tokens
+
+    def per_layer(self, schedule: Schedule) -> tuple[int, ...]:
+        """MACs of every layer under ``schedule``."""
+        return tuple(self.layer(layer, schedule.tokens[layer - 1]) for layer in range(1, schedule.depth + 1))
+
+    def predictor(self, schedule: Schedule) -> int:
+        """MACs of predicting all lives, once."""
+        return self.predictor_base + self.predictor_patch * schedule.patches
+
+    def total(self, schedule: Schedule, *, predictor: bool = False) -> int:
+        """MACs of one image under ``schedule``, with the life predictor if it runs."""
+        scoring = self.predictor(schedule) if predictor else 0
+        return self.embed + sum(self.per_layer(schedule)) + scoring + self.head
+
+    def speedup_bound(self, schedule: Schedule, *, predictor: bool = False) -> float:
+        """The speed-up over the dense model that the MACs alone would allow."""
+        dense = Schedule.dense(schedule.patches, schedule.depth)
+        return self.total(dense) / self.total(schedule, predictor=predictor)

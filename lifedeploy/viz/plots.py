@@ -1,0 +1,122 @@
+"""Plots of benchmark reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lifedeploy.artifact import atomic_file
+from lifedeploy.bench.report import BenchReport, Row
+from lifedeploy.errors import UsageError
+
+FORMATS = (".png", ".svg", ".pdf")
+_COLOURS = {"dense": "#8c8c8c", "first-k": "#9ecae1", "life": "#1b6ca8"}
+_OTHER = "#c2571a"
+
+
+def check_format(path: Path) -> None:
+    """Refuse, before any measuring, a file that no plot can be written to.
+
+    Raises:
+        UsageError: another ending.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path} is no plot file: its ending must be one of {', '.join(FORMATS)}")
+
+
+def plot_bench(report: BenchReport, path: Path) -> None:
+    """Throughput and speed-up by batch size; one row of axes per engine and mode.
+
+    Raises:
+        UsageError: a format that cannot be written.
+    """
+    check_format(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    contests: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in report.rows:
+        contests.setdefault((row.model, row.engine, row.precision, row.mode), []).append(row)
+    figure = Figure(figsize=(10.5, 3.1 * len(contests) + 1.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(contests), 2, squeeze=False)
+    for (left, right), ((model, engine, precision, mode), rows) in zip(axes, contests.items(), strict=True):
+        _throughput(left, rows)
+        _speedup(right, rows)
+        left.set_title(f"{model} · {engine} {precision} · {mode}", loc="left", fontsize=10, fontweight="bold")
+    machine = report.machine
+    gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
+    figure.suptitle(
+        f"{machine['cpu']}{gpu}, {machine['threads']} threads · interleaved rounds · whiskers: quartiles (left), "
+        "95 % interval of the median ratio (right)",
+        fontsize=8,
+        color="#555555",
+    )
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
+
+
+def _methods(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.method for row in rows))
+
+
+def _throughput(axis: Any, rows: Sequence[Row]) -> None:
+    """Bars: images per second."""
+    batches = list(dict.fromkeys(row.batch for row in rows))
+    methods = _methods(rows)
+    width = 0.8 / len(methods)
+    for index, method in enumerate(methods):
+        own = {row.batch: row for row in rows if row.method == method}
+        places = [batches.index(batch) + (index - (len(methods) - 1) / 2) * width for batch in own]
+        heights = [row.images_per_s for row in own.values()]
+        spread = [
+            [row.images_per_s - row.images_per_s_quartiles[0] for row in own.values()],
+            [row.images_per_s_quartiles[1] - row.images_per_s for row in own.values()],
+        ]
+        colour = _COLOURS.get(method, _OTHER)
+        bars = axis.bar(places, heights, width * 0.92, yerr=spread, label=method, color=colour, ecolor="#333333")
+        axis.bar_label(bars, fmt="{:.3g}", fontsize=7, padding=2)
+    axis.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
+    axis.set_ylabel("images/s")
+    axis.margins(y=0.15)
+    _tidy(axis)
+    axis.legend(fontsize=8, frameon=False, ncols=len(methods), loc="lower left", bbox_to_anchor=(0, -0.32))
+
+
+def _speedup(axis: Any, rows: Sequence[Row]) -> None:
+    """Points with their interval, against the bound that the MACs set."""
+    batches = list(dict.fromkeys(row.batch for row in rows))
+    slimmed = [method for method in _methods(rows) if method != "dense"]
+    shift = 0.12
+    for index, method in enumerate(slimmed):
+        own = [row for row in rows if row.method == method and row.speedup is not None]
+        if not own:
+            continue
+        colour = _COLOURS.get(method, _OTHER)
+        places = [batches.index(row.batch) + (index - (len(slimmed) - 1) / 2) * shift for row in own]
+        middle = [row.speedup or 0 for row in own]
+        below = [(row.speedup or 0) - (row.speedup_low or 0) for row in own]
+        above = [(row.speedup_high or 0) - (row.speedup or 0) for row in own]
+        axis.errorbar(places, middle, yerr=[below, above], fmt="o", capsize=4, color=colour, label=method)
+        for x, y in zip(places, middle, strict=True):
+            axis.annotate(f"{y:.2f}×", (x, y), textcoords="offset points", xytext=(9, -3), fontsize=8, color=colour)
+    bounds = {row.mac_ratio for row in rows if row.method not in ("dense", "first-k") and row.mac_ratio}
+    for bound in bounds:
+        axis.axhline(bound, linestyle="--", linewidth=1, color="#333333")
+        axis.annotate(f"MAC bound {bound:.2f}×", (1, bound), xycoords=("axes fraction", "data"), fontsize=8,
+                      ha="right", va="bottom", xytext=(-4, 2), textcoords="offset points")
+    axis.axhline(1, linewidth=1, color=_COLOURS["dense"])
+    top = max([*bounds, *(row.speedup_high or 0 for row in rows), 1.0])
+    axis.set_ylim(0.9, top * 1.08)
+    axis.set_xlim(-0.5, len(batches) - 0.5)
+    axis.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
+    axis.set_ylabel("speed-up over dense")
+    _tidy(axis)
+
+
+def _tidy(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#e6e6e6")
+    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=8)

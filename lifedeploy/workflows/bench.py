@@ -1,0 +1,263 @@
+"""``bench``: engines in; rows of throughput, latency and speed-up out, every number from interleaved rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifedeploy.artifact import Artifact, Workspace, now
+from lifedeploy.bench.measure import Contender, Samples, Stop, measure
+from lifedeploy.bench.memory import peak_memory_mib
+from lifedeploy.bench.report import BenchReport, Row, Subject, make_rows
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import PRECISIONS, Engine, EngineOptions, Lane
+from lifedeploy.errors import ArtifactError, ParityError, UsageError
+from lifedeploy.machine import cores, describe
+from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.workflows.find import Target, find
+from lifedeploy.workflows.progress import Say, silent
+
+MODES = ("latency", "throughput")
+_SEED = 5
+Progress = Callable[[str, int, float], None]  # what is measured, rounds made, share of the way
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure, and how."""
+
+    model: Path | None = None  # None: what was built last
+    engines: tuple[str, ...] = ()  # NAME or NAME:PRECISION; none: what was built last
+    batches: tuple[int, ...] = (1, 8, 32)
+    modes: tuple[str, ...] = ("latency",)
+    streams: int = 2  # requests in flight in throughput mode
+    threads: int | None = None
+    stop: Stop = Stop()
+    memory: bool = True
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.batches or any(batch < 1 for batch in self.batches):
+            raise UsageError(f"batch sizes {list(self.batches)} are not allowed: each must be at least 1")
+        for mode in self.modes:
+            if mode not in MODES:
+                raise UsageError(f"mode {mode!r} is unknown; there are: {', '.join(MODES)}")
+        if self.streams < 1:
+            raise UsageError(f"{self.streams} streams are not allowed: at least 1 is needed")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"{self.threads} threads are not allowed: at least 1 is needed")
+        if self.stop.budget_s <= 0:
+            raise UsageError(f"a budget of {self.stop.budget_s:g} s is not allowed: it must be positive")
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One contender before it is opened."""
+
+    method: str
+    engine: type[Engine]
+    path: Path
+    precision: str
+    mac_ratio: float | None
+    weights: str
+    parity: dict[str, Any] | None
+    note: str
+
+
+@dataclass(frozen=True)
+class _Team:
+    """What is compared with each other: one model's methods on one engine."""
+
+    model: str
+    members: tuple[_Member, ...]
+
+    @property
+    def label(self) -> str:
+        first = self.members[0]
+        return f"{first.engine.name} {first.precision}"
+
+
+def bench(
+    request: BenchRequest,
+    workspace: Workspace,
+    say: Say = silent,
+    progress: Progress = lambda label, rounds, share: None,
+) -> BenchReport:
+    """Measure every engine at every batch size in every mode.
+
+    Raises:
+        UsageError, ArtifactError, EngineError: the request cannot be meant, or an engine cannot be had.
+        ParityError: an engine failed its parity gate; it gets no number.
+    """
+    teams = [_team(artifact_or_path, say) for artifact_or_path in _choose(request, workspace, say)]
+    rows: list[Row] = []
+    for team, mode, batch in product(teams, request.modes, request.batches):
+        rows += _contest(team, mode, batch, request, say, progress)
+    return BenchReport(describe(threads=request.threads), tuple(rows), now(), request.command)
+
+
+def _choose(request: BenchRequest, workspace: Workspace, say: Say) -> Iterator[Artifact | tuple[Path, type[Engine]]]:
+    """The engines to measure: built ones, or an ONNX file of another tool with the engine to run it."""
+    target = find(request.model) if request.model is not None else None
+    if target is not None and target.artifact is None:
+        yield from ((target.path, registry.resolve(_parse(name)[0])) for name in request.engines or (registry.AUTO,))
+        return
+    if not request.engines:
+        yield _built_last(target, workspace, say)
+        return
+    export = target.artifact if target else None
+    for name in request.engines:
+        engine, precision = _parse(name)
+        cls = registry.resolve(engine)
+        path = export.manifest_path if export else None
+        found = None if precision else _newest(workspace, cls.name, export)
+        if found is None:
+            say(f"building {cls.name}, which is not built yet")
+            found = build(BuildRequest(path, cls.name, precision or "fp32"), workspace, say).engine
+        yield found
+
+
+def _parse(name: str) -> tuple[str, str | None]:
+    engine, _, precision = name.partition(":")
+    if precision and precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} in {name!r} is unknown; there are: {', '.join(PRECISIONS)}")
+    return engine, precision or None
+
+
+def _built_last(target: Target | None, workspace: Workspace, say: Say) -> Artifact:
+    if target is not None and target.is_engine:
+        assert target.artifact is not None
+        return target.artifact
+    export = target.artifact if target else None
+    found = _newest(workspace, None, export)
+    if found is None:
+        say("nothing is built yet: building")
+        found = build(BuildRequest(export.manifest_path if export else None), workspace, say).engine
+    return found
+
+
+def _newest(workspace: Workspace, engine: str | None, export: Artifact | None) -> Artifact | None:
+    """The newest build of ``engine`` (of any, where None), of ``export`` if given, else of the newest export."""
+    if export is not None:
+        built = [Artifact.read(path) for path in export.folder.glob("*/model.json")]
+        built.sort(key=lambda artifact: artifact.manifest_path.stat().st_mtime_ns, reverse=True)
+    else:
+        built = workspace.engines()
+        if engine is not None and built:
+            newest = workspace.latest_export().folder
+            built = [artifact for artifact in built if artifact.folder.parent == newest]
+    for artifact in built:
+        record = artifact.manifest.engine
+        if record is not None and engine in (None, record.name):
+            return artifact
+    return None
+
+
+def _team(chosen: Artifact | tuple[Path, type[Engine]], say: Say) -> _Team:
+    """The engine with its baseline and bound, checked.
+
+    Raises:
+        ParityError: one of them failed its gate, or never went through it.
+    """
+    if not isinstance(chosen, Artifact):
+        path, cls = chosen
+        say(f"{path.name} was not exported by lifedeploy: measured as it is, without baseline, schedule and parity")
+        member = _Member("unknown", cls, path, "fp32", None, "unknown", None, "no manifest: parity unknown")
+        return _Team(path.name, (member,))
+    members = []
+    for method in ("dense", "first-k", "life"):
+        artifact = chosen.sibling(method)
+        if artifact is None:
+            continue
+        artifact.check()
+        manifest = artifact.manifest
+        record = manifest.engine
+        if record is None:
+            raise ArtifactError(f"{artifact.manifest_path} describes no engine")
+        if not (manifest.parity or {}).get("passed"):
+            failures = (manifest.parity or {}).get("failures") or ["it was never checked"]
+            raise ParityError(
+                f"no speed for {artifact.path}: it did not pass its parity gate ({failures[0]})",
+                hint="lifedeploy build-engine --force builds and checks it again",
+            )
+        members.append(
+            _Member(
+                method,
+                registry.resolve(record.name),
+                artifact.path,
+                record.precision,
+                manifest.macs["speedup_bound"],
+                manifest.spec.provenance.weights,
+                {key: manifest.parity[key] for key in ("max_abs", "max_rel", "top1", "overlap")}
+                if manifest.parity
+                else None,
+                record.note,
+            )
+        )
+    return _Team(chosen.name, tuple(members))
+
+
+def _contest(
+    team: _Team, mode: str, batch: int, request: BenchRequest, say: Say, progress: Progress
+) -> list[Row]:
+    """All methods of one team take turns in one mode at one batch size."""
+    label = f"{team.label}, {mode}, batch {batch}"
+    streams = request.streams if mode == "throughput" else 1
+    say(f"opening {label}")
+    precisions = {}
+    with ExitStack() as stack:
+        contenders = []
+        for member in team.members:
+            engine = stack.enter_context(member.engine(member.path, _options(member, request, streams, batch)))
+            precisions[member.method] = engine.precision
+            lanes = tuple(_filled(engine.lane(batch), lane) for lane in range(streams))
+            contenders.append(Contender(member.method, batch, lanes))
+        samples: Samples = measure(
+            contenders, request.stop, progress=lambda rounds, share: progress(label, rounds, share)
+        )
+    subjects = []
+    for member in team.members:
+        peak = None
+        if request.memory:
+            say(f"measuring the memory of {member.method}, {label}")
+            peak = peak_memory_mib(
+                member.engine.name, member.path, _options(member, request, streams, batch), batch
+            )
+        subjects.append(
+            Subject(
+                team.model,
+                member.method,
+                member.engine.name,
+                precisions[member.method],
+                member.mac_ratio,
+                member.weights,
+                member.parity,
+                peak,
+                member.note,
+            )
+        )
+    threads = request.threads or cores()
+    return make_rows(subjects, samples, mode=mode, batch=batch, streams=streams, threads=threads)
+
+
+def _options(member: _Member, request: BenchRequest, streams: int, batch: int) -> EngineOptions:
+    return EngineOptions(
+        precision=member.precision, threads=request.threads, streams=streams, batch=batch, method=member.method
+    )
+
+
+def _filled(lane: Lane, seed: int) -> Lane:
+    """The lane with something other than zeros in it: some processors are faster on zeros, and TopK on ties."""
+    generator = np.random.default_rng(_SEED + seed)
+    for array in lane.inputs.values():
+        if np.issubdtype(array.dtype, np.floating):
+            array[...] = generator.standard_normal(array.shape, dtype=np.float32).astype(array.dtype)
+        else:
+            array[...] = generator.integers(0, 128, array.shape, dtype=np.int64).astype(array.dtype)
+    return lane

@@ -1,0 +1,60 @@
+"""``doctor``: what is installed, which engines run here, and why the others do not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import PRECISIONS, Availability
+from lifedeploy.errors import EngineUnavailableError
+from lifedeploy.machine import describe
+
+
+@dataclass(frozen=True)
+class EngineHealth:
+    """One engine."""
+
+    name: str
+    availability: Availability
+    precisions: dict[str, str]  # asked for → what runs
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """The machine and its engines."""
+
+    machine: dict[str, Any]
+    engines: tuple[EngineHealth, ...]
+    auto: str  # what `auto` would take; '' where nothing runs
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {"schema": 1, **asdict(self)}
+
+
+def doctor() -> DoctorReport:
+    """Look around."""
+    machine = describe()
+    engines = []
+    for name, availability in registry.survey().items():
+        precisions = {}
+        if availability.ok:
+            precisions = {wanted: registry.get(name).plan(wanted).precision for wanted in PRECISIONS}
+        engines.append(EngineHealth(name, availability, precisions))
+    try:
+        auto = registry.resolve(registry.AUTO).name
+    except EngineUnavailableError:
+        auto = ""
+    return DoctorReport(machine, tuple(engines), auto, tuple(_problems(machine["versions"])))
+
+
+def _problems(versions: dict[str, str]) -> list[str]:
+    found = []
+    if "onnxruntime" in versions and "onnxruntime-gpu" in versions:
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install lifedeploy[cpu] or lifedeploy[gpu]"
+        )
+    return found

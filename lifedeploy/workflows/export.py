@@ -1,0 +1,237 @@
+"""``export``: a backbone and a schedule in; checked ONNX graphs, a checkpoint and their manifests out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lifedeploy.artifact import Manifest, Workspace, atomic_folder, sha256
+from lifedeploy.data.preprocess import model_input
+from lifedeploy.data.samples import Sample, parity_samples
+from lifedeploy.engines.base import Array, EngineOptions
+from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.errors import EngineUnavailableError
+from lifedeploy.evaluation import parity
+from lifedeploy.exporters import inspect
+from lifedeploy.exporters import onnx as exporter
+from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.model import checkpoint
+from lifedeploy.model.vit import build_model, count_cost
+from lifedeploy.model.weights import LoadedModel, ModelRequest, load
+from lifedeploy.optional import versions
+from lifedeploy.schedule import Cost
+from lifedeploy.spec import ModelSpec, model_name
+from lifedeploy.workflows.progress import Say, silent
+
+CHECKPOINT = "weights.safetensors"
+REFERENCE = "reference.npz"
+# The slimmed model, the baseline its speed-up is over, and the bound on it: method → file name.
+FILES = {"life": "model", "dense": "dense", "first-k": "first-k"}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export, and where to."""
+
+    model: ModelRequest = field(default_factory=lambda: ModelRequest("deit_s"))
+    graph: GraphOptions = field(default_factory=GraphOptions)
+    output: Path | None = None  # None: a folder of the workspace, named after the model
+    check_parity: bool = True
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported."""
+
+    folder: Path
+    manifests: dict[str, Manifest]  # method → manifest
+    warning: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        members = {method: manifest.to_dict() for method, manifest in self.manifests.items()}
+        return {"schema": 1, "folder": str(self.folder), "warning": self.warning, "models": members}
+
+
+def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> ExportReport:
+    """Export the slimmed model, its dense baseline and its first-k bound.
+
+    The folder appears under its name only when everything in it has passed.
+
+    Raises:
+        LifedeployError: the request cannot be meant, weights are missing, the graph or its answers are not right.
+    """
+    if request.check_parity:
+        _require_onnxruntime()
+    say("loading the model")
+    loaded = load(request.model, workspace, graph=request.graph.form)
+    spec, cost = loaded.spec, count_cost(loaded.model.backbone, loaded.spec.image_size)
+    folder = request.output or workspace.root / _name(spec, request)
+
+    with atomic_folder(folder) as staging:
+        samples = parity_samples(spec.preprocess, request.graph.batch_size)
+        inputs = [
+            model_input(sample.pixels, spec.preprocess, in_graph=request.graph.with_preprocess) for sample in samples
+        ]
+        say("asking PyTorch")
+        answers = {method: _torch_answers(loaded, method, samples) for method in FILES}
+        parity.record(staging / REFERENCE, answers, inputs)
+        checkpoint.save(staging / CHECKPOINT, loaded.model, spec)
+
+        say("tracing")
+        _write_graphs(staging, loaded, cost, request.graph)
+        del loaded.model.backbone  # the gate needs the memory more than we need the weights
+        gc.collect()
+
+        manifests = {}
+        for method, stem in FILES.items():
+            say(f"checking {stem}.onnx")
+            member = replace(spec, method=method)
+            path = staging / f"{stem}.onnx"
+            facts = inspect.facts(inspect.load(path))
+            inspect.check_form(
+                facts,
+                form=request.graph.form,
+                drops=_drops(member) if method == "life" else (),
+                batch_size=request.graph.batch_size,
+            )
+            evidence = _gate(path, member, answers[method], inputs, samples) if request.check_parity else None
+            manifests[method] = Manifest(
+                kind="model",
+                file=path.name,
+                sha256=sha256(path),
+                spec=member,
+                graph=asdict(request.graph) | {"opset": facts.opset, "operators": facts.operators},
+                inputs=facts.inputs,
+                outputs=facts.outputs,
+                macs=macs(member, cost),
+                parity=evidence.to_dict() if evidence else None,
+                reference=REFERENCE,
+                checkpoint=CHECKPOINT,
+                siblings={other: f"{name}.json" for other, name in FILES.items()},
+                versions=versions(),
+            )
+            manifests[method].write(staging / f"{stem}.json")
+    return ExportReport(folder, manifests, loaded.warning)
+
+
+def macs(spec: ModelSpec, cost: Cost) -> dict[str, Any]:
+    """Work per image, for the manifest."""
+    schedule = spec.schedule
+    if spec.method == "dense":
+        schedule = replace(schedule, tokens=(schedule.patches,) * schedule.depth)
+    predicts = spec.method == "life" and bool(spec.schedule.drop_layers)
+    return {
+        "total": cost.total(schedule, predictor=predicts),
+        "dense": cost.total(replace(schedule, tokens=(schedule.patches,) * schedule.depth)),
+        "per_layer": list(cost.per_layer(schedule)),
+        "embed": cost.embed,
+        "predictor": cost.predictor(schedule) if predicts else 0,
+        "head": cost.head,
+        "speedup_bound": cost.speedup_bound(schedule, predictor=predicts),
+    }
+
+
+def _name(spec: ModelSpec, request: ExportRequest) -> str:
+    graph = request.graph
+    name = model_name(
+        spec.backbone,
+        spec.method,
+        spec.schedule,
+        graph=graph.form,
+        image_size=request.model.image_size,
+        batch_size=graph.batch_size,
+    )
+    return name + ("-uint8" if graph.with_preprocess else "")
+
+
+def _drops(spec: ModelSpec) -> tuple[int, ...]:
+    """Token counts after the drops that have a node in the graph."""
+    schedule = spec.schedule
+    if not schedule.prunes:
+        return ()
+    base = schedule.base_layer
+    layers = [t for t in schedule.drop_layers if t == base or schedule.after(t) < schedule.tokens[t - 1]]
+    return tuple(schedule.after(layer) for layer in layers)
+
+
+def _write_graphs(folder: Path, loaded: LoadedModel, cost: Cost, options: GraphOptions) -> None:
+    traced = exporter.trace(loaded.model, loaded.spec, options)
+    # Derived before the first is saved, since saving renames the nodes they are found by.
+    graphs = {
+        method: exporter.derive(traced, loaded.spec, method) for method in FILES if method != loaded.spec.method
+    }
+    graphs[loaded.spec.method] = traced
+    for method, graph in graphs.items():
+        spec = replace(loaded.spec, method=method)
+        exporter.save(graph, folder / f"{FILES[method]}.onnx", metadata=_metadata(spec, cost, options))
+
+
+def _metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, object]:
+    """What another tool may want to know, in the ONNX file itself."""
+    preprocess = spec.preprocess
+    return {
+        "lifedeploy.version": versions(("lifedeploy",)).get("lifedeploy", ""),
+        "lifedeploy.backbone": spec.timm_name,
+        "lifedeploy.method": spec.method,
+        "lifedeploy.graph": options.form,
+        "lifedeploy.tokens": list(spec.schedule.tokens) if spec.method != "dense" else [spec.schedule.patches],
+        "lifedeploy.drop_layers": list(spec.schedule.drop_layers) if spec.method != "dense" else [],
+        "lifedeploy.prefix_tokens": spec.prefix_tokens,
+        "lifedeploy.macs": macs(spec, cost)["total"],
+        "lifedeploy.weights": spec.provenance.weights,
+        "lifedeploy.predictor": spec.provenance.predictor,
+        "preprocess": asdict(preprocess) | {"in_graph": options.with_preprocess, "layout": "NHWC uint8 RGB"}
+        if options.with_preprocess
+        else asdict(preprocess) | {"in_graph": False, "layout": "NCHW float32 RGB"},
+        "classes": list(spec.classes),
+    }
+
+
+def _torch_answers(loaded: LoadedModel, method: str, samples: Sequence[Sample]) -> list[parity.Answer]:
+    """What PyTorch says under ``method``: always on normalised images, whatever the graph takes."""
+    spec = replace(loaded.spec, method=method)
+    model = loaded.model if method == loaded.spec.method else build_model(loaded.model.backbone, spec)
+    scored = bool(parity.taps_for(spec))
+
+    def run(images: Array) -> parity.Answer:
+        with torch.inference_mode():
+            output = model(torch.from_numpy(images))
+        kept = output.kept.numpy() if scored and output.kept is not None else None
+        return parity.Answer(output.logits.numpy(), kept)
+
+    return parity.ask(run, samples, spec, in_graph=False)
+
+
+def _gate(
+    path: Path,
+    spec: ModelSpec,
+    reference: Sequence[parity.Answer],
+    inputs: Sequence[Array],
+    samples: Sequence[Sample],
+) -> parity.Parity:
+    """ONNX Runtime against PyTorch.
+
+    Raises:
+        ParityError: they do not agree.
+    """
+    taps = parity.taps_for(spec)
+    with OnnxRuntime(path, EngineOptions(taps=taps)) as engine:
+        run = parity.asker(engine, engine if taps else None, spec.schedule.tokens[-1])
+        evidence = parity.compare(reference, [run(images) for images in inputs], samples, "fp32")
+    evidence.require(f"{path.name} in ONNX Runtime")
+    return evidence
+
+
+def _require_onnxruntime() -> None:
+    availability = OnnxRuntime.availability()
+    if not availability.ok:
+        raise EngineUnavailableError(
+            f"the parity gate needs ONNX Runtime: {availability.reason}",
+            hint="pip install 'lifedeploy[cpu]' or 'lifedeploy[gpu]', or export with --no-parity",
+        )

@@ -1,0 +1,71 @@
+"""What a MODEL argument means: nothing, a folder, a manifest, an ONNX file, an engine file or a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file and, if lifedeploy made it, its manifest."""
+
+    path: Path
+    artifact: Artifact | None
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether it is a built engine."""
+        return self.artifact is not None and self.artifact.manifest.kind == "engine"
+
+    @property
+    def name(self) -> str:
+        """As shown to people."""
+        return self.artifact.name if self.artifact else self.path.name
+
+
+def find(path: Path) -> Target:
+    """The artifact at ``path``.
+
+    Raises:
+        ArtifactError: nothing is there, or nothing that can be meant.
+    """
+    if path.is_dir():
+        manifest = path / "model.json"
+        if not manifest.is_file():
+            raise ArtifactError(f"{path}/ holds no model.json: neither an export nor an engine")
+        return _of(Artifact.read(manifest))
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist", hint="lifedeploy export makes a model")
+    if path.suffix == ".json":
+        return _of(Artifact.read(path))
+    manifest = path.with_suffix(".json")
+    if manifest.is_file():
+        artifact = Artifact.read(manifest)
+        if artifact.path.name == path.name:
+            return _of(artifact)
+    return Target(path, None)
+
+
+def newest_export(path: Path | None, workspace: Workspace) -> Artifact:
+    """The exported model at ``path``, or the newest in the workspace. An engine stands for the export behind it.
+
+    Raises:
+        ArtifactError: there is none, or the file was not exported by lifedeploy.
+    """
+    if path is None:
+        return workspace.latest_export()
+    target = find(path)
+    if target.artifact is None:
+        raise ArtifactError(
+            f"{path} was not exported by lifedeploy: it has no manifest beside it",
+            hint="bench and inspect take any ONNX file as it is",
+        )
+    return Artifact.read(target.artifact.folder.parent / "model.json") if target.is_engine else target.artifact
+
+
+def _of(artifact: Artifact) -> Target:
+    return Target(artifact.path, artifact)

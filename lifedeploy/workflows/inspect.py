@@ -1,0 +1,69 @@
+"""``inspect``: what is in a model, an engine or any ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lifedeploy.artifact import Artifact, Manifest, Workspace
+from lifedeploy.errors import ArtifactError, UsageError
+from lifedeploy.exporters import inspect as onnx_inspect
+from lifedeploy.exporters.inspect import GraphFacts
+from lifedeploy.spec import ModelSpec
+from lifedeploy.workflows.find import find
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What was found; each part only where there is one."""
+
+    path: str
+    manifest: Manifest | None
+    graph: GraphFacts | None
+    spec: ModelSpec | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "schema": 1,
+            "path": self.path,
+            "manifest": self.manifest.to_dict() if self.manifest else None,
+            "spec": self.spec.to_dict() if self.spec else None,
+            "graph": {**asdict(self.graph), "precision": self.graph.precision} if self.graph else None,
+        }
+
+
+def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
+    """Look into a model.
+
+    Raises:
+        ArtifactError: missing or damaged.
+        UsageError: a file of a kind that cannot be looked into.
+    """
+    if model is None:
+        artifact = workspace.latest_export()
+        return _artifact(artifact)
+    target = find(model)
+    if target.artifact is not None:
+        return _artifact(target.artifact)
+    if target.path.suffix == ".onnx":
+        return InspectReport(str(target.path), None, onnx_inspect.facts(onnx_inspect.load(target.path)), None)
+    if target.path.suffix == ".safetensors":
+        from lifedeploy.model import checkpoint
+
+        spec = checkpoint.read_spec(target.path)
+        if spec is None:
+            raise ArtifactError(f"{target.path} carries no description of its model")
+        return InspectReport(str(target.path), None, None, spec)
+    raise UsageError(f"{target.path} cannot be inspected: expected an export, an engine, a .onnx or a .safetensors")
+
+
+def _artifact(artifact: Artifact) -> InspectReport:
+    artifact.check()
+    manifest = artifact.manifest
+    graph = None
+    if artifact.path.suffix == ".onnx":
+        # An engine of ONNX Runtime holds operators of its own, which the standard's checker does not know.
+        graph = onnx_inspect.facts(onnx_inspect.load(artifact.path, check=manifest.kind == "model"))
+    return InspectReport(str(artifact.path), manifest, graph, manifest.spec)

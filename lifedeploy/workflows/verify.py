@@ -1,0 +1,165 @@
+"""``verify``: any two of checkpoint, ONNX file and engine against each other, on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifedeploy.data.preprocess import model_input
+from lifedeploy.data.samples import Sample, parity_samples
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import Engine, EngineOptions
+from lifedeploy.errors import ArtifactError, UsageError
+from lifedeploy.evaluation import parity
+from lifedeploy.evaluation.parity import Answer, Parity
+from lifedeploy.spec import ModelSpec, PreprocessSpec
+from lifedeploy.workflows.find import Target, find
+from lifedeploy.workflows.progress import Say, silent
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What to compare; ``first`` is the reference."""
+
+    first: Path
+    second: Path
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What came out."""
+
+    first: str
+    second: str
+    parity: Parity
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {"schema": 1, "first": self.first, "second": self.second, "parity": self.parity.to_dict()}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two, ready to be opened."""
+
+    label: str
+    engine: type[Engine]
+    path: Path
+    precision: str
+    method: str
+    spec: ModelSpec | None
+    in_graph: bool
+    batch_size: int | None
+    taps: tuple[str, ...]
+
+
+def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
+    """Compare two models, within the tolerance of the less precise of the two.
+
+    Raises:
+        ArtifactError, WeightsError: one of them is missing or damaged.
+        UsageError: they are not forms of the same model.
+    """
+    first, second = (_side(find(path)) for path in (request.first, request.second))
+    spec = first.spec or second.spec
+    if first.spec and second.spec:
+        _require_same_model(first.spec, second.spec)
+    batch_size = first.batch_size or second.batch_size
+    say("opening both")
+    samples = parity_samples(spec.preprocess, batch_size) if spec else None
+    answers = []
+    for side in (first, second):
+        say(f"asking {side.label}")
+        answers.append(_answers(side, samples, batch_size))
+    pictures = samples or _blank(answers[0])
+    both = first.taps and second.taps
+    if not both:
+        answers = [[replace(answer, kept=None) for answer in given] for given in answers]
+    coarser = max((first.precision, second.precision), key=list(parity.TOLERANCES).index)
+    return VerifyReport(first.label, second.label, parity.compare(answers[0], answers[1], pictures, coarser))
+
+
+def _side(target: Target) -> _Side:
+    if target.path.suffix == ".safetensors" and not target.is_engine:
+        from lifedeploy.model import checkpoint
+
+        spec = checkpoint.read_spec(target.path)
+        if spec is None:
+            raise ArtifactError(f"{target.path} carries no description of its model, so it cannot be run")
+        taps = parity.taps_for(spec)
+        cls = registry.resolve("torch")
+        return _Side(str(target.path), cls, target.path, "fp32", spec.method, spec, False, None, taps)
+    if target.artifact is None:
+        cls = registry.resolve("onnxruntime")
+        return _Side(str(target.path), cls, target.path, "fp32", "", None, False, None, ())
+    target.artifact.check()
+    manifest = target.artifact.manifest
+    record = manifest.engine
+    cls = registry.resolve(record.name if record else "onnxruntime")
+    return _Side(
+        str(target.path),
+        cls,
+        target.path,
+        record.precision if record else "fp32",
+        manifest.spec.method,
+        manifest.spec,
+        bool(manifest.graph.get("with_preprocess")),
+        manifest.graph.get("batch_size"),
+        parity.taps_for(manifest.spec),
+    )
+
+
+def _require_same_model(first: ModelSpec, second: ModelSpec) -> None:
+    for name in ("timm_name", "method", "num_classes", "image_size"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            raise UsageError(f"these are not forms of one model: {name} is {one} and {other}")
+    if first.schedule.tokens != second.schedule.tokens:
+        raise UsageError(
+            f"these are not forms of one model: {first.schedule.counts} and {second.schedule.counts} tokens are kept"
+        )
+
+
+def _answers(side: _Side, samples: Sequence[Sample] | None, batch_size: int | None) -> list[Answer]:
+    with ExitStack() as stack:
+        options = EngineOptions(precision=side.precision, method=side.method)
+        engine = stack.enter_context(side.engine(side.path, options))
+        probe = stack.enter_context(side.engine(side.path, replace(options, taps=side.taps))) if side.taps else None
+        run = parity.asker(engine, probe, side.spec.schedule.tokens[-1] if side.spec else 0)
+        if samples is None:
+            return [run(array) for array in _noise(engine, batch_size)]
+        preprocess = side.spec.preprocess if side.spec else _own_preprocess(engine)
+        return [run(model_input(sample.pixels, preprocess, in_graph=side.in_graph)) for sample in samples]
+
+
+def _own_preprocess(engine: Engine) -> PreprocessSpec:
+    """For a graph of another tool beside one of ours: ImageNet's, at its own size.
+
+    Raises:
+        UsageError: it takes something other than float images.
+    """
+    spec = engine.inputs[0]
+    if len(spec.shape) != 4 or spec.dtype != "float32":
+        raise UsageError(f"{engine.path.name} takes {spec}; expected float32 images (batch, 3, height, width)")
+    return PreprocessSpec(image_size=(spec.shape[2] or 224, spec.shape[3] or 224))
+
+
+def _noise(engine: Engine, batch_size: int | None) -> list[np.ndarray]:
+    """Inputs for two graphs of other tools."""
+    spec = engine.inputs[0]
+    generator = np.random.default_rng(0)
+    made = []
+    for batch in (1, 3) if spec.shape[0] is None and batch_size is None else (spec.shape[0] or batch_size or 1,):
+        shape = tuple(batch if index == 0 else size or 224 for index, size in enumerate(spec.shape))
+        made.append(generator.standard_normal(shape).astype(spec.dtype))
+    return made
+
+
+def _blank(answers: Sequence[Answer]) -> list[Sample]:
+    """Labels for noise that has no pixels."""
+    return [Sample("noise", np.zeros((len(answer.logits), 1, 1, 3), dtype=np.uint8)) for answer in answers]
