@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lifedeploy.errors import ScheduleError
 
@@ -171,7 +172,7 @@ def _check_drop_layers(layers: Sequence[int], depth: int) -> None:
             raise ScheduleError(
                 f"drop layer {layer} is out of range: this backbone has {depth} layers, so 1 to {depth - 1} are allowed"
             )
-    if any(later <= earlier for earlier, later in zip(layers, layers[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(layers)):
         raise ScheduleError(f"drop layers {_join(layers)} do not rise; each must be greater than the one before")
 
 

@@ -82,9 +82,7 @@ class ModelSpec:
                 backbone=data["backbone"],
                 timm_name=data["timm_name"],
                 method=data["method"],
-                schedule=Schedule(
-                    tuple(schedule["tokens"]), tuple(schedule["drop_layers"]), schedule.get("keep_rate")
-                ),
+                schedule=Schedule(tuple(schedule["tokens"]), tuple(schedule["drop_layers"]), schedule.get("keep_rate")),
                 preprocess=PreprocessSpec(**preprocess),
                 num_classes=data["num_classes"],
                 prefix_tokens=data["prefix_tokens"],

@@ -72,8 +72,9 @@ class BenchReport:
         names = [field.name for field in fields(Row) if field.name not in _NESTED]
         with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([*names, "images_per_s_q1", "images_per_s_q3", "latency_ms_p50", "latency_ms_p90",
-                             "latency_ms_p99"])
+            writer.writerow(
+                [*names, "images_per_s_q1", "images_per_s_q3", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99"]
+            )
             for row in self.rows:
                 plain = [getattr(row, name) for name in names]
                 writer.writerow([*plain, *row.images_per_s_quartiles, *row.latency_ms.values()])

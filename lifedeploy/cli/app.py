@@ -37,8 +37,15 @@ def _version(*, wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True,
-                                          help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda value: _version(wanted=value),
+            is_eager=True,
+            help="Print the version and stop.",
+        ),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere on the line.")] = False,
 ) -> None:
     """Token-pruned Vision Transformers: from timm to ONNX to engines that are checked and measured."""
@@ -46,19 +53,50 @@ def _root(
 
 @app.command()
 def export(
-    backbone: Annotated[str, typer.Option("--backbone", "-b", help="deit_t|s|b, vit_t|s|b, or any timm ViT.")] = "deit_s",
-    rho: Annotated[float | None, typer.Option("--rho", help="Keep rate at each drop, in (0, 1].  [default: 0.7]")] = None,
-    counts: Annotated[str | None, typer.Option("--counts", metavar="N,N,N", help="Patch tokens to keep after each drop layer, instead of --rho.")] = None,
-    drop_layers: Annotated[str | None, typer.Option("--drop-layers", metavar="T,T,T", help="Layers after which tokens are dropped.  [default: 4,7,10 of 12]")] = None,
-    weights: Annotated[str, typer.Option("--weights", metavar="auto|pretrained|random|FILE", help="Where weights come from.")] = "auto",
-    img_size: Annotated[str | None, typer.Option("--img-size", metavar="N|HxW", help="Image size in pixels.  [default: the backbone's own]")] = None,
-    num_classes: Annotated[int | None, typer.Option("--num-classes", help="Classes of the head.  [default: the weights' own]")] = None,
-    graph: Annotated[str, typer.Option("--graph", metavar="order-once|per-stage", help="Order once and slice, or a TopK and Gather per drop.")] = "order-once",
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Fix the batch size.  [default: dynamic]")] = None,
+    backbone: Annotated[
+        str, typer.Option("--backbone", "-b", help="deit_t|s|b, vit_t|s|b, or any timm ViT.")
+    ] = "deit_s",
+    rho: Annotated[
+        float | None, typer.Option("--rho", help="Keep rate at each drop, in (0, 1].  [default: 0.7]")
+    ] = None,
+    counts: Annotated[
+        str | None,
+        typer.Option("--counts", metavar="N,N,N", help="Patch tokens to keep after each drop layer, instead of --rho."),
+    ] = None,
+    drop_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--drop-layers", metavar="T,T,T", help="Layers after which tokens are dropped.  [default: 4,7,10 of 12]"
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="auto|pretrained|random|FILE", help="Where weights come from.")
+    ] = "auto",
+    img_size: Annotated[
+        str | None,
+        typer.Option("--img-size", metavar="N|HxW", help="Image size in pixels.  [default: the backbone's own]"),
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option("--num-classes", help="Classes of the head.  [default: the weights' own]")
+    ] = None,
+    graph: Annotated[
+        str,
+        typer.Option(
+            "--graph", metavar="order-once|per-stage", help="Order once and slice, or a TopK and Gather per drop."
+        ),
+    ] = "order-once",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Fix the batch size.  [default: dynamic]")
+    ] = None,
     with_life: Annotated[bool, typer.Option("--with-life", help="Second output: the life of every patch.")] = False,
-    with_preprocess: Annotated[bool, typer.Option("--with-preprocess", help="Take uint8 NHWC pixels; normalise in the graph.")] = False,
+    with_preprocess: Annotated[
+        bool, typer.Option("--with-preprocess", help="Take uint8 NHWC pixels; normalise in the graph.")
+    ] = False,
     parity: Annotated[bool, typer.Option("--parity/--no-parity", help="Check ONNX Runtime against PyTorch.")] = True,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.  [default: named after the model]")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.  [default: named after the model]"),
+    ] = None,
     workspace: WorkspaceOption = WORKSPACE,
     json: JsonOption = None,
 ) -> None:
@@ -103,7 +141,9 @@ def export(
 @app.command("build-engine")
 def build_engine(
     model: ModelArgument = None,
-    engine: Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, onnxruntime, onnxruntime-cuda or torch.")] = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", "-e", help="auto, openvino, onnxruntime, onnxruntime-cuda or torch.")
+    ] = "auto",
     fp32: Annotated[bool, typer.Option("--fp32", help="Single precision.  [default]")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, or what this machine has for it.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, or what this machine has for it.")] = False,
@@ -125,15 +165,41 @@ def build_engine(
 @app.command()
 def bench(
     model: ModelArgument = None,
-    engine: Annotated[list[str] | None, typer.Option("--engine", "-e", metavar="NAME[:PRECISION]", help="Engine to measure; repeatable. Built first if it is not.  [default: what was built last]")] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            "-e",
+            metavar="NAME[:PRECISION]",
+            help="Engine to measure; repeatable. Built first if it is not.  [default: what was built last]",
+        ),
+    ] = None,
     batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.")] = "1,8,32",
-    mode: Annotated[list[str] | None, typer.Option("--mode", metavar="latency|throughput", help="One request at a time, or several in flight; repeatable.  [default: latency]")] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mode",
+            metavar="latency|throughput",
+            help="One request at a time, or several in flight; repeatable.  [default: latency]",
+        ),
+    ] = None,
     streams: Annotated[int, typer.Option("--streams", help="Requests in flight in throughput mode.")] = 2,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: all]")] = None,
-    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", help="Longest time per engine, mode and batch size (three rounds are always made).")] = 150.0,
-    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Measure peak memory, in a process of its own.")] = True,
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget",
+            metavar="SECONDS",
+            help="Longest time per engine, mode and batch size (three rounds are always made).",
+        ),
+    ] = 150.0,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Measure peak memory, in a process of its own.")
+    ] = True,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows as CSV.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw them: .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw them: .png, .svg or .pdf.")
+    ] = None,
     workspace: WorkspaceOption = WORKSPACE,
     json: JsonOption = None,
 ) -> None:
@@ -209,7 +275,9 @@ def verify(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="An export or engine.  [default: what was built last]")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="An export or engine.  [default: what was built last]")
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to show.")] = 5,
     workspace: WorkspaceOption = WORKSPACE,
     json: JsonOption = None,
@@ -246,7 +314,10 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        sys.exit(app(arguments, prog_name="lifedeploy", standalone_mode=False) or 0)
+        code = app(arguments, prog_name="lifedeploy", standalone_mode=False)
+        if code == 130:  # what newer versions of typer make of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        sys.exit(code or 0)
     except Exception as error:
         if debug:
             raise

@@ -69,8 +69,11 @@ def built(report: BuildReport) -> RenderableType:
     record = report.record
     parts: list[RenderableType] = []
     if record.note:
-        parts.append(Panel(Text(record.note), title=f"asked for {record.requested}, runs {record.precision}",
-                           border_style="yellow"))
+        parts.append(
+            Panel(
+                Text(record.note), title=f"asked for {record.requested}, runs {record.precision}", border_style="yellow"
+            )
+        )
     verb = "reused: nothing changed since it was built" if report.reused else "built"
     parts.append(Text.assemble((f"{record.name} {record.runtime}", "bold"), f" · {record.precision} · {verb}"))
     table = _table("engine", "max rel. error", "top-1", "kept tokens")
@@ -107,8 +110,21 @@ def measured(report: BenchReport) -> RenderableType:
 
 
 def _contest(rows: list[Row], title: str) -> Table:
-    table = _table("batch", "method", "img/s", "p50 ms", "p90 ms", "p99 ms", "speed-up", "MAC bound", "efficiency",
-                   "of first-k", "MiB", "rounds", title=title)
+    table = _table(
+        "batch",
+        "method",
+        "img/s",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "speed-up",
+        "MAC bound",
+        "efficiency",
+        "of first-k",
+        "MiB",
+        "rounds",
+        title=title,
+    )
     previous = None
     for row in rows:
         new = previous is not None and row.batch != previous
@@ -175,9 +191,8 @@ def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
     if spec.schedule.drop_layers:
         facts["life"] = f"mean {spec.schedule.mean_life:.2f}, deviation {spec.schedule.std_life:.2f} layers"
     if manifest is not None:
-        facts["made"] = f"{manifest.created} with " + ", ".join(
-            f"{name} {version}" for name, version in manifest.versions.items() if name in ("lifedeploy", "torch", "timm")
-        )
+        tools = {name: manifest.versions.get(name, "?") for name in ("lifedeploy", "torch", "timm")}
+        facts["made"] = f"{manifest.created} with {', '.join(f'{name} {version}' for name, version in tools.items())}"
         if manifest.engine is not None:
             record = manifest.engine
             facts["engine"] = f"{record.name} {record.runtime}, {record.precision}, built on {record.processor}"
@@ -274,8 +289,9 @@ def examined(report: DoctorReport) -> RenderableType:
         "system": f"{machine['system']}, Python {machine['python']}",
         "versions": ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
     }
-    table = Table(title="Engines", title_justify="left", title_style="bold", header_style="bold", box=None,
-                  pad_edge=False)
+    table = Table(
+        title="Engines", title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
     for header in ("engine", "runs here", "--fp32 / --fp16 / --bf16 run", "what to do"):
         table.add_column(header)
     for health in report.engines:

@@ -20,7 +20,7 @@ from lifedeploy.data.samples import digest
 from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan, buffers
 from lifedeploy.errors import EngineError
 
-SECONDS_PER_GMAC = 0.001
+SECONDS_PER_GMAC = 0.02
 TAP = "life_order"
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-
 from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.engines.base import (
     Array,
@@ -159,9 +158,7 @@ class _BoundLane(Lane):
 
 def _session(ort: Any, source: Path | bytes, options: Any, providers: list[str]) -> Any:
     try:
-        return ort.InferenceSession(
-            source if isinstance(source, bytes) else str(source), options, providers=providers
-        )
+        return ort.InferenceSession(source if isinstance(source, bytes) else str(source), options, providers=providers)
     except Exception as error:  # as above: no common base class
         name = "the model" if isinstance(source, bytes) else source
         raise EngineError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from error
@@ -193,5 +190,3 @@ def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-

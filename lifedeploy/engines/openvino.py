@@ -165,7 +165,7 @@ def _spec(port: Any, name: str) -> TensorSpec:
 
 
 def _value(facts: Any, key: str) -> Any:
-    found = facts[key] if key in facts else ""
+    found = facts[key] if key in facts else ""  # noqa: SIM401  OpenVINO's RTMap has no get
     return getattr(found, "value", found)
 
 

@@ -48,7 +48,8 @@ def resolve(name: str) -> type[Engine]:
         engine = get(name)
         availability = engine.availability()
         if not availability.ok:
-            raise EngineUnavailableError(f"engine {name} cannot run here: {availability.reason}", hint=availability.hint)
+            reason = f"engine {name} cannot run here: {availability.reason}"
+            raise EngineUnavailableError(reason, hint=availability.hint or None)
         return engine
     for candidate in AUTO_ORDER:
         if candidate in _ENGINES and get(candidate).availability().ok:

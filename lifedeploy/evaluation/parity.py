@@ -6,7 +6,8 @@ PyTorch there. Lives are compared too: an engine can get every class right and s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def overlap(first: Array, second: Array) -> float:
     return float(np.mean(shares))
 
 
-def record(path: Path, answers: dict[str, Sequence[Answer]], inputs: Sequence[Array]) -> None:
+def record(path: Path, answers: Mapping[str, Sequence[Answer]], inputs: Sequence[Array]) -> None:
     """Write PyTorch's answers (method → one per sample) under the hash of the input they belong to."""
     arrays: dict[str, Array] = {}
     for method, given in answers.items():
@@ -190,7 +191,7 @@ def recorded(path: Path, method: str, inputs: Sequence[Array]) -> list[Answer]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path}, the recorded answers, cannot be read: {error}") from error
     answers = []
     for images in inputs:

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
+from lifedeploy import __version__
 from lifedeploy.errors import ExportError
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.wrapper import ExportModel, plain_attention
@@ -112,7 +113,7 @@ def save(graph: ir.Model, path: Path, *, metadata: Mapping[str, object]) -> None
     if size > _PROTOBUF_LIMIT:
         raise ExportError(f"the weights take {size / 1024**3:.1f} GiB, and one ONNX file holds at most 2 GiB")
     passes.read_well(graph)
-    graph.producer_name = "lifedeploy"
+    graph.producer_name, graph.producer_version = "lifedeploy", __version__
     graph.graph.name = str(metadata.get("lifedeploy.method", "model"))
     for key, value in metadata.items():
         graph.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)

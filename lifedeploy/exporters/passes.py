@@ -91,8 +91,9 @@ def without_drops(model: ir.Model, *, first_k: dict[int, int] | None = None) -> 
             layer = int(order.group(2))
             replacement = tokens if first_k is None else _prefix_slice(model, node, tokens, first_k[layer])
         elif keep and node.op_type == "Slice" and first_k is None:
-            tokens, ordered = node.inputs[0], node.outputs[0]
-            replacement = tokens
+            before, ordered = node.inputs[0], node.outputs[0]
+            assert before is not None  # a Slice has its data
+            replacement = before
         else:
             continue
         ir.convenience.replace_all_uses_with(ordered, replacement)
@@ -125,7 +126,6 @@ def _prefix_slice(model: ir.Model, before: ir.Node, tokens: ir.Value, kept: int)
         model.graph.register_initializer(value)
         constants.append(value)
     node = ir.node("Slice", [tokens, *constants], metadata_props=dict(before.metadata_props))
-    node.outputs[0].dtype = tokens.dtype
     model.graph.insert_before(before, node)
     return node.outputs[0]
 
@@ -159,8 +159,8 @@ def read_well(model: ir.Model) -> None:
         if value.name.startswith("model."):
             value.name = _short(value.name)
             continue
-        user, index = users[0].node, users[0].idx
-        name = _constant_name(value) or f"{user.name}_input_{index}"
+        user, index = next(iter(users))
+        name = _constant_name(value) or _weight_name(value, user) or f"{user.name}_input_{index}"
         twin = model.graph.initializers.get(name)
         if twin is None:
             value.name = name
@@ -182,6 +182,12 @@ def _short(name: str) -> str:
     if name in ("", "model") or name.startswith("_empty_nn_module_stack"):
         return "tokens"
     return re.sub(r"^(model\.)?(backbone\.)?", "", name)
+
+
+def _weight_name(value: ir.Value, user: ir.Node) -> str:
+    """``blocks.0.attn.qkv.weight_t`` for a Linear's weight, which the exporter has transposed."""
+    linear = user.op_type == "MatMul" and user.inputs[1] is value and value.shape is not None and len(value.shape) == 2
+    return f"{(user.name or '').rpartition('/')[0]}.weight_t" if linear else ""
 
 
 def _constant_name(value: ir.Value) -> str:

@@ -1,9 +1,10 @@
-"""What a graph needs differently from the model, as a wrapper around it: the model never asks whether it is exported."""
+"""What a graph needs differently from the model, as a wrapper: the model never asks whether it is exported."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Normalise(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
 
-    def forward(self, pixels: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, pixels: Tensor) -> Tensor:
         return pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
 
 
@@ -55,7 +56,7 @@ def plain_attention(model: SlimViT) -> Iterator[None]:
     Runtimes fuse that pattern themselves. torch's own decomposition of scaled_dot_product_attention computes its
     scale in the graph (108 nodes more for 12 layers) and was no faster anywhere.
     """
-    attentions = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    attentions: list[Any] = [module for module in model.modules() if hasattr(module, "fused_attn")]
     before = [module.fused_attn for module in attentions]
     try:
         for module in attentions:

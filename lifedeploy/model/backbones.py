@@ -73,15 +73,15 @@ def create(
         if "Invalid pretrained tag" in str(error):
             raise UsageError(f"backbone {name!r} is unknown: {error}") from error
         raise
-    check_supported(model, name)
-    if image_size is not None and not pretrained:
-        _check_tiling(model, name, image_size)
-    return model
+    checked = check_supported(model, name)
+    if image_size is not None:
+        _check_tiling(checked, name, image_size)
+    return checked
 
 
 def _refuse_other_families(name: str, full: str) -> None:
     """Refuse by the module a timm model is defined in, before it is built: some take seconds and gigabytes."""
-    module = timm.models._registry._model_to_module.get(full.partition(".")[0], "")
+    module = timm.model_entrypoint(full.partition(".")[0]).__module__.rpartition(".")[2]
     if module not in ("vision_transformer", "deit", "vision_transformer_hybrid"):
         raise UnsupportedModelError(
             f"{name} is defined in timm's {module!r} and is no timm VisionTransformer; lifedeploy prunes the tokens "
@@ -89,8 +89,8 @@ def _refuse_other_families(name: str, full: str) -> None:
         )
 
 
-def check_supported(model: Any, name: str) -> None:
-    """Make sure that the method applies to ``model``.
+def check_supported(model: Any, name: str) -> VisionTransformer:
+    """``model``, if the method applies to it.
 
     Raises:
         UnsupportedModelError: it is no VisionTransformer, has no CLS token, or blocks of a kind we do not know.
@@ -106,6 +106,7 @@ def check_supported(model: Any, name: str) -> None:
         attention = getattr(block, "attn", None)
         if not (hasattr(attention, "num_heads") and hasattr(attention, "head_dim")):
             raise UnsupportedModelError(f"{name} is built of {type(block).__name__}, which is not supported")
+    return model
 
 
 def _check_tiling(model: VisionTransformer, name: str, image_size: tuple[int, int]) -> None:

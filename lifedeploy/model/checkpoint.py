@@ -30,7 +30,10 @@ def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
     """Write the model's weights with its spec in the header, atomically."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     with atomic_file(path) as temporary:
-        save_file(state, temporary, metadata={SPEC_KEY: json.dumps(spec.to_dict()), "format": "pt"})
+        try:
+            save_file(state, temporary, metadata={SPEC_KEY: json.dumps(spec.to_dict()), "format": "pt"})
+        except SafetensorError as error:  # how it reports a full disk
+            raise WeightsError(f"{path} cannot be written: {error}") from error
 
 
 def read_spec(path: Path) -> ModelSpec | None:

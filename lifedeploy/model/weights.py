@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import timm
@@ -136,7 +137,7 @@ def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
             )
     except OSError as error:
         raise WeightsError(f"pretrained weights of {request.backbone} could not be fetched: {error}") from error
-    config = vit.pretrained_cfg
+    config: Any = vit.pretrained_cfg
     source = config.get("hf_hub_id") or config.get("url") or ""
     classes = _imagenet_names(vit.num_classes)
     spec = describe(request, vit, Provenance("pretrained", source=str(source)), classes)
@@ -210,8 +211,7 @@ def hub_obstacle(name: str) -> str:
         return "HF_HUB_OFFLINE is set and they are not in the cache"
     from huggingface_hub import constants
 
-    url = constants.ENDPOINT if hub_id else config.url
-    return _unreachable(url or "")
+    return _unreachable(constants.ENDPOINT if hub_id else str(config.url))
 
 
 def _cached(hub_id: str, filename: str | None) -> bool:

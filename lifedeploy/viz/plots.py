@@ -11,7 +11,7 @@ from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.errors import UsageError
 
 FORMATS = (".png", ".svg", ".pdf")
-_COLOURS = {"dense": "#8c8c8c", "first-k": "#9ecae1", "life": "#1b6ca8"}
+_COLOURS = {"dense": "#8c8c8c", "first-k": "#6baed6", "life": "#1b6ca8"}
 _OTHER = "#c2571a"
 
 
@@ -45,6 +45,8 @@ def plot_bench(report: BenchReport, path: Path) -> None:
         _throughput(left, rows)
         _speedup(right, rows)
         left.set_title(f"{model} · {engine} {precision} · {mode}", loc="left", fontsize=10, fontweight="bold")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8, frameon=False)
     machine = report.machine
     gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
     figure.suptitle(
@@ -81,14 +83,13 @@ def _throughput(axis: Any, rows: Sequence[Row]) -> None:
     axis.set_ylabel("images/s")
     axis.margins(y=0.15)
     _tidy(axis)
-    axis.legend(fontsize=8, frameon=False, ncols=len(methods), loc="lower left", bbox_to_anchor=(0, -0.32))
 
 
 def _speedup(axis: Any, rows: Sequence[Row]) -> None:
     """Points with their interval, against the bound that the MACs set."""
     batches = list(dict.fromkeys(row.batch for row in rows))
     slimmed = [method for method in _methods(rows) if method != "dense"]
-    shift = 0.12
+    shift = 0.1
     for index, method in enumerate(slimmed):
         own = [row for row in rows if row.method == method and row.speedup is not None]
         if not own:
@@ -99,13 +100,25 @@ def _speedup(axis: Any, rows: Sequence[Row]) -> None:
         below = [(row.speedup or 0) - (row.speedup_low or 0) for row in own]
         above = [(row.speedup_high or 0) - (row.speedup or 0) for row in own]
         axis.errorbar(places, middle, yerr=[below, above], fmt="o", capsize=4, color=colour, label=method)
+        # Labels on the outer sides, so that neighbours do not cover each other.
+        side, align = (-9, "right") if index == 0 and len(slimmed) > 1 else (9, "left")
         for x, y in zip(places, middle, strict=True):
-            axis.annotate(f"{y:.2f}×", (x, y), textcoords="offset points", xytext=(9, -3), fontsize=8, color=colour)
+            axis.annotate(
+                f"{y:.2f}×", (x, y), textcoords="offset points", xytext=(side, -3), ha=align, fontsize=8, color=colour
+            )
     bounds = {row.mac_ratio for row in rows if row.method not in ("dense", "first-k") and row.mac_ratio}
     for bound in bounds:
         axis.axhline(bound, linestyle="--", linewidth=1, color="#333333")
-        axis.annotate(f"MAC bound {bound:.2f}×", (1, bound), xycoords=("axes fraction", "data"), fontsize=8,
-                      ha="right", va="bottom", xytext=(-4, 2), textcoords="offset points")
+        axis.annotate(
+            f"MAC bound\n{bound:.2f}×",
+            (1, bound),
+            xycoords=("axes fraction", "data"),
+            fontsize=8,
+            ha="left",
+            va="center",
+            xytext=(4, 0),
+            textcoords="offset points",
+        )
     axis.axhline(1, linewidth=1, color=_COLOURS["dense"])
     top = max([*bounds, *(row.speedup_high or 0 for row in rows), 1.0])
     axis.set_ylim(0.9, top * 1.08)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class BenchRequest:
     modes: tuple[str, ...] = ("latency",)
     streams: int = 2  # requests in flight in throughput mode
     threads: int | None = None
-    stop: Stop = Stop()
+    stop: Stop = field(default_factory=Stop)
     memory: bool = True
     command: str = ""
 
@@ -203,9 +203,7 @@ def _team(chosen: Artifact | tuple[Path, type[Engine]], say: Say) -> _Team:
     return _Team(chosen.name, tuple(members))
 
 
-def _contest(
-    team: _Team, mode: str, batch: int, request: BenchRequest, say: Say, progress: Progress
-) -> list[Row]:
+def _contest(team: _Team, mode: str, batch: int, request: BenchRequest, say: Say, progress: Progress) -> list[Row]:
     """All methods of one team take turns in one mode at one batch size."""
     label = f"{team.label}, {mode}, batch {batch}"
     streams = request.streams if mode == "throughput" else 1
@@ -226,9 +224,7 @@ def _contest(
         peak = None
         if request.memory:
             say(f"measuring the memory of {member.method}, {label}")
-            peak = peak_memory_mib(
-                member.engine.name, member.path, _options(member, request, streams, batch), batch
-            )
+            peak = peak_memory_mib(member.engine.name, member.path, _options(member, request, streams, batch), batch)
         subjects.append(
             Subject(
                 team.model,

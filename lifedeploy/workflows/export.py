@@ -163,9 +163,7 @@ def _drops(spec: ModelSpec) -> tuple[int, ...]:
 def _write_graphs(folder: Path, loaded: LoadedModel, cost: Cost, options: GraphOptions) -> None:
     traced = exporter.trace(loaded.model, loaded.spec, options)
     # Derived before the first is saved, since saving renames the nodes they are found by.
-    graphs = {
-        method: exporter.derive(traced, loaded.spec, method) for method in FILES if method != loaded.spec.method
-    }
+    graphs = {method: exporter.derive(traced, loaded.spec, method) for method in FILES if method != loaded.spec.method}
     graphs[loaded.spec.method] = traced
     for method, graph in graphs.items():
         spec = replace(loaded.spec, method=method)

@@ -82,7 +82,7 @@ def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
     name = record.name if record else "onnxruntime"
     precision = record.precision if record else "fp32"
     batch = artifact.manifest.graph.get("batch_size") or 1
-    predictions = []
+    predictions: list[Prediction] = []
     with registry.resolve(name)(artifact.path, EngineOptions(precision=precision, method=spec.method)) as engine:
         feed, answer = engine.inputs[0].name, engine.outputs[0].name
         for path, image in zip(request.images, pixels, strict=True):

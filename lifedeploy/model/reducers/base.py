@@ -132,7 +132,7 @@ class KeepPrefix(nn.Module):
         super().__init__()
         self.tokens = tokens
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return x[:, : self.tokens]  # (B, tokens, C)
 
 

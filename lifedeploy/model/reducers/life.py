@@ -87,9 +87,7 @@ class LifeReducer(Reducer):
         if graph == "per-stage":
             ordering = tuple(sorted({*ordering, *layers}))
         self.order = nn.ModuleDict({str(t): TakeOrdered(schedule.after(t), prefix) for t in ordering})
-        self.keep = nn.ModuleDict(
-            {str(t): KeepPrefix(prefix + schedule.after(t)) for t in layers if t not in ordering}
-        )
+        self.keep = nn.ModuleDict({str(t): KeepPrefix(prefix + schedule.after(t)) for t in layers if t not in ordering})
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
         """Predict after t_base, then order or slice as the schedule says."""

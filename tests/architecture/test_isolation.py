@@ -1,0 +1,62 @@
+"""What is loaded, and when."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "timm", "onnx", "onnx_ir", "onnxruntime", "openvino", "matplotlib", "numpy", "PIL", "safetensors")
+SCRIPT = """
+import sys
+{code}
+print("loaded:" + ",".join(name for name in {heavy!r} if name in sys.modules))
+"""
+
+
+def loaded_after(code: str) -> set[str]:
+    script = SCRIPT.format(code=code, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(filter(None, done.stdout.splitlines()[-1].removeprefix("loaded:").split(",")))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lifedeploy",
+        "import lifedeploy.cli.app",
+        "import lifedeploy.schedule, lifedeploy.spec, lifedeploy.artifact, lifedeploy.machine",
+    ],
+)
+def test_importing_loads_nothing_heavy(code):
+    assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize("command", ["", "export", "build-engine", "bench", "inspect", "verify", "predict", "doctor"])
+def test_help_loads_nothing_heavy(command):
+    arguments = [argument for argument in ("lifedeploy", command, "--help") if argument]
+    code = f"""
+from lifedeploy.cli.app import main
+sys.argv = {arguments!r}
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+"""
+    assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime-cuda", "openvino", "torch", "fake"])
+def test_naming_an_engine_loads_no_runtime(engine):
+    loaded = loaded_after(f"from lifedeploy.engines import registry; registry.get({engine!r})")
+    assert not loaded & {"torch", "timm", "onnx", "onnxruntime", "openvino"}
+
+
+def test_an_engine_runs_without_torch():
+    code = """
+from lifedeploy.workflows import predict, bench, build
+from lifedeploy.engines import registry
+registry.resolve("auto")
+"""
+    assert not loaded_after(code) & {"torch", "timm"}

@@ -1,0 +1,105 @@
+"""Who may import whom, and through which door a heavy library comes in. See docs/architecture.md."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lifedeploy
+
+ROOT = Path(lifedeploy.__file__).parent
+FOUNDATION = {"errors", "optional", "schedule", "spec", "artifact", "machine"}
+# A package may import from itself and from these.
+MAY_IMPORT = {
+    "data": FOUNDATION,
+    "model": FOUNDATION,
+    "exporters": FOUNDATION | {"model"},
+    "engines": FOUNDATION | {"data"},
+    "evaluation": FOUNDATION | {"data", "engines"},
+    "bench": FOUNDATION | {"engines"},
+    "viz": FOUNDATION | {"bench"},
+    "workflows": FOUNDATION | {"data", "model", "exporters", "engines", "evaluation", "bench", "viz"},
+    "cli": FOUNDATION | {"workflows", "exporters", "model", "bench", "viz", "evaluation"},
+}
+# The torch engine makes its model from a checkpoint: the one way from engines to model, inside a function.
+EXCEPTIONS = {("engines/torch.py", "model")}
+# Modules that may import a heavy library at the top of the file. Everyone else does it inside a function, or not.
+DOORS = {
+    "torch": {"model", "exporters/wrapper.py", "exporters/onnx.py", "workflows/export.py"},
+    "timm": {"model"},
+    "onnx": {"exporters/inspect.py"},
+    "onnx_ir": {"exporters/passes.py", "exporters/onnx.py"},
+    "onnxruntime": set(),
+    "openvino": set(),
+    "tensorrt": set(),
+    "matplotlib": set(),
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "PIL": {"data"},
+    "safetensors": {"model"},
+}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path, *, top_level_only: bool) -> list[str]:
+    """Modules that a file imports, as dotted names."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path} imports relatively"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def layer(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else Path(parts[0]).stem
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards_only(path):
+    own = layer(path)
+    if own in ("__init__", "__main__"):
+        return
+    allowed = MAY_IMPORT.get(own, FOUNDATION) | {own}
+    for name in imports(path, top_level_only=False):
+        parts = name.split(".")
+        if parts[0] != "lifedeploy" or len(parts) < 2 or parts[1] == "__version__":
+            continue
+        if (str(path.relative_to(ROOT)), parts[1]) in EXCEPTIONS:
+            continue
+        assert parts[1] in allowed, f"{own} may not import {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_libraries_come_in_by_their_door(path):
+    relative = str(path.relative_to(ROOT))
+    for name in imports(path, top_level_only=True):
+        doors = DOORS.get(name.split(".")[0])
+        if doors is not None:
+            assert relative in doors or layer(path) in doors, f"{relative} imports {name} at the top"
+
+
+def test_every_package_has_its_place():
+    packages = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
+    assert packages == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_can_be_read_in_one_sitting(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 370
+
+
+def test_only_the_command_line_prints():
+    for path in MODULES:
+        if layer(path) != "cli":
+            calls = [
+                node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+            ]
+            assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], path

@@ -1,0 +1,107 @@
+"""Rounds in turn, on a clock that we hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from lifedeploy.bench.measure import Contender, Stop, measure
+from lifedeploy.engines.base import Lane
+
+
+class Clock:
+    """Time passes only when a lane infers."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class TimedLane(Lane):
+    """Takes the seconds it is told to, and writes down that it ran."""
+
+    def __init__(self, clock, name, seconds, log):
+        super().__init__({}, {})
+        self.clock, self.name, self.log = clock, name, log
+        self.seconds = seconds if callable(seconds) else lambda: seconds
+
+    def infer(self):
+        self.clock.now += self.seconds()
+        self.log.append(self.name)
+
+
+def contest(seconds, batch=4):
+    clock, log = Clock(), []
+    contenders = [Contender(name, batch, (TimedLane(clock, name, s, log),)) for name, s in seconds.items()]
+    return clock, log, contenders
+
+
+def test_ratios_and_rates_are_those_of_the_clock():
+    clock, _, contenders = contest({"dense": 0.6, "life": 0.4})
+    samples = measure(contenders, Stop(budget_s=100), clock=clock)
+    assert samples.ratio("life", "dense").median == pytest.approx(1.5)
+    assert samples.rounds["dense"][0].images_per_s == pytest.approx(4 / 0.6)
+    assert samples.count == 7  # tight at once: the least number of rounds
+
+
+def test_contenders_take_turns_and_the_order_is_reversed_every_other_round():
+    clock, log, contenders = contest({"a": 2.0, "b": 2.0, "c": 2.0})
+    measure(contenders, Stop(budget_s=1000, min_rounds=3), clock=clock)
+    warm_up = ["a", "a", "b", "b", "c", "c"]
+    assert log[:6] == warm_up
+    assert log[6:] == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
+
+
+def test_a_drift_of_the_machine_does_not_move_the_ratio():
+    state = {"slow": 1.0}
+
+    def drifting(base):
+        def seconds():
+            state["slow"] *= 1.01
+            return base * state["slow"]
+
+        return seconds
+
+    clock, _, contenders = contest({"dense": drifting(0.3), "life": drifting(0.2)})
+    samples = measure(contenders, Stop(budget_s=60, min_rounds=10), clock=clock)
+    assert samples.ratio("life", "dense").median == pytest.approx(1.5, rel=0.01)
+
+
+def test_short_requests_are_repeated_until_a_round_can_be_timed():
+    clock, _, contenders = contest({"dense": 0.002, "life": 0.001})
+    samples = measure(contenders, Stop(budget_s=100), clock=clock)
+    assert all(len(turn.latencies_s) == 200 for turn in samples.rounds["life"])  # 0.2 s of the faster one
+    assert samples.rounds["life"][0].latencies_s[0] == pytest.approx(0.001)
+
+
+def test_the_budget_ends_it_but_never_before_three_rounds():
+    noise = iter([1.0, 1.0] + [1.0, 3.0] * 100)
+    clock, _, contenders = contest({"dense": lambda: next(noise), "life": 1.0})
+    samples = measure(contenders, Stop(budget_s=20), clock=clock)
+    assert 3 <= samples.count < 10
+    assert clock.now < 25
+    clock, _, contenders = contest({"dense": 100.0, "life": 100.0})
+    assert measure(contenders, Stop(budget_s=1), clock=clock).count == 3
+
+
+def test_progress_is_told_and_ends_at_all_of_it():
+    told = []
+    clock, _, contenders = contest({"dense": 1.0, "life": 0.5})
+    measure(contenders, Stop(budget_s=100), clock=clock, progress=lambda rounds, share: told.append((rounds, share)))
+    assert [rounds for rounds, _ in told] == list(range(1, len(told) + 1))
+    assert all(0 <= share <= 1 for _, share in told)
+
+
+def test_lanes_of_a_contender_run_at_the_same_time_and_a_failure_in_one_surfaces():
+    class Broken(Lane):
+        def infer(self):
+            raise RuntimeError("out of memory")
+
+    clock, log = Clock(), []
+    two = Contender("life", 1, (TimedLane(clock, "one", 1.0, log), TimedLane(clock, "two", 1.0, log)))
+    samples = measure([two], Stop(budget_s=50), clock=clock)
+    assert samples.rounds["life"][0].images == 2
+    assert {"one", "two"} <= set(log)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        measure([Contender("life", 1, (Broken({}, {}), Broken({}, {})))], Stop(budget_s=50))

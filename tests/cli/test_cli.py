@@ -1,0 +1,295 @@
+"""The command line: chains, reports, and one clear line with the right exit code for every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lifedeploy.data.samples import photo_folder
+from tests.conftest import TINY
+
+CAT = photo_folder() / "chelsea.jpg"
+
+
+def test_version_and_module_entry():
+    done = subprocess.run([sys.executable, "-m", "lifedeploy", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("lifedeploy 0.")
+
+
+def test_build_engine_reuses_and_says_what_it_does_instead(workspace, lifedeploy):
+    ended = lifedeploy("build-engine", "--fp16", "--engine", "onnxruntime")
+    assert ended.code == 0
+    assert "asked for fp16, runs fp32" in ended.out
+    assert "building FP32 instead" in ended.out
+    again = lifedeploy("build-engine", "--fp16", "--engine", "onnxruntime")
+    assert "reused: nothing changed" in again.out
+    manifest = json.loads(next(workspace.glob("*/onnxruntime-fp32/model.json")).read_text())
+    assert manifest["engine"]["requested"] == "fp16"
+    assert manifest["engine"]["precision"] == "fp32"
+    assert "FP32 instead" in manifest["engine"]["note"]
+
+
+def test_bench_shows_a_table_and_writes_its_files(workspace, lifedeploy, tmp_path):
+    ended = lifedeploy(
+        *("bench", "--engine", "fake", "--batch", "1,2", "--budget", "2", "--no-memory"),
+        *("--json", tmp_path / "b.json", "--csv", tmp_path / "b.csv", "--plot", tmp_path / "b.svg"),
+    )
+    assert ended.code == 0, ended.err
+    assert "speed-up" in ended.out
+    assert "first-k" in ended.out
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert [row["batch"] for row in report["rows"]] == [1, 1, 1, 2, 2, 2]
+    assert report["command"].startswith("lifedeploy bench --engine fake")
+    assert (tmp_path / "b.csv").read_text().startswith("model,method,engine")
+    assert "<svg" in (tmp_path / "b.svg").read_text()
+
+
+def test_inspect_shows_the_schedule_and_the_graph(workspace, lifedeploy):
+    ended = lifedeploy("inspect")
+    assert ended.code == 0
+    assert "16 → 11 → 8 → 5" in ended.out
+    assert "1 TopK (k = 11), 1 Gather fed by it" in ended.out
+    engine = lifedeploy("inspect", next(workspace.glob("*/onnxruntime-fp32")), "--json", "-")
+    assert json.loads(engine.out)["manifest"]["engine"]["name"] == "onnxruntime"
+
+
+def test_inspect_takes_a_foreign_onnx_file(workspace, lifedeploy, tmp_path):
+    foreign = tmp_path / "foreign.onnx"
+    foreign.write_bytes(next(workspace.glob("*/model.onnx")).read_bytes())
+    ended = lifedeploy("inspect", foreign)
+    assert ended.code == 0
+    assert "Not exported by lifedeploy" in ended.out
+    assert "1 TopK (k = 11)" in ended.out
+
+
+@pytest.mark.parametrize("second", ["model.onnx", "openvino-fp32", "onnxruntime-fp32/model.json"])
+def test_verify_takes_checkpoint_onnx_and_engine(workspace, lifedeploy, second):
+    folder = next(workspace.glob("*/model.json")).parent
+    ended = lifedeploy("verify", folder / "weights.safetensors", folder / second)
+    assert ended.code == 0, ended.err
+    assert ended.out.rstrip().endswith("same")
+    assert "100.0%" in ended.out
+
+
+def test_verify_tells_a_difference_and_fails(workspace, lifedeploy, tmp_path):
+    folder = next(workspace.glob("*/model.json")).parent
+    state = load_file(folder / "weights.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(folder / "weights.safetensors", "pt") as file:
+        metadata = file.metadata()
+    state["backbone.blocks.2.mlp.fc1.weight"] = state["backbone.blocks.2.mlp.fc1.weight"] * 1.5
+    save_file(state, tmp_path / "other.safetensors", metadata=metadata)
+    ended = lifedeploy("verify", tmp_path / "other.safetensors", folder / "model.onnx")
+    assert ended.code == 1
+    assert "not the same" in ended.out
+    assert "does not compute what PyTorch does" in ended.lines[0]
+
+
+def test_verify_refuses_two_different_models(workspace, lifedeploy):
+    folder = next(workspace.glob("*/model.json")).parent
+    ended = lifedeploy("verify", folder / "model.onnx", folder / "dense.onnx")
+    assert ended.code == 2
+    assert "these are not forms of one model: method is life and dense" in ended.lines[0]
+
+
+def test_predict_names_classes(workspace, lifedeploy):
+    ended = lifedeploy("predict", CAT, photo_folder() / "rocket.jpg", "--top", "2", "--json", "-")
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out)
+    assert [len(prediction["guesses"]) for prediction in report["predictions"]] == [2, 2]
+    for prediction in report["predictions"]:
+        assert {guess["name"] for guess in prediction["guesses"]} < {"cat", "cup", "rocket"}
+        assert prediction["inference_ms"] > 0
+    assert "ms)" in lifedeploy("predict", CAT).out
+
+
+def test_predict_refuses_random_weights(workspace, lifedeploy):
+    path = next(workspace.glob("*/fake-fp32/model.json"))
+    path.write_text(path.read_text().replace('"weights": "file"', '"weights": "random"'))
+    ended = lifedeploy("predict", CAT, "--model", path)
+    assert ended.code == 1
+    assert "has random weights: any class it named would be made up" in ended.lines[0]
+
+
+def test_doctor_says_what_runs_and_what_would_make_the_rest_run(lifedeploy):
+    ended = lifedeploy("doctor")
+    assert ended.code == 0
+    assert "(auto)" in ended.out
+    report = json.loads(lifedeploy("doctor", "--json", "-").out)
+    engines = {engine["name"]: engine for engine in report["engines"]}
+    assert set(engines) == {"onnxruntime", "onnxruntime-cuda", "openvino", "torch"}
+    assert engines["onnxruntime"]["availability"]["ok"]
+    for engine in engines.values():
+        assert engine["availability"]["ok"] or engine["availability"]["reason"]
+
+
+def bad_onnx(folder: Path) -> Path:
+    (folder / "bad.onnx").write_bytes(b"\x00nothing")
+    return folder / "bad.onnx"
+
+
+def bad_image(folder: Path) -> Path:
+    (folder / "bad.jpg").write_text("no image")
+    return folder / "bad.jpg"
+
+
+def bad_checkpoint(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.safetensors"
+    if kind == "truncated":
+        whole = folder / "whole.safetensors"
+        save_file({"x": torch.zeros(100)}, whole)
+        path.write_bytes(whole.read_bytes()[:60])
+    else:
+        save_file({"cls_token": torch.zeros(1, 1, 7)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said", "hint"),
+    [
+        (["export", "-b", "deit_q"], 2, "backbone 'deit_q' is unknown", "did you mean deit_"),
+        (["export", "-b", "resnet50"], 2, "no timm VisionTransformer", ""),
+        (["export", "-b", "vit_base_patch16_siglip_gap_224"], 2, "has no CLS token", ""),
+        (["export", "--rho", "1.5"], 2, "keep rate 1.5 is out of range: it must be in (0, 1]", ""),
+        (["export", "--rho", "0"], 2, "keep rate 0 is out of range", ""),
+        (["export", "--rho", "0.7", "--counts", "3,2,1"], 2, "--rho and --counts exclude each other", ""),
+        (["export", "--counts", "90,95,63"], 2, "token counts grow from 90 to 95 after layer 7", ""),
+        (["export", "--counts", "90,50,0"], 2, "token count 0 after layer 10", ""),
+        (["export", "--counts", "90,x"], 2, "--counts '90,x' is no list of whole numbers", ""),
+        (["export", "--drop-layers", "4,12,13"], 2, "drop layer 12 is out of range", ""),
+        (["export", "--drop-layers", "7,4,10"], 2, "drop layers 7, 4, 10 do not rise", ""),
+        (["export", "--img-size", "225"], 2, "225", ""),
+        (["export", "--img-size", "big"], 2, "image size 'big' is not allowed", ""),
+        (["export", "--graph", "magic"], 2, "graph 'magic' is unknown; there are: order-once, per-stage", ""),
+        (["export", "--weights", "nowhere.pth"], 1, "checkpoint nowhere.pth does not exist", "--weights takes"),
+        (["build-engine", "--fp16", "--fp32"], 2, "exclude each other", ""),
+        (["build-engine", "--engine", "abacus"], 2, "engine 'abacus' is unknown", ""),
+        (["build-engine", "nowhere"], 1, "nowhere does not exist", ""),
+        (["bench", "--batch", "1,two"], 2, "--batch '1,two' is no list of whole numbers", ""),
+        (["bench", "--batch", "0"], 2, "batch sizes [0] are not allowed", ""),
+        (["bench", "--mode", "fast"], 2, "mode 'fast' is unknown", ""),
+        (["bench", "--plot", "b.gif"], 2, "b.gif is no plot file", ""),
+        (["bench", "--json", "no/such/folder/b.json"], 2, "cannot be written", ""),
+        (["predict", "nowhere.jpg"], 1, "image nowhere.jpg does not exist", ""),
+        (["verify", "nowhere.onnx", "nowhere.onnx"], 1, "nowhere.onnx does not exist", ""),
+        (["frobnicate"], 2, "No such command 'frobnicate'", "--help"),
+        (["export", "--no-such-option"], 2, "No such option", "lifedeploy export --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments(workspace, lifedeploy, arguments, code, said, hint):
+    before = sorted(path for path in workspace.rglob("*"))
+    ended = lifedeploy(*arguments)
+    assert ended.code == code, ended.err
+    assert ended.lines[0].startswith("error: ")
+    assert said in ended.lines[0]
+    assert len(ended.lines) <= 2
+    if hint:
+        assert ended.lines[1].startswith("hint: ")
+        assert hint in ended.lines[1]
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    assert sorted(path for path in workspace.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "command", "said"),
+    [
+        (bad_onnx, ["inspect"], "bad.onnx is not a valid ONNX file"),
+        (bad_onnx, ["bench", "--batch", "1", "--engine", "onnxruntime"], "ONNX Runtime cannot load"),
+        (bad_onnx, ["bench", "--batch", "1", "--engine", "openvino"], "OpenVINO cannot load"),
+        (bad_image, ["predict"], "bad.jpg is not an image that can be read"),
+        (lambda f: bad_checkpoint(f, "truncated"), ["export", "-b", TINY, "--weights"], "not a readable safetensors"),
+        (lambda f: bad_checkpoint(f, "strange"), ["export", "-b", TINY, "--weights"], "does not fit this backbone"),
+    ],
+    ids=["inspect", "onnxruntime", "openvino", "image", "truncated checkpoint", "wrong checkpoint"],
+)
+def test_bad_files(workspace, lifedeploy, tmp_path, make, command, said):
+    ended = lifedeploy(*command, make(tmp_path))
+    assert ended.code == 1, ended.err
+    assert ended.lines[0].startswith("error: ")
+    assert said in ended.lines[0]
+    assert len(ended.lines) <= 2
+
+
+def test_a_tampered_engine_is_not_opened(workspace, lifedeploy):
+    path = next(workspace.glob("*/openvino-fp32/model.bin"))
+    content = bytearray(path.read_bytes())
+    content[100] ^= 0xFF
+    path.write_bytes(bytes(content))
+    ended = lifedeploy("bench", next(workspace.glob("*/openvino-fp32")), "--batch", "1")
+    assert ended.code == 1
+    assert "model.bin is not the file that model.json was written for: its SHA-256 differs" in ended.lines[0]
+
+
+def test_ctrl_c_is_one_line_and_exit_1(workspace, lifedeploy, monkeypatch):
+    from lifedeploy.workflows import build
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "build", interrupted)
+    ended = lifedeploy("build-engine")
+    assert ended.code == 1
+    assert ended.lines == ["error: interrupted; nothing half-written was left behind"]
+
+
+def test_an_unwritable_workspace_is_one_line(lifedeploy, tmp_path, weights_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts").write_text("a file, not a folder")
+    ended = lifedeploy("export", "-b", TINY, "--weights", weights_file, "--img-size", "64")
+    assert ended.code == 1
+    assert ended.lines == ["error: artifacts: File exists"] or "artifacts" in ended.lines[0]
+    assert "Traceback" not in ended.err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(workspace, tmp_path, weights_file):
+    """A limit on file size stands in for a full disk: the same OSError at the same places."""
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000));"
+        "from lifedeploy.cli.app import main; main()"
+    )
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "export", "-b", TINY, "--weights", weights_file, "--img-size", "64", "-o", out],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_debug_shows_the_traceback(workspace, lifedeploy, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lifedeploy", "inspect", "nowhere", "--debug"])
+    from lifedeploy.cli import app
+    from lifedeploy.errors import ArtifactError
+
+    with pytest.raises(ArtifactError):
+        app.main()
+
+
+def test_a_bug_is_reported_as_one(lifedeploy, monkeypatch, workspace):
+    from lifedeploy.workflows import inspect
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(inspect, "inspect", broken)
+    ended = lifedeploy("inspect")
+    assert ended.code == 1
+    assert "unexpected ZeroDivisionError: division by zero" in ended.lines[0]
+    assert "this is a bug in lifedeploy" in ended.lines[1]

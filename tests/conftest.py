@@ -1,0 +1,125 @@
+"""Shared fixtures: a tiny model, one real export of it, and the command line in this process."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from lifedeploy.artifact import Workspace
+from lifedeploy.cli import app as cli
+from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.model import backbones
+from lifedeploy.model.vit import SlimViT, build_model
+from lifedeploy.model.weights import ModelRequest
+from lifedeploy.schedule import Schedule
+from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
+from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.workflows.export import ExportRequest, export
+
+TINY = "vit_tiny_patch16_224"
+TINY_SIZE = (64, 64)  # 16 patches
+
+
+def tiny_vit(**options: object) -> VisionTransformer:
+    """A ViT of four layers and 16 patches, with a head that is not zero."""
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
+    torch.manual_seed(1)
+    vit = VisionTransformer(**(settings | options)).eval()
+    for name, parameter in vit.named_parameters():
+        if name.endswith("bias"):  # biases of zero are all one tensor to the exporter
+            torch.nn.init.normal_(parameter, std=0.1)
+    torch.nn.init.normal_(vit.head.weight, std=0.5)
+    return vit
+
+
+@pytest.fixture
+def tiny() -> tuple[SlimViT, ModelSpec]:
+    """A slimmed tiny ViT: 16 patches, 11 after layer 2, 6 after layer 3."""
+    return make_tiny()
+
+
+def make_tiny(*, graph: str = "order-once", method: str = "life", **options: object) -> tuple[SlimViT, ModelSpec]:
+    vit = tiny_vit(**options)
+    patches = vit.patch_embed.num_patches
+    spec = ModelSpec(
+        backbone="tiny",
+        timm_name="tiny",
+        method=method,
+        schedule=Schedule.from_counts(patches, 4, (patches * 11 // 16, patches * 6 // 16), (2, 3)),
+        preprocess=PreprocessSpec(image_size=tuple(vit.patch_embed.img_size)),
+        num_classes=5,
+        prefix_tokens=vit.num_prefix_tokens,
+        provenance=Provenance("random"),
+    )
+    return build_model(vit, spec, graph=graph), spec
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain state dict of the tiny timm model with three classes, as a user would bring one."""
+    torch.manual_seed(3)
+    vit = backbones.create(TINY, image_size=TINY_SIZE, num_classes=3)
+    torch.nn.init.normal_(vit.head.weight, std=0.5)
+    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
+    save_file(vit.state_dict(), path, metadata={"classes": '["cat", "cup", "rocket"]'})
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Path:
+    """A workspace with one real export in it. Read only: copy it (``workspace``) before writing."""
+    root = tmp_path_factory.mktemp("exported") / "artifacts"
+    request = ExportRequest(
+        ModelRequest(TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE), GraphOptions()
+    )
+    export(request, Workspace(root))
+    for engine in ("openvino", "onnxruntime", "fake"):
+        build(BuildRequest(engine=engine), Workspace(root))
+    return root
+
+
+@pytest.fixture
+def workspace(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that workspace, as ``artifacts/`` of the current folder."""
+    root = tmp_path / "artifacts"
+    shutil.copytree(exported, root)
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What it said on standard error."""
+        return [line for line in self.err.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def lifedeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run the command line in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lifedeploy", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run

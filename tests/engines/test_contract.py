@@ -1,0 +1,203 @@
+"""One suite over every engine: whatever runs here keeps the same contract."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.data.preprocess import normalise
+from lifedeploy.data.samples import parity_samples
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.openvino import choose_precision
+from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
+from lifedeploy.evaluation import parity
+
+RUNNABLE = ["fake", "onnxruntime", "openvino", "torch"]
+
+
+@pytest.fixture(params=RUNNABLE)
+def opened(request, exported):
+    """An open engine of the slimmed tiny model, and the export behind it."""
+    source = Workspace(exported).latest_export()
+    cls = registry.get(request.param)
+    if request.param == "torch":
+        path = source.folder / source.manifest.checkpoint
+    else:
+        path = Artifact.read(source.folder / f"{request.param}-fp32" / "model.json").path
+    with cls(path, EngineOptions(method="life")) as engine:
+        yield engine, source
+
+
+def test_specs_say_what_goes_in_and_out(opened):
+    engine, _ = opened
+    (images,) = engine.inputs
+    assert (images.name, images.dtype, images.shape[1:]) == ("images", "float32", (3, 64, 64))
+    assert [spec.name for spec in engine.outputs] == ["logits"]
+    assert engine.precision == "fp32"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_run_gives_pytorchs_answers(opened, batch):
+    engine, source = opened
+    sample = next(s for s in parity_samples(source.manifest.spec.preprocess) if s.batch == batch)
+    images = normalise(sample.pixels, source.manifest.spec.preprocess)
+    expected = parity.recorded(source.folder / source.manifest.reference, "life", [images])[0]
+    np.testing.assert_allclose(engine.run({"images": images})["logits"], expected.logits, atol=1e-4)
+
+
+def test_a_lane_gives_what_run_gives(opened):
+    engine, source = opened
+    sample = parity_samples(source.manifest.spec.preprocess)[-1]
+    images = normalise(sample.pixels, source.manifest.spec.preprocess)
+    lane = engine.lane(len(images))
+    lane.inputs["images"][...] = images
+    lane.infer()
+    np.testing.assert_allclose(lane.outputs["logits"], engine.run({"images": images})["logits"], atol=1e-5)
+    lane.inputs["images"][...] = images[::-1]
+    lane.infer()
+    np.testing.assert_allclose(lane.outputs["logits"], engine.run({"images": images[::-1]})["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "said"),
+    [
+        ({}, "inputs given: none; the engine takes images: float32 (batch, 3, 64, 64)"),
+        ({"pixels": np.zeros((1, 3, 64, 64), np.float32)}, "inputs given: pixels"),
+        ({"images": np.zeros((1, 3, 64, 64), np.float64)}, "input images is float64 (1, 3, 64, 64)"),
+        ({"images": np.zeros((1, 3, 32, 64), np.float32)}, "input images is float32 (1, 3, 32, 64)"),
+        ({"images": np.zeros((3, 64, 64), np.float32)}, "input images is float32 (3, 64, 64)"),
+    ],
+    ids=["nothing", "name", "dtype", "shape", "rank"],
+)
+def test_wrong_inputs_are_refused_before_they_reach_the_runtime(opened, feeds, said):
+    engine, _ = opened
+    with pytest.raises(EngineInputError) as caught:
+        engine.run(feeds)
+    assert said in caught.value.message
+    assert "images: float32 (batch, 3, 64, 64)" in caught.value.message
+
+
+def test_a_closed_engine_says_so_and_can_be_opened_again(opened):
+    engine, _ = opened
+    images = np.ones((1, 3, 64, 64), np.float32)
+    before = engine.run({"images": images})["logits"]
+    engine.close()
+    with pytest.raises(EngineError, match="is not open"):
+        engine.run({"images": images})
+    engine.open()
+    np.testing.assert_allclose(engine.run({"images": images})["logits"], before, atol=1e-6)
+
+
+def test_a_static_engine_refuses_another_batch(opened):
+    engine, _ = opened
+    options = EngineOptions(batch=2, method="life")
+    with type(engine)(engine.path, options) as fixed:
+        if fixed.inputs[0].shape[0] is None:
+            pytest.skip("this runtime takes any batch at full speed, and compiles for none")
+        with pytest.raises(EngineInputError, match="is fixed to batch 2, and batch 3 was asked for"):
+            fixed.lane(3)
+        assert fixed.lane(2).inputs["images"].shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch", "fake"])
+def test_the_tapped_ranking_is_the_one_pytorch_kept(name, exported):
+    source = Workspace(exported).latest_export()
+    spec = source.manifest.spec
+    path = source.folder / source.manifest.checkpoint if name == "torch" else None
+    path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
+    sample = parity_samples(spec.preprocess)[0]
+    images = normalise(sample.pixels, spec.preprocess)
+    expected = parity.recorded(source.folder / source.manifest.reference, "life", [images])[0]
+    with registry.get(name)(path, EngineOptions(taps=("life_order",), method="life")) as engine:
+        order = engine.run({"images": images})["life_order"]
+    survivors = spec.schedule.tokens[-1]
+    assert parity.overlap(expected.kept, order[:, :survivors]) == 1.0
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "fake"])
+def test_lanes_infer_at_the_same_time(name, exported):
+    source = Workspace(exported).latest_export()
+    path = Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
+    with registry.get(name)(path, EngineOptions(streams=2, threads=2)) as engine:
+        lanes = [engine.lane(1) for _ in range(2)]
+        for number, lane in enumerate(lanes):
+            lane.inputs["images"][...] = number + 0.5
+        threads = [threading.Thread(target=lane.infer) for lane in lanes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for number, lane in enumerate(lanes):
+            images = np.full((1, 3, 64, 64), number + 0.5, np.float32)
+            np.testing.assert_allclose(lane.outputs["logits"], engine.run({"images": images})["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "ending"), [("onnxruntime", "onnx"), ("openvino", "xml"), ("fake", "fake.json")])
+def test_a_damaged_file_is_an_engine_error_in_one_line(name, ending, tmp_path):
+    path = tmp_path / f"bad.{ending}"
+    path.write_bytes(b"garbage")
+    with pytest.raises(EngineError) as caught:
+        registry.get(name)(path).open()
+    assert "bad" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_cuda_is_refused_with_a_reason_where_there_is_none():
+    availability = registry.get("onnxruntime-cuda").availability()
+    if availability.ok:
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(EngineUnavailableError, match="engine onnxruntime-cuda cannot run here"):
+        registry.resolve("onnxruntime-cuda")
+
+
+def test_auto_takes_the_first_of_its_order_that_runs(monkeypatch):
+    running = {"openvino": True, "onnxruntime": True, "onnxruntime-cuda": False}
+
+    class Stub:
+        def __init__(self, name):
+            self.name = name
+
+        def availability(self):
+            return type("A", (), {"ok": running[self.name], "reason": "", "hint": ""})
+
+    monkeypatch.setattr(registry, "get", Stub)
+    assert registry.resolve("auto").name == "openvino"
+    running["onnxruntime-cuda"] = True
+    assert registry.resolve("auto").name == "onnxruntime-cuda"
+    running.update(dict.fromkeys(running, False))
+    with pytest.raises(EngineUnavailableError, match="no inference runtime is installed"):
+        registry.resolve("auto")
+
+
+def test_an_unknown_engine_is_a_usage_error_that_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"engine 'tensorflow' is unknown; there are: auto, .*openvino"):
+        registry.get("tensorflow")
+
+
+@pytest.mark.parametrize(
+    ("requested", "bf16", "runs", "said"),
+    [
+        ("fp32", False, "fp32", ""),
+        ("fp32", True, "fp32", ""),
+        ("bf16", True, "bf16", ""),
+        ("fp16", True, "bf16", "building BF16"),
+        ("fp16", False, "fp32", "building FP32 instead of FP16"),
+        ("bf16", False, "fp32", "building FP32 instead of BF16"),
+    ],
+)
+def test_a_precision_the_cpu_has_not_is_replaced_aloud(requested, bf16, runs, said):
+    plan = choose_precision(requested, bf16=bf16)
+    assert plan.precision == runs
+    assert said in plan.note
+    assert bool(plan.note) == (requested != runs)
+
+
+def test_onnxruntime_on_the_cpu_says_that_it_stays_in_fp32():
+    plan = registry.get("onnxruntime").plan("fp16")
+    assert plan.precision == "fp32"
+    assert "FP16" in plan.note
+    assert "FP32 instead" in plan.note

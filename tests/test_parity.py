@@ -1,0 +1,101 @@
+"""The parity gate catches what it is there to catch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lifedeploy.data.samples import Sample, parity_samples
+from lifedeploy.errors import ArtifactError, ParityError
+from lifedeploy.evaluation import parity
+from lifedeploy.evaluation.parity import Answer
+from lifedeploy.spec import PreprocessSpec
+
+SAMPLES = [Sample("photographs", np.zeros((3, 8, 8, 3), np.uint8))]
+LOGITS = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, -1.0], [1.0, 0.9, 0.0]])
+KEPT = np.array([[0, 1, 2, 3], [4, 5, 6, 7], [0, 2, 4, 6]])
+
+
+def compare(logits=LOGITS, kept=KEPT, precision="fp32"):
+    return parity.compare([Answer(LOGITS, KEPT)], [Answer(logits, kept)], SAMPLES, precision)
+
+
+def test_equal_answers_pass():
+    result = compare()
+    assert result.passed
+    assert result.summary() == {"max_abs": 0.0, "max_rel": 0.0, "top1": 1.0, "overlap": 1.0}
+
+
+def test_the_order_of_kept_tokens_does_not_matter():
+    assert compare(kept=KEPT[:, ::-1]).passed
+
+
+def test_an_error_beyond_the_tolerance_fails_and_says_where():
+    logits = LOGITS.copy()
+    logits[1, 2] += 0.1
+    result = compare(logits)
+    assert result.failures == ("photographs, batch 3: relative error 0.033, allowed 0.001",)
+    with pytest.raises(ParityError, match=r"model\.onnx does not compute what PyTorch does: photographs, batch 3"):
+        result.require("model.onnx")
+
+
+def test_other_tokens_kept_fail_even_where_the_classes_agree():
+    kept = KEPT.copy()
+    kept[0] = [8, 9, 10, 11]
+    result = compare(kept=kept)
+    assert result.cases[0].overlap == pytest.approx(2 / 3)
+    assert "kept-token overlap 0.667, at least 0.99 needed" in result.failures[0]
+
+
+def test_infinities_and_nans_fail():
+    for bad in (np.nan, np.inf):
+        logits = LOGITS.copy()
+        logits[0, 0] = bad
+        assert "not finite" in compare(logits).failures[0]
+
+
+def test_a_changed_top1_counts_only_where_the_reference_was_decided():
+    close, wide = LOGITS.copy(), LOGITS.copy()
+    close[2] = [0.95, 1.0, 0.0]  # the reference had 1.0 against 0.9
+    assert compare(close, precision="bf16").passed
+    assert compare(close, precision="bf16").cases[0].top1 == pytest.approx(2 / 3)
+    wide[0] = [1.5, 1.6, 0.0]  # the reference had 3 against 1
+    assert not compare(wide, precision="bf16").passed
+
+
+def test_another_shape_is_an_error():
+    with pytest.raises(ParityError, match=r"the output is \(3, 2\), expected \(3, 3\)"):
+        compare(LOGITS[:, :2])
+
+
+def test_recorded_answers_come_back_for_their_inputs_only(tmp_path):
+    images = [np.full((1, 2), 1.0, np.float32), np.full((1, 2), 2.0, np.float32)]
+    answers = [Answer(LOGITS, KEPT), Answer(LOGITS + 1, None)]
+    path = tmp_path / "reference.npz"
+    parity.record(path, {"life": answers}, images)
+    back = parity.recorded(path, "life", images[::-1])
+    np.testing.assert_array_equal(back[0].logits, LOGITS + 1)
+    assert back[0].kept is None
+    np.testing.assert_array_equal(back[1].kept, KEPT)
+    with pytest.raises(ArtifactError, match="holds no answer of life to these samples"):
+        parity.recorded(path, "life", [images[0] + 5])
+    path.write_bytes(b"PK\x03\x04 no zip")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        parity.recorded(path, "life", images)
+
+
+def test_samples_are_photographs_and_noise_at_two_batch_sizes_and_always_the_same():
+    spec = PreprocessSpec(image_size=(32, 48))
+    samples = parity_samples(spec)
+    assert [(sample.kind, sample.batch) for sample in samples] == [
+        ("photographs", 1),
+        ("noise", 1),
+        ("photographs", 3),
+        ("noise", 3),
+    ]
+    assert all(sample.pixels.shape[1:] == (32, 48, 3) for sample in samples)
+    for one, other in zip(samples, parity_samples(spec), strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+    photographs = samples[2].pixels
+    assert len({photo.tobytes() for photo in photographs}) == 3
+    assert [sample.batch for sample in parity_samples(spec, batch_size=5)] == [5, 5]

@@ -1,0 +1,94 @@
+"""Export as a whole: what it leaves behind, and that it leaves nothing when it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.errors import ParityError
+from lifedeploy.exporters import onnx as exporter
+from lifedeploy.model.weights import ModelRequest
+from lifedeploy.workflows.export import ExportRequest, export
+from tests.conftest import TINY, TINY_SIZE
+
+
+def test_an_export_holds_the_model_its_baselines_and_the_evidence(exported: Path):
+    artifact = Workspace(exported).latest_export()
+    names = {path.name for path in artifact.folder.iterdir() if path.is_file()}
+    assert names == {
+        *("model.onnx", "model.json", "dense.onnx", "dense.json", "first-k.onnx", "first-k.json"),
+        *("weights.safetensors", "reference.npz"),
+    }
+    for method in ("life", "dense", "first-k"):
+        member = artifact.sibling(method)
+        member.check()
+        assert member.manifest.spec.method == method
+        assert member.manifest.parity["passed"]
+        assert [(case["kind"], case["batch"]) for case in member.manifest.parity["cases"]] == [
+            ("photographs", 1),
+            ("noise", 1),
+            ("photographs", 3),
+            ("noise", 3),
+        ]
+    assert artifact.manifest.parity["overlap"] == 1.0
+    assert artifact.manifest.parity["max_rel"] < 1e-4
+
+
+def test_the_manifest_says_what_a_reader_needs(exported: Path):
+    artifact = Workspace(exported).latest_export()
+    data = json.loads(artifact.manifest_path.read_text())
+    assert (data["schema"], data["kind"], data["method"], data["weights"]) == (1, "model", "life", "file")
+    assert data["spec"]["schedule"]["tokens"] == [16] * 4 + [11] * 3 + [8] * 3 + [5] * 2
+    assert data["spec"]["provenance"]["source"] == "mine.safetensors"
+    assert data["spec"]["classes"] == ["cat", "cup", "rocket"]
+    assert data["macs"]["total"] < data["macs"]["dense"]
+    assert data["macs"]["total"] == pytest.approx(data["macs"]["dense"] / data["macs"]["speedup_bound"])
+    assert {"torch", "timm", "onnx", "lifedeploy"} <= set(data["versions"])
+
+
+def test_the_onnx_file_carries_the_facts_itself(exported: Path):
+    import onnx
+
+    artifact = Workspace(exported).latest_export()
+    metadata = {entry.key: entry.value for entry in onnx.load(artifact.path).metadata_props}
+    assert metadata["lifedeploy.method"] == "life"
+    assert json.loads(metadata["lifedeploy.tokens"])[-1] == 5
+    assert json.loads(metadata["preprocess"])["image_size"] == list(TINY_SIZE)
+    assert json.loads(metadata["classes"]) == ["cat", "cup", "rocket"]
+
+
+def request(weights_file: Path, **changes: object) -> ExportRequest:
+    return ExportRequest(ModelRequest(TINY, weights=str(weights_file), image_size=TINY_SIZE), **changes)
+
+
+def test_a_graph_that_computes_something_else_does_not_get_its_name(tmp_path, weights_file, monkeypatch):
+    save = exporter.save
+
+    def damaged(graph, path, *, metadata):
+        weight = graph.graph.initializers["model.backbone.pos_embed"]
+        weight.const_value = type(weight.const_value)(np.asarray(weight.const_value.numpy()) * 1.5, name=weight.name)
+        save(graph, path, metadata=metadata)
+
+    monkeypatch.setattr(exporter, "save", damaged)
+    with pytest.raises(ParityError, match=r"model\.onnx in ONNX Runtime does not compute what PyTorch does"):
+        export(request(weights_file), Workspace(tmp_path / "artifacts"))
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_an_interruption_leaves_the_previous_export_as_it_was(workspace, weights_file, monkeypatch):
+    before = Workspace(workspace).latest_export()
+    content = before.manifest_path.read_text()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(request(weights_file, output=before.folder), Workspace(workspace))
+    assert before.manifest_path.read_text() == content
+    assert [path.name for path in workspace.iterdir()] == [before.folder.name]
+    Artifact.read(before.manifest_path).check()
