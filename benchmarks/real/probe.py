@@ -103,6 +103,8 @@ def verify_file(file: Path, paths: Sequence[Path], expected: Array) -> float:
     with torch.inference_mode():
         error = float(np.abs(model(load_batch(paths)).numpy() - expected).max())
     if not error <= MAX_LOGIT_ERROR:
-        raise PrepareError(f"{file} does not reproduce the fitted head: logits differ by {error:.2e}, "
-                           f"expected at most {MAX_LOGIT_ERROR:.0e}")
+        raise PrepareError(
+            f"{file} does not reproduce the fitted head: logits differ by {error:.2e}, "
+            f"expected at most {MAX_LOGIT_ERROR:.0e}"
+        )
     return error

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from lifedeploy.artifact import Artifact, Workspace
@@ -70,7 +71,7 @@ def test_a_graph_that_computes_something_else_does_not_get_its_name(tmp_path, we
 
     def damaged(graph, path, *, metadata):
         weight = graph.graph.initializers["model.backbone.pos_embed"]
-        weight.const_value = type(weight.const_value)(np.asarray(weight.const_value.numpy()) * 1.5, name=weight.name)
+        weight.const_value = ir.tensor(np.asarray(weight.const_value.numpy()) * 1.5, name=weight.name)
         save(graph, path, metadata=metadata)
 
     monkeypatch.setattr(exporter, "save", damaged)

@@ -1,0 +1,107 @@
+"""Tiny timm ViTs of every kind that the method claims, with nothing in them left at zero or one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from torch import Tensor
+
+from lifedeploy.model.reducers import build_reducer
+from lifedeploy.model.vit import SlimViT
+from lifedeploy.schedule import Schedule
+
+DEPTH = 6
+DROPS = (2, 3, 5)
+SETTINGS: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": DEPTH,
+    "num_heads": 3,
+    "num_classes": 5,
+}
+# name → class, options, prefix tokens
+FAMILIES: dict[str, tuple[type[VisionTransformer], dict[str, Any], int]] = {
+    "plain": (VisionTransformer, {}, 1),
+    "distilled": (VisionTransformerDistilled, {}, 2),
+    "registers": (VisionTransformer, {"reg_tokens": 4}, 5),
+    "deit3": (VisionTransformer, {"no_embed_class": True, "init_values": 0.1}, 1),
+    "dinov2": (
+        VisionTransformer,
+        {"img_size": 56, "patch_size": 14, "init_values": 0.1, "reg_tokens": 4, "no_embed_class": True},
+        5,
+    ),
+    "qk-norm": (VisionTransformer, {"qk_norm": True}, 1),
+    "non-square": (VisionTransformer, {"img_size": (24, 48)}, 1),
+    "norm-first": (VisionTransformer, {"pre_norm": True, "qkv_bias": False}, 1),
+    "mean-pooled": (VisionTransformer, {"global_pool": "avg"}, 1),
+    "post-norm": (VisionTransformer, {"block_fn": ResPostBlock}, 1),
+}
+PRE_NORM = [name for name in FAMILIES if name != "post-norm"]
+
+
+def tiny_vit(family: str = "plain", **options: Any) -> VisionTransformer:
+    """A ViT of six layers; every parameter is disturbed, so that one that is left out shows."""
+    cls, settings, _ = FAMILIES[family]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        vit = cls(**(SETTINGS | settings | options)).eval()
+        with torch.no_grad():
+            for parameter in vit.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return vit
+
+
+def schedule_for(vit: VisionTransformer) -> Schedule:
+    """Keep 0.7 after layers 2, 3 and 5."""
+    return Schedule.from_keep_rate(vit.patch_embed.num_patches, len(vit.blocks), 0.7, DROPS)
+
+
+def slim(
+    vit: VisionTransformer,
+    method: str = "life",
+    schedule: Schedule | None = None,
+    *,
+    graph: str = "order-once",
+    temperature: float = 1.5,
+) -> SlimViT:
+    """``vit`` under a method; a predictor is disturbed, always in the same way."""
+    schedule = schedule_for(vit) if schedule is None else schedule
+    reducer = build_reducer(
+        method, schedule, vit.embed_dim, vit.num_prefix_tokens, graph=graph, temperature=temperature
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in reducer.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return SlimViT(vit, reducer).eval()
+
+
+def images_for(vit: VisionTransformer, batch: int = 3) -> Tensor:
+    """Normalised images."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(batch, 3, *vit.patch_embed.img_size, generator=generator)
+
+
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """What timm feeds to the first block: (B, P + N, C)."""
+    return vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+
+
+def scores_by_hand(model: SlimViT, x: Tensor) -> Tensor:
+    """Eq. 1 and 2, term by term: (B, P + N, C) → (B, N)."""
+    predictor = model.reducer.predictor
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+    normed = (x - mean) / (variance + predictor.norm.eps).sqrt() * predictor.norm.weight + predictor.norm.bias
+    patches = normed[:, model.backbone.num_prefix_tokens :]
+    return torch.einsum("bj,jk,bik->bi", normed[:, 0], predictor.weight, patches)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every kind of ViT, one after the other."""
+    return request.param

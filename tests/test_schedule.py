@@ -1,0 +1,227 @@
+"""Schedules are those of the method's table; lives and MACs are held against counting by hand; nothing impossible is accepted."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+
+import pytest
+
+from lifedeploy.errors import ScheduleError, UsageError
+from lifedeploy.model import backbones
+from lifedeploy.model.vit import count_cost
+from lifedeploy.schedule import Cost, Schedule, default_drop_layers
+
+# Keep rate → tokens in layers 1-4, 5-7, 8-10, 11-12; GMACs of DeiT-S; bound on the speed-up. The MACs are exact
+# (see macs_of_layer), as METHOD asks: its own table once had 4.05, 3.57 and 1.29 in the first two rows.
+TABLE = {
+    0.9: ((196, 176, 159, 143), 4.03, 1.14),
+    0.8: ((196, 157, 125, 100), 3.55, 1.30),
+    0.7: ((196, 137, 96, 67), 3.13, 1.47),
+}
+D, HEADS, MLP, N, T = 384, 6, 1536, 196, 12  # DeiT-S
+
+
+@pytest.fixture(scope="module")
+def deit_s() -> Cost:
+    return count_cost(backbones.create("deit_s"), (224, 224))
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", TABLE)
+def test_tokens_per_layer_are_those_of_the_table(rate):
+    stages, _, _ = TABLE[rate]
+    schedule = Schedule.from_keep_rate(N, T, rate)
+    assert schedule.tokens == (stages[0],) * 4 + (stages[1],) * 3 + (stages[2],) * 3 + (stages[3],) * 2
+    assert schedule.drop_layers == (4, 7, 10)
+    assert schedule.counts == stages[1:]
+    assert schedule.keep_rate == rate
+    assert (schedule.patches, schedule.depth, schedule.base_layer, schedule.prunes) == (N, T, 4, True)
+
+
+@pytest.mark.parametrize("rate", TABLE)
+def test_counts_are_the_rounded_powers_of_the_keep_rate(rate):
+    assert Schedule.from_keep_rate(N, T, rate).counts == tuple(round(N * rate**k) for k in (1, 2, 3))
+
+
+@pytest.mark.parametrize("rate", TABLE)
+def test_gmacs_and_speedup_bound_of_deit_s_are_those_of_the_table(deit_s, rate):
+    _, gmacs, bound = TABLE[rate]
+    schedule = Schedule.from_keep_rate(N, T, rate)
+    assert round(deit_s.total(schedule, predictor=True) / 1e9, 2) == gmacs
+    assert round(deit_s.speedup_bound(schedule, predictor=True), 2) == bound
+
+
+def test_gmacs_of_the_dense_deit_s(deit_s):
+    assert round(deit_s.total(Schedule.dense(N, T)) / 1e9, 2) == 4.60
+    assert deit_s.speedup_bound(Schedule.dense(N, T)) == 1.0
+
+
+def macs_of_layer(patches: int) -> int:
+    """One DeiT-S block by hand: matrix products only."""
+    tokens = 1 + patches
+    head_dim = D // HEADS
+    qkv = tokens * D * (3 * D)
+    scores = HEADS * tokens * tokens * head_dim  # Q Kᵀ
+    values = HEADS * tokens * tokens * head_dim  # A V
+    proj = tokens * D * D
+    mlp = tokens * D * MLP + tokens * MLP * D
+    return qkv + scores + values + proj + mlp
+
+
+@pytest.mark.parametrize("rate", [None, *TABLE])
+def test_macs_of_every_layer_match_a_hand_count(deit_s, rate):
+    schedule = Schedule.dense(N, T) if rate is None else Schedule.from_keep_rate(N, T, rate)
+    by_hand = [macs_of_layer(patches) for patches in schedule.tokens]
+    assert list(deit_s.per_layer(schedule)) == by_hand
+
+    patch_embedding = 14 * 14 * (16 * 16 * 3) * D
+    head = D * 1000
+    assert deit_s.total(schedule) == patch_embedding + sum(by_hand) + head
+    predictor = D * D + N * D  # W x̄_cls, then its inner product with every patch
+    assert deit_s.total(schedule, predictor=True) == deit_s.total(schedule) + predictor
+
+
+# --- lives ------------------------------------------------------------------------------------------------------
+
+
+def test_mean_and_deviation_of_lives_are_those_of_the_method():
+    schedule = Schedule.from_keep_rate(N, T, 0.7)
+    assert schedule.mean_life == pytest.approx(8.25, abs=0.005)
+    assert schedule.std_life == pytest.approx(3.32, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        *(Schedule.from_keep_rate(N, T, rate) for rate in (1.0, 0.9, 0.8, 0.7, 0.5)),
+        Schedule.from_counts(49, 6, (40, 40, 3), (1, 2, 5)),
+        Schedule.from_counts(16, 24, (1,), (23,)),
+        Schedule.dense(10, 3),
+    ],
+)
+def test_mean_and_deviation_of_lives_match_writing_every_life_down(schedule):
+    # Patch i of a ranking takes part in every layer that has more than i patches.
+    lives = [sum(tokens > i for tokens in schedule.tokens) for i in range(schedule.patches)]
+    assert schedule.mean_life == pytest.approx(statistics.fmean(lives), abs=1e-12)
+    assert schedule.std_life == pytest.approx(statistics.pstdev(lives), abs=1e-7)
+
+
+# --- making schedules -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"),
+    [(12, (4, 7, 10)), (24, (8, 14, 20)), (6, (2, 4, 5)), (4, (1, 2, 3)), (2, (1,)), (1, ())],
+)
+def test_default_drop_layers_keep_their_relative_depth(depth, layers):
+    assert default_drop_layers(depth) == layers
+
+
+def test_counts_make_the_same_tokens_as_the_keep_rate_that_gives_them():
+    by_rate = Schedule.from_keep_rate(N, T, 0.7)
+    by_counts = Schedule.from_counts(N, T, (137, 96, 67))
+    assert by_counts.tokens == by_rate.tokens
+    assert by_counts.keep_rate is None
+
+
+def test_a_keep_rate_of_one_drops_nothing():
+    schedule = Schedule.from_keep_rate(N, T, 1.0)
+    assert schedule.tokens == Schedule.dense(N, T).tokens
+    assert not schedule.prunes
+    assert (schedule.mean_life, schedule.std_life) == (T, 0.0)
+
+
+@pytest.mark.parametrize(("layer", "left"), [(1, 196), (4, 137), (7, 96), (9, 96), (10, 67), (12, 67)])
+def test_after_says_how_many_go_on(layer, left):
+    assert Schedule.from_keep_rate(N, T, 0.7).after(layer) == left
+
+
+def test_dropping_after_the_first_and_before_the_last_layer_is_allowed():
+    assert Schedule.from_counts(8, 3, (4, 2), (1, 2)).tokens == (8, 4, 2)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+REFUSED_RATES = [
+    # keep rate, drop layers, found, allowed
+    (0.0, None, "keep rate 0 ", "(0, 1]"),
+    (-0.5, None, "keep rate -0.5 ", "(0, 1]"),
+    (1.01, None, "keep rate 1.01 ", "(0, 1]"),
+    (70.0, None, "keep rate 70 ", "(0, 1]"),
+    (math.nan, None, "keep rate nan ", "(0, 1]"),
+    (math.inf, None, "keep rate inf ", "(0, 1]"),
+    (-math.inf, None, "keep rate -inf ", "(0, 1]"),
+    (0.1, None, "keep rate 0.1 leaves 0 of 196 patch tokens after layer 10", "at least 1"),
+    (0.001, (4,), "keep rate 0.001 leaves 0 of 196 patch tokens after layer 4", "at least 1"),
+    (0.7, (0,), "drop layer 0 ", "1 to 11"),
+    (0.7, (-1, 4), "drop layer -1 ", "1 to 11"),
+    (0.7, (4, 12), "drop layer 12 ", "1 to 11"),
+    (0.7, (4, 13), "drop layer 13 ", "1 to 11"),
+    (0.7, (7, 4, 10), "drop layers 7, 4, 10 ", "greater than the one before"),
+    (0.7, (4, 4, 10), "drop layers 4, 4, 10 ", "greater than the one before"),
+]
+
+
+def assert_refusal(error: ScheduleError, found: str, allowed: str) -> None:
+    assert isinstance(error, UsageError)
+    assert error.exit_code == 2
+    assert "\n" not in error.message
+    assert found in error.message
+    assert allowed in error.message
+    assert str(error) == error.message
+
+
+@pytest.mark.parametrize(("rate", "layers", "found", "allowed"), REFUSED_RATES)
+def test_a_keep_rate_that_cannot_be_is_refused(rate, layers, found, allowed):
+    with pytest.raises(ScheduleError) as refused:
+        Schedule.from_keep_rate(N, T, rate, layers)
+    assert_refusal(refused.value, found, allowed)
+
+
+REFUSED_COUNTS = [
+    # counts, drop layers, found, allowed
+    ((137, 150, 67), None, "grow from 137 to 150 after layer 7", "stay or fall"),
+    ((197, 96, 67), None, "grow from 196 to 197 after layer 4", "stay or fall"),
+    ((137, 96, 0), None, "token count 0 after layer 10", "at least 1"),
+    ((137, -1, -2), None, "token count -1 after layer 7", "at least 1"),
+    ((137, 96), None, "2 token counts (137, 96) for 3 drop layers (4, 7, 10)", "one count per drop layer"),
+    ((137, 96, 67, 50), None, "4 token counts (137, 96, 67, 50) for 3 drop layers", "one count per drop layer"),
+    ((), None, "0 token counts", "one count per drop layer"),
+    ((137,), (12,), "drop layer 12 ", "1 to 11"),
+    ((137,), (0,), "drop layer 0 ", "1 to 11"),
+    ((137, 96), (7, 4), "drop layers 7, 4 ", "greater than the one before"),
+    ((137, 96), (7, 7), "drop layers 7, 7 ", "greater than the one before"),
+]
+
+
+@pytest.mark.parametrize(("counts", "layers", "found", "allowed"), REFUSED_COUNTS)
+def test_counts_that_cannot_be_are_refused(counts, layers, found, allowed):
+    with pytest.raises(ScheduleError) as refused:
+        Schedule.from_counts(N, T, counts, layers)
+    assert_refusal(refused.value, found, allowed)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "layers", "found", "allowed"),
+    [
+        ((), (), "no layers", ""),
+        ((8, 4, 4), (), "change after layer 1", "not a drop layer"),
+        ((8, 8, 4), (1,), "change after layer 2", "not a drop layer"),
+        ((4, 8), (1,), "grow from 4 to 8 after layer 1", "stay or fall"),
+        ((8, 0), (1,), "layer 2 would have 0 patch tokens", "at least 1"),
+        ((8, 4), (2,), "drop layer 2 ", "1 to 1"),
+    ],
+)
+def test_a_schedule_written_out_by_hand_is_checked_too(tokens, layers, found, allowed):
+    with pytest.raises(ScheduleError) as refused:
+        Schedule(tokens, layers)
+    assert_refusal(refused.value, found, allowed)
+
+
+def test_a_schedule_without_drop_layers_has_no_base_layer():
+    with pytest.raises(ScheduleError, match=re.escape("no layer to predict lives after")):
+        _ = Schedule.dense(N, T).base_layer
