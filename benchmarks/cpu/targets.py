@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for exports and engines (default: a temporary one)")
     parser.add_argument("--quick", action="store_true", help="short budgets: to see that it runs")
     arguments = parser.parse_args()
-    budget = 20.0 if arguments.quick else 150.0
+    budget = 15.0 if arguments.quick else 90.0
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

@@ -99,10 +99,12 @@ def measured(report: BenchReport) -> RenderableType:
     machine = report.machine
     gpu = f", {', '.join(machine['gpu'])}" if machine["gpu"] else ""
     features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
+    used = sorted({row.engine.partition("-")[0] for row in report.rows} & set(machine["versions"]))
+    runtimes = "".join(f", {name} {machine['versions'][name]}" for name in used)
     parts.append(
         Text(
-            f"{machine['cpu']}{features}{gpu}, {machine['threads']} threads. Median over rounds in turn; speed-up with "
-            "its 95 % interval (coverage is lower below 6 rounds: see the JSON).",
+            f"{machine['cpu']}{features}{gpu}, {machine['threads']} threads{runtimes}. Median over rounds in turn; "
+            "speed-up with its 95 % interval (coverage is lower below 6 rounds: see the JSON).",
             style="dim",
         )
     )

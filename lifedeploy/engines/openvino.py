@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import Artifact, TensorSpec
-from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan
+from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import installed, pip_line, require
 
@@ -114,11 +114,9 @@ class OpenVino(Engine):
 
     def _lane(self, batch: int) -> Lane:
         request = self._compiled.create_infer_request()
-        inputs: dict[str, Array] = {}
-        for spec in self.inputs:
-            shape = [batch if size is None else size for size in spec.shape]
-            inputs[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
-            request.set_tensor(spec.name, self._ov.Tensor(inputs[spec.name], shared_memory=True))
+        inputs = buffers(self.inputs, batch)
+        for name, array in inputs.items():
+            request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
         return _RequestLane(request, inputs, self._output_names)
 
 

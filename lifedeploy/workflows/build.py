@@ -145,6 +145,7 @@ def _unchanged(folder: Path, members: dict[str, Artifact], wanted: EngineRecord)
         if built.manifest.versions.get("lifedeploy") != versions().get("lifedeploy"):
             return None
         manifests[method] = built.manifest
+    (folder / "model.json").touch()  # "what was built last" is what was asked for last
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=True)
 
 
