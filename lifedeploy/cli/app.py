@@ -274,7 +274,7 @@ def verify(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="An export or engine.  [default: what was built last]")
     ] = None,

@@ -17,7 +17,7 @@ JsonOption = Annotated[
 ]
 ModelArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[MODEL]", help="An export or engine folder, a manifest, or a model file. Default: newest."),
+    typer.Argument(metavar="MODEL", help="An export or engine folder, a manifest, or a model file. Default: newest."),
 ]
 
 

@@ -15,7 +15,7 @@ from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines.base import Array, EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
-from lifedeploy.errors import EngineUnavailableError
+from lifedeploy.errors import EngineUnavailableError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
@@ -72,6 +72,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     loaded = load(request.model, workspace, graph=request.graph.form)
     spec, cost = loaded.spec, count_cost(loaded.model.backbone, loaded.spec.image_size)
     folder = request.output or workspace.root / _name(spec, request)
+    _require_replaceable(folder)
 
     with atomic_folder(folder) as staging:
         samples = parity_samples(spec.preprocess, request.graph.batch_size)
@@ -118,6 +119,24 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             )
             manifests[method].write(staging / f"{stem}.json")
     return ExportReport(folder, manifests, loaded.warning)
+
+
+def _require_replaceable(folder: Path) -> None:
+    """An export takes the place of what was in its folder: that may be nothing, or an export with its engines.
+
+    Raises:
+        UsageError: anything else is in it, and would be lost.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir() or folder.resolve() == Path.cwd():
+        raise UsageError(
+            f"{folder} cannot be written to: it is {'the current folder' if folder.is_dir() else 'a file'}"
+        )
+    ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in FILES.values() for ending in ("onnx", "json"))}
+    foreign = [path.name for path in folder.iterdir() if path.name not in ours and not (path / "model.json").is_file()]
+    if foreign:
+        raise UsageError(f"{folder}/ holds {foreign[0]}, which no export made and which would be lost", hint="-o DIR")
 
 
 def macs(spec: ModelSpec, cost: Cost) -> dict[str, Any]:

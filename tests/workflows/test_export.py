@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from lifedeploy.artifact import Artifact, Workspace
-from lifedeploy.errors import ParityError
+from lifedeploy.errors import ParityError, UsageError
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.model.weights import ModelRequest
 from lifedeploy.workflows.export import ExportRequest, export
@@ -78,6 +78,27 @@ def test_a_graph_that_computes_something_else_does_not_get_its_name(tmp_path, we
     with pytest.raises(ParityError, match=r"model\.onnx in ONNX Runtime does not compute what PyTorch does"):
         export(request(weights_file), Workspace(tmp_path / "artifacts"))
     assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_an_export_never_replaces_what_is_not_an_export(tmp_path, weights_file, monkeypatch):
+    monkeypatch.setattr(exporter, "trace", lambda *_: pytest.fail("it should have been refused by now"))
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"precious/ holds thesis\.tex, which no export made"):
+        export(request(weights_file, output=tmp_path / "precious"), Workspace(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="it is the current folder"):
+        export(request(weights_file, output=Path()), Workspace(tmp_path))
+    assert (tmp_path / "precious" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_export_takes_the_place_of_an_older_one_and_its_engines(workspace, weights_file):
+    before = Workspace(workspace).latest_export()
+    export(request(weights_file, output=before.folder, check_parity=False), Workspace(workspace))
+    after = Workspace(workspace).latest_export()
+    assert after.folder == before.folder
+    assert after.manifest.parity is None
+    assert Workspace(workspace).engines() == []
 
 
 def test_an_interruption_leaves_the_previous_export_as_it_was(workspace, weights_file, monkeypatch):
