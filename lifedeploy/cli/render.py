@@ -54,7 +54,7 @@ def exported(report: Any) -> RenderableType:
 
 
 def _stages(spec: ModelSpec) -> str:
-    return " → ".join(map(str, (spec.schedule.patches, *spec.schedule.counts)))
+    return "→".join(map(str, (spec.schedule.patches, *spec.schedule.counts)))
 
 
 def _evidence(parity: dict[str, Any] | None) -> tuple[str, str, str]:

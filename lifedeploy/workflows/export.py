@@ -130,9 +130,8 @@ def _require_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir() or folder.resolve() == Path.cwd():
-        raise UsageError(
-            f"{folder} cannot be written to: it is {'the current folder' if folder.is_dir() else 'a file'}"
-        )
+        what = "the current folder" if folder.is_dir() else "a file"
+        raise UsageError(f"{folder} cannot be written to: it is {what}")
     ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in FILES.values() for ending in ("onnx", "json"))}
     foreign = [path.name for path in folder.iterdir() if path.name not in ours and not (path / "model.json").is_file()]
     if foreign:

@@ -54,7 +54,7 @@ def test_bench_shows_a_table_and_writes_its_files(workspace, lifedeploy, tmp_pat
 def test_inspect_shows_the_schedule_and_the_graph(workspace, lifedeploy):
     ended = lifedeploy("inspect")
     assert ended.code == 0
-    assert "16 → 11 → 8 → 5" in ended.out
+    assert "16→11→8→5" in ended.out
     assert "1 TopK (k = 11), 1 Gather fed by it" in ended.out
     engine = lifedeploy("inspect", next(workspace.glob("*/onnxruntime-fp32")), "--json", "-")
     assert json.loads(engine.out)["manifest"]["engine"]["name"] == "onnxruntime"
