@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance
 
 HUB_TIMEOUT_S = 3.0
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 RANDOM_SEED = 0
 POLICIES = ("auto", "pretrained", "random")
 
@@ -94,7 +96,10 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
             return _from_file(request, path, graph)
     reason = hub_obstacle(backbone)
     if not reason:
-        return _pretrained(request, graph)
+        try:
+            return _pretrained(request, graph)
+        except WeightsError as error:  # it answered, and then did not deliver
+            reason = error.message
     loaded = _random(request, graph)
     return LoadedModel(
         loaded.model,
@@ -201,7 +206,7 @@ def hub_obstacle(name: str) -> str:
     Asked before timm is, which takes most of a minute to give up: first the local cache, then one connection with a
     short time-out.
     """
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.has_weights:
         return f"timm has none for {name}"
     hub_id = config.hf_hub_id
@@ -209,32 +214,35 @@ def hub_obstacle(name: str) -> str:
         return ""
     if hub_id and os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return "HF_HUB_OFFLINE is set and they are not in the cache"
-    from huggingface_hub import constants
+    if not hub_id:
+        return _unreachable(str(config.url))
+    from huggingface_hub import hf_hub_url
 
-    return _unreachable(constants.ENDPOINT if hub_id else str(config.url))
+    return _unreachable(hf_hub_url(hub_id, config.hf_hub_filename or _HUB_FILES[0]))
 
 
 def _cached(hub_id: str, filename: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    names = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]
+    names = [filename] if filename else _HUB_FILES
     return any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in names)
 
 
 def _unreachable(url: str) -> str:
-    """'' if the host of ``url`` takes a connection (through the proxy, if one is set) within the time-out."""
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    parts = urlsplit(proxy or url)
-    host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    """'' if ``url`` answers one request (through the proxy, if one is set) within the time-out."""
+    host = urlsplit(url).hostname or url
     verdict: list[str] = []
 
     def probe() -> None:
         try:
-            socket.create_connection((host, port), timeout=HUB_TIMEOUT_S).close()
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
             verdict.append("")
-        except OSError as error:
-            verdict.append(f"cannot reach {host}: {error.strerror or error}")
+        except urllib.error.HTTPError as error:
+            # Not found is an answer too: timm knows other names to look for.
+            verdict.append("" if error.code == 404 else f"{host} answers {error.code} {error.reason}")
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            verdict.append(f"cannot reach {host}: {getattr(reason, 'strerror', None) or reason}")
 
     # In a thread, because looking up a name does not honour the socket's time-out.
     thread = threading.Thread(target=probe, daemon=True)
