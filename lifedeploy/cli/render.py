@@ -22,7 +22,7 @@ from lifedeploy.workflows.predict import PredictReport
 from lifedeploy.workflows.verify import VerifyReport
 
 # Methods in the order a reader wants them.
-_TITLES = {"life": "life (slimmed)", "dense": "dense (baseline)", "first-k": "first-k (bound)"}
+_TITLES = {"life": "slimmed", "dense": "baseline", "first-k": "bound"}
 
 
 def _table(*headers: str, title: str | None = None) -> Table:

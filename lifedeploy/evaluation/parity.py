@@ -109,15 +109,19 @@ def ask(run: Callable[[Array], Answer], samples: Sequence[Sample], spec: ModelSp
 
 
 def asker(engine: Engine, probe: Engine | None, survivors: int) -> Callable[[Array], Answer]:
-    """Ask an open engine, and an open probe (the same with the ranking tapped) which tokens it kept."""
+    """Ask an open engine, and an open probe (the same with the ranking tapped; may be the engine itself) what it kept.
+
+    ``survivors`` is the number of tokens that reach the last layer.
+    """
 
     def run(images: Array) -> Answer:
         # Logits first, by contract: graphs of other tools may call them anything.
-        logits = engine.run({engine.inputs[0].name: images})[engine.outputs[0].name]
+        results = engine.run({engine.inputs[0].name: images})
+        logits = results[engine.outputs[0].name]
         if probe is None:
             return Answer(logits, None)
-        order = probe.run({probe.inputs[0].name: images})[ORDER_TAP]
-        return Answer(logits, order[:, :survivors])
+        tapped = results if probe is engine else probe.run({probe.inputs[0].name: images})
+        return Answer(logits, tapped[ORDER_TAP][:, :survivors])
 
     return run
 

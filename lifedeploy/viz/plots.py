@@ -104,7 +104,14 @@ def _speedup(axis: Any, rows: Sequence[Row]) -> None:
         side, align = (-9, "right") if index == 0 and len(slimmed) > 1 else (9, "left")
         for x, y in zip(places, middle, strict=True):
             axis.annotate(
-                f"{y:.2f}×", (x, y), textcoords="offset points", xytext=(side, -3), ha=align, fontsize=8, color=colour
+                f"{y:.2f}×",
+                (x, y),
+                textcoords="offset points",
+                xytext=(side, -3),
+                ha=align,
+                fontsize=8,
+                color=colour,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
     bounds = {row.mac_ratio for row in rows if row.method not in ("dense", "first-k") and row.mac_ratio}
     for bound in bounds:
