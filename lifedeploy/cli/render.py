@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -21,23 +21,35 @@ from lifedeploy.workflows.inspect import InspectReport
 from lifedeploy.workflows.predict import PredictReport
 from lifedeploy.workflows.verify import VerifyReport
 
+if TYPE_CHECKING:  # its module imports torch
+    from lifedeploy.workflows.export import ExportReport
+
 # Methods in the order a reader wants them.
 _TITLES = {"life": "slimmed", "dense": "baseline", "first-k": "bound"}
 
 
-def _table(*headers: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+def _table(*headers: str, title: str | None = None, text_columns: int = 1) -> Table:
+    """A table of numbers; its first ``text_columns`` columns are text. Made to fit eighty columns."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for index, header in enumerate(headers):
-        table.add_column(header, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(header, justify="left" if index < text_columns else "right", no_wrap=True)
     return table
 
 
-def exported(report: Any) -> RenderableType:
+def exported(report: ExportReport) -> RenderableType:
     """What ``export`` made."""
     parts: list[RenderableType] = []
     if report.warning:
         parts.append(Panel(Text(report.warning), title="warning", border_style="bold red", style="bold yellow"))
-    table = _table("file", "tokens", "GMACs", "MAC bound", "max rel. error", "top-1", "kept tokens")
+    table = _table("file", "tokens", "GMACs", "MAC\nbound", "max rel.\nerror", "top-1", "kept\ntokens")
     for method, manifest in report.manifests.items():
         spec, macs = manifest.spec, manifest.macs
         tokens = spec.schedule.patches if method == "dense" else _stages(spec)
@@ -76,7 +88,7 @@ def built(report: BuildReport) -> RenderableType:
         )
     verb = "reused: nothing changed since it was built" if report.reused else "built"
     parts.append(Text.assemble((f"{record.name} {record.runtime}", "bold"), f" · {record.precision} · {verb}"))
-    table = _table("engine", "max rel. error", "top-1", "kept tokens")
+    table = _table("engine", "max rel.\nerror", "top-1", "kept\ntokens")
     for method, manifest in report.members.items():
         table.add_row(f"{manifest.file}  [dim]{_TITLES[method]}[/]", *_evidence(manifest.parity))
     parts += [table, Text(f"in {report.engine.folder}/", style="green")]
@@ -113,18 +125,8 @@ def measured(report: BenchReport) -> RenderableType:
 
 def _contest(rows: list[Row], title: str) -> Table:
     """Fits eighty columns: what does not (quartiles, rounds, coverage) is in the JSON and the CSV."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-        collapse_padding=True,
-    )
     headers = ("batch", "method", "img/s", "p50/p90/p99\nms", "speed-up\n(95 %)", "MAC\nbound", "effi-\nciency")
-    for header in (*headers, "of\nfirst-k", "MiB"):
-        table.add_column(header, justify="left" if header in ("batch", "method") else "right", no_wrap=True)
+    table = _table(*headers, "of\nfirst-k", "MiB", title=title, text_columns=2)
     previous = None
     for row in rows:
         if previous is not None and row.batch != previous:
@@ -220,7 +222,8 @@ def _layers(manifest: Manifest) -> Table:
     table.add_row("head", "", f"{macs['head'] / 1e6:.1f}")
     table.add_section()
     table.add_row("in all", "", f"{macs['total'] / 1e6:.1f}")
-    table.add_row("dense", "", f"{macs['dense'] / 1e6:.1f}  (bound on speed-up {macs['speedup_bound']:.3f}×)")
+    table.add_row("dense", "", f"{macs['dense'] / 1e6:.1f}")
+    table.add_row("MAC bound", "", f"{macs['speedup_bound']:.3f}×")
     return table
 
 
