@@ -62,9 +62,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         if path.exists():
             previous = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.replace(previous)
-            temporary.replace(path)
-            shutil.rmtree(previous)
+            try:
+                path.replace(previous)
+                temporary.replace(path)
+            except BaseException:
+                if not path.exists():
+                    previous.replace(path)
+                raise
+            finally:
+                shutil.rmtree(previous, ignore_errors=True)
         else:
             temporary.replace(path)
     finally:
@@ -86,9 +92,14 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def readable_json(data: Mapping[str, Any]) -> str:
     """JSON with one fact per line; a list of plain values stays on its line."""
     text = json.dumps(data, indent=2, ensure_ascii=False)
-    # Inside strings there are no raw line ends, so this touches white space between values only.
-    flat = re.sub(r"\[\s[^\[\]{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match.group()), text)
-    return flat.replace("[ ", "[").replace(" ]", "]") + "\n"
+    # A string holds no raw line end, so a bracket before one is never part of a string, and nor is white space around.
+    flat = re.sub(_PLAIN_LIST, lambda match: "[" + re.sub(r",\n *", ", ", match[1]) + "]", text)
+    return flat + "\n"
+
+
+# "[", then only scalars between raw line ends, then "]".
+_SCALAR = r'(?:"(?:[^"\\\n]|\\.)*"|[^\s"\[\]{},]+)'
+_PLAIN_LIST = rf"\[\n *({_SCALAR}(?:,\n *{_SCALAR})*)\n *\]"
 
 
 @dataclass(frozen=True)
@@ -190,7 +201,7 @@ class Manifest:
                 versions=dict(data["versions"]),
                 created=data["created"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the manifest is incomplete: {error}") from error
 
     def write(self, path: Path) -> None:
@@ -312,7 +323,10 @@ class Workspace:
         return found[0]
 
     def _newest(self, pattern: str, *, kind: str) -> list[Artifact]:
-        paths = [path for path in self.root.glob(pattern) if not path.relative_to(self.root).parts[0].startswith(".")]
+        matches = self.root.glob(pattern)
+        paths = [
+            path for path in matches if not any(part.startswith(".") for part in path.relative_to(self.root).parts)
+        ]
         paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         found = [Artifact.read(path) for path in paths]
         return [artifact for artifact in found if artifact.manifest.kind == kind]

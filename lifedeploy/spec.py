@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lifedeploy.errors import ArtifactError
+from lifedeploy.errors import ArtifactError, ScheduleError
 from lifedeploy.schedule import Schedule
 
 METHODS = ("life", "dense", "first-k")
@@ -90,7 +90,7 @@ class ModelSpec:
                 temperature=data.get("temperature", 1.5),
                 classes=tuple(data.get("classes", ())),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, ScheduleError) as error:
             raise ArtifactError(f"the model's description is incomplete: {error}") from error
 
 

@@ -62,6 +62,10 @@ MANIFEST = Manifest(
 )
 
 
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def manifest_beside(path: Path, **changes: object) -> Artifact:
     """A manifest ``model.json`` in ``path`` and the small file it speaks of."""
     path.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,7 @@ def test_atomic_file_appears_under_its_name_only_when_complete(tmp_path):
         temporary.write_text("content")
         assert not path.exists()
     assert path.read_text() == "content"
-    assert os.listdir(path.parent) == ["file.bin"]
+    assert listing(path.parent) == ["file.bin"]
 
 
 @names
@@ -89,7 +93,7 @@ def test_atomic_file_leaves_nothing_behind_when_it_fails(tmp_path, interruption)
     with pytest.raises(type(interruption)), atomic_file(tmp_path / "file.bin") as temporary:
         temporary.write_text("half")
         raise interruption
-    assert os.listdir(tmp_path) == []
+    assert listing(tmp_path) == []
 
 
 @names
@@ -100,7 +104,7 @@ def test_atomic_file_keeps_the_previous_content_when_it_fails(tmp_path, interrup
         temporary.write_text("half")
         raise interruption
     assert path.read_text() == "previous"
-    assert os.listdir(tmp_path) == ["file.bin"]
+    assert listing(tmp_path) == ["file.bin"]
 
 
 def test_atomic_folder_appears_under_its_name_only_when_complete(tmp_path):
@@ -110,7 +114,7 @@ def test_atomic_folder_appears_under_its_name_only_when_complete(tmp_path):
         assert temporary.parent == path.parent
         assert not path.exists()
     assert (path / "a").read_text() == "new"
-    assert os.listdir(path.parent) == ["folder"]
+    assert listing(path.parent) == ["folder"]
 
 
 def test_atomic_folder_replaces_as_a_whole(tmp_path):
@@ -119,9 +123,9 @@ def test_atomic_folder_replaces_as_a_whole(tmp_path):
     (path / "old").write_text("old")
     with atomic_folder(path) as temporary:
         (temporary / "new").write_text("new")
-        assert os.listdir(path) == ["old"]
-    assert os.listdir(path) == ["new"]
-    assert os.listdir(tmp_path) == ["folder"]
+        assert listing(path) == ["old"]
+    assert listing(path) == ["new"]
+    assert listing(tmp_path) == ["folder"]
 
 
 @names
@@ -129,7 +133,7 @@ def test_atomic_folder_leaves_nothing_behind_when_it_fails(tmp_path, interruptio
     with pytest.raises(type(interruption)), atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "a").write_text("half")
         raise interruption
-    assert os.listdir(tmp_path) == []
+    assert listing(tmp_path) == []
 
 
 @names
@@ -141,8 +145,8 @@ def test_atomic_folder_keeps_the_previous_content_when_it_fails(tmp_path, interr
         (temporary / "new").write_text("half")
         raise interruption
     assert (path / "old").read_text() == "old"
-    assert os.listdir(path) == ["old"]
-    assert os.listdir(tmp_path) == ["folder"]
+    assert listing(path) == ["old"]
+    assert listing(tmp_path) == ["folder"]
 
 
 @names
@@ -160,8 +164,8 @@ def test_atomic_folder_puts_the_previous_one_back_when_the_last_rename_fails(tmp
     monkeypatch.setattr(Path, "replace", replace_but_not_the_new_one)
     with pytest.raises(type(interruption)), atomic_folder(path) as temporary:
         (temporary / "new").write_text("new")
-    assert path.is_dir() and os.listdir(path) == ["old"]
-    assert os.listdir(tmp_path) == ["folder"]
+    assert path.is_dir() and listing(path) == ["old"]
+    assert listing(tmp_path) == ["folder"]
 
 
 def test_files_and_folders_get_the_permissions_that_plain_ones_would(tmp_path):
@@ -220,7 +224,7 @@ def test_write_json_is_utf8_and_atomic(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"name": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"name": "naïve ✓"}
-    assert os.listdir(tmp_path) == ["facts.json"]
+    assert listing(tmp_path) == ["facts.json"]
 
 
 # --- manifests --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Schedules are those of the method's table; lives and MACs are held against counting by hand; nothing impossible is accepted."""
+"""Schedules are those of the method's table; lives and MACs match counting by hand; the impossible is refused."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console
 from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, image_size, numbers, precision
 from lifedeploy.errors import LifedeployError, UsageError
+from lifedeploy.spec import GRAPHS
 
 app = typer.Typer(
     name="lifedeploy",
@@ -107,8 +108,8 @@ def export(
     """
     if rho is not None and counts is not None:
         raise UsageError("--rho and --counts exclude each other: both set the schedule")
-    if graph not in ("order-once", "per-stage"):
-        raise UsageError(f"graph {graph!r} is unknown; there are: order-once, per-stage")
+    if graph not in GRAPHS:
+        raise UsageError(f"graph {graph!r} is unknown; there are: {', '.join(GRAPHS)}")
     layers = numbers(drop_layers, "--drop-layers") if drop_layers else None
     kept = numbers(counts, "--counts") if counts else None
     size = image_size(img_size) if img_size else None

@@ -31,6 +31,10 @@ def timm_name(name: str) -> str:
     full = SHORT_NAMES.get(name, name)
     architecture = full.partition(".")[0]
     if timm.is_model(architecture):
+        try:
+            timm.get_pretrained_cfg(full)
+        except RuntimeError as error:  # timm's word for a tag that the architecture does not have
+            raise UsageError(f"backbone {name!r} is unknown: {error}") from error
         return full
     known = [*SHORT_NAMES, *timm.list_models("*vit*"), *timm.list_models("*deit*")]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
@@ -63,7 +67,9 @@ def create(
         options["img_size"] = image_size
     if num_classes is not None:
         options["num_classes"] = num_classes
-    _refuse_other_families(name, full)
+    refuse_other_families(name, full)
+    if image_size is not None and min(image_size) < 1:
+        raise UsageError(f"image size {image_size[0]}x{image_size[1]} has no pixels; both sides must be at least 1")
     try:
         model = timm.create_model(full, pretrained=pretrained, **options)
     except AssertionError as error:
@@ -79,7 +85,7 @@ def create(
     return checked
 
 
-def _refuse_other_families(name: str, full: str) -> None:
+def refuse_other_families(name: str, full: str) -> None:
     """Refuse by the module a timm model is defined in, before it is built: some take seconds and gigabytes."""
     module = timm.model_entrypoint(full.partition(".")[0]).__module__.rpartition(".")[2]
     if module not in ("vision_transformer", "deit", "vision_transformer_hybrid"):

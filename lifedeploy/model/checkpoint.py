@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,15 @@ def read_spec(path: Path) -> ModelSpec | None:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names in the header of a plain safetensors file, if it has any."""
     text = _metadata(path).get(CLASSES_KEY)
-    return tuple(map(str, json.loads(text))) if text else ()
+    if not text:
+        return ()
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path} carries class names that cannot be read: {error}") from error
+    if not isinstance(names, list):
+        raise WeightsError(f"{path} carries class names that are no JSON list")
+    return tuple(map(str, names))
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -81,14 +91,32 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # Not torch's first line, which advises to load it all the same.
+        named = _FORBIDDEN.search(str(error))
+        if named is None and not _is_pickle(path):  # the page of a download that failed, say
+            raise WeightsError(f"{path} is damaged or no checkpoint: it is no pickle") from error
         raise WeightsError(
-            f"{path} holds more than tensors and is not loaded, since that could run code: {reason}",
+            f"{path} holds more than tensors and is not loaded, since that could run code: "
+            + (named[1] if named else "a pickle that torch did not write"),
             hint="save it again as safetensors, or as a plain state dict",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # on bytes that are no pickle torch's reader fails in every way there is
+        raise WeightsError(f"{path} is damaged or no checkpoint: {_one_line(error)}") from error
     return _plain_state(data, path)
+
+
+# What torch's weights-only reader names when it meets something else than tensors.
+_FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|instantiate|Trying to load unsupported GLOBAL) ([\w.]+)")
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO or zipfile.is_zipfile(path)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()]
+    return " ".join(part for part in (type(error).__name__, lines[0] if lines else "") if part)
 
 
 def _plain_state(data: Any, path: Path) -> dict[str, Tensor]:
@@ -113,17 +141,28 @@ def load_into(model: SlimViT, state: dict[str, Tensor], path: Path) -> None:
     ours = any(name.startswith("backbone.") for name in state)
     target: torch.nn.Module = model if ours else model.backbone
     if ours:
-        # A checkpoint of the dense model has no predictor; the model then keeps its own.
-        state = {name: tensor for name, tensor in state.items() if name in target.state_dict() or _is_backbone(name)}
+        # Under a method without parameters those of the predictor are left out. A checkpoint of the dense model has
+        # none; the model then keeps its own. But all of them or none.
+        reducer = {name: tensor for name, tensor in state.items() if not _is_backbone(name)}
         own = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
-        state = own | state
+        found = {name: tensor for name, tensor in reducer.items() if name in own} if reducer else own
+        bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if _is_backbone(name)}
+        state = {f"backbone.{name}": tensor for name, tensor in _fitted(bare, model, path).items()} | found
     else:
-        state = checkpoint_filter_fn(dict(state), model.backbone)
+        state = _fitted(state, model, path)
     expected = target.state_dict()
     problem = _first_mismatch(expected, state)
     if problem:
         raise WeightsError(f"{path} does not fit this backbone: {problem}")
     target.load_state_dict(state, strict=True)
+
+
+def _fitted(state: dict[str, Tensor], model: SlimViT, path: Path) -> dict[str, Tensor]:
+    """timm's own reading of a state dict: other spellings, position embeddings of another size."""
+    try:
+        return dict(checkpoint_filter_fn(dict(state), model.backbone))
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} does not fit this backbone: {str(error).splitlines()[0]}") from error
 
 
 def _is_backbone(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import threading
@@ -19,7 +20,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from lifedeploy.artifact import Workspace, sha256
-from lifedeploy.errors import UsageError, WeightsError
+from lifedeploy.errors import ScheduleError, UsageError, WeightsError
 from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
@@ -69,6 +70,7 @@ def load(request: ModelRequest, workspace: Workspace, *, graph: str = "order-onc
         UsageError, UnsupportedModelError, ScheduleError: the request cannot be meant.
         WeightsError: the weights asked for are missing, unreachable, damaged or of another shape.
     """
+    backbones.refuse_other_families(request.backbone, backbones.timm_name(request.backbone))
     if request.weights == "random":
         return _random(request, graph)
     if request.weights == "pretrained":
@@ -91,7 +93,10 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
             continue
         if request.image_size not in (None, spec.image_size) or request.num_classes not in (None, spec.num_classes):
             continue
-        wanted = request.schedule(spec.schedule.patches, spec.schedule.depth)
+        try:
+            wanted = request.schedule(spec.schedule.patches, spec.schedule.depth)
+        except ScheduleError:  # at this checkpoint's image size; at the one that is made in the end it may be fine
+            continue
         if wanted.tokens == spec.schedule.tokens:
             return _from_file(request, path, graph)
     reason = hub_obstacle(backbone)
@@ -154,7 +159,11 @@ def _from_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
     state = checkpoint.read_state(path)
     own = checkpoint.read_spec(path)
     head = state.get("head.weight", state.get("backbone.head.weight"))
-    classes = request.num_classes or (own.num_classes if own else None) or (head.shape[0] if head is not None else None)
+    classes = (
+        request.num_classes
+        or (own.num_classes if own else None)
+        or (head.shape[0] if head is not None and head.ndim else None)
+    )
     size = request.image_size or (own.image_size if own else None)
     name = own.timm_name if own else request.backbone
     if own and own.timm_name != backbones.timm_name(request.backbone):
@@ -167,6 +176,8 @@ def _from_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
         predictor=own.provenance.predictor if own else "identity",
     )
     names = own.classes if own else checkpoint.read_classes(path) or _imagenet_names(vit.num_classes)
+    if names and len(names) != vit.num_classes:
+        raise WeightsError(f"{path} carries {len(names)} class names for a head of {vit.num_classes} classes")
     spec = describe(request, vit, provenance, names)
     model = build_model(vit, spec, graph=graph)
     checkpoint.load_into(model, state, path)
@@ -240,9 +251,9 @@ def _unreachable(url: str) -> str:
         except urllib.error.HTTPError as error:
             # Not found is an answer too: timm knows other names to look for.
             verdict.append("" if error.code == 404 else f"{host} answers {error.code} {error.reason}")
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            verdict.append(f"cannot reach {host}: {getattr(reason, 'strerror', None) or reason}")
+            verdict.append(f"cannot reach {host}: {' '.join(str(getattr(reason, 'strerror', None) or reason).split())}")
 
     # In a thread, because looking up a name does not honour the socket's time-out.
     thread = threading.Thread(target=probe, daemon=True)

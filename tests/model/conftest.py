@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,8 +47,22 @@ FAMILIES: dict[str, tuple[type[VisionTransformer], dict[str, Any], int]] = {
 PRE_NORM = [name for name in FAMILIES if name != "post-norm"]
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Models this small only lose by sharing their work out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny_vit(family: str = "plain", **options: Any) -> VisionTransformer:
     """A ViT of six layers; every parameter is disturbed, so that one that is left out shows."""
+    return copy.deepcopy(_tiny_vit(family, **options))
+
+
+@functools.cache
+def _tiny_vit(family: str, **options: Any) -> VisionTransformer:
     cls, settings, _ = FAMILIES[family]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)

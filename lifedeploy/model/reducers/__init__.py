@@ -10,6 +10,7 @@ from lifedeploy.model.reducers.dense import DenseReducer
 from lifedeploy.model.reducers.first_k import FirstKReducer
 from lifedeploy.model.reducers.life import LifePredictor, LifeReducer, lives
 from lifedeploy.schedule import Schedule
+from lifedeploy.spec import GRAPHS
 
 __all__ = [
     "BlockAttention",
@@ -44,4 +45,6 @@ def build_reducer(
     """
     if method not in _BUILDERS:
         raise UsageError(f"method {method!r} is unknown; there are: {', '.join(_BUILDERS)}")
+    if graph not in GRAPHS:
+        raise UsageError(f"graph {graph!r} is unknown; there are: {', '.join(GRAPHS)}")
     return _BUILDERS[method](schedule, dim, prefix, graph, temperature)

@@ -40,8 +40,9 @@ def lives(scores: Tensor, schedule: Schedule) -> Tensor:
     """
     centred = scores - scores.mean(dim=1, keepdim=True)
     # Of the whole population, as eq. 10 is; and guarded, since the deviation can be 0.
-    deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
-    return centred / deviation.clamp_min(1e-6) * schedule.std_life + schedule.mean_life
+    # before the root: behind it, the gradient of the root at 0 would already be infinite
+    deviation = centred.square().mean(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
+    return centred / deviation * schedule.std_life + schedule.mean_life
 
 
 class TakeOrdered(nn.Module):

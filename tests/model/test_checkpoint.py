@@ -1,0 +1,411 @@
+"""Checkpoints come back as they were, run nothing, and say in one line why they do not fit."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from lifedeploy.errors import WeightsError
+from lifedeploy.model import backbones, checkpoint
+from lifedeploy.model.vit import SlimViT, build_model
+from lifedeploy.schedule import Schedule
+from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
+from tests.model.conftest import FAMILIES, images_for, slim, tiny_vit
+
+SMALL = "test_vit"  # timm's own test model: 6 layers, 64 channels
+SIZE = (64, 64)  # 16 patches
+NAMES = ("tabby, cat", "[ odd ]\nname", 'quo"ted ✓')
+
+
+def small_model(**changes: Any) -> tuple[SlimViT, ModelSpec]:
+    """A small timm model under ``life``; its predictor is not at its starting point."""
+    settings = {
+        "backbone": SMALL,
+        "timm_name": SMALL,
+        "method": "life",
+        "schedule": Schedule.from_keep_rate(16, 6, 0.7),
+        "preprocess": PreprocessSpec(SIZE, crop_pct=0.95),
+        "num_classes": 3,
+        "prefix_tokens": 1,
+        "provenance": Provenance("trained", source="run 7", predictor="trained"),
+        "temperature": 2.0,
+        "classes": NAMES,
+    }
+    spec = ModelSpec(**(settings | changes))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(4)
+        vit = backbones.create(SMALL, image_size=spec.image_size, num_classes=spec.num_classes)
+        model = build_model(vit, spec)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, spec
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, SlimViT, ModelSpec]:
+    model, spec = small_model()
+    path = tmp_path / "runs" / "last.safetensors"
+    checkpoint.save(path, model, spec)
+    return path, model, spec
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def refusal(call: Callable[[], object], path: Path) -> WeightsError:
+    """The WeightsError of ``call``: one line, without control characters, that names the file."""
+    with pytest.raises(WeightsError) as error:
+        call()
+    assert str(path) in error.value.message
+    assert error.value.message.isprintable(), error.value.message
+    return error.value
+
+
+# --- ours: there and back ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_checkpoint_comes_back_with_weights_spec_and_class_names(saved):
+    path, model, spec = saved
+    loaded, found = checkpoint.load(path)
+    assert found == spec
+    assert found.classes == NAMES
+    assert checkpoint.read_spec(path) == spec
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    images = images_for(model.backbone)
+    assert torch.equal(loaded(images).logits, model(images).logits)
+    assert torch.equal(loaded.forward_soft(images).logits, model.forward_soft(images).logits)
+    assert not loaded.training
+
+
+def test_saving_leaves_only_the_file_and_can_be_repeated(saved):
+    path, model, spec = saved
+    checkpoint.save(path, model, spec)
+    assert listing(path.parent) == [path.name]
+
+
+def test_saving_that_fails_keeps_the_previous_checkpoint(saved, monkeypatch):
+    path, model, spec = saved
+    before = path.read_bytes()
+
+    def full_disk(state: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
+        Path(target).write_bytes(b"half")
+        raise checkpoint.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    error = refusal(lambda: checkpoint.save(path, model, spec), path)
+    assert "cannot be written: No space left on device" in error.message
+    assert path.read_bytes() == before
+    assert listing(path.parent) == [path.name]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["dense", "first-k", "life"])
+def test_the_same_weights_run_under_another_method(saved, method):
+    path, model, spec = saved
+    loaded, found = checkpoint.load(path, method=method, graph="per-stage")
+    assert found.method == method
+    assert found.provenance == spec.provenance
+    images = images_for(model.backbone)
+    if method == "dense":
+        assert torch.equal(loaded(images).logits, model.backbone(images))
+    if method == "life":
+        assert torch.equal(loaded(images).logits, model(images).logits)
+
+
+@torch.no_grad()
+def test_a_dense_checkpoint_gets_a_predictor_at_its_starting_point(tmp_path):
+    model, spec = small_model(method="dense")
+    path = tmp_path / "dense.safetensors"
+    checkpoint.save(path, model, spec)
+    loaded, _ = checkpoint.load(path, method="life")
+    assert torch.equal(loaded.reducer.predictor.weight, torch.eye(64))
+    assert torch.equal(loaded.backbone.head.weight, model.backbone.head.weight)
+
+
+def test_a_plain_file_carries_no_spec_and_is_not_loaded_as_ours(tmp_path):
+    path = tmp_path / "plain.safetensors"
+    save_file(small_model()[0].backbone.state_dict(), path)
+    assert checkpoint.read_spec(path) is None
+    error = refusal(lambda: checkpoint.load(path), path)
+    assert "carries no description of its model" in error.message
+    assert error.hint is not None and "lifedeploy export" in error.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        "{}",
+        json.dumps(small_model()[1].to_dict() | {"schedule": {"tokens": [4, 8], "drop_layers": []}}),
+    ],
+    ids=["broken", "list", "null", "empty", "impossible-schedule"],
+)
+def test_a_spec_that_cannot_be_read_is_refused(tmp_path, text):
+    path = tmp_path / "bad.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={checkpoint.SPEC_KEY: text})
+    assert "carries a description that cannot be read" in refusal(lambda: checkpoint.read_spec(path), path).message
+
+
+def test_class_names_in_the_header_of_a_plain_file_are_read(tmp_path):
+    path = tmp_path / "named.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={"classes": json.dumps(NAMES)})
+    assert checkpoint.read_classes(path) == NAMES
+    save_file({"a": torch.ones(1)}, path)
+    assert checkpoint.read_classes(path) == ()
+
+
+@pytest.mark.parametrize("text", ['["a"', "3", "null", '{"a": 1}', '"cat"'])
+def test_class_names_that_are_no_list_are_refused(tmp_path, text):
+    path = tmp_path / "named.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={"classes": text})
+    assert "class" in refusal(lambda: checkpoint.read_classes(path), path).message
+
+
+# --- nothing is run ---------------------------------------------------------------------------------------------
+
+
+class Touch:
+    """Unpickling this creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.target}",)
+
+
+class Execute(Touch):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (f"open({str(self.target)!r}, 'w').close()",)
+
+
+def pickled(data: object, how: str) -> bytes:
+    buffer = io.BytesIO()
+    if how == "pickle":
+        pickle.dump(data, buffer)
+    else:
+        torch.save(data, buffer, _use_new_zipfile_serialization=how == "zip")
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("evil", [Touch, Execute])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, suffix, how, evil):
+    target, path = tmp_path / "executed", tmp_path / f"evil{suffix}"
+    path.write_bytes(pickled({"model": {"head.weight": torch.ones(2), "x": evil(target)}}, how))
+    error = refusal(lambda: checkpoint.read_state(path), path)
+    assert not target.exists()
+    assert "holds more than tensors and is not loaded, since that could run code" in error.message
+    assert error.hint == "save it again as safetensors, or as a plain state dict"
+
+    pickle.loads(pickled(evil(target), "pickle"))  # the trap does work
+    assert target.exists()
+
+
+def test_code_behind_the_name_of_a_safetensors_file_is_not_run(tmp_path):
+    target, path = tmp_path / "executed", tmp_path / "evil.safetensors"
+    path.write_bytes(pickled(Touch(target), "zip"))
+    assert "is not a readable safetensors file" in refusal(lambda: checkpoint.read_state(path), path).message
+    assert "is not a readable safetensors file" in refusal(lambda: checkpoint.load(path), path).message
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("data", [torch.nn.Linear(2, 2), {"model": {}, "args": argparse.Namespace(lr=1)}])
+def test_other_objects_are_refused_like_code(tmp_path, data):
+    path = tmp_path / "module.pth"
+    torch.save(data, path)
+    assert "holds more than tensors" in refusal(lambda: checkpoint.read_state(path), path).message
+
+
+# --- damaged files ----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "none.safetensors"
+    error = refusal(lambda: checkpoint.load(path), path)
+    assert error.message == f"checkpoint {path} does not exist"
+    assert error.hint == "--weights takes auto, pretrained, random or a file"
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_safetensors_file_is_refused(saved, share):
+    path, _, _ = saved
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    for call in (checkpoint.load, checkpoint.read_state, checkpoint.read_spec, checkpoint.read_classes):
+        assert "is not a readable safetensors file" in refusal(lambda call=call: call(path), path).message
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("how", ["zip", "legacy"])
+def test_a_truncated_pth_file_is_refused_wherever_it_was_cut(tmp_path, how):
+    path = tmp_path / "cut.pth"
+    content = pickled({"a": torch.ones(3), "b": torch.zeros(2, 2)}, how)
+    for length in range(0, len(content) - 40, 23):
+        path.write_bytes(content[:length])
+        refusal(lambda: checkpoint.read_state(path), path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_any_other_bytes_are_refused(tmp_path):
+    path, generator = tmp_path / "noise.pth", random.Random(0)
+    for prefix in (b"", b"\x80\x02", b"\x80\x04", b"PK\x03\x04"):
+        for _ in range(150):
+            path.write_bytes(prefix + generator.randbytes(generator.randrange(60)))
+            refusal(lambda: checkpoint.read_state(path), path)
+
+
+def test_text_is_called_damaged_and_not_dangerous(tmp_path):
+    path = tmp_path / "page.pth"
+    path.write_text("<html>not found</html>\n")
+    assert "is damaged or no checkpoint" in refusal(lambda: checkpoint.read_state(path), path).message
+
+
+@pytest.mark.parametrize(
+    "data", [{}, [1, 2], torch.ones(3), {"model": {}}, {"model": {"a": 1}}, {"a": torch.ones(1), "epoch": 3}]
+)
+def test_a_pth_file_without_a_state_dict_is_refused(tmp_path, data):
+    path = tmp_path / "odd.pth"
+    torch.save(data, path)
+    assert "holds no state dict: expected a mapping of names to tensors" in (
+        refusal(lambda: checkpoint.read_state(path), path).message
+    )
+
+
+# --- other people's state dicts ---------------------------------------------------------------------------------
+
+
+def write_state(path: Path, state: dict[str, Tensor], form: str) -> None:
+    match form:
+        case "safetensors":
+            save_file(state, path)
+        case "plain":
+            torch.save(state, path)
+        case "data-parallel":
+            torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}, path)
+        case key:
+            torch.save({key: state}, path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["safetensors", "plain", "model", "state_dict", "model_state_dict", "data-parallel"])
+def test_every_form_of_state_dict_loads_into_the_backbone(tmp_path, form):
+    source, _ = small_model()
+    path = tmp_path / f"weights.{'safetensors' if form == 'safetensors' else 'pth'}"
+    write_state(path, source.backbone.state_dict(), form)
+    spec = small_model()[1]
+    target = build_model(backbones.create(SMALL, image_size=SIZE, num_classes=3), spec)
+    checkpoint.load_into(target, checkpoint.read_state(path), path)
+    images = images_for(target.backbone)
+    assert torch.equal(target.backbone(images), source.backbone(images))
+    assert torch.equal(target.reducer.predictor.weight, torch.eye(64))
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "plain"])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda state, at: state.pop(f"{at}blocks.3.mlp.fc1.weight"),
+            "1 of {total} tensors are missing, the first is {at}blocks.3.mlp.fc1.weight",
+        ),
+        (
+            lambda state, at: state.update({f"{at}head.weight": torch.zeros(7, 64)}),
+            "{at}head.weight is (7, 64), expected (3, 64)",
+        ),
+        (
+            lambda state, at: state.update({f"{at}blocks.9.x": torch.zeros(1)}),
+            "1 tensors are not part of it, the first is {at}blocks.9.x",
+        ),
+    ],
+    ids=["missing", "shape", "left-over"],
+)
+def test_the_first_tensor_that_does_not_fit_is_named(tmp_path, ours, change, problem):
+    model, _ = small_model()
+    source = model if ours else model.backbone
+    state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    at, total = ("backbone." if ours else ""), len(state)
+    change(state, at)
+    path = tmp_path / "some.safetensors"
+    error = refusal(lambda: checkpoint.load_into(model, state, path), path)
+    assert error.message == f"{path} does not fit this backbone: " + problem.format(at=at, total=total)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_predictor_of_which_a_part_is_missing_is_refused(saved):
+    path, model, _ = saved
+    state = dict(load_file(path))
+    del state["reducer.predictor.weight"]
+    error = refusal(lambda: checkpoint.load_into(model, state, path), path)
+    assert "missing, the first is reducer.predictor.weight" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("patch_embed.proj.weight", (5,)),
+        ("patch_embed.proj.weight", (64, 1, 16, 16)),
+        ("pos_embed", (1, 12, 64)),
+        ("pos_embed", (64,)),
+        ("pos_embed", (1, 17, 7)),
+        ("cls_token", ()),
+    ],
+)
+def test_a_tensor_that_cannot_be_resampled_either_is_refused(tmp_path, name, shape):
+    model, _ = small_model()
+    state = model.backbone.state_dict() | {name: torch.zeros(shape)}
+    path = tmp_path / "odd.pth"
+    assert "does not fit this backbone" in refusal(lambda: checkpoint.load_into(model, state, path), path).message
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path):
+    model, _ = small_model()
+    path = tmp_path / "other.pth"
+    error = refusal(lambda: checkpoint.load_into(model, tiny_vit().state_dict(), path), path)
+    assert "does not fit this backbone" in error.message
+
+
+# --- position embeddings of another image size ------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "plain"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "non-square"], indirect=True)
+def test_position_embeddings_of_another_image_size_are_resampled_as_timm_does(family, ours):
+    source = slim(tiny_vit(family))
+    patch = source.backbone.patch_embed.patch_size[0]
+    target = slim(tiny_vit(family, img_size=(6 * patch, 5 * patch)))
+    state = (source if ours else source.backbone).state_dict()
+    checkpoint.load_into(target, dict(state), Path("some.safetensors"))
+    prefix = 0 if source.backbone.no_embed_class else source.backbone.num_prefix_tokens
+    expected = resample_abs_pos_embed(
+        source.backbone.pos_embed, new_size=[6, 5], num_prefix_tokens=prefix, interpolation="bicubic", antialias=True
+    )
+    assert torch.equal(target.backbone.pos_embed, expected)
+    for name, tensor in source.backbone.state_dict().items():
+        if name != "pos_embed":
+            assert torch.equal(target.backbone.state_dict()[name], tensor), name
+    assert target(images_for(target.backbone)).logits.isfinite().all()

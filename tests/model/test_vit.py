@@ -1,0 +1,462 @@
+"""The slimmable ViT against timm itself and against slow references that keep explicit lists of token indices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lifedeploy.model.vit import SlimViT, build_model, count_cost
+from lifedeploy.schedule import Schedule
+from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
+from tests.model.conftest import (
+    DEPTH,
+    DROPS,
+    FAMILIES,
+    PRE_NORM,
+    embed,
+    images_for,
+    schedule_for,
+    scores_by_hand,
+    slim,
+    tiny_vit,
+)
+
+GRAPHS = ("order-once", "per-stage")
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+EXACT = {"rtol": 1e-9, "atol": 1e-10}  # in double precision
+
+
+@contextmanager
+def block_io(vit: VisionTransformer) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Input and output of every block that runs."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hooks = [
+        block.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].detach(), output.detach())))
+        for block in vit.blocks
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def by_lists(model: SlimViT, image: Tensor) -> tuple[Tensor, list[int]]:
+    """The hard forward of one image: tokens in a dict under their original index, dropped one by one."""
+    vit, schedule = model.backbone, model.schedule
+    prefix, patches = vit.num_prefix_tokens, schedule.patches
+    rows = list(embed(vit, image[None])[0])
+    front, alive = rows[:prefix], dict(enumerate(rows[prefix:]))
+    assert len(alive) == patches
+    importance: list[float] = []
+    for layer, block in enumerate(vit.blocks, start=1):
+        out = list(block(torch.stack([*front, *alive.values()])[None])[0])
+        front, alive = out[:prefix], dict(zip(alive, out[prefix:], strict=True))
+        if layer == schedule.drop_layers[0]:
+            importance = scores_by_hand(model, torch.stack(out)[None])[0].tolist()
+        if layer in schedule.drop_layers:
+            while len(alive) > schedule.tokens[layer]:
+                del alive[min(alive, key=importance.__getitem__)]
+    x = torch.stack([*front, *alive.values()])[None]
+    return vit.forward_head(vit.norm(x))[0], sorted(alive, key=importance.__getitem__, reverse=True)
+
+
+# --- the unpruned model -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_dense_is_timms_own_forward_exactly(family):
+    vit = tiny_vit(family)
+    images = images_for(vit)
+    output = slim(vit, "dense", Schedule.dense(vit.patch_embed.num_patches, DEPTH))(images)
+    assert torch.equal(output.logits, vit(images))
+    assert output.life is None and output.kept is None
+
+
+@torch.no_grad()
+def test_a_keep_rate_of_one_is_dense_exactly(family):
+    vit = tiny_vit(family)
+    images = images_for(vit)
+    dense = vit(images)
+    schedule = Schedule.from_keep_rate(vit.patch_embed.num_patches, DEPTH, 1.0, DROPS)
+    for method, graph in (("life", "order-once"), ("life", "per-stage"), ("first-k", "order-once")):
+        assert torch.equal(slim(vit, method, schedule, graph=graph)(images).logits, dense), (method, graph)
+
+
+@torch.no_grad()
+def test_a_schedule_without_drop_layers_is_dense_and_predicts_nothing():
+    vit = tiny_vit()
+    images = images_for(vit)
+    model = slim(vit, "life", Schedule.dense(16, DEPTH))
+    for output in (model(images), model.forward_soft(images)):
+        assert torch.equal(output.logits, vit(images))
+        assert output.life is None
+
+
+# --- the hard forward -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_hard_forward_equals_dropping_tokens_one_by_one(family, graph):
+    model = slim(tiny_vit(family), graph=graph).double()
+    images = images_for(model.backbone).double()
+    output = model(images)
+    for image, logits, kept in zip(images, output.logits, output.kept, strict=True):
+        expected_logits, expected_kept = by_lists(model, image)
+        assert kept.tolist() == expected_kept
+        torch.testing.assert_close(logits, expected_logits, **EXACT)
+
+
+@torch.no_grad()
+def test_order_once_and_per_stage_are_identical(family):
+    vit = tiny_vit(family)
+    images = images_for(vit, batch=5)
+    once, staged = (slim(vit, graph=graph)(images) for graph in GRAPHS)
+    assert torch.equal(once.logits, staged.logits)
+    assert torch.equal(once.kept, staged.kept)
+    assert torch.equal(once.life, staged.life)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_patches_of_longest_life_are_kept_in_descending_order(family, graph):
+    model = slim(tiny_vit(family), graph=graph)
+    output = model(images_for(model.backbone))
+    assert output.life.shape == (3, model.schedule.patches)
+    assert output.kept.shape == (3, model.schedule.tokens[-1])
+    for life, kept in zip(output.life.tolist(), output.kept.tolist(), strict=True):
+        assert kept == sorted(range(len(life)), key=life.__getitem__, reverse=True)[: len(kept)]
+
+
+@torch.no_grad()
+def test_another_image_keeps_other_patches():
+    model = slim(tiny_vit())
+    kept = model(images_for(model.backbone, batch=8)).kept
+    assert len({frozenset(row) for row in kept.tolist()}) > 1
+
+
+@torch.no_grad()
+def test_first_k_keeps_the_first_positions(family):
+    model = slim(tiny_vit(family), "first-k")
+    output = model(images_for(model.backbone))
+    assert output.kept.tolist() == [list(range(model.schedule.tokens[-1]))] * 3
+    assert output.life is None
+
+
+@torch.no_grad()
+def test_first_k_equals_cutting_by_hand(family):
+    model = slim(tiny_vit(family), "first-k")
+    vit, prefix = model.backbone, model.backbone.num_prefix_tokens
+    images = images_for(vit)
+    x = embed(vit, images)
+    for tokens, block in zip(model.schedule.tokens, vit.blocks, strict=True):
+        x = block(x[:, : prefix + tokens])
+    torch.testing.assert_close(model(images).logits, vit.forward_head(vit.norm(x)), **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("method", "graph"), [("life", "order-once"), ("life", "per-stage"), ("first-k", "order-once")]
+)
+def test_every_layer_has_its_tokens_and_the_prefix_goes_on_untouched(family, method, graph):
+    model = slim(tiny_vit(family), method, graph=graph)
+    prefix = FAMILIES[family][2]
+    assert model.backbone.num_prefix_tokens == prefix
+    with block_io(model.backbone) as seen:
+        model(images_for(model.backbone))
+    assert tuple(x.shape[1] - prefix for x, _ in seen) == model.schedule.tokens
+    for (_, before), (after, _) in pairwise(seen):
+        assert torch.equal(after[:, :prefix], before[:, :prefix])
+        # Survivors are among the tokens that were there, each once.
+        for left, right in zip(before[:, prefix:], after[:, prefix:], strict=True):
+            same = (right[:, None] == left[None]).all(-1)
+            assert (same.sum(dim=1) == 1).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(
+    "counts", [(16, 8, 8), (8, 8, 8), (16, 16, 1), (1, 1, 1)], ids=lambda counts: ".".join(map(str, counts))
+)
+def test_schedules_with_drop_layers_that_drop_nothing(counts, graph):
+    vit = tiny_vit()
+    model = slim(vit, schedule=Schedule.from_counts(16, DEPTH, counts, DROPS), graph=graph).double()
+    images = images_for(vit).double()
+    output = model(images)
+    for image, logits, kept in zip(images, output.logits, output.kept, strict=True):
+        expected_logits, expected_kept = by_lists(model, image)
+        assert kept.tolist() == expected_kept
+        torch.testing.assert_close(logits, expected_logits, **EXACT)
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_the_others_in_its_batch(family):
+    model = slim(tiny_vit(family)).double()
+    images = images_for(model.backbone, batch=4).double()
+    together = model(images)
+    for index in range(4):
+        alone = model(images[index : index + 1])
+        assert torch.equal(alone.kept[0], together.kept[index])
+        torch.testing.assert_close(alone.logits[0], together.logits[index], **EXACT)
+
+
+@torch.no_grad()
+def test_life_has_the_mean_and_deviation_of_the_schedule(family):
+    model = slim(tiny_vit(family))
+    for output in (model(images_for(model.backbone)), model.forward_soft(images_for(model.backbone))):
+        mean, deviation = output.life.mean(dim=1), output.life.std(dim=1, correction=0)
+        assert mean.tolist() == pytest.approx([model.schedule.mean_life] * 3, abs=1e-4)
+        assert deviation.tolist() == pytest.approx([model.schedule.std_life] * 3, abs=1e-4)
+
+
+# --- the soft forward -------------------------------------------------------------------------------------------
+
+
+def with_weighted_softmax(model: SlimViT, images: Tensor, temperature: float) -> Tensor:
+    """Eq. 6 as printed: β multiplies exp(h) in numerator and denominator. Pre-norm blocks only."""
+    vit, schedule, prefix = model.backbone, model.schedule, model.backbone.num_prefix_tokens
+    x = embed(vit, images)
+    batch, length, _ = x.shape
+    life: Tensor | None = None
+    for layer, block in enumerate(vit.blocks, start=1):
+        keep = torch.ones(batch, length, dtype=x.dtype)
+        if life is not None:
+            keep[:, prefix:] = 1 / (1 + torch.exp(-temperature * (life - layer)))
+        attention = block.attn
+        qkv = attention.qkv(block.norm1(x)).view(batch, length, 3, attention.num_heads, attention.head_dim)
+        q, k, v = (qkv[:, :, part].transpose(1, 2) for part in range(3))
+        h = attention.q_norm(q) @ attention.k_norm(k).transpose(-2, -1) / attention.head_dim**0.5
+        weights = torch.exp(h) * keep[:, None, None, :]
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        mixed = (weights @ v).transpose(1, 2).flatten(2)
+        x = x + block.ls1(attention.proj(mixed))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+        if layer == schedule.base_layer:
+            scores = scores_by_hand(model, x)
+            mean, deviation = scores.mean(1, keepdim=True), scores.std(1, keepdim=True, correction=0)
+            life = (scores - mean) / deviation * schedule.std_life + schedule.mean_life
+    return vit.forward_head(vit.norm(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.5, 1.5, 3.0])
+@pytest.mark.parametrize("family", PRE_NORM, indirect=True)
+def test_soft_forward_is_the_weighted_softmax_of_eq_6(family, temperature):
+    model = slim(tiny_vit(family), temperature=temperature).double()
+    images = images_for(model.backbone).double()
+    expected = with_weighted_softmax(model, images, temperature)
+    torch.testing.assert_close(model.forward_soft(images).logits, expected, rtol=1e-5, atol=1e-6)  # lives are float32
+    assert not torch.allclose(expected, model.backbone(images), rtol=1e-3)
+
+
+def without_the_dead(model: SlimViT, image: Tensor, life: list[float]) -> Tensor:
+    """One image in which, in every layer t, the patches whose life is below t are gone."""
+    vit, prefix = model.backbone, model.backbone.num_prefix_tokens
+    x = embed(vit, image[None])
+    places = list(range(len(life)))  # original index of each patch still there
+    for layer, block in enumerate(vit.blocks, start=1):
+        if layer > model.schedule.base_layer:
+            alive = [place for place, index in enumerate(places) if life[index] >= layer]
+            x = x[:, [*range(prefix), *(prefix + place for place in alive)]]
+            places = [places[place] for place in alive]
+        x = block(x)
+    return vit.forward_head(vit.norm(x))[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mean-pooled"], indirect=True)
+def test_soft_forward_approaches_leaving_out_the_dead_as_the_temperature_grows(family):
+    # Mean pooling reads tokens that are only weak as keys, and so has no such limit.
+    model = slim(tiny_vit(family), temperature=1e7).double()
+    images = images_for(model.backbone).double()
+    output = model.forward_soft(images)
+    dropped = 0
+    for image, logits, life in zip(images, output.logits, output.life.tolist(), strict=True):
+        dropped += sum(value < DEPTH for value in life)
+        torch.testing.assert_close(logits, without_the_dead(model, image, life), rtol=1e-6, atol=1e-7)
+    assert dropped > 0
+
+
+@torch.no_grad()
+def test_soft_forward_leaves_no_token_out(family):
+    model = slim(tiny_vit(family))
+    with block_io(model.backbone) as seen:
+        output = model.forward_soft(images_for(model.backbone))
+    assert output.kept is None
+    assert {x.shape[1] for x, _ in seen} == {model.backbone.num_prefix_tokens + model.schedule.patches}
+
+
+@torch.no_grad()
+def test_soft_forward_leaves_the_layers_up_to_the_base_untouched(family):
+    model = slim(tiny_vit(family))
+    images = images_for(model.backbone)
+    with block_io(model.backbone) as soft:
+        model.forward_soft(images)
+    with block_io(model.backbone) as dense:
+        model.backbone(images)
+    base = model.schedule.base_layer
+    for (_, ours), (_, theirs) in zip(soft[:base], dense[:base], strict=True):
+        assert torch.equal(ours, theirs)
+    for (_, ours), (_, theirs) in zip(soft[base:], dense[base:], strict=True):
+        assert not torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_soft_and_hard_forward_predict_the_same_lives(family):
+    model = slim(tiny_vit(family))
+    images = images_for(model.backbone)
+    assert torch.equal(model.forward_soft(images).life, model(images).life)
+
+
+def test_gradients_of_the_soft_forward_reach_predictor_and_backbone(family):
+    model = slim(tiny_vit(family)).train()
+    labels = torch.tensor([0, 3, 4])
+    nn.functional.cross_entropy(model.forward_soft(images_for(model.backbone)).logits, labels).backward()
+    predictor = dict(model.reducer.predictor.named_parameters())
+    assert set(predictor) == {"norm.weight", "norm.bias", "weight"}
+    for name, parameter in [*predictor.items(), *model.backbone.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_frozen_backbone_trains_the_predictor_alone():
+    model = slim(tiny_vit()).train()
+    model.backbone.requires_grad_(False)
+    model.forward_soft(images_for(model.backbone)).logits.square().sum().backward()
+    assert model.reducer.predictor.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+def test_a_step_along_the_gradient_lowers_the_loss():
+    model = slim(tiny_vit()).double()
+    model.backbone.requires_grad_(False)
+    images, labels = images_for(model.backbone, batch=8).double(), torch.arange(8) % 5
+    losses = []
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(model.forward_soft(images).logits, labels)
+        losses.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            weight = model.reducer.predictor.weight
+            weight -= 1e-3 * weight.grad / weight.grad.norm()
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("method", ["dense", "first-k"])
+@torch.no_grad()
+def test_methods_without_decisions_are_their_own_soft_form(method):
+    model = slim(tiny_vit(), method)
+    images = images_for(model.backbone)
+    assert torch.equal(model.forward_soft(images).logits, model(images).logits)
+
+
+# --- lower precision --------------------------------------------------------------------------------------------
+
+
+def test_soft_forward_and_backward_run_under_autocast(family):
+    model = slim(tiny_vit(family)).train()
+    images = images_for(model.backbone)
+    with torch.no_grad():
+        exact = model.forward_soft(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model.forward_soft(images)
+        loss = nn.functional.cross_entropy(output.logits.float(), torch.tensor([0, 3, 4]))
+    loss.backward()
+    assert output.life.dtype == torch.float32
+    torch.testing.assert_close(output.logits.detach().float(), exact.logits, rtol=0.1, atol=0.1)
+    gradient = model.reducer.predictor.weight.grad
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_hard_forward_runs_under_autocast(family, graph):
+    model = slim(tiny_vit(family), graph=graph)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(images_for(model.backbone))
+    assert output.logits.isfinite().all()
+    assert output.life.dtype == torch.float32
+    for row in output.kept.tolist():
+        assert len(row) == len(set(row)) == model.schedule.tokens[-1]
+        assert all(0 <= index < model.schedule.patches for index in row)
+
+
+@torch.no_grad()
+def test_a_model_in_half_precision_runs_in_both_forms(family):
+    model = slim(tiny_vit(family))
+    images = images_for(model.backbone)
+    exact = model.forward_soft(images).logits
+    model = model.to(torch.bfloat16)
+    soft = model.forward_soft(images.to(torch.bfloat16)).logits
+    assert soft.dtype == torch.bfloat16
+    torch.testing.assert_close(soft.float(), exact, rtol=0.1, atol=0.15)
+    assert model(images.to(torch.bfloat16)).logits.isfinite().all()
+
+
+# --- making one from a spec -------------------------------------------------------------------------------------
+
+
+def spec_for(vit: VisionTransformer, **changes: object) -> ModelSpec:
+    spec = ModelSpec(
+        backbone="tiny",
+        timm_name="tiny",
+        method="life",
+        schedule=schedule_for(vit),
+        preprocess=PreprocessSpec(tuple(vit.patch_embed.img_size)),
+        num_classes=5,
+        prefix_tokens=vit.num_prefix_tokens,
+        provenance=Provenance("random"),
+    )
+    return replace(spec, **changes)
+
+
+@torch.no_grad()
+def test_a_model_is_built_as_its_spec_says(family):
+    vit = tiny_vit(family)
+    images = images_for(vit)
+    model = build_model(vit.train(), spec_for(vit, temperature=3.0), graph="per-stage")
+    assert not model.training and not vit.training
+    assert model.schedule == schedule_for(vit)
+    expected = slim(vit, temperature=3.0)
+    expected.reducer.load_state_dict(model.reducer.state_dict())
+    assert torch.equal(model.forward_soft(images).logits, expected.forward_soft(images).logits)
+    assert torch.equal(model(images).logits, expected(images).logits)
+
+
+# --- MACs -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["dense", "life", "first-k"])
+def test_macs_are_those_that_torch_counts_as_the_model_runs(family, method):
+    vit = tiny_vit(family)
+    for block in vit.blocks:
+        block.attn.fused_attn = False  # the counter knows matrix products, not every fused kernel
+    patches = vit.patch_embed.num_patches
+    schedule = Schedule.dense(patches, DEPTH) if method == "dense" else schedule_for(vit)
+    model = slim(vit, method, schedule)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(images_for(vit, batch=1))
+    cost = count_cost(vit, vit.patch_embed.img_size)
+    assert cost.prefix == FAMILIES[family][2]
+    assert 2 * cost.total(schedule, predictor=method == "life") == counter.get_total_flops()
+
+
+def test_counting_macs_leaves_the_model_alone():
+    vit = tiny_vit()
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    count_cost(vit, (32, 32))
+    assert not any(module._forward_hooks for module in vit.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
