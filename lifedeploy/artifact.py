@@ -67,10 +67,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 temporary.replace(path)
             except BaseException:
                 if not path.exists():
-                    previous.replace(path)
+                    previous.replace(path)  # if this fails too, what there was stays where it is
                 raise
-            finally:
-                shutil.rmtree(previous, ignore_errors=True)
+            shutil.rmtree(previous, ignore_errors=True)
         else:
             temporary.replace(path)
     finally:
@@ -304,6 +303,11 @@ class Workspace:
         """Built engines (one per build: the slimmed one), newest first."""
         return self._newest("*/*/model.json", kind="engine")
 
+    @staticmethod
+    def engines_of(export: Artifact) -> list[Artifact]:
+        """Engines built of one export, newest first, wherever it is."""
+        return Workspace(export.folder)._newest("*/model.json", kind="engine")
+
     def checkpoints(self) -> list[Path]:
         """Checkpoints that training left here, newest first."""
         found = self.root.glob("checkpoints/**/*.safetensors")
@@ -328,5 +332,10 @@ class Workspace:
             path for path in matches if not any(part.startswith(".") for part in path.relative_to(self.root).parts)
         ]
         paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        found = [Artifact.read(path) for path in paths]
+        found = []
+        for path in paths:
+            try:
+                found.append(Artifact.read(path))
+            except ArtifactError:
+                continue  # not one of ours, or damaged: named, it gives an error; listed, it is passed over
         return [artifact for artifact in found if artifact.manifest.kind == kind]

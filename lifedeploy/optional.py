@@ -45,7 +45,7 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise EngineUnavailableError(f"{module} is not installed", hint=pip_line(extra))
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         raise EngineUnavailableError(f"{module} is installed but does not import: {error}") from error
 
 

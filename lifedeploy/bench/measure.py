@@ -97,7 +97,7 @@ def measure(
             samples.rounds[name].append(turn)
         spent = (clock() - began) / stop.budget_s
         width = _widest(samples, reference)
-        share = max(spent, min(1.0, stop.half_width / width) if width > 0 else 1.0)
+        share = max(spent, min(samples.count / stop.min_rounds, stop.half_width / max(width, 1e-9)))
         progress(samples.count, min(1.0, share))
         if _done(samples.count, spent, width, stop):
             return samples

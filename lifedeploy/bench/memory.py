@@ -53,7 +53,9 @@ def _child() -> None:
     order = json.loads(sys.stdin.read())
     options = EngineOptions(**{**order["options"], "taps": tuple(order["options"]["taps"])})
     with registry.get(order["engine"])(Path(order["path"]), options) as engine:
-        engine.lane(order["batch"]).infer()
+        lanes = [engine.lane(order["batch"]) for _ in range(options.streams)]  # all buffers at the same time
+        for lane in lanes:
+            lane.infer()
         sys.stdout.write(json.dumps(_own_peak_mib()) + "\n")
 
 

@@ -58,7 +58,8 @@ def export(
         str, typer.Option("--backbone", "-b", help="deit_t|s|b, vit_t|s|b, or any timm ViT.")
     ] = "deit_s",
     rho: Annotated[
-        float | None, typer.Option("--rho", help="Keep rate at each drop, in (0, 1].  [default: 0.7]")
+        float | None,
+        typer.Option("--rho", help="Keep rate at each drop, in (0, 1].  [default: the weights' own, else 0.7]"),
     ] = None,
     counts: Annotated[
         str | None,
@@ -124,7 +125,7 @@ def export(
         request = ExportRequest(
             ModelRequest(
                 backbone,
-                keep_rate=None if kept else (0.7 if rho is None else rho),
+                keep_rate=rho,
                 counts=kept,
                 drop_layers=layers,
                 weights=weights,
@@ -136,6 +137,8 @@ def export(
             check_parity=parity,
         )
         report = run(request, Workspace(workspace), say)
+    if report.warning:
+        console.warn(report.warning, title="warning", alarming=True)
     console.report(json, report.to_dict, lambda: render.exported(report))
 
 
@@ -160,6 +163,9 @@ def build_engine(
         from lifedeploy.workflows.build import BuildRequest, build
 
         report = build(BuildRequest(model, engine, asked, force), Workspace(workspace), say)
+    record = report.record
+    if record.note:
+        console.warn(record.note, title=f"asked for {record.requested}, runs {record.precision}")
     console.report(json, report.to_dict, lambda: render.built(report))
 
 
@@ -216,8 +222,10 @@ def bench(
         from lifedeploy.workflows.bench import BenchRequest
         from lifedeploy.workflows.bench import bench as run
 
-        for path in (json, csv, plot):
-            _require_folder(path)
+        if str(json) != "-":
+            _require_folder(json)
+        _require_folder(csv)
+        _require_folder(plot)
         if plot is not None:
             from lifedeploy.viz.plots import check_format
 
@@ -270,7 +278,7 @@ def verify(
 
         report = run(VerifyRequest(first, second), say)
     console.report(json, report.to_dict, lambda: render.verified(report))
-    report.parity.require(f"{report.second}, held against {report.first},")
+    report.parity.require(report.second, report.first)
 
 
 @app.command()
@@ -306,7 +314,7 @@ def doctor(json: JsonOption = None) -> None:
 
 def _require_folder(path: Path | None) -> None:
     """Find out before measuring, not after, that a result cannot be written."""
-    if path is not None and str(path) != "-" and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise UsageError(f"{path} cannot be written: {path.parent}/ is no folder that can be written to")
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from lifedeploy.artifact import write_json
 
@@ -28,6 +30,12 @@ def report(json: Path | None, data: Callable[[], dict[str, Any]], show: Callable
     if json is not None:
         write_json(json, data())
         err.print(f"wrote {json}", highlight=False)
+
+
+def warn(message: str, *, title: str, alarming: bool = False) -> None:
+    """A box on standard error, whatever the report goes to."""
+    border, style = ("bold red", "bold yellow") if alarming else ("yellow", "")
+    err.print(Panel(Text(message), title=title, border_style=border, style=style))
 
 
 def fail(message: str, hint: str | None) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -46,9 +45,6 @@ def _table(*headers: str, title: str | None = None, text_columns: int = 1) -> Ta
 
 def exported(report: ExportReport) -> RenderableType:
     """What ``export`` made."""
-    parts: list[RenderableType] = []
-    if report.warning:
-        parts.append(Panel(Text(report.warning), title="warning", border_style="bold red", style="bold yellow"))
     table = _table("file", "tokens", "GMACs", "MAC\nbound", "max rel.\nerror", "top-1", "kept\ntokens")
     for method, manifest in report.manifests.items():
         spec, macs = manifest.spec, manifest.macs
@@ -60,9 +56,7 @@ def exported(report: ExportReport) -> RenderableType:
             f"{macs['speedup_bound']:.2f}×",
             *_evidence(manifest.parity),
         )
-    parts.append(table)
-    parts.append(Text(f"wrote {report.folder}/", style="green"))
-    return Group(*parts)
+    return Group(table, Text(f"wrote {report.folder}/", style="green"))
 
 
 def _stages(spec: ModelSpec) -> str:
@@ -79,20 +73,12 @@ def _evidence(parity: dict[str, Any] | None) -> tuple[str, str, str]:
 def built(report: BuildReport) -> RenderableType:
     """What ``build-engine`` made."""
     record = report.record
-    parts: list[RenderableType] = []
-    if record.note:
-        parts.append(
-            Panel(
-                Text(record.note), title=f"asked for {record.requested}, runs {record.precision}", border_style="yellow"
-            )
-        )
     verb = "reused: nothing changed since it was built" if report.reused else "built"
-    parts.append(Text.assemble((f"{record.name} {record.runtime}", "bold"), f" · {record.precision} · {verb}"))
+    headline = Text.assemble((f"{record.name} {record.runtime}", "bold"), f" · {record.precision} · {verb}")
     table = _table("engine", "max rel.\nerror", "top-1", "kept\ntokens")
     for method, manifest in report.members.items():
         table.add_row(f"{manifest.file}  [dim]{_TITLES[method]}[/]", *_evidence(manifest.parity))
-    parts += [table, Text(f"in {report.engine.folder}/", style="green")]
-    return Group(*parts)
+    return Group(headline, table, Text(f"in {report.engine.folder}/", style="green"))
 
 
 def measured(report: BenchReport) -> RenderableType:
@@ -274,7 +260,7 @@ def predicted(report: PredictReport) -> RenderableType:
     """What ``predict`` says."""
     parts: list[RenderableType] = [Text(f"{report.model} on {report.engine}", style="dim")]
     for prediction in report.predictions:
-        table = _table("class", "probability", title=f"{prediction.image}  ({prediction.inference_ms:.1f} ms)")
+        table = _table("class", "probability", title=f"{escape(prediction.image)}  ({prediction.inference_ms:.1f} ms)")
         for guess in prediction.guesses:
             table.add_row(escape(guess.name), f"{guess.probability:.1%}")
         parts.append(table)

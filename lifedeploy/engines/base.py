@@ -215,9 +215,18 @@ class Engine(ABC):
 
 
 def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
-    """Zeroed arrays for ``specs`` at ``batch`` images; a first dynamic dimension is the batch."""
+    """Zeroed arrays for ``specs`` at ``batch`` images; a dynamic first dimension is the batch.
+
+    Raises:
+        EngineInputError: another dimension is dynamic too.
+    """
     made: dict[str, Array] = {}
     for spec in specs:
+        if None in spec.shape[1:]:
+            raise EngineInputError(
+                f"{spec.name} has a dynamic size beyond the batch, {spec.shape}: no buffer can be made for it",
+                hint="fix every size but the batch in the model",
+            )
         shape = tuple(batch if size is None else size for size in spec.shape)
         made[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
     return made

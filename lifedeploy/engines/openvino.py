@@ -62,7 +62,9 @@ class OpenVino(Engine):
                 model.add_outputs(list(self.options.taps))
             if self.options.batch is not None:
                 # A static batch is a quarter faster than a dynamic one (docs/architecture.md), so one model per batch.
-                model.reshape({port: _with_batch(port, self.options.batch) for port in model.inputs})
+                # A batch that the export fixed stays fixed: the graph's own constants depend on it.
+                dynamic = [port for port in model.inputs if port.get_partial_shape()[0].is_dynamic]
+                model.reshape({port: _with_batch(port, self.options.batch) for port in dynamic})
             self._compiled = core.compile_model(model, _DEVICE, self._config())
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {self.path}: {_reason(error)}") from error

@@ -46,20 +46,28 @@ def resolve(name: str) -> type[Engine]:
     """
     if name != AUTO:
         engine = get(name)
-        availability = engine.availability()
+        availability = examine(engine)
         if not availability.ok:
             reason = f"engine {name} cannot run here: {availability.reason}"
             raise EngineUnavailableError(reason, hint=availability.hint or None)
         return engine
     for candidate in AUTO_ORDER:
-        if candidate in _ENGINES and get(candidate).availability().ok:
+        if candidate in _ENGINES and examine(get(candidate)).ok:
             return get(candidate)
     raise EngineUnavailableError("no inference runtime is installed", hint="pip install 'lifedeploy[cpu]', or [gpu]")
 
 
 def survey() -> dict[str, Availability]:
     """Every engine, and whether it can run here."""
-    return {name: get(name).availability() for name in names()}
+    return {name: examine(get(name)) for name in names()}
+
+
+def examine(engine: type[Engine]) -> Availability:
+    """Whether ``engine`` can run here; a runtime whose installation is broken cannot."""
+    try:
+        return engine.availability()
+    except EngineUnavailableError as error:
+        return Availability(False, error.message, error.hint or "")
 
 
 __all__ = ["AUTO", "AUTO_ORDER", "Engine", "EngineOptions", "get", "names", "resolve", "survey"]

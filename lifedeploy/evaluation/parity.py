@@ -7,6 +7,7 @@ PyTorch there. Lives are compared too: an engine can get every class right and s
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,14 +86,14 @@ class Parity:
             "overlap": min(overlaps) if overlaps else None,
         }
 
-    def require(self, what: str) -> None:
-        """Make sure that it passed.
+    def require(self, what: str, reference: str = "PyTorch") -> None:
+        """Make sure that ``what`` computes what ``reference`` does.
 
         Raises:
             ParityError: it did not; with the first failure.
         """
         if self.failures:
-            raise ParityError(f"{what} does not compute what PyTorch does: {self.failures[0]}")
+            raise ParityError(f"{what} does not compute what {reference} does: {self.failures[0]}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def compare(
     reference: Sequence[Answer], candidate: Sequence[Answer], samples: Sequence[Sample], precision: str
 ) -> Parity:
     """Compare two models' answers to the same samples, within the tolerance of ``precision``."""
-    tolerance = TOLERANCES.get(precision, TOLERANCES["bf16"])
+    if precision not in TOLERANCES:
+        raise ParityError(f"no tolerance is defined for {precision}; there are: {', '.join(TOLERANCES)}")
+    tolerance = TOLERANCES[precision]
     cases, failures = [], []
     for sample, ours, theirs in zip(samples, reference, candidate, strict=True):
         where = f"{sample.kind}, batch {sample.batch}"
@@ -195,7 +198,7 @@ def recorded(path: Path, method: str, inputs: Sequence[Array]) -> list[Answer]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ArtifactError(f"{path}, the recorded answers, cannot be read: {error}") from error
     answers = []
     for images in inputs:

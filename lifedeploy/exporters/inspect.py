@@ -34,7 +34,7 @@ class GraphFacts:
     @property
     def precision(self) -> str:
         """The precision that most weights are in."""
-        names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "float8e4m3fn": "fp8"}
+        names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "float8_e4m3fn": "fp8"}
         if not self.weight_types:
             return "unknown"
         most = max(self.weight_types, key=lambda dtype: self.weight_types[dtype])

@@ -193,7 +193,7 @@ def _weight_name(value: ir.Value, user: ir.Node) -> str:
 def _constant_name(value: ir.Value) -> str:
     """A name that says the value, for the small integer constants that shapes, axes and bounds are."""
     tensor = value.const_value
-    if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > 8:
+    if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > 8 or tensor.shape.rank() > 1:
         return ""
     numbers = "_".join(str(number).replace("-", "m") for number in tensor.numpy().ravel().tolist())
     return f"int_{numbers}" if tensor.shape.rank() else f"int_scalar_{numbers}"

@@ -88,7 +88,7 @@ def create(
 def refuse_other_families(name: str, full: str) -> None:
     """Refuse by the module a timm model is defined in, before it is built: some take seconds and gigabytes."""
     module = timm.model_entrypoint(full.partition(".")[0]).__module__.rpartition(".")[2]
-    if module not in ("vision_transformer", "deit", "vision_transformer_hybrid"):
+    if module not in ("vision_transformer", "deit", "vision_transformer_hybrid", "_registry"):  # the last: old names
         raise UnsupportedModelError(
             f"{name} is defined in timm's {module!r} and is no timm VisionTransformer; lifedeploy prunes the tokens "
             "of plain ViTs (ViT, DeiT, DeiT-3, DINOv2 …)"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,9 +19,10 @@ from urllib.parse import urlsplit
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from lifedeploy.artifact import Workspace, sha256
-from lifedeploy.errors import ScheduleError, UsageError, WeightsError
+from lifedeploy.errors import LifedeployError, ScheduleError, WeightsError
 from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
@@ -29,29 +31,31 @@ from lifedeploy.spec import ModelSpec, Provenance
 HUB_TIMEOUT_S = 3.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 RANDOM_SEED = 0
+DEFAULT_KEEP_RATE = 0.7
+_HEAD = re.compile(r"(?:backbone\.)?head(?:_dist)?\.")
 POLICIES = ("auto", "pretrained", "random")
 
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What model is wanted. Exactly one of ``keep_rate`` and ``counts`` is set."""
+    """What model is wanted. With neither ``keep_rate`` nor ``counts``, the schedule of the weights' own, else ρ 0.7."""
 
     backbone: str
-    keep_rate: float | None = 0.7
+    keep_rate: float | None = None
     counts: tuple[int, ...] | None = None
     drop_layers: tuple[int, ...] | None = None
     method: str = "life"
     weights: str = "auto"
     image_size: tuple[int, int] | None = None
     num_classes: int | None = None
+    new_head: bool = False  # for training: weights of another number of classes get a new head, else are refused
 
     def schedule(self, patches: int, depth: int) -> Schedule:
         """The schedule asked for, on a backbone of this size."""
         if self.counts is not None:
             return Schedule.from_counts(patches, depth, self.counts, self.drop_layers)
-        if self.keep_rate is None:
-            raise UsageError("give a keep rate or explicit counts")
-        return Schedule.from_keep_rate(patches, depth, self.keep_rate, self.drop_layers)
+        keep_rate = DEFAULT_KEEP_RATE if self.keep_rate is None else self.keep_rate
+        return Schedule.from_keep_rate(patches, depth, keep_rate, self.drop_layers)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,10 @@ def load(request: ModelRequest, workspace: Workspace, *, graph: str = "order-onc
 def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedModel:
     backbone = backbones.timm_name(request.backbone)
     for path in workspace.checkpoints():
-        spec = checkpoint.read_spec(path)
+        try:
+            spec = checkpoint.read_spec(path)
+        except WeightsError:  # damaged, or still being written: not the one we look for
+            continue
         if spec is None or spec.timm_name != backbone or spec.method != request.method:
             continue
         if request.image_size not in (None, spec.image_size) or request.num_classes not in (None, spec.num_classes):
@@ -145,11 +152,21 @@ def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
             vit = backbones.create(
                 request.backbone, pretrained=True, image_size=request.image_size, num_classes=request.num_classes
             )
-    except OSError as error:
-        raise WeightsError(f"pretrained weights of {request.backbone} could not be fetched: {error}") from error
+    except LifedeployError:
+        raise
+    except Exception as error:  # the hub's client raises errors of several network libraries, with no common base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"pretrained weights of {request.backbone} could not be fetched: {reason}") from error
     config: Any = vit.pretrained_cfg
+    own_classes = config.get("num_classes")
+    fresh = request.num_classes not in (None, own_classes)
+    if fresh and not request.new_head:
+        raise WeightsError(
+            f"the pretrained head of {request.backbone} has {own_classes} classes, not {request.num_classes}",
+            hint="--weights FILE with a head of that size, or --weights random",
+        )
     source = config.get("hf_hub_id") or config.get("url") or ""
-    classes = _imagenet_names(vit.num_classes)
+    classes = () if fresh else _imagenet_names(vit.num_classes)
     spec = describe(request, vit, Provenance("pretrained", source=str(source)), classes)
     return LoadedModel(build_model(vit, spec, graph=graph), spec)
 
@@ -159,29 +176,51 @@ def _from_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
     state = checkpoint.read_state(path)
     own = checkpoint.read_spec(path)
     head = state.get("head.weight", state.get("backbone.head.weight"))
-    classes = (
-        request.num_classes
-        or (own.num_classes if own else None)
-        or (head.shape[0] if head is not None and head.ndim else None)
-    )
+    held = own.num_classes if own else (head.shape[0] if head is not None and head.ndim else 0)
+    classes = held if request.num_classes is None else request.num_classes
+    fresh = classes != held and request.new_head
     size = request.image_size or (own.image_size if own else None)
     name = own.timm_name if own else request.backbone
     if own and own.timm_name != backbones.timm_name(request.backbone):
         raise WeightsError(f"{path} holds {own.timm_name}, but --backbone is {request.backbone}")
     vit = backbones.create(name, image_size=size, num_classes=classes)
     provenance = Provenance(
-        weights="trained" if own and own.provenance.weights == "trained" else "file",
+        weights=own.provenance.weights if own else "file",  # random weights stay random in a file
         source=path.name,
         sha256=sha256(path),
         predictor=own.provenance.predictor if own else "identity",
     )
     names = own.classes if own else checkpoint.read_classes(path) or _imagenet_names(vit.num_classes)
+    if fresh:
+        names = ()
+        state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)} | _head_of(vit, state)
     if names and len(names) != vit.num_classes:
         raise WeightsError(f"{path} carries {len(names)} class names for a head of {vit.num_classes} classes")
     spec = describe(request, vit, provenance, names)
+    if own:
+        spec = _as_trained(spec, own, request)
     model = build_model(vit, spec, graph=graph)
     checkpoint.load_into(model, state, path)
     return LoadedModel(model, spec)
+
+
+def _head_of(vit: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The new head's own tensors, under the names that ``state`` uses."""
+    prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
+    own = ((prefix + name, tensor) for name, tensor in vit.state_dict().items())
+    return {name: tensor for name, tensor in own if _HEAD.match(name)}
+
+
+def _as_trained(spec: ModelSpec, own: ModelSpec, request: ModelRequest) -> ModelSpec:
+    """``spec`` with what the checkpoint knows better than timm: its preprocessing, U and, unless asked, schedule."""
+    asked = request.keep_rate is not None or request.counts is not None or request.drop_layers is not None
+    same_patches = own.schedule.patches == spec.schedule.patches
+    return replace(
+        spec,
+        preprocess=replace(own.preprocess, image_size=spec.image_size),
+        temperature=own.temperature,
+        schedule=own.schedule if not asked and same_patches else spec.schedule,
+    )
 
 
 def describe(
@@ -265,7 +304,7 @@ def _unreachable(url: str) -> str:
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
     """Keep the hub client's retry log off the user's screen; its last word arrives as an exception anyway."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "httpx")]
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "httpx", "httpx2")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -18,9 +18,10 @@ from lifedeploy.bench.report import BenchReport, Row, Subject, make_rows
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import PRECISIONS, Engine, EngineOptions, Lane
 from lifedeploy.errors import ArtifactError, ParityError, UsageError
+from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.machine import cores, describe
 from lifedeploy.workflows.build import BuildRequest, build
-from lifedeploy.workflows.find import Target, find
+from lifedeploy.workflows.find import find, newest_export
 from lifedeploy.workflows.progress import Say, silent
 
 MODES = ("latency", "throughput")
@@ -95,32 +96,47 @@ def bench(
         UsageError, ArtifactError, EngineError: the request cannot be meant, or an engine cannot be had.
         ParityError: an engine failed its parity gate; it gets no number.
     """
-    teams = [_team(artifact_or_path, say) for artifact_or_path in _choose(request, workspace, say)]
+    teams = list(_teams(request, workspace, say))
     rows: list[Row] = []
     for team, mode, batch in product(teams, request.modes, request.batches):
         rows += _contest(team, mode, batch, request, say, progress)
     return BenchReport(describe(threads=request.threads), tuple(rows), now(), request.command)
 
 
-def _choose(request: BenchRequest, workspace: Workspace, say: Say) -> Iterator[Artifact | tuple[Path, type[Engine]]]:
-    """The engines to measure: built ones, or an ONNX file of another tool with the engine to run it."""
+def _teams(request: BenchRequest, workspace: Workspace, say: Say) -> Iterator[_Team]:
+    """The engines to measure: built ones, or an ONNX file of another tool on the engines that are to run it."""
     target = find(request.model) if request.model is not None else None
     if target is not None and target.artifact is None:
-        yield from ((target.path, registry.resolve(_parse(name)[0])) for name in request.engines or (registry.AUTO,))
+        for name in request.engines or (registry.AUTO,):
+            yield _foreign_team(target.path, name, say)
+        return
+    if target is not None and target.is_engine and not request.engines:
+        assert target.artifact is not None
+        yield _team(target.artifact)
         return
     if not request.engines:
-        yield _built_last(target, workspace, say)
+        built = Workspace.engines_of(target.artifact) if target and target.artifact else workspace.engines()
+        if not built:
+            say("nothing is built yet: building")
+            built = [build(BuildRequest(request.model), workspace, say).engine]
+        yield _team(built[0])
         return
-    export = target.artifact if target else None
+    export = newest_export(request.model, workspace)
     for name in request.engines:
-        engine, precision = _parse(name)
-        cls = registry.resolve(engine)
-        path = export.manifest_path if export else None
-        found = None if precision else _newest(workspace, cls.name, export)
-        if found is None:
-            say(f"building {cls.name}, which is not built yet")
-            found = build(BuildRequest(path, cls.name, precision or "fp32"), workspace, say).engine
-        yield found
+        yield _team(_engine_of(export, name, workspace, say))
+
+
+def _engine_of(export: Artifact, name: str, workspace: Workspace, say: Say) -> Artifact:
+    """The newest build of ``NAME`` of this export, or the one of ``NAME:PRECISION``; built if there is none."""
+    engine, precision = _parse(name)
+    cls = registry.resolve(engine)
+    if precision is None:
+        for artifact in Workspace.engines_of(export):
+            record = artifact.manifest.engine
+            if record is not None and record.name == cls.name:
+                return artifact
+        say(f"building {cls.name}, which is not built yet")
+    return build(BuildRequest(export.manifest_path, cls.name, precision or "fp32"), workspace, say).engine
 
 
 def _parse(name: str) -> tuple[str, str | None]:
@@ -130,46 +146,31 @@ def _parse(name: str) -> tuple[str, str | None]:
     return engine, precision or None
 
 
-def _built_last(target: Target | None, workspace: Workspace, say: Say) -> Artifact:
-    if target is not None and target.is_engine:
-        assert target.artifact is not None
-        return target.artifact
-    export = target.artifact if target else None
-    found = _newest(workspace, None, export)
-    if found is None:
-        say("nothing is built yet: building")
-        found = build(BuildRequest(export.manifest_path if export else None), workspace, say).engine
-    return found
+def _foreign_team(path: Path, name: str, say: Say) -> _Team:
+    """A file without a manifest: an ONNX graph may be run, an engine may not, since engines can hold code.
+
+    Raises:
+        ArtifactError: no ONNX file, or a damaged one.
+    """
+    if path.suffix != ".onnx":
+        raise ArtifactError(f"{path} has no manifest beside it, and only ONNX files are measured without one")
+    say(f"{path.name} was not exported by lifedeploy: measured as it is, without baseline, schedule and parity")
+    facts = onnx_inspect.facts(onnx_inspect.load(path))
+    engine, asked = _parse(name)
+    cls = registry.resolve(engine)
+    plan = cls.plan(asked or "fp32")
+    # ONNX Runtime computes in the precision of the graph; OpenVINO in the one it is told, and says which it was.
+    precision = facts.precision if cls.name.startswith("onnxruntime") else plan.precision
+    note = "; ".join(filter(None, (plan.note, "no manifest: parity unknown")))
+    return _Team(path.name, (_Member("unknown", cls, path, precision, None, "unknown", None, note),))
 
 
-def _newest(workspace: Workspace, engine: str | None, export: Artifact | None) -> Artifact | None:
-    """The newest build of ``engine`` (of any, where None), of ``export`` if given, else of the newest export."""
-    if export is not None:
-        built = [Artifact.read(path) for path in export.folder.glob("*/model.json")]
-        built.sort(key=lambda artifact: artifact.manifest_path.stat().st_mtime_ns, reverse=True)
-    else:
-        built = workspace.engines()
-        if engine is not None and built:
-            newest = workspace.latest_export().folder
-            built = [artifact for artifact in built if artifact.folder.parent == newest]
-    for artifact in built:
-        record = artifact.manifest.engine
-        if record is not None and engine in (None, record.name):
-            return artifact
-    return None
-
-
-def _team(chosen: Artifact | tuple[Path, type[Engine]], say: Say) -> _Team:
+def _team(chosen: Artifact) -> _Team:
     """The engine with its baseline and bound, checked.
 
     Raises:
         ParityError: one of them failed its gate, or never went through it.
     """
-    if not isinstance(chosen, Artifact):
-        path, cls = chosen
-        say(f"{path.name} was not exported by lifedeploy: measured as it is, without baseline, schedule and parity")
-        member = _Member("unknown", cls, path, "fp32", None, "unknown", None, "no manifest: parity unknown")
-        return _Team(path.name, (member,))
     members = []
     for method in ("dense", "first-k", "life"):
         artifact = chosen.sibling(method)

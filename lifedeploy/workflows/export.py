@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lifedeploy.artifact import Manifest, Workspace, atomic_folder, sha256
+from lifedeploy.artifact import Artifact, Manifest, Workspace, atomic_folder, sha256
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines.base import Array, EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
-from lifedeploy.errors import EngineUnavailableError, UsageError
+from lifedeploy.errors import ArtifactError, EngineUnavailableError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
@@ -129,13 +130,21 @@ def _require_replaceable(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    if not folder.is_dir() or folder.resolve() == Path.cwd():
-        what = "the current folder" if folder.is_dir() else "a file"
+    if not folder.is_dir() or Path.cwd().is_relative_to(folder.resolve()):
+        what = "the current folder or above it" if folder.is_dir() else "a file"
         raise UsageError(f"{folder} cannot be written to: it is {what}")
     ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in FILES.values() for ending in ("onnx", "json"))}
-    foreign = [path.name for path in folder.iterdir() if path.name not in ours and not (path / "model.json").is_file()]
+    foreign = [path.name for path in folder.iterdir() if path.name not in ours and not _is_engine(path)]
     if foreign:
         raise UsageError(f"{folder}/ holds {foreign[0]}, which no export made and which would be lost", hint="-o DIR")
+
+
+def _is_engine(folder: Path) -> bool:
+    """Whether a folder holds an engine that was built from an export."""
+    try:
+        return Artifact.read(folder / "model.json").manifest.kind == "engine"
+    except (ArtifactError, OSError):
+        return False
 
 
 def macs(spec: ModelSpec, cost: Cost) -> dict[str, Any]:
@@ -165,7 +174,7 @@ def _name(spec: ModelSpec, request: ExportRequest) -> str:
         image_size=request.model.image_size,
         batch_size=graph.batch_size,
     )
-    return name + ("-uint8" if graph.with_preprocess else "")
+    return name + ("-uint8" if graph.with_preprocess else "") + ("-with-life" if graph.with_life else "")
 
 
 def _drops(spec: ModelSpec) -> tuple[int, ...]:
@@ -237,8 +246,11 @@ def _gate(
         ParityError: they do not agree.
     """
     taps = parity.taps_for(spec)
-    with OnnxRuntime(path, EngineOptions(taps=taps)) as engine:
-        run = parity.asker(engine, engine if taps else None, spec.schedule.tokens[-1])
+    with ExitStack() as stack:
+        # Logits from the file as it will be shipped; which tokens it keeps from a copy with the ranking exposed.
+        engine = stack.enter_context(OnnxRuntime(path))
+        probe = stack.enter_context(OnnxRuntime(path, EngineOptions(taps=taps))) if taps else None
+        run = parity.asker(engine, probe, spec.schedule.tokens[-1])
         evidence = parity.compare(reference, [run(images) for images in inputs], samples, "fp32")
     evidence.require(f"{path.name} in ONNX Runtime")
     return evidence

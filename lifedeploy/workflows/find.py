@@ -44,7 +44,10 @@ def find(path: Path) -> Target:
         return _of(Artifact.read(path))
     manifest = path.with_suffix(".json")
     if manifest.is_file():
-        artifact = Artifact.read(manifest)
+        try:
+            artifact = Artifact.read(manifest)
+        except ArtifactError:
+            return Target(path, None)  # another tool's file that happens to have this name
         if artifact.path.name == path.name:
             return _of(artifact)
     return Target(path, None)

@@ -17,7 +17,7 @@ from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.parity import Answer, Parity
-from lifedeploy.spec import ModelSpec, PreprocessSpec
+from lifedeploy.spec import ModelSpec
 from lifedeploy.workflows.find import Target, find
 from lifedeploy.workflows.progress import Say, silent
 
@@ -66,6 +66,7 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
         UsageError: they are not forms of the same model.
     """
     first, second = (_side(find(path)) for path in (request.first, request.second))
+    first, second = _like(first, second), _like(second, first)
     spec = first.spec or second.spec
     if first.spec and second.spec:
         _require_same_model(first.spec, second.spec)
@@ -75,7 +76,7 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
     answers = []
     for side in (first, second):
         say(f"asking {side.label}")
-        answers.append(_answers(side, samples, batch_size))
+        answers.append(_answers(side, samples, spec, batch_size))
     pictures = samples or _blank(answers[0])
     both = first.taps and second.taps
     if not both:
@@ -95,6 +96,8 @@ def _side(target: Target) -> _Side:
         cls = registry.resolve("torch")
         return _Side(str(target.path), cls, target.path, "fp32", spec.method, spec, False, None, taps)
     if target.artifact is None:
+        if target.path.suffix != ".onnx":
+            raise ArtifactError(f"{target.path} is neither an export, an engine, an ONNX file nor a checkpoint of ours")
         cls = registry.resolve("onnxruntime")
         return _Side(str(target.path), cls, target.path, "fp32", "", None, False, None, ())
     target.artifact.check()
@@ -125,28 +128,27 @@ def _require_same_model(first: ModelSpec, second: ModelSpec) -> None:
         )
 
 
-def _answers(side: _Side, samples: Sequence[Sample] | None, batch_size: int | None) -> list[Answer]:
+def _like(side: _Side, other: _Side) -> _Side:
+    """A checkpoint runs under any method: under that of the other side."""
+    if side.engine.name != "torch" or side.spec is None or other.spec is None:
+        return side
+    spec = replace(side.spec, method=other.spec.method)
+    return replace(side, spec=spec, method=spec.method, taps=parity.taps_for(spec))
+
+
+def _answers(
+    side: _Side, samples: Sequence[Sample] | None, spec: ModelSpec | None, batch_size: int | None
+) -> list[Answer]:
     with ExitStack() as stack:
         options = EngineOptions(precision=side.precision, method=side.method)
         engine = stack.enter_context(side.engine(side.path, options))
         probe = stack.enter_context(side.engine(side.path, replace(options, taps=side.taps))) if side.taps else None
         run = parity.asker(engine, probe, side.spec.schedule.tokens[-1] if side.spec else 0)
-        if samples is None:
+        if samples is None or spec is None:
             return [run(array) for array in _noise(engine, batch_size)]
-        preprocess = side.spec.preprocess if side.spec else _own_preprocess(engine)
-        return [run(model_input(sample.pixels, preprocess, in_graph=side.in_graph)) for sample in samples]
-
-
-def _own_preprocess(engine: Engine) -> PreprocessSpec:
-    """For a graph of another tool beside one of ours: ImageNet's, at its own size.
-
-    Raises:
-        UsageError: it takes something other than float images.
-    """
-    spec = engine.inputs[0]
-    if len(spec.shape) != 4 or spec.dtype != "float32":
-        raise UsageError(f"{engine.path.name} takes {spec}; expected float32 images (batch, 3, height, width)")
-    return PreprocessSpec(image_size=(spec.shape[2] or 224, spec.shape[3] or 224))
+        # A graph of another tool gets what ours gets: pixels if it takes bytes, else normalised images.
+        in_graph = side.in_graph if side.spec else engine.inputs[0].dtype == "uint8"
+        return [run(model_input(sample.pixels, spec.preprocess, in_graph=in_graph)) for sample in samples]
 
 
 def _noise(engine: Engine, batch_size: int | None) -> list[np.ndarray]:

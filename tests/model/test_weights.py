@@ -104,9 +104,8 @@ def test_a_request_makes_its_schedule_from_rate_or_counts():
     assert by_counts.schedule(16, 6).tokens == (16, 9, 5, 5, 5, 5)
 
 
-def test_a_request_for_nothing_is_refused():
-    with pytest.raises(UsageError, match="give a keep rate or explicit counts"):
-        ModelRequest(SMALL, keep_rate=None).schedule(16, 6)
+def test_a_request_for_nothing_in_particular_is_keep_rate_0_7():
+    assert ModelRequest(SMALL, keep_rate=None).schedule(16, 6) == Schedule.from_keep_rate(16, 6, 0.7)
 
 
 @pytest.mark.parametrize("policy", ["auto", "random"])
@@ -194,13 +193,40 @@ def test_auto_passes_over_files_that_are_no_checkpoints_of_ours(workspace, offli
 
 
 def test_auto_takes_pretrained_weights_where_nothing_was_trained(workspace, no_pretrained):
-    loaded = weights.load(REQUEST, workspace)
+    loaded = weights.load(replace(REQUEST, num_classes=None), workspace)
     assert no_pretrained == [SMALL]
     assert mark_of(loaded) == 7.0
     assert loaded.warning == ""
     assert loaded.spec.provenance.weights == "pretrained"
     assert loaded.spec.provenance.source.startswith("timm/test_vit.")
     assert loaded.spec.provenance.predictor == "identity"
+
+
+def test_a_pretrained_head_of_another_size_is_refused_unless_a_new_one_is_wanted(workspace, no_pretrained):
+    request = replace(REQUEST, weights="pretrained")
+    with pytest.raises(WeightsError, match="the pretrained head of test_vit has 1000 classes, not 3"):
+        weights.load(request, workspace)
+    loaded = weights.load(replace(request, new_head=True), workspace)
+    assert loaded.model.backbone.num_classes == 3
+    assert loaded.spec.classes == ()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_file_with_a_head_of_another_size_gets_a_new_one_if_wanted(tmp_path, workspace, plain):
+    path = tmp_path / "other.safetensors"
+    model, spec = trained(mark=5.0)
+    if plain:
+        save_file(model.backbone.state_dict(), path)
+    else:
+        checkpoint.save(path, model, spec)
+    request = replace(REQUEST, weights=str(path), num_classes=4)
+    with pytest.raises(WeightsError, match=r"is \(3|for a head of 4 classes"):
+        weights.load(request, workspace)
+    loaded = weights.load(replace(request, new_head=True), workspace)
+    assert loaded.model.backbone.head.bias.tolist() != [5.0] * 4
+    assert loaded.spec.classes == ()
+    kept = loaded.model.backbone.blocks[0].mlp.fc1.weight
+    assert torch.equal(kept, model.backbone.blocks[0].mlp.fc1.weight)
 
 
 def test_auto_falls_back_to_random_weights_and_says_so(workspace, offline):

@@ -86,10 +86,37 @@ def test_an_export_never_replaces_what_is_not_an_export(tmp_path, weights_file, 
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match=r"precious/ holds thesis\.tex, which no export made"):
         export(request(weights_file, output=tmp_path / "precious"), Workspace(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="it is the current folder"):
-        export(request(weights_file, output=Path()), Workspace(tmp_path))
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for above in (Path(), Path("..")):
+        with pytest.raises(UsageError, match="it is the current folder or above it"):
+            export(request(weights_file, output=above), Workspace(tmp_path))
     assert (tmp_path / "precious" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_export_never_replaces_a_whole_workspace(workspace, weights_file):
+    with pytest.raises(UsageError, match="which no export made and which would be lost"):
+        export(request(weights_file, output=workspace), Workspace(workspace))
+    assert Workspace(workspace).exports()
+
+
+def test_random_weights_stay_random_in_a_file(tmp_path):
+    random = ExportRequest(ModelRequest(TINY, weights="random", image_size=TINY_SIZE), check_parity=False)
+    made = export(random, Workspace(tmp_path))
+    file = ModelRequest(TINY, weights=str(made.folder / "weights.safetensors"))
+    again = export(ExportRequest(file, output=tmp_path / "again", check_parity=False), Workspace(tmp_path))
+    assert again.manifests["life"].spec.provenance.weights == "random"
+
+
+def test_a_checkpoint_brings_its_own_schedule_and_an_explicit_one_wins(tmp_path, weights_file):
+    counts = ModelRequest(TINY, weights=str(weights_file), image_size=TINY_SIZE, counts=(10, 5, 2))
+    made = export(ExportRequest(counts, check_parity=False), Workspace(tmp_path))
+    own = ModelRequest(TINY, weights=str(made.folder / "weights.safetensors"))
+    again = export(ExportRequest(own, output=tmp_path / "own", check_parity=False), Workspace(tmp_path))
+    assert again.manifests["life"].spec.schedule.counts == (10, 5, 2)
+    asked = ModelRequest(TINY, weights=str(made.folder / "weights.safetensors"), keep_rate=0.5)
+    other = export(ExportRequest(asked, output=tmp_path / "asked", check_parity=False), Workspace(tmp_path))
+    assert other.manifests["life"].spec.schedule.counts == (8, 4, 2)
 
 
 def test_an_export_takes_the_place_of_an_older_one_and_its_engines(workspace, weights_file):
