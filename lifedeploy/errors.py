@@ -60,5 +60,13 @@ class EngineInputError(EngineError):
     """An input that the engine does not take: wrong name, dtype or shape."""
 
 
+class DataError(LifedeployError):
+    """A data set that is missing, empty, or not laid out as expected."""
+
+
+class TrainingError(LifedeployError):
+    """A training run that cannot go on, or cannot be continued."""
+
+
 class ImageError(LifedeployError):
     """A file that is no image."""

@@ -15,6 +15,10 @@ from lifedeploy.schedule import Schedule
 METHODS = ("life", "dense", "first-k")
 GRAPHS = ("order-once", "per-stage")
 
+# Inner tensors that every form of a life model can be asked for, under these names.
+ORDER_NAME = "life_order"  # (B, n_{t_base+1}), original patch numbers, longest life first
+SCORES_NAME = "life_scores"  # (B, N), the score of every patch in original order; lives are its standardised form
+
 
 @dataclass(frozen=True)
 class PreprocessSpec:

@@ -6,6 +6,7 @@ One function for parity, prediction, calibration and evaluation, so that a deplo
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +29,23 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ImageError: missing, or no image that can be decoded.
     """
+    return decode_image(path, str(path))
+
+
+def decode_image(source: Path | IO[bytes], name: str) -> Image.Image:
+    """An image file, or the bytes of one, as RGB; ``name`` is what errors call it.
+
+    Raises:
+        ImageError: missing, or no image that can be decoded.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise ImageError(f"image {path} does not exist") from error
+        raise ImageError(f"image {name} does not exist") from error
     # Pillow's word for a damaged PNG is SyntaxError.
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} is not an image that can be read: {error}") from error
+        raise ImageError(f"{name} is not an image that can be read: {error}") from error
 
 
 def to_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:

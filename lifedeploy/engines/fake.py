@@ -19,9 +19,9 @@ from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.data.samples import digest
 from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan, buffers
 from lifedeploy.errors import EngineError
+from lifedeploy.spec import ORDER_NAME
 
 SECONDS_PER_GMAC = 0.02
-TAP = "life_order"
 
 
 class Fake(Engine):
@@ -88,7 +88,7 @@ class Fake(Engine):
         first = next(iter(feeds.values()))
         time.sleep(self.seconds_per_image * len(first))
         known = self._recorded.get(digest(first), {})
-        names = {self.outputs[0].name: "logits", TAP: "kept"}  # output → what it was recorded as
+        names = {self.outputs[0].name: "logits", ORDER_NAME: "kept"}  # output → what it was recorded as
         generator = np.random.default_rng(int(digest(first)[:8], 16))
         made: dict[str, Array] = {}
         for spec in self.outputs:

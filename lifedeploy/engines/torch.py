@@ -13,8 +13,7 @@ from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import require
-
-KEPT = "life_order"
+from lifedeploy.spec import ORDER_NAME, SCORES_NAME
 
 
 class Torch(Engine):
@@ -60,8 +59,10 @@ class Torch(Engine):
         width_out = spec.num_classes or self._model.backbone.num_features
         self._name = "logits" if spec.num_classes else "features"
         outputs = [TensorSpec(self._name, "float32", (self.options.batch, width_out))]
-        if KEPT in self.options.taps:
-            outputs.append(TensorSpec(KEPT, "int64", (self.options.batch, spec.schedule.tokens[-1])))
+        widths = {ORDER_NAME: ("int64", spec.schedule.tokens[-1]), SCORES_NAME: ("float32", spec.schedule.patches)}
+        for tap in self.options.taps:
+            dtype, size = widths[tap]
+            outputs.append(TensorSpec(tap, dtype, (self.options.batch, size)))
         return (TensorSpec("images", "float32", (self.options.batch, 3, height, width)),), tuple(outputs)
 
     def _close(self) -> None:
@@ -74,9 +75,8 @@ class Torch(Engine):
         with self._torch.inference_mode():
             output = self._model(self._torch.from_numpy(np.ascontiguousarray(images)))
         results = {self._name: output.logits.numpy()}
-        if KEPT in self.options.taps:
-            results[KEPT] = output.kept.numpy()
-        return results
+        taps = {ORDER_NAME: output.kept, SCORES_NAME: output.scores}
+        return results | {tap: taps[tap].numpy() for tap in self.options.taps}
 
     def _lane(self, batch: int) -> Lane:
         return _TorchLane(self, buffers(self.inputs, batch))

@@ -19,9 +19,7 @@ from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, digest
 from lifedeploy.engines.base import Array, Engine
 from lifedeploy.errors import ArtifactError, ParityError
-from lifedeploy.spec import ModelSpec
-
-ORDER_TAP = "life_order"  # patch numbers, longest life first: what the exported graph calls its ranking
+from lifedeploy.spec import ORDER_NAME, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def asker(engine: Engine, probe: Engine | None, survivors: int) -> Callable[[Arr
         if probe is None:
             return Answer(logits, None)
         tapped = results if probe is engine else probe.run({probe.inputs[0].name: images})
-        return Answer(logits, tapped[ORDER_TAP][:, :survivors])
+        return Answer(logits, tapped[ORDER_NAME][:, :survivors])
 
     return run
 
@@ -214,4 +212,4 @@ def recorded(path: Path, method: str, inputs: Sequence[Array]) -> list[Answer]:
 
 def taps_for(spec: ModelSpec) -> tuple[str, ...]:
     """What to tap to learn which tokens a model keeps; nothing where no score decides."""
-    return (ORDER_TAP,) if spec.method not in ("dense", "first-k") and spec.schedule.prunes else ()
+    return (ORDER_NAME,) if spec.method not in ("dense", "first-k") and spec.schedule.prunes else ()

@@ -14,11 +14,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lifedeploy.errors import ExportError
+from lifedeploy.spec import ORDER_NAME, SCORES_NAME
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ORDER = re.compile(r"(^|\.)reducer\.order\.(\d+)$")
 _KEEP = re.compile(r"(^|\.)reducer\.keep\.(\d+)$")
-ORDER_NAME = "life_order"  # the TopK's indices: original patch numbers, longest life first
 
 
 def clean(model: ir.Model) -> None:
@@ -152,6 +152,8 @@ def read_well(model: ir.Model) -> None:
         if node.op_type == "TopK" and taken["TopK"] == 0:
             taken["TopK"] = 1
             node.outputs[1].name = ORDER_NAME
+            if node.inputs[0] is not None and node.inputs[0].name not in fixed:
+                node.inputs[0].name = SCORES_NAME
     for value in list(model.graph.initializers.values()):
         users = value.uses()
         if not users or value.name is None:

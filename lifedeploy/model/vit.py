@@ -19,10 +19,12 @@ class SlimOutput(NamedTuple):
     logits: Tensor  # (B, classes)
     life: Tensor | None  # (B, N), in layers, original order; None where the method predicts none
     kept: Tensor | None  # (B, n_T), original indices of the survivors; None: all of them
+    scores: Tensor | None  # (B, N), what lives are made of
+    tokens: Tensor  # (B, P + n_T, C), as the last layer leaves them
 
 
 class SlimViT(nn.Module):
-    """A ViT and a reducer. ``forward`` drops tokens; ``forward_soft`` is its differentiable form."""
+    """A ViT and a reducer: hard forward for inference, soft forward for training."""
 
     def __init__(self, backbone: VisionTransformer, reducer: Reducer) -> None:
         super().__init__()
@@ -34,13 +36,13 @@ class SlimViT(nn.Module):
         """Tokens per layer."""
         return self.reducer.schedule
 
-    def forward(self, images: Tensor) -> SlimOutput:
-        """Hard forward, for inference: images (B, 3, H, W), normalised."""
-        return self._walk(images, self.reducer)
+    def forward(self, images: Tensor, *, soft: bool = False, schedule: Schedule | None = None) -> SlimOutput:
+        """Classify normalised images (B, 3, H, W).
 
-    def forward_soft(self, images: Tensor) -> SlimOutput:
-        """Soft forward, for training: no token leaves, weights of keys fade (eq. 6 and 7)."""
-        return self._walk(images, self.reducer.relaxed())
+        Hard, tokens leave. ``soft``, for training: no token leaves, weights of keys fade (eq. 6 and 7), under the
+        model's own schedule or another ``schedule``.
+        """
+        return self._walk(images, self.reducer.relaxed(schedule or self.schedule) if soft else self.reducer)
 
     def _walk(self, images: Tensor, reducer: Reducer) -> SlimOutput:
         vit: Any = self.backbone
@@ -53,7 +55,7 @@ class SlimViT(nn.Module):
             tokens = reducer.after_block(layer, tokens)  # (B, P + n_{t+1}, C)
         logits = reducer.logits(vit, tokens)
         life = None if tokens.scores is None else lives(tokens.scores.float(), reducer.schedule)
-        return SlimOutput(logits, life, tokens.positions)
+        return SlimOutput(logits, life, tokens.positions, tokens.scores, tokens.x)
 
 
 def build_model(backbone: VisionTransformer, spec: ModelSpec, *, graph: str = "order-once") -> SlimViT:

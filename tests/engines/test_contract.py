@@ -15,6 +15,7 @@ from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.openvino import choose_precision
 from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.evaluation import parity
+from lifedeploy.spec import ORDER_NAME, SCORES_NAME
 
 RUNNABLE = ["fake", "onnxruntime", "openvino", "torch"]
 
@@ -112,10 +113,24 @@ def test_the_tapped_ranking_is_the_one_pytorch_kept(name, exported):
     sample = parity_samples(spec.preprocess)[0]
     images = normalise(sample.pixels, spec.preprocess)
     expected = parity.recorded(source.folder / source.manifest.reference, "life", [images])[0]
-    with registry.get(name)(path, EngineOptions(taps=("life_order",), method="life")) as engine:
-        order = engine.run({"images": images})["life_order"]
+    with registry.get(name)(path, EngineOptions(taps=(ORDER_NAME,), method="life")) as engine:
+        order = engine.run({"images": images})[ORDER_NAME]
     survivors = spec.schedule.tokens[-1]
     assert parity.overlap(expected.kept, order[:, :survivors]) == 1.0
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+def test_the_tapped_scores_rank_as_the_tapped_order(name, exported):
+    source = Workspace(exported).latest_export()
+    path = source.folder / source.manifest.checkpoint if name == "torch" else None
+    path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
+    spec = source.manifest.spec
+    images = normalise(parity_samples(spec.preprocess)[0].pixels, spec.preprocess)
+    with registry.get(name)(path, EngineOptions(taps=(ORDER_NAME, SCORES_NAME), method="life")) as engine:
+        answer = engine.run({"images": images})
+    assert answer[SCORES_NAME].shape == (len(images), spec.schedule.patches)
+    kept = answer[ORDER_NAME].shape[1]
+    assert np.array_equal(np.argsort(-answer[SCORES_NAME], axis=1)[:, :kept], answer[ORDER_NAME])
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "fake"])

@@ -91,7 +91,7 @@ def test_a_checkpoint_comes_back_with_weights_spec_and_class_names(saved):
         assert torch.equal(loaded.state_dict()[name], tensor), name
     images = images_for(model.backbone)
     assert torch.equal(loaded(images).logits, model(images).logits)
-    assert torch.equal(loaded.forward_soft(images).logits, model.forward_soft(images).logits)
+    assert torch.equal(loaded(images, soft=True).logits, model(images, soft=True).logits)
     assert not loaded.training
 
 

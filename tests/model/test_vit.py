@@ -96,7 +96,7 @@ def test_a_schedule_without_drop_layers_is_dense_and_predicts_nothing():
     vit = tiny_vit()
     images = images_for(vit)
     model = slim(vit, "life", Schedule.dense(16, DEPTH))
-    for output in (model(images), model.forward_soft(images)):
+    for output in (model(images), model(images, soft=True)):
         assert torch.equal(output.logits, vit(images))
         assert output.life is None
 
@@ -212,7 +212,7 @@ def test_an_image_does_not_depend_on_the_others_in_its_batch(family):
 @torch.no_grad()
 def test_life_has_the_mean_and_deviation_of_the_schedule(family):
     model = slim(tiny_vit(family))
-    for output in (model(images_for(model.backbone)), model.forward_soft(images_for(model.backbone))):
+    for output in (model(images_for(model.backbone)), model(images_for(model.backbone), soft=True)):
         mean, deviation = output.life.mean(dim=1), output.life.std(dim=1, correction=0)
         assert mean.tolist() == pytest.approx([model.schedule.mean_life] * 3, abs=1e-4)
         assert deviation.tolist() == pytest.approx([model.schedule.std_life] * 3, abs=1e-4)
@@ -254,7 +254,7 @@ def test_soft_forward_is_the_weighted_softmax_of_eq_6(family, temperature):
     model = slim(tiny_vit(family), temperature=temperature).double()
     images = images_for(model.backbone).double()
     expected = with_weighted_softmax(model, images, temperature)
-    torch.testing.assert_close(model.forward_soft(images).logits, expected, rtol=1e-5, atol=1e-6)  # lives are float32
+    torch.testing.assert_close(model(images, soft=True).logits, expected, rtol=1e-5, atol=1e-6)  # lives are float32
     assert not torch.allclose(expected, model.backbone(images), rtol=1e-3)
 
 
@@ -278,7 +278,7 @@ def test_soft_forward_approaches_leaving_out_the_dead_as_the_temperature_grows(f
     # Mean pooling reads tokens that are only weak as keys, and so has no such limit.
     model = slim(tiny_vit(family), temperature=1e7).double()
     images = images_for(model.backbone).double()
-    output = model.forward_soft(images)
+    output = model(images, soft=True)
     dropped = 0
     for image, logits, life in zip(images, output.logits, output.life.tolist(), strict=True):
         dropped += sum(value < DEPTH for value in life)
@@ -290,7 +290,7 @@ def test_soft_forward_approaches_leaving_out_the_dead_as_the_temperature_grows(f
 def test_soft_forward_leaves_no_token_out(family):
     model = slim(tiny_vit(family))
     with block_io(model.backbone) as seen:
-        output = model.forward_soft(images_for(model.backbone))
+        output = model(images_for(model.backbone), soft=True)
     assert output.kept is None
     assert {x.shape[1] for x, _ in seen} == {model.backbone.num_prefix_tokens + model.schedule.patches}
 
@@ -300,7 +300,7 @@ def test_soft_forward_leaves_the_layers_up_to_the_base_untouched(family):
     model = slim(tiny_vit(family))
     images = images_for(model.backbone)
     with block_io(model.backbone) as soft:
-        model.forward_soft(images)
+        model(images, soft=True)
     with block_io(model.backbone) as dense:
         model.backbone(images)
     base = model.schedule.base_layer
@@ -314,13 +314,13 @@ def test_soft_forward_leaves_the_layers_up_to_the_base_untouched(family):
 def test_soft_and_hard_forward_predict_the_same_lives(family):
     model = slim(tiny_vit(family))
     images = images_for(model.backbone)
-    assert torch.equal(model.forward_soft(images).life, model(images).life)
+    assert torch.equal(model(images, soft=True).life, model(images).life)
 
 
 def test_gradients_of_the_soft_forward_reach_predictor_and_backbone(family):
     model = slim(tiny_vit(family)).train()
     labels = torch.tensor([0, 3, 4])
-    nn.functional.cross_entropy(model.forward_soft(images_for(model.backbone)).logits, labels).backward()
+    nn.functional.cross_entropy(model(images_for(model.backbone), soft=True).logits, labels).backward()
     predictor = dict(model.reducer.predictor.named_parameters())
     assert set(predictor) == {"norm.weight", "norm.bias", "weight"}
     for name, parameter in [*predictor.items(), *model.backbone.named_parameters()]:
@@ -332,7 +332,7 @@ def test_gradients_of_the_soft_forward_reach_predictor_and_backbone(family):
 def test_a_frozen_backbone_trains_the_predictor_alone():
     model = slim(tiny_vit()).train()
     model.backbone.requires_grad_(False)
-    model.forward_soft(images_for(model.backbone)).logits.square().sum().backward()
+    model(images_for(model.backbone), soft=True).logits.square().sum().backward()
     assert model.reducer.predictor.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
@@ -343,7 +343,7 @@ def test_a_step_along_the_gradient_lowers_the_loss():
     images, labels = images_for(model.backbone, batch=8).double(), torch.arange(8) % 5
     losses = []
     for _ in range(2):
-        loss = nn.functional.cross_entropy(model.forward_soft(images).logits, labels)
+        loss = nn.functional.cross_entropy(model(images, soft=True).logits, labels)
         losses.append(loss.item())
         model.zero_grad()
         loss.backward()
@@ -358,7 +358,7 @@ def test_a_step_along_the_gradient_lowers_the_loss():
 def test_methods_without_decisions_are_their_own_soft_form(method):
     model = slim(tiny_vit(), method)
     images = images_for(model.backbone)
-    assert torch.equal(model.forward_soft(images).logits, model(images).logits)
+    assert torch.equal(model(images, soft=True).logits, model(images).logits)
 
 
 # --- lower precision --------------------------------------------------------------------------------------------
@@ -368,9 +368,9 @@ def test_soft_forward_and_backward_run_under_autocast(family):
     model = slim(tiny_vit(family)).train()
     images = images_for(model.backbone)
     with torch.no_grad():
-        exact = model.forward_soft(images)
+        exact = model(images, soft=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model.forward_soft(images)
+        output = model(images, soft=True)
         loss = nn.functional.cross_entropy(output.logits.float(), torch.tensor([0, 3, 4]))
     loss.backward()
     assert output.life.dtype == torch.float32
@@ -396,9 +396,9 @@ def test_hard_forward_runs_under_autocast(family, graph):
 def test_a_model_in_half_precision_runs_in_both_forms(family):
     model = slim(tiny_vit(family))
     images = images_for(model.backbone)
-    exact = model.forward_soft(images).logits
+    exact = model(images, soft=True).logits
     model = model.to(torch.bfloat16)
-    soft = model.forward_soft(images.to(torch.bfloat16)).logits
+    soft = model(images.to(torch.bfloat16), soft=True).logits
     assert soft.dtype == torch.bfloat16
     torch.testing.assert_close(soft.float(), exact, rtol=0.1, atol=0.15)
     assert model(images.to(torch.bfloat16)).logits.isfinite().all()
@@ -430,7 +430,7 @@ def test_a_model_is_built_as_its_spec_says(family):
     assert model.schedule == schedule_for(vit)
     expected = slim(vit, temperature=3.0)
     expected.reducer.load_state_dict(model.reducer.state_dict())
-    assert torch.equal(model.forward_soft(images).logits, expected.forward_soft(images).logits)
+    assert torch.equal(model(images, soft=True).logits, expected(images, soft=True).logits)
     assert torch.equal(model(images).logits, expected(images).logits)
 
 

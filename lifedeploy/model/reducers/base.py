@@ -120,8 +120,8 @@ class Reducer(nn.Module):
         """Final norm and head: (B, classes)."""
         return vit.forward_head(vit.norm(tokens.x))
 
-    def relaxed(self) -> Reducer:
-        """The differentiable form used in training; for a method without decisions, itself."""
+    def relaxed(self, schedule: Schedule) -> Reducer:
+        """The differentiable form used in training, under ``schedule``; for a method without decisions, itself."""
         return self
 
 

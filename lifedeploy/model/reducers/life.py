@@ -105,9 +105,9 @@ class LifeReducer(Reducer):
             return tokens.but(x=self.keep[key](tokens.x), positions=tokens.positions[:, :kept])
         return tokens
 
-    def relaxed(self) -> Reducer:
+    def relaxed(self, schedule: Schedule) -> Reducer:
         """The soft form over the same predictor."""
-        return RelaxedLife(self.schedule, self.predictor, self.temperature)
+        return RelaxedLife(schedule, self.predictor, self.temperature)
 
 
 class RelaxedLife(Reducer):
