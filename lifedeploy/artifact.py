@@ -309,9 +309,13 @@ class Workspace:
         return Workspace(export.folder)._newest("*/model.json", kind="engine")
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoints that training left here, newest first."""
-        found = self.root.glob("checkpoints/**/*.safetensors")
-        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+        """Checkpoints that training left here: newest run first, and of a run the best before the last."""
+        found = [path for path in self.root.glob("checkpoints/**/*.safetensors") if path.parent.name != "state"]
+        written = {path: path.stat().st_mtime_ns for path in found}
+        newest = {path.parent: 0 for path in found}
+        for path, time in written.items():
+            newest[path.parent] = max(newest[path.parent], time)
+        return sorted(found, key=lambda path: (newest[path.parent], path.stem == "best", written[path]), reverse=True)
 
     def latest_export(self) -> Artifact:
         """The export that was written last.

@@ -30,6 +30,11 @@ def features() -> tuple[str, ...]:
     return ()
 
 
+def fast_bf16() -> bool:
+    """Whether the CPU multiplies BF16 matrices faster than FP32 ones."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(features()))
+
+
 def identity() -> str:
     """What an engine built here depends on: the CPU and its instruction sets."""
     return f"{processor()} ({', '.join(features()) or platform.machine()})"

@@ -44,6 +44,7 @@ class Provenance:
     source: str = ""
     sha256: str = ""
     predictor: str = "identity"
+    elastic: bool = False  # trained at many keep rates: good at any
 
 
 @dataclass(frozen=True)

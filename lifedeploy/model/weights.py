@@ -32,6 +32,7 @@ HUB_TIMEOUT_S = 3.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 RANDOM_SEED = 0
 DEFAULT_KEEP_RATE = 0.7
+DEFAULT_TEMPERATURE = 1.5
 _HEAD = re.compile(r"(?:backbone\.)?head(?:_dist)?\.")
 POLICIES = ("auto", "pretrained", "random")
 
@@ -48,6 +49,7 @@ class ModelRequest:
     weights: str = "auto"
     image_size: tuple[int, int] | None = None
     num_classes: int | None = None
+    temperature: float | None = None  # U of eq. 7; None: the weights' own, else 1.5
     new_head: bool = False  # for training: weights of another number of classes get a new head, else are refused
 
     def schedule(self, patches: int, depth: int) -> Schedule:
@@ -104,7 +106,8 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
             wanted = request.schedule(spec.schedule.patches, spec.schedule.depth)
         except ScheduleError:  # at this checkpoint's image size; at the one that is made in the end it may be fine
             continue
-        if wanted.tokens == spec.schedule.tokens:
+        same_drops = wanted.drop_layers == spec.schedule.drop_layers
+        if wanted.tokens == spec.schedule.tokens or (spec.provenance.elastic and same_drops):
             return _from_file(request, path, graph)
     reason = hub_obstacle(backbone)
     if not reason:
@@ -189,6 +192,7 @@ def _from_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
         source=path.name,
         sha256=sha256(path),
         predictor=own.provenance.predictor if own else "identity",
+        elastic=own.provenance.elastic if own else False,
     )
     names = own.classes if own else checkpoint.read_classes(path) or _imagenet_names(vit.num_classes)
     if fresh:
@@ -218,7 +222,7 @@ def _as_trained(spec: ModelSpec, own: ModelSpec, request: ModelRequest) -> Model
     return replace(
         spec,
         preprocess=replace(own.preprocess, image_size=spec.image_size),
-        temperature=own.temperature,
+        temperature=own.temperature if request.temperature is None else request.temperature,
         schedule=own.schedule if not asked and same_patches else spec.schedule,
     )
 
@@ -236,6 +240,7 @@ def describe(
         num_classes=vit.num_classes,
         prefix_tokens=vit.num_prefix_tokens,
         provenance=provenance,
+        temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
         classes=classes,
     )
 

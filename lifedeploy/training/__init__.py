@@ -1,0 +1,1 @@
+"""Training: the two-stage scheme of the paper, dense fine-tuning, and what goes beyond."""

@@ -1,0 +1,345 @@
+"""The loop: stages, epochs, steps, on one process or many."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from lifedeploy.data.images import ImageSet
+from lifedeploy.errors import TrainingError
+from lifedeploy.model.reducers import build_reducer
+from lifedeploy.model.vit import SlimOutput, SlimViT
+from lifedeploy.schedule import Schedule
+from lifedeploy.spec import ModelSpec
+from lifedeploy.training import feeds, state
+from lifedeploy.training.config import TrainConfig
+from lifedeploy.training.feeds import Batch, Share
+from lifedeploy.training.log import Log, LogRow
+from lifedeploy.training.losses import classification_loss, distillation_loss
+from lifedeploy.training.stages import Stage, freeze, parameter_groups, plan
+from lifedeploy.training.state import Position, State
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for whoever watches."""
+
+    stage: str
+    epoch: int  # from 1
+    epochs: int
+    step: int  # of the epoch
+    steps: int
+    loss: float
+    accuracy: float
+    images_per_s: float
+    seconds_left: float  # of the whole run, without its validations
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an epoch's validation said."""
+
+    stage: str
+    epoch: int  # over the whole run, from 1
+    loss: float
+    accuracy: float
+
+
+@dataclass
+class Job:
+    """What to train, and whom to tell. The callbacks are called in the main process only."""
+
+    model: SlimViT
+    spec: ModelSpec
+    config: TrainConfig
+    train: ImageSet
+    val: ImageSet
+    folder: Path
+    fingerprint: str
+    resume: bool = False
+    watch: Callable[[Progress], None] = lambda progress: None
+    saved: Callable[[SlimViT, bool], None] = lambda model, best: None
+
+
+class Trainer:
+    """One run."""
+
+    def __init__(self, job: Job, accelerator: Any) -> None:
+        self.job = job
+        self.config = job.config
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        self.model = job.model.to(self.device)
+        self.stages = plan(job.config)
+        self.steps = feeds.steps_per_epoch(len(job.train), job.config, self.share.world)
+        self.images = feeds.TrainingImages(job.train, job.spec.preprocess, job.config)
+        self.teacher = dense_teacher(self.model) if job.config.distill else None
+        self.ema = ModelEmaV3(self.model, decay=job.config.ema, use_warmup=True) if job.config.ema else None
+        self.mixup = _mixup(job.config, job.spec.num_classes)
+        self.position = Position()
+        self._resumed: State | None = None
+        if job.resume:
+            self._continue()
+        log_rows = self.position.log_rows
+        tensorboard = job.config.tensorboard
+        self.log = Log(job.folder, tensorboard=tensorboard, keep=log_rows) if accelerator.is_main_process else None
+
+    def run(self) -> None:
+        """All stages that are left.
+
+        Raises:
+            TrainingError: a gradient is not finite.
+            ImageError: an image cannot be decoded.
+        """
+        for number in range(self.position.stage, len(self.stages)):
+            self._stage(number, self.stages[number])
+        if self.log is not None:
+            self.log.close()
+
+    def _stage(self, number: int, stage: Stage) -> None:
+        freeze(self.model, stage)
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), foreach=True)
+        total = stage.epochs * self.steps
+        schedule = _cosine(optimizer, total, self.config)
+        model = self.accelerator.prepare_model(self.model)
+        optimizer_: Any = self.accelerator.prepare_optimizer(optimizer)
+        if self._resumed is not None:
+            state.restore_optimizer(optimizer, self._resumed.optimizer)
+            _restore_scaler(self.accelerator.scaler, self._resumed.scaler)
+            self._resumed = None
+        try:
+            for epoch in range(self.position.epoch, stage.epochs):
+                self._epoch(stage, epoch, model, optimizer_, schedule)
+                self._finish_epoch(stage)
+                last = epoch + 1 == stage.epochs
+                self._advance(
+                    stage=number + last,
+                    epoch=0 if last else epoch + 1,
+                    step=0,
+                    run_epoch=self.position.run_epoch + 1,
+                )
+                # The next stage starts with a fresh optimiser: this one's moments are of no more use.
+                self._save(None if last else optimizer)
+        finally:
+            self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            self.accelerator.free_memory()
+
+    def _epoch(self, stage: Stage, epoch: int, model: Any, optimizer: Any, rates: CosineLRScheduler) -> None:
+        run_epoch = self.position.run_epoch
+        first = self.position.step
+        order = feeds.micro_batches(len(self.job.train), self.config, self.share, run_epoch, first)
+        batches = feeds.training_batches(self.images, order, self.config, self.device)
+        meter = _Meter(self.device)
+        for step in range(first, self.steps):
+            rates.step_update(epoch * self.steps + step + 1)
+            micro = [next(batches) for _ in range(self.config.accumulate)]
+            self._step(stage, micro, model, optimizer, meter)
+            self._advance(step=step + 1, run_step=self.position.run_step + 1)
+            at_end = step + 1 == self.steps
+            save = self.position.run_step % self.config.checkpoint_every == 0 and not at_end
+            # Before a state is saved too: a mean over a line's steps does not survive in it.
+            if (step + 1) % self.config.log_every == 0 or at_end or save:
+                self._report(stage, epoch, step + 1, rates, meter)
+                meter = _Meter(self.device)
+            if save:
+                self._save(optimizer.optimizer)
+
+    def _step(self, stage: Stage, micro: Sequence[Batch], model: Any, optimizer: Any, meter: _Meter) -> None:
+        """One step of the optimiser. All that it draws is a function of the seed, the step and the process."""
+        seed = feeds.seed_of(self.config.seed, self.position.run_step, self.share.rank)
+        torch.manual_seed(seed)
+        schedule = self._schedule(stage)
+        for number, batch in enumerate(micro):
+            images, targets = batch.images, batch.targets
+            if self.mixup is not None:
+                with feeds.seeded(feeds.seed_of(seed, number)):
+                    images, targets = self.mixup(images, targets)
+            synchronise = number + 1 == len(micro)
+            with nullcontext() if synchronise else self.accelerator.no_sync(model):
+                output = model(images, soft=True, schedule=schedule)
+                loss = classification_loss(output.logits, targets, self.config.label_smoothing)
+                if self.teacher is not None:
+                    loss = loss + self._distillation(output, images, schedule)
+                self.accelerator.backward(loss / len(micro))
+            meter.add(loss.detach(), output.logits.detach(), batch.targets)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_grad or math.inf)
+        self._require_finite(stage, norm, loss.detach(), micro)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.accelerator.unwrap_model(model), self.position.run_step)
+
+    def _schedule(self, stage: Stage) -> Schedule | None:
+        """Another keep rate in every step of an elastic stage, the same in all processes; else the model's own."""
+        if not stage.elastic:
+            return None
+        low, high = self.config.elastic_range
+        draw = feeds.seed_of(self.config.seed, self.position.run_step) / 2**32
+        own = self.job.spec.schedule
+        return Schedule.from_keep_rate(own.patches, own.depth, low + (high - low) * draw, own.drop_layers)
+
+    def _distillation(self, output: SlimOutput, images: Tensor, schedule: Schedule | None) -> Tensor:
+        assert self.teacher is not None
+        kept = (schedule or self.job.spec.schedule).tokens[-1]
+        with torch.no_grad(), self.accelerator.autocast():
+            wanted = self.teacher(images)
+        with self.accelerator.autocast():
+            return distillation_loss(output, wanted, self.job.model.backbone.norm, self.config, kept)
+
+    def _require_finite(self, stage: Stage, norm: Tensor | None, loss: Tensor, micro: Sequence[Batch]) -> None:
+        """Stop before a step that would leave a model of NaNs.
+
+        In FP16 a gradient overflows now and then: the scaler skips that step and lowers its scale, until it cannot.
+        """
+        scaler = self.accelerator.scaler
+        overflow_expected = scaler is not None and bool(torch.isfinite(loss)) and scaler.get_scale() > 1
+        finite = norm is None or bool(torch.isfinite(norm))
+        if (finite and bool(torch.isfinite(loss))) or overflow_expected:
+            return
+        names = [self.job.train.filename(index) for batch in micro for index in batch.indices]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise TrainingError(
+            f"stage {stage.name}, step {self.position.run_step + 1}: gradients are not finite (loss {loss.item():g}, "
+            f"norm {math.nan if norm is None else float(norm):g}); the batch: {shown}",
+            hint="a lower learning rate, --precision fp32, or look at these images; --resume goes on before this step",
+        )
+
+    def _report(self, stage: Stage, epoch: int, step: int, rates: CosineLRScheduler, meter: _Meter) -> None:
+        loss, accuracy, images, seconds = meter.read(self.accelerator)
+        rate = images / seconds
+        lr = max(group["lr"] for group in rates.optimizer.param_groups)
+        place = (self.position.run_epoch + 1, self.position.run_step)
+        self._log(LogRow("train", stage.name, *place, lr, loss, accuracy, rate))
+        left = sum(stage.epochs for stage in self.stages) * self.steps - self.position.run_step
+        if self.accelerator.is_main_process:
+            seconds_left = left * self.config.batch / rate
+            self.job.watch(
+                Progress(stage.name, epoch + 1, stage.epochs, step, self.steps, loss, accuracy, rate, seconds_left)
+            )
+
+    def _finish_epoch(self, stage: Stage) -> None:
+        model = self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
+        outcome = validate(model, self.job, self.accelerator, self.share, stage.name, self.position.run_epoch + 1)
+        step = self.position.run_step
+        self._log(LogRow("val", stage.name, outcome.epoch, step, 0.0, outcome.loss, outcome.accuracy, 0.0))
+        best = outcome.accuracy > self.position.best
+        if best:
+            self._advance(best=outcome.accuracy)
+        if self.accelerator.is_main_process:
+            self.job.saved(model, best)
+
+    def _log(self, row: LogRow) -> None:
+        if self.log is not None:
+            self.log.add(row)
+        self._advance(log_rows=self.position.log_rows + 1)
+
+    def _advance(self, **changes: Any) -> None:
+        self.position = replace(self.position, **changes)
+
+    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state.save(
+            self.job.folder / state.FOLDER,
+            State(
+                self.position,
+                self.job.fingerprint,
+                model=self.job.model.state_dict(),
+                ema=self.ema.module.state_dict() if self.ema is not None else {},
+                optimizer=state.optimizer_tensors(optimizer) if optimizer is not None else {},
+                scaler=scaler.state_dict() if scaler is not None else {},
+            ),
+        )
+
+    def _continue(self) -> None:
+        found = state.latest(self.job.folder / state.FOLDER, self.job.fingerprint)
+        if found is None:
+            return
+        self.position = found.position
+        self.model.load_state_dict(dict(found.model))
+        if self.ema is not None:
+            self.ema.module.load_state_dict(dict(found.ema))
+        if found.optimizer:
+            self._resumed = found
+
+
+class _Meter:
+    """Sums of loss and right answers, kept on the device until somebody reads them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        self._began = time.perf_counter()
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Count one batch."""
+        right = (logits.argmax(dim=1) == targets).sum()
+        self._sums += torch.stack((loss.double() * len(targets), right.double(), torch.tensor(len(targets)).to(right)))
+
+    def read(self, accelerator: Any) -> tuple[float, float, int, float]:
+        """Mean loss, accuracy and number of images over all processes, and the seconds since the start."""
+        loss, right, images = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
+        return loss / images, right / images, int(images), time.perf_counter() - self._began
+
+
+def validate(model: SlimViT, job: Job, accelerator: Any, share: Share, stage: str, epoch: int) -> Outcome:
+    """The hard forward over the validation images, shared out among the processes."""
+    training = [module.training for module in model.modules()]
+    model.eval()
+    meter = _Meter(accelerator.device)
+    with torch.no_grad(), accelerator.autocast():
+        for batch in feeds.validation_batches(job.val, job.spec.preprocess, job.config, share, accelerator.device):
+            logits = model(batch.images).logits.float()
+            loss = torch.nn.functional.cross_entropy(logits, batch.targets)
+            meter.add(loss, logits, batch.targets)
+    for module, mode in zip(model.modules(), training, strict=True):
+        module.training = mode
+    mean_loss, accuracy, _, _ = meter.read(accelerator)
+    return Outcome(stage, epoch, mean_loss, accuracy)
+
+
+def _cosine(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> CosineLRScheduler:
+    """Linear warm-up, cosine decay; a function of the step (from 1), so that a resumed run is where it was."""
+    warmup = round(config.warmup * steps)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=steps + 1,
+        lr_min=0.0,
+        warmup_t=warmup,
+        warmup_lr_init=0.0,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )
+
+
+def dense_teacher(model: SlimViT) -> SlimViT:
+    """A frozen copy of the model as it is now, with every token in every layer."""
+    backbone = deepcopy(model.backbone)
+    whole = Schedule.dense(model.schedule.patches, model.schedule.depth)
+    teacher = SlimViT(backbone, build_reducer("dense", whole, backbone.embed_dim, backbone.num_prefix_tokens))
+    return teacher.eval().requires_grad_(False)
+
+
+def _mixup(config: TrainConfig, classes: int) -> Mixup | None:
+    if not (config.mixup or config.cutmix):
+        return None
+    return Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=classes)
+
+
+def _restore_scaler(scaler: Any, saved: Any) -> None:
+    if scaler is not None and saved:
+        scaler.load_state_dict(dict(saved))

@@ -1,0 +1,311 @@
+"""``train``: from a backbone and labelled images to a checkpoint that export picks up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lifedeploy import machine
+from lifedeploy.artifact import Workspace, atomic_file, write_json
+from lifedeploy.data.images import Split, describe, read_split, write_split
+from lifedeploy.errors import TrainingError, UsageError, WeightsError
+from lifedeploy.model import backbones, checkpoint, weights
+from lifedeploy.model.vit import SlimViT
+from lifedeploy.model.weights import LoadedModel, ModelRequest
+from lifedeploy.spec import ModelSpec, Provenance, model_name
+from lifedeploy.training.config import TrainConfig, read_toml
+from lifedeploy.training.log import FILE, read_log
+from lifedeploy.training.loop import Job, Outcome, Progress, Trainer
+from lifedeploy.training.stages import drop_paths
+from lifedeploy.workflows.progress import Say, silent
+
+CONFIG = "config.toml"
+REPORT = "report.json"
+SPLIT = "split.csv"
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train. ``name`` is the run's folder below ``checkpoints/``; by default it says what is trained."""
+
+    config: TrainConfig
+    name: str = ""
+    resume: bool = False
+    overwrite: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run came to."""
+
+    folder: Path
+    config: TrainConfig
+    spec: ModelSpec
+    data: dict[str, Any]
+    outcomes: tuple[Outcome, ...]
+    minutes: float  # of this process: a resumed run counts from its resumption
+    machine: dict[str, Any]
+    precision: str
+    processes: int
+    warning: str = ""
+    command: str = ""
+
+    @property
+    def last(self) -> Outcome:
+        """The last epoch's validation."""
+        return self.outcomes[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "schema": 1,
+            "command": self.command,
+            "folder": str(self.folder),
+            "config": self.config.to_dict(),
+            "spec": self.spec.to_dict(),
+            "data": self.data,
+            "epochs": [asdict(outcome) for outcome in self.outcomes],
+            "minutes": round(self.minutes, 2),
+            "precision": self.precision,
+            "processes": self.processes,
+            "machine": self.machine,
+            "warning": self.warning,
+        }
+
+
+def train(
+    request: TrainRequest,
+    workspace: Workspace,
+    say: Say = silent,
+    watch: Watch = lambda progress: None,
+    started: Callable[[TrainConfig, Path], None] = lambda config, folder: None,
+) -> TrainReport:
+    """Run all stages, or those that are left of a run that was stopped.
+
+    Raises:
+        UsageError: the configuration cannot be meant, or the run's folder is taken.
+        DataError, ImageError: the images are missing or damaged.
+        WeightsError: the weights to start from are.
+        TrainingError: a gradient is not finite, or the state on disk is another run's.
+    """
+    accelerator, precision = _accelerator(request.config)
+    say("reading the images' names")
+    config = request.config
+    if not config.data:
+        raise UsageError("no data to train on", hint="--data takes a folder of class folders, wds/FOLDER or hfds/NAME")
+    split = read_split(config.data, val_share=config.val_share, seed=config.seed)
+    say("making the model")
+    config, warning = _resolved(config, split.train.classes, workspace)
+    loaded = _load(config, split.train.classes, workspace)
+    drop_paths(loaded.model, config.drop_path)
+    folder = workspace.root / "checkpoints" / (request.name or run_name(config, loaded.spec))
+    fingerprint = _fingerprint(config, loaded)
+    if accelerator.is_main_process:
+        _claim(folder, request, config, split)
+    accelerator.wait_for_everyone()
+    spec = _trained_spec(loaded.spec, config, folder)
+    job = Job(loaded.model, spec, config, split.train, split.val, folder, fingerprint, request.resume, watch)
+    job.saved = lambda model, best: _save(folder, model, spec, best=best)
+    if accelerator.is_main_process:
+        started(config, folder)
+    say("training")
+    began = time.perf_counter()
+    Trainer(job, accelerator).run()
+    report = TrainReport(
+        folder,
+        config,
+        spec,
+        {"train": describe(split.train), "val": describe(split.val), "held_out": split.held_out},
+        _outcomes(folder),
+        (time.perf_counter() - began) / 60,
+        machine.describe(),
+        precision,
+        accelerator.num_processes,
+        warning or _warning(loaded, config),
+        request.command,
+    )
+    if accelerator.is_main_process:
+        write_json(folder / REPORT, report.to_dict())
+    accelerator.wait_for_everyone()
+    return report
+
+
+def newest_run(workspace: Workspace) -> Path:
+    """The run that wrote something last.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    runs = [path.parent for path in (workspace.root / "checkpoints").glob(f"*/{CONFIG}")]
+    if not runs:
+        raise TrainingError(f"no training run in {workspace.root}/checkpoints/", hint="lifedeploy train --data DIR")
+    return max(runs, key=lambda run: max(path.stat().st_mtime_ns for path in run.rglob("*")))
+
+
+def run_config(folder: Path) -> TrainConfig:
+    """The configuration that a run was started with."""
+    return TrainConfig.from_dict(read_toml(folder / CONFIG), str(folder / CONFIG))
+
+
+def run_name(config: TrainConfig, spec: ModelSpec) -> str:
+    """``deit_s-life-r0.7``, ``deit_s-dense``, with what else sets the run apart."""
+    name = model_name(
+        config.backbone,
+        spec.method,
+        spec.schedule,
+        image_size=tuple(config.image_size) or None,  # type: ignore[arg-type]
+    )
+    extras = [word for word in ("single_stage", "distill", "elastic") if getattr(config, word)]
+    return "-".join([name, *(word.replace("_stage", "") for word in extras)])
+
+
+def _accelerator(config: TrainConfig) -> tuple[Any, str]:
+    """accelerate's view of this process and its fellows, and the precision that runs."""
+    from accelerate import Accelerator, PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    device = PartialState().device
+    AcceleratorState._reset_state()  # it keeps the precision of an earlier run in this process
+    precision = config.precision
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else machine.fast_bf16()
+        precision = "bf16" if fast else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 training needs a GPU: a CPU has no loss scaler", hint="--precision bf16 or fp32")
+    # Gradients live in the buckets they travel in: one copy less.
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    mixed = "no" if precision == "fp32" else precision
+    return Accelerator(mixed_precision=mixed, kwargs_handlers=handlers), precision
+
+
+def _resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> tuple[TrainConfig, str]:
+    """The configuration with ``--weights auto`` made explicit, so that a resumed run starts from the same; a warning.
+
+    Lives are trained over the newest dense model fine-tuned on these classes; failing that, and for a dense run, over
+    timm's weights; with no hub in reach, over random ones.
+    """
+    if config.weights != "auto":
+        return config, ""
+    backbone = backbones.timm_name(config.backbone)
+    if not config.dense:
+        for path in workspace.checkpoints():
+            try:
+                spec = checkpoint.read_spec(path)
+            except WeightsError:  # damaged, or still being written
+                continue
+            if spec is None or (spec.timm_name, spec.method, spec.classes) != (backbone, "dense", tuple(classes)):
+                continue
+            if not config.image_size or tuple(config.image_size) == spec.image_size:
+                return config.but(weights=str(path)), ""
+    obstacle = weights.hub_obstacle(backbone)
+    if not obstacle:
+        return config.but(weights="pretrained"), ""
+    return config.but(weights="random"), (
+        f"RANDOM WEIGHTS to start from: no model fine-tuned on these classes in {workspace.root}/ and no pretrained "
+        f"weights ({obstacle})."
+    )
+
+
+def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> LoadedModel:
+    size = (config.image_size[0], config.image_size[1]) if config.image_size else None
+    request = ModelRequest(
+        config.backbone,
+        keep_rate=None if config.counts else config.keep_rate,
+        counts=config.counts or None,
+        drop_layers=config.drop_layers or None,
+        method="dense" if config.dense else "life",
+        weights=config.weights,
+        image_size=size,
+        temperature=config.temperature,
+        num_classes=len(classes),
+        new_head=True,
+    )
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(config.seed)  # a new head is drawn
+        loaded = weights.load(request, workspace)
+    if loaded.spec.classes and set(loaded.spec.classes) == set(classes) and loaded.spec.classes != tuple(classes):
+        raise WeightsError(f"{config.weights} orders its classes differently: {', '.join(loaded.spec.classes[:5])} …")
+    return LoadedModel(loaded.model, replace(loaded.spec, classes=tuple(classes)), loaded.warning)
+
+
+def _warning(loaded: LoadedModel, config: TrainConfig) -> str:
+    start = loaded.spec.provenance
+    if config.dense or start.weights == "trained":
+        return ""
+    if start.weights == "random":
+        return "lives were trained on a backbone of random weights: fine-tune one first (lifedeploy train --dense)"
+    return ""
+
+
+def _fingerprint(config: TrainConfig, loaded: LoadedModel) -> str:
+    """What must be the same for a run to be continued: all that decides its result."""
+    decisive = config.to_dict()
+    for name in ("workers", "checkpoint_every", "log_every", "tensorboard"):
+        del decisive[name]
+    start = asdict(loaded.spec.provenance)
+    return hashlib.sha256(json.dumps([decisive, start], sort_keys=True).encode()).hexdigest()
+
+
+def _claim(folder: Path, request: TrainRequest, config: TrainConfig, split: Split) -> None:
+    """Make the run's folder, or make sure that it is ours to continue or replace."""
+    if (folder / CONFIG).exists():
+        if request.overwrite:
+            shutil.rmtree(folder)
+        elif not request.resume:
+            raise UsageError(
+                f"{folder}/ holds a run already",
+                hint="--resume continues it, --overwrite starts again, --name NAME gives the new one another folder",
+            )
+        else:
+            _require_same(run_config(folder), config)
+    elif folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder}/ holds something else than a training run", hint="--name gives it another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / CONFIG) as temporary:
+        temporary.write_text(config.to_toml(), encoding="utf-8")
+    write_split(folder / SPLIT, split)
+
+
+def _require_same(before: TrainConfig, now: TrainConfig) -> None:
+    old, new = before.to_dict(), now.to_dict()
+    free = ("workers", "checkpoint_every", "log_every", "tensorboard")
+    changed = [name for name in old if old[name] != new[name] and name not in free]
+    if changed:
+        name = changed[0]
+        raise UsageError(
+            f"the run to resume has {name} {old[name]!r}, and {new[name]!r} was asked for",
+            hint="--resume alone continues a run as it was; --overwrite starts it again",
+        )
+
+
+def _trained_spec(spec: ModelSpec, config: TrainConfig, folder: Path) -> ModelSpec:
+    trained = not config.dense and (config.stage1_epochs > 0 or config.single_stage)
+    predictor = "trained" if trained else spec.provenance.predictor
+    provenance = Provenance("trained", source=folder.name, predictor=predictor, elastic=config.elastic)
+    return replace(spec, provenance=provenance)
+
+
+def _save(folder: Path, model: SlimViT, spec: ModelSpec, *, best: bool) -> None:
+    checkpoint.save(folder / LAST, model, spec)
+    if best:
+        checkpoint.save(folder / BEST, model, spec)
+
+
+def _outcomes(folder: Path) -> tuple[Outcome, ...]:
+    """All validations of the run, those before a resumption too."""
+    rows = [row for row in read_log(folder / FILE) if row.kind == "val"]
+    return tuple(Outcome(row.stage, row.epoch, row.loss, row.accuracy) for row in rows)
