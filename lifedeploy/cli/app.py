@@ -17,6 +17,7 @@ from lifedeploy import __version__
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console
 from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, image_size, numbers, precision
+from lifedeploy.cli.train import train
 from lifedeploy.errors import LifedeployError, UsageError
 from lifedeploy.spec import GRAPHS
 
@@ -140,6 +141,9 @@ def export(
     if report.warning:
         console.warn(report.warning, title="warning", alarming=True)
     console.report(json, report.to_dict, lambda: render.exported(report))
+
+
+app.command()(train)
 
 
 @app.command("build-engine")

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from lifedeploy.training.loop import Progress as TrainingProgress
 
 from lifedeploy.artifact import write_json
 
@@ -35,7 +38,7 @@ def report(json: Path | None, data: Callable[[], dict[str, Any]], show: Callable
 def warn(message: str, *, title: str, alarming: bool = False) -> None:
     """A box on standard error, whatever the report goes to."""
     border, style = ("bold red", "bold yellow") if alarming else ("yellow", "")
-    err.print(Panel(Text(message), title=title, border_style=border, style=style))
+    err.print(Panel(Text(message), title=title, border_style=border, style=style), soft_wrap=False)
 
 
 def fail(message: str, hint: str | None) -> None:
@@ -73,3 +76,25 @@ def benchmarking() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, 
             bar.update(task, description=escape(label), total=1.0, completed=share, rounds=f"{rounds} round{plural}")
 
         yield say, progress
+
+
+@contextmanager
+def training(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[TrainingProgress], None]]]:
+    """A bar for an epoch's steps, with loss, accuracy, speed and the time that is left; nothing if ``quiet``."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"))
+    with Progress(*columns, console=err, transient=True, disable=quiet) as bar:
+        task = bar.add_task("", total=None, numbers="")
+
+        def say(message: str) -> None:
+            bar.reset(task, description=escape(message), total=None, numbers="")
+
+        def watch(now: TrainingProgress) -> None:
+            minutes, seconds = divmod(round(now.seconds_left), 60)
+            numbers = (
+                f"{now.step}/{now.steps} · loss {now.loss:.3f} · acc {now.accuracy * 100:.1f} % · "
+                f"{now.images_per_s:.3g} img/s · {minutes}:{seconds:02d} left"
+            )
+            epoch = f"{now.stage} {now.epoch}/{now.epochs}"
+            bar.update(task, description=epoch, total=now.steps, completed=now.step, numbers=numbers)
+
+        yield say, watch

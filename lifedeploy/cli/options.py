@@ -33,6 +33,18 @@ def numbers(text: str, what: str) -> tuple[int, ...]:
         raise UsageError(f"{what} {text!r} is no list of whole numbers; expected for example 4,7,10") from error
 
 
+def fractions(text: str, what: str) -> tuple[float, ...]:
+    """``"0.6,1"`` → (0.6, 1.0).
+
+    Raises:
+        UsageError: something in it is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{what} {text!r} is no list of numbers; expected for example 0.6,1") from error
+
+
 def image_size(text: str) -> tuple[int, int]:
     """``"224"`` → (224, 224); ``"192x256"`` → (192, 256), height first.
 

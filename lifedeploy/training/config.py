@@ -89,7 +89,9 @@ class TrainConfig:
         for name in (*rates, *epochs, "color_jitter", "distill_logits", "distill_tokens"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or greater")
         for name in shares:
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1 or name in ("hflip", "vflip"), "in [0, 1)")
+            value, closed = getattr(self, name), name in ("hflip", "vflip", "random_erasing")
+            good = 0 <= value < 1 or (closed and value == 1)
+            _require(name, value, good, "in [0, 1]" if closed else "in [0, 1)")
         _require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         for name in ("scale", "ratio", "elastic_range"):
             low_high = getattr(self, name)
@@ -109,6 +111,11 @@ class TrainConfig:
     def total_epochs(self) -> int:
         """Epochs of all stages."""
         return self.epochs if self.dense else self.stage1_epochs + self.stage2_epochs
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels; None: the backbone's own."""
+        return (int(self.image_size[0]), int(self.image_size[1])) if self.image_size else None
 
     def but(self, **changes: Any) -> TrainConfig:
         """A copy with some fields changed."""

@@ -70,7 +70,7 @@ class Job:
     fingerprint: str
     resume: bool = False
     watch: Callable[[Progress], None] = lambda progress: None
-    saved: Callable[[SlimViT, bool], None] = lambda model, best: None
+    saved: Callable[[SlimViT, Outcome, bool], None] = lambda model, outcome, best: None
 
 
 class Trainer:
@@ -240,7 +240,7 @@ class Trainer:
         if best:
             self._advance(best=outcome.accuracy)
         if self.accelerator.is_main_process:
-            self.job.saved(model, best)
+            self.job.saved(model, outcome, best)
 
     def _log(self, row: LogRow) -> None:
         if self.log is not None:

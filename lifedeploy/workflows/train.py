@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from lifedeploy.errors import TrainingError, UsageError, WeightsError
 from lifedeploy.model import backbones, checkpoint, weights
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.model.weights import LoadedModel, ModelRequest
+from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
 from lifedeploy.training.config import TrainConfig, read_toml
 from lifedeploy.training.log import FILE, read_log
@@ -31,6 +33,7 @@ CONFIG = "config.toml"
 REPORT = "report.json"
 SPLIT = "split.csv"
 LAST = "last.safetensors"
+DENSE_LR = 2e-5
 BEST = "best.safetensors"
 
 Watch = Callable[[Progress], None]
@@ -91,7 +94,7 @@ def train(
     workspace: Workspace,
     say: Say = silent,
     watch: Watch = lambda progress: None,
-    started: Callable[[TrainConfig, Path], None] = lambda config, folder: None,
+    started: Callable[[TrainConfig, Path, str], None] = lambda config, folder, warning: None,
 ) -> TrainReport:
     """Run all stages, or those that are left of a run that was stopped.
 
@@ -116,11 +119,12 @@ def train(
     if accelerator.is_main_process:
         _claim(folder, request, config, split)
     accelerator.wait_for_everyone()
-    spec = _trained_spec(loaded.spec, config, folder)
+    warning = warning or _warning(loaded, config)
+    spec = _trained_spec(loaded.spec, split.train.classes, config, folder)
     job = Job(loaded.model, spec, config, split.train, split.val, folder, fingerprint, request.resume, watch)
-    job.saved = lambda model, best: _save(folder, model, spec, best=best)
+    job.saved = lambda model, outcome, best: _save(folder, model, spec, outcome.stage, best=best)
     if accelerator.is_main_process:
-        started(config, folder)
+        started(config, folder, warning)
     say("training")
     began = time.perf_counter()
     Trainer(job, accelerator).run()
@@ -134,13 +138,40 @@ def train(
         machine.describe(),
         precision,
         accelerator.num_processes,
-        warning or _warning(loaded, config),
+        warning,
         request.command,
     )
     if accelerator.is_main_process:
         write_json(folder / REPORT, report.to_dict())
     accelerator.wait_for_everyone()
     return report
+
+
+def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
+    """The configuration of ``settings`` over those in ``file`` over the defaults.
+
+    A new head starts from nothing: with ``dense``, rates that nobody set are those of fine-tuning, measured in
+    benchmarks/real.
+
+    Raises:
+        UsageError: an unknown setting, or a value that cannot be.
+    """
+    merged = (read_toml(file) if file else {}) | settings
+    if merged.get("dense"):
+        merged.setdefault("backbone_lr", DENSE_LR)
+        merged.setdefault("head_lr", 10 * float(merged["backbone_lr"]))
+    elif "backbone_lr" in merged:
+        merged.setdefault("head_lr", merged["backbone_lr"])
+    return TrainConfig.from_dict(merged, str(file) if file else "the command")
+
+
+def resumed(folder: Path, command: str = "") -> TrainRequest:
+    """The request that continues the run in ``folder``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return TrainRequest(run_config(folder), folder.name, resume=True, command=command)
 
 
 def newest_run(workspace: Workspace) -> Path:
@@ -162,12 +193,9 @@ def run_config(folder: Path) -> TrainConfig:
 
 def run_name(config: TrainConfig, spec: ModelSpec) -> str:
     """``deit_s-life-r0.7``, ``deit_s-dense``, with what else sets the run apart."""
-    name = model_name(
-        config.backbone,
-        spec.method,
-        spec.schedule,
-        image_size=tuple(config.image_size) or None,  # type: ignore[arg-type]
-    )
+    whole = Schedule.dense(spec.schedule.patches, spec.schedule.depth)
+    schedule = whole if config.dense else spec.schedule
+    name = model_name(config.backbone, spec.method, schedule, image_size=config.size)
     extras = [word for word in ("single_stage", "distill", "elastic") if getattr(config, word)]
     return "-".join([name, *(word.replace("_stage", "") for word in extras)])
 
@@ -178,7 +206,9 @@ def _accelerator(config: TrainConfig) -> tuple[Any, str]:
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
-    device = PartialState().device
+    # Without being told, accelerate does not look for fellow processes on a machine that has no GPU.
+    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    device = PartialState(cpu=on_cpu).device
     AcceleratorState._reset_state()  # it keeps the precision of an earlier run in this process
     precision = config.precision
     if precision == "auto":
@@ -209,7 +239,7 @@ def _resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace)
                 continue
             if spec is None or (spec.timm_name, spec.method, spec.classes) != (backbone, "dense", tuple(classes)):
                 continue
-            if not config.image_size or tuple(config.image_size) == spec.image_size:
+            if config.size in (None, spec.image_size):
                 return config.but(weights=str(path)), ""
     obstacle = weights.hub_obstacle(backbone)
     if not obstacle:
@@ -221,7 +251,6 @@ def _resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace)
 
 
 def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> LoadedModel:
-    size = (config.image_size[0], config.image_size[1]) if config.image_size else None
     request = ModelRequest(
         config.backbone,
         keep_rate=None if config.counts else config.keep_rate,
@@ -229,7 +258,7 @@ def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> 
         drop_layers=config.drop_layers or None,
         method="dense" if config.dense else "life",
         weights=config.weights,
-        image_size=size,
+        image_size=config.size,
         temperature=config.temperature,
         num_classes=len(classes),
         new_head=True,
@@ -239,15 +268,15 @@ def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> 
         loaded = weights.load(request, workspace)
     if loaded.spec.classes and set(loaded.spec.classes) == set(classes) and loaded.spec.classes != tuple(classes):
         raise WeightsError(f"{config.weights} orders its classes differently: {', '.join(loaded.spec.classes[:5])} …")
-    return LoadedModel(loaded.model, replace(loaded.spec, classes=tuple(classes)), loaded.warning)
+    return loaded
 
 
 def _warning(loaded: LoadedModel, config: TrainConfig) -> str:
     start = loaded.spec.provenance
-    if config.dense or start.weights == "trained":
-        return ""
-    if start.weights == "random":
-        return "lives were trained on a backbone of random weights: fine-tune one first (lifedeploy train --dense)"
+    if not config.dense and start.weights == "random":
+        return "lives are about to be trained on random weights: fine-tune a model first (lifedeploy train --dense)"
+    if not config.dense and not loaded.spec.classes:
+        return "the head is new: fine-tune a dense model on these classes first (lifedeploy train --dense)"
     return ""
 
 
@@ -292,14 +321,16 @@ def _require_same(before: TrainConfig, now: TrainConfig) -> None:
         )
 
 
-def _trained_spec(spec: ModelSpec, config: TrainConfig, folder: Path) -> ModelSpec:
+def _trained_spec(spec: ModelSpec, classes: Sequence[str], config: TrainConfig, folder: Path) -> ModelSpec:
     trained = not config.dense and (config.stage1_epochs > 0 or config.single_stage)
     predictor = "trained" if trained else spec.provenance.predictor
     provenance = Provenance("trained", source=folder.name, predictor=predictor, elastic=config.elastic)
-    return replace(spec, provenance=provenance)
+    return replace(spec, provenance=provenance, classes=tuple(classes))
 
 
-def _save(folder: Path, model: SlimViT, spec: ModelSpec, *, best: bool) -> None:
+def _save(folder: Path, model: SlimViT, spec: ModelSpec, stage: str, *, best: bool) -> None:
+    """The last, the best, and what each stage came to."""
+    checkpoint.save(folder / f"after-{stage}.safetensors", model, spec)
     checkpoint.save(folder / LAST, model, spec)
     if best:
         checkpoint.save(folder / BEST, model, spec)

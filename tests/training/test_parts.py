@@ -1,0 +1,183 @@
+"""Stages, batches and losses, each by itself."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from lifedeploy.data.images import read_split
+from lifedeploy.errors import UsageError
+from lifedeploy.model.vit import SlimOutput
+from lifedeploy.training import feeds
+from lifedeploy.training.config import TrainConfig
+from lifedeploy.training.feeds import Share
+from lifedeploy.training.losses import classification_loss, distillation_loss
+from lifedeploy.training.stages import Stage, drop_paths, freeze, parameter_groups, plan
+from tests.conftest import make_tiny
+
+
+def test_the_plan_is_algorithm_1():
+    assert [(stage.name, stage.predictor, stage.backbone) for stage in plan(TrainConfig())] == [
+        ("predictor", True, False),
+        ("backbone", False, True),
+    ]
+
+
+def test_other_plans():
+    assert [(s.name, s.epochs) for s in plan(TrainConfig(single_stage=True, stage1_epochs=2))] == [("single", 3)]
+    assert [(s.name, s.epochs) for s in plan(TrainConfig(dense=True, epochs=4))] == [("dense", 4)]
+    assert [s.name for s in plan(TrainConfig(stage1_epochs=0))] == ["backbone"]
+    assert [s.elastic for s in plan(TrainConfig(elastic=True))] == [False, True]
+
+
+def test_a_frozen_part_is_in_evaluation_mode_and_takes_no_gradient(tiny):
+    model, _ = tiny
+    freeze(model, Stage("predictor", 1, predictor=True, backbone=False))
+    assert not model.backbone.training and model.reducer.training
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    assert all(parameter.requires_grad for parameter in model.reducer.parameters())
+
+
+def test_every_trained_parameter_is_in_one_group_at_its_rate_and_biases_do_not_decay(tiny):
+    model, _ = tiny
+    config = TrainConfig(single_stage=True, predictor_lr=3.0, backbone_lr=1.0, head_lr=2.0, weight_decay=0.1)
+    freeze(model, plan(config)[0])
+    groups = parameter_groups(model, config)
+    place = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters())) == len(place)
+    assert place[id(model.backbone.head.weight)] == (2.0, 0.1)
+    assert place[id(model.backbone.head.bias)] == (2.0, 0.0)
+    assert place[id(model.backbone.blocks[0].attn.qkv.weight)] == (1.0, 0.1)
+    assert place[id(model.backbone.pos_embed)] == (1.0, 0.0)
+    assert place[id(model.reducer.predictor.weight)] == (3.0, 0.1)
+    assert place[id(model.reducer.predictor.norm.weight)] == (3.0, 0.0)
+
+
+def test_stochastic_depth_rises_from_block_to_block(tiny):
+    model, _ = tiny
+    drop_paths(model, 0.3)
+    assert [block.drop_path1.drop_prob for block in model.backbone.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_processes_and_micro_batches_share_the_same_batch(world, accumulate):
+    config = TrainConfig(batch=8, accumulate=accumulate)
+    whole = feeds.micro_batches(37, TrainConfig(batch=8), Share(), epoch=3)
+    parts = [feeds.micro_batches(37, config, Share(rank, world), epoch=3) for rank in range(world)]
+    assert len(whole) == 4 == len(parts[0]) // accumulate
+    for step, batch in enumerate(whole):
+        found = [key for part in parts for micro in part[step * accumulate : (step + 1) * accumulate] for key in micro]
+        assert sorted(found) == sorted(batch)
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
+    config = TrainConfig(batch=5)
+    first, second = (
+        [key for batch in feeds.micro_batches(25, config, Share(), epoch) for key in batch] for epoch in (0, 1)
+    )
+    assert sorted(index for _, index in first) == list(range(25))
+    assert [index for _, index in first] != [index for _, index in second]
+    assert feeds.micro_batches(25, config, Share(), 0, first_step=3) == feeds.micro_batches(25, config, Share(), 0)[3:]
+
+
+def test_batches_that_cannot_be_are_refused():
+    with pytest.raises(UsageError, match="7 training images do not fill one batch of 8"):
+        feeds.steps_per_epoch(7, TrainConfig(batch=8), 1)
+    with pytest.raises(UsageError, match="batch 8 cannot be divided among 3 processes of 1 micro-batches each"):
+        feeds.steps_per_epoch(70, TrainConfig(batch=8), 3)
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone(settings, tiny):
+    config = settings(scale=(0.3, 1.0), color_jitter=0.4, auto_augment="rand-m9-mstd0.5", random_erasing=0.5)
+    split = read_split(config.data, val_share=0.2)
+    images = feeds.TrainingImages(split.train, tiny[1].preprocess, config)
+    once = images[0, 5][0]
+    random.random(), np.random.random(), torch.rand(3)
+    assert torch.equal(images[0, 5][0], once)
+    assert not torch.equal(images[1, 5][0], once)
+    other = feeds.TrainingImages(split.train, tiny[1].preprocess, config.but(seed=1))
+    assert not torch.equal(other[0, 5][0], once)
+
+
+def test_drawing_an_image_leaves_the_generators_as_they_were(settings, tiny):
+    config = settings(auto_augment="rand-m9-mstd0.5")
+    images = feeds.TrainingImages(read_split(config.data).train, tiny[1].preprocess, config)
+    torch.manual_seed(5)
+    random.seed(5)
+    expected = (torch.rand(1), random.random())
+    torch.manual_seed(5)
+    random.seed(5)
+    _ = images[0, 0]
+    assert (torch.rand(1), random.random()) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing(settings, tiny, workers):
+    config = settings(scale=(0.3, 1.0), workers=workers)
+    images = feeds.TrainingImages(read_split(config.data).train, tiny[1].preprocess, config)
+    order = feeds.micro_batches(24, config, Share(), 0)
+    batches = list(feeds.training_batches(images, order, config, torch.device("cpu")))
+    assert [batch.indices for batch in batches] == [tuple(index for _, index in keys) for keys in order]
+    assert torch.equal(batches[1].images[3], images[order[1][3]][0])
+
+
+def test_validation_sees_every_image_once_as_a_deployed_engine_does(settings, tiny):
+    from lifedeploy.data.preprocess import normalise, to_pixels
+
+    config = settings()
+    val = read_split(config.data, val_share=0.2).val
+    seen = {}
+    for rank in range(2):
+        for batch in feeds.validation_batches(val, tiny[1].preprocess, config, Share(rank, 2), torch.device("cpu")):
+            seen |= dict(zip(batch.indices, batch.images, strict=True))
+    assert sorted(seen) == list(range(len(val)))
+    expected = normalise(to_pixels(val.image(2), tiny[1].preprocess)[None], tiny[1].preprocess)[0]
+    assert np.array_equal(seen[2].numpy(), expected)
+
+
+def test_smoothing_is_left_to_mixtures_that_bring_their_own():
+    logits = torch.randn(4, 3)
+    hard = torch.tensor([0, 1, 2, 0])
+    soft = torch.nn.functional.one_hot(hard, 3).float()
+    assert torch.allclose(classification_loss(logits, hard, 0.0), classification_loss(logits, soft, 0.3))
+    assert not torch.allclose(classification_loss(logits, hard, 0.3), classification_loss(logits, soft, 0.3))
+
+
+def output(tokens: torch.Tensor, logits: torch.Tensor, life: torch.Tensor | None = None) -> SlimOutput:
+    return SlimOutput(logits, life, None, None, tokens)
+
+
+def test_distillation_counts_surviving_tokens_and_logits_only():
+    torch.manual_seed(0)
+    tokens, logits = torch.randn(2, 6, 8), torch.randn(2, 3)
+    life = torch.tensor([[9.0, 1.0, 8.0, 2.0, 3.0], [1.0, 2.0, 3.0, 8.0, 9.0]])
+    teacher = output(tokens, logits)
+    norm = torch.nn.Identity()
+    config = TrainConfig(distill_logits=1.0, distill_tokens=1.0)
+    assert distillation_loss(output(tokens, logits, life), teacher, norm, config, 2) == pytest.approx(0, abs=1e-6)
+    dead = tokens.clone()
+    dead[0, 2] += 5  # patch 1 of image 0 is not among the two that survive
+    assert distillation_loss(output(dead, logits, life), teacher, norm, config, 2) == pytest.approx(0, abs=1e-6)
+    alive = tokens.clone()
+    alive[0, 3] += 1  # patch 2 is
+    # 1 of 6 counted tokens (prefix and two patches of two images) is off by 1 in every channel.
+    assert distillation_loss(output(alive, logits, life), teacher, norm, config, 2) == pytest.approx(1 / 6, rel=1e-5)
+    moved = distillation_loss(output(tokens, logits + torch.tensor([1.0, 0, 0]), life), teacher, norm, config, 2)
+    expected = torch.nn.functional.kl_div(
+        (logits + torch.tensor([1.0, 0, 0])).log_softmax(1), logits.softmax(1), reduction="batchmean"
+    )
+    assert moved == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_another_schedule_can_be_asked_of_the_soft_forward():
+    from lifedeploy.schedule import Schedule
+
+    model, spec = make_tiny()
+    images = torch.randn(2, 3, 32, 32)
+    harder = Schedule.from_keep_rate(16, 4, 0.3, spec.schedule.drop_layers)
+    assert not torch.allclose(model(images, soft=True).logits, model(images, soft=True, schedule=harder).logits)
+    assert torch.equal(model(images, soft=True).logits, model(images, soft=True, schedule=spec.schedule).logits)
+    assert model(images, soft=True, schedule=harder).life.mean().item() == pytest.approx(harder.mean_life, abs=1e-3)
