@@ -26,8 +26,9 @@ from lifedeploy.artifact import Artifact, now
 from lifedeploy.data.preprocess import normalise, read_image, to_pixels
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
-from lifedeploy.evaluation.parity import ORDER_TAP, overlap
+from lifedeploy.evaluation.parity import overlap
 from lifedeploy.machine import describe
+from lifedeploy.spec import ORDER_NAME
 
 HERE = Path(__file__).parent
 BACKBONE = "vit_small_patch14_dinov2"
@@ -58,7 +59,7 @@ def ask(artifact: Artifact, items: list[tuple[Path, int]]) -> dict[str, Any]:
     """An engine's logits and kept tokens for all photographs."""
     spec, record = artifact.manifest.spec, artifact.manifest.engine
     assert record is not None
-    taps = (ORDER_TAP,) if spec.method == "life" else ()
+    taps = (ORDER_NAME,) if spec.method == "life" else ()
     options = EngineOptions(precision=record.precision, taps=taps, method=spec.method)
     logits, kept = [], []
     with registry.get(record.name)(artifact.path, options) as engine:
@@ -68,7 +69,7 @@ def ask(artifact: Artifact, items: list[tuple[Path, int]]) -> dict[str, Any]:
             answer = engine.run({"images": normalise(pixels, spec.preprocess)})
             logits.append(answer["logits"])
             if taps:
-                kept.append(answer[ORDER_TAP][:, : spec.schedule.tokens[-1]])
+                kept.append(answer[ORDER_NAME][:, : spec.schedule.tokens[-1]])
     return {"logits": np.concatenate(logits), "kept": np.concatenate(kept) if kept else None}
 
 

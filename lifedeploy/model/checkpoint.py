@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lifedeploy.artifact import atomic_file
 from lifedeploy.errors import ArtifactError, WeightsError
 from lifedeploy.model import backbones
 from lifedeploy.model.vit import SlimViT, build_model
+from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
 
 SPEC_KEY = "lifedeploy.spec"
@@ -180,8 +182,10 @@ def _first_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> st
     return f"{len(extra)} tensors are not part of it, the first is {extra[0]}" if extra else ""
 
 
-def load(path: Path, *, method: str | None = None, graph: str = "order-once") -> tuple[SlimViT, ModelSpec]:
-    """The model in a checkpoint of ours, under its own method or another.
+def load(
+    path: Path, *, method: str | None = None, schedule: Schedule | None = None, graph: str = "order-once"
+) -> tuple[SlimViT, ModelSpec]:
+    """The model in a checkpoint of ours, under its own method and schedule or others.
 
     Raises:
         WeightsError: no checkpoint of ours, damaged, or of another shape.
@@ -193,8 +197,7 @@ def load(path: Path, *, method: str | None = None, graph: str = "order-once") ->
             f"{path} carries no description of its model",
             hint="lifedeploy export --backbone NAME --weights FILE makes a checkpoint that does",
         )
-    if method is not None:
-        spec = ModelSpec(**{**vars(spec), "method": method})
+    spec = replace(spec, method=method or spec.method, schedule=schedule or spec.schedule)
     vit = backbones.create(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
     model = build_model(vit, spec, graph=graph)
     load_into(model, state, path)
