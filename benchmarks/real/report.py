@@ -84,18 +84,15 @@ def _ablations(cells: dict[str, Any]) -> list[str]:
     lines = [
         "### Ablations (one seed)",
         "",
-        "| run | keep rate | average precision | accuracy | loss | after stage 1 |",
+        "| run | keep rate | average precision | accuracy | loss | average precision after stage 1 |",
+        "|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|---|")
     for key in others:
         for rate, found in cells[key]["rates"].items():
             end, first = found["end"], found.get("stage 1")
-            lines.append(
-                f"| {key} | {rate} | {end['average_precision']:.2f} | {end['accuracy']:.2f} | {end['loss']:.3f} | "
-                f"{first['average_precision']:.2f} |"
-                if first
-                else f"| {key} | {rate} | {end['average_precision']:.2f} | {end['accuracy']:.2f} | {end['loss']:.3f} | – |"
-            )
+            numbers = f"{end['average_precision']:.2f} | {end['accuracy']:.2f} | {end['loss']:.3f}"
+            before = f"{first['average_precision']:.2f}" if first else "–"
+            lines.append(f"| {key} | {rate} | {numbers} | {before} |")
     return [*lines, ""]
 
 

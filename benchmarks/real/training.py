@@ -103,7 +103,7 @@ class Runner:
                 "precision": report["precision"],
             }
             record |= self.dense_record(cell, folder) if cell.name == "dense" else self.life_record(cell, folder)
-            record["evaluated_in_minutes"] = round((time.perf_counter() - began) / 60 - report["minutes"], 2)
+            record["evaluated_in_minutes"] = round((time.perf_counter() - began) / 60 - minutes, 2)
             self.run_data["cells"][key] = record
             self.run_data |= {"machine": describe(), "date": now()}
             write_json(self.results, self.data)
@@ -194,6 +194,7 @@ def _schedule(own: Schedule, rate: float) -> Schedule:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script; 0 when every cell asked for has its numbers."""
     parser = argparse.ArgumentParser(description="Training on real photographs.")
     parser.add_argument("--out", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--image-size", type=int, default=224, help="pixels; a multiple of 14 (default: 224)")

@@ -1,4 +1,4 @@
-"""Ways to choose tokens that need no training, under the same schedule as life: what a trained predictor has to beat."""
+"""Ways to choose tokens without training, under the same schedule as life: what a trained predictor has to beat."""
 
 from __future__ import annotations
 
