@@ -97,9 +97,10 @@ class Runner:
             command = self.train(cell)
             folder = self.workspace(cell) / "checkpoints" / _folder(cell)
             report = json.loads((self.out / folder / "report.json").read_text())
+            minutes = report["minutes"]
             record: dict[str, Any] = {
                 "command": command,
-                "minutes": report["minutes"],
+                "minutes": minutes,
                 "precision": report["precision"],
             }
             record |= self.dense_record(cell, folder) if cell.name == "dense" else self.life_record(cell, folder)
