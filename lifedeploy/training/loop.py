@@ -93,6 +93,7 @@ class Trainer:
         self._resumed: State | None = None
         if job.resume:
             self._continue()
+        self._began = time.perf_counter() - self.position.seconds
         log_rows = self.position.log_rows
         tensorboard = job.config.tensorboard
         self.log = Log(job.folder, tensorboard=tensorboard, keep=log_rows) if accelerator.is_main_process else None
@@ -254,6 +255,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
+        self._advance(seconds=time.perf_counter() - self._began)
         state.save(
             self.job.folder / state.FOLDER,
             State(

@@ -36,6 +36,7 @@ class Position:
     run_step: int = 0  # steps over all stages
     log_rows: int = 0
     best: float = -1.0  # best validation accuracy so far
+    seconds: float = 0.0  # that the run has taken, in all the processes it took
 
 
 @dataclass(frozen=True)

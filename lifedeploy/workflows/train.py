@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from lifedeploy.model.vit import SlimViT
 from lifedeploy.model.weights import LoadedModel, ModelRequest
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
+from lifedeploy.training import feeds
 from lifedeploy.training.config import TrainConfig, read_toml
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Progress, Trainer
@@ -59,7 +59,7 @@ class TrainReport:
     spec: ModelSpec
     data: dict[str, Any]
     outcomes: tuple[Outcome, ...]
-    minutes: float  # of this process: a resumed run counts from its resumption
+    minutes: float  # of training and validation, before a resumption too
     machine: dict[str, Any]
     precision: str
     processes: int
@@ -110,6 +110,7 @@ def train(
     if not config.data:
         raise UsageError("no data to train on", hint="--data takes a folder of class folders, wds/FOLDER or hfds/NAME")
     split = read_split(config.data, val_share=config.val_share, seed=config.seed)
+    feeds.steps_per_epoch(len(split.train), config, accelerator.num_processes)  # refused before a folder is made
     say("making the model")
     config, warning = _resolved(config, split.train.classes, workspace)
     loaded = _load(config, split.train.classes, workspace)
@@ -126,15 +127,15 @@ def train(
     if accelerator.is_main_process:
         started(config, folder, warning)
     say("training")
-    began = time.perf_counter()
-    Trainer(job, accelerator).run()
+    trainer = Trainer(job, accelerator)
+    trainer.run()
     report = TrainReport(
         folder,
         config,
         spec,
         {"train": describe(split.train), "val": describe(split.val), "held_out": split.held_out},
         _outcomes(folder),
-        (time.perf_counter() - began) / 60,
+        trainer.position.seconds / 60,
         machine.describe(),
         precision,
         accelerator.num_processes,

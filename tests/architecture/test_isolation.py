@@ -33,7 +33,9 @@ def test_importing_loads_nothing_heavy(code):
     assert loaded_after(code) == set()
 
 
-@pytest.mark.parametrize("command", ["", "export", "build-engine", "bench", "inspect", "verify", "predict", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["", "export", "build-engine", "bench", "inspect", "verify", "predict", "doctor", "train"]
+)
 def test_help_loads_nothing_heavy(command):
     arguments = [argument for argument in ("lifedeploy", command, "--help") if argument]
     code = f"""
