@@ -16,6 +16,7 @@ import typer
 from lifedeploy import __version__
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console
+from lifedeploy.cli.evaluate import evaluate
 from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, image_size, numbers, precision
 from lifedeploy.cli.train import train
 from lifedeploy.errors import LifedeployError, UsageError
@@ -144,6 +145,7 @@ def export(
 
 
 app.command()(train)
+app.command()(evaluate)
 
 
 @app.command("build-engine")

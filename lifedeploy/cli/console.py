@@ -98,3 +98,19 @@ def training(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[
             bar.update(task, description=epoch, total=now.steps, completed=now.step, numbers=numbers)
 
         yield say, watch
+
+
+@contextmanager
+def counting(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A bar over images; nothing if ``quiet``."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=quiet) as bar:
+        task = bar.add_task("", total=None, numbers="")
+
+        def say(message: str) -> None:
+            bar.reset(task, description=escape(message), total=None, numbers="")
+
+        def watch(done: int, total: int) -> None:
+            bar.update(task, total=total, completed=done, numbers=f"{done} of {total} images")
+
+        yield say, watch

@@ -68,6 +68,12 @@ def train(
         bool | None,
         typer.Option("--single-stage", help="Everything at once: the paper's ablation.", rich_help_panel=_STAGES),
     ] = None,
+    hard: Annotated[
+        bool | None,
+        typer.Option(
+            "--hard", help="In the backbone's stage tokens really leave, as when deployed.", rich_help_panel=_BEYOND
+        ),
+    ] = None,
     distill: Annotated[
         bool | None,
         typer.Option("--distill", help="The dense model it starts from is the teacher.", rich_help_panel=_BEYOND),
@@ -158,6 +164,7 @@ def train(
         "stage1_epochs": stage1_epochs,
         "stage2_epochs": stage2_epochs,
         "single_stage": single_stage,
+        "hard": hard,
         "distill": distill,
         "elastic": elastic,
         "predictor_lr": predictor_lr,

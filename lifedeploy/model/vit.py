@@ -39,10 +39,12 @@ class SlimViT(nn.Module):
     def forward(self, images: Tensor, *, soft: bool = False, schedule: Schedule | None = None) -> SlimOutput:
         """Classify normalised images (B, 3, H, W).
 
-        Hard, tokens leave. ``soft``, for training: no token leaves, weights of keys fade (eq. 6 and 7), under the
-        model's own schedule or another ``schedule``.
+        Hard, tokens leave. ``soft``, for training: no token leaves, weights of keys fade (eq. 6 and 7). Under the
+        model's own schedule, or another ``schedule``.
         """
-        return self._walk(images, self.reducer.relaxed(schedule or self.schedule) if soft else self.reducer)
+        if soft:
+            return self._walk(images, self.reducer.relaxed(schedule or self.schedule))
+        return self._walk(images, self.reducer if schedule is None else self.reducer.at(schedule))
 
     def _walk(self, images: Tensor, reducer: Reducer) -> SlimOutput:
         vit: Any = self.backbone

@@ -39,6 +39,7 @@ class TrainConfig:
     stage2_epochs: int = 1
     single_stage: bool = False  # everything at once for as many epochs as both stages have: the paper's ablation
     # Beyond the paper.
+    hard: bool = False  # in the backbone's stage tokens really leave, as in the deployed model
     distill: bool = False  # the model it starts from is the teacher
     distill_logits: float = 0.5  # weight of the divergence of the logits
     distill_tokens: float = 0.5  # weight of the squared distance of the surviving tokens
@@ -102,9 +103,9 @@ class TrainConfig:
         _require("image_size", self.image_size, len(self.image_size) in (0, 2), "height and width")
         if self.total_epochs == 0:
             raise UsageError("0 epochs in all: there is nothing to train")
-        if self.dense and (self.distill or self.elastic or self.single_stage):
+        if self.dense and (self.hard or self.distill or self.elastic or self.single_stage):
             raise UsageError(
-                "--dense fine-tunes the unslimmed model: --distill, --elastic and --single-stage need lives"
+                "--dense fine-tunes the unslimmed model: --single-stage, --hard, --distill and --elastic need lives"
             )
 
     @property

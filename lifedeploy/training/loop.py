@@ -170,7 +170,7 @@ class Trainer:
                     images, targets = self.mixup(images, targets)
             synchronise = number + 1 == len(micro)
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
-                output = model(images, soft=True, schedule=schedule)
+                output = model(images, soft=stage.soft, schedule=schedule)
                 loss = classification_loss(output.logits, targets, self.config.label_smoothing)
                 if self.teacher is not None:
                     loss = loss + self._distillation(output, images, schedule)

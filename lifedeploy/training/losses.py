@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lifedeploy.model.reducers.base import gather_tokens
 from lifedeploy.model.vit import SlimOutput
 from lifedeploy.training.config import TrainConfig
 
@@ -30,10 +31,16 @@ def distillation_loss(
         reduction="batchmean",
         log_target=True,
     )
-    ours, theirs = norm(student.tokens).float(), norm_without_gradient(norm, teacher.tokens).float()  # (B, P + N, C)
-    distance = (ours - theirs).square().mean(dim=2)  # (B, P + N)
+    wanted = teacher.tokens  # (B, P + N, C)
+    if student.kept is not None:  # hard: only survivors are left
+        prefix = student.tokens.shape[1] - student.kept.shape[1]
+        places = F.pad(student.kept + prefix, (prefix, 0))
+        places[:, :prefix] = torch.arange(prefix, device=places.device)
+        wanted = gather_tokens(wanted, places)
+    ours, theirs = norm(student.tokens).float(), norm_without_gradient(norm, wanted).float()  # (B, L, C)
+    distance = (ours - theirs).square().mean(dim=2)  # (B, L)
     mask = torch.ones_like(distance)
-    if student.life is not None:
+    if student.kept is None and student.life is not None:
         prefix = distance.shape[1] - student.life.shape[1]
         alive = torch.zeros_like(student.life).scatter(1, student.life.topk(kept, dim=1).indices, 1.0)
         mask = F.pad(alive, (prefix, 0), value=1.0).to(distance.dtype)

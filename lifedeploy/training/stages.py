@@ -21,6 +21,7 @@ class Stage:
     predictor: bool
     backbone: bool
     elastic: bool = False
+    soft: bool = True  # the predictor needs the soft forward: through the hard one it gets no gradient
 
 
 def plan(config: TrainConfig) -> tuple[Stage, ...]:
@@ -33,7 +34,14 @@ def plan(config: TrainConfig) -> tuple[Stage, ...]:
     else:
         stages = [
             Stage("predictor", config.stage1_epochs, predictor=True, backbone=False),
-            Stage("backbone", config.stage2_epochs, predictor=False, backbone=True, elastic=config.elastic),
+            Stage(
+                "backbone",
+                config.stage2_epochs,
+                predictor=False,
+                backbone=True,
+                elastic=config.elastic,
+                soft=not config.hard,
+            ),
         ]
     return tuple(stage for stage in stages if stage.epochs)
 

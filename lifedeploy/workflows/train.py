@@ -197,7 +197,7 @@ def run_name(config: TrainConfig, spec: ModelSpec) -> str:
     whole = Schedule.dense(spec.schedule.patches, spec.schedule.depth)
     schedule = whole if config.dense else spec.schedule
     name = model_name(config.backbone, spec.method, schedule, image_size=config.size)
-    extras = [word for word in ("single_stage", "distill", "elastic") if getattr(config, word)]
+    extras = [word for word in ("single_stage", "hard", "distill", "elastic") if getattr(config, word)]
     return "-".join([name, *(word.replace("_stage", "") for word in extras)])
 
 

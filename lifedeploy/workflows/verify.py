@@ -12,13 +12,13 @@ import numpy as np
 
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
-from lifedeploy.engines import registry
 from lifedeploy.engines.base import Engine, EngineOptions
-from lifedeploy.errors import ArtifactError, UsageError
+from lifedeploy.errors import UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.parity import Answer, Parity
 from lifedeploy.spec import ModelSpec
-from lifedeploy.workflows.find import Target, find
+from lifedeploy.workflows.find import find
+from lifedeploy.workflows.opened import Openable, openable, under
 from lifedeploy.workflows.progress import Say, silent
 
 
@@ -43,21 +43,6 @@ class VerifyReport:
         return {"schema": 1, "first": self.first, "second": self.second, "parity": self.parity.to_dict()}
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One of the two, ready to be opened."""
-
-    label: str
-    engine: type[Engine]
-    path: Path
-    precision: str
-    method: str
-    spec: ModelSpec | None
-    in_graph: bool
-    batch_size: int | None
-    taps: tuple[str, ...]
-
-
 def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
     """Compare two models, within the tolerance of the less precise of the two.
 
@@ -65,7 +50,7 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
         ArtifactError, WeightsError: one of them is missing or damaged.
         UsageError: they are not forms of the same model.
     """
-    first, second = (_side(find(path)) for path in (request.first, request.second))
+    first, second = (openable(find(path)) for path in (request.first, request.second))
     first, second = _like(first, second), _like(second, first)
     spec = first.spec or second.spec
     if first.spec and second.spec:
@@ -85,38 +70,6 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
     return VerifyReport(first.label, second.label, parity.compare(answers[0], answers[1], pictures, coarser))
 
 
-def _side(target: Target) -> _Side:
-    if target.path.suffix == ".safetensors" and not target.is_engine:
-        from lifedeploy.model import checkpoint
-
-        spec = checkpoint.read_spec(target.path)
-        if spec is None:
-            raise ArtifactError(f"{target.path} carries no description of its model, so it cannot be run")
-        taps = parity.taps_for(spec)
-        cls = registry.resolve("torch")
-        return _Side(str(target.path), cls, target.path, "fp32", spec.method, spec, False, None, taps)
-    if target.artifact is None:
-        if target.path.suffix != ".onnx":
-            raise ArtifactError(f"{target.path} is neither an export, an engine, an ONNX file nor a checkpoint of ours")
-        cls = registry.resolve("onnxruntime")
-        return _Side(str(target.path), cls, target.path, "fp32", "", None, False, None, ())
-    target.artifact.check()
-    manifest = target.artifact.manifest
-    record = manifest.engine
-    cls = registry.resolve(record.name if record else "onnxruntime")
-    return _Side(
-        str(target.path),
-        cls,
-        target.path,
-        record.precision if record else "fp32",
-        manifest.spec.method,
-        manifest.spec,
-        bool(manifest.graph.get("with_preprocess")),
-        manifest.graph.get("batch_size"),
-        parity.taps_for(manifest.spec),
-    )
-
-
 def _require_same_model(first: ModelSpec, second: ModelSpec) -> None:
     for name in ("timm_name", "method", "num_classes", "image_size"):
         one, other = getattr(first, name), getattr(second, name)
@@ -128,16 +81,13 @@ def _require_same_model(first: ModelSpec, second: ModelSpec) -> None:
         )
 
 
-def _like(side: _Side, other: _Side) -> _Side:
+def _like(side: Openable, other: Openable) -> Openable:
     """A checkpoint runs under any method: under that of the other side."""
-    if side.engine.name != "torch" or side.spec is None or other.spec is None:
-        return side
-    spec = replace(side.spec, method=other.spec.method)
-    return replace(side, spec=spec, method=spec.method, taps=parity.taps_for(spec))
+    return under(side, other.spec.method) if side.engine.name == "torch" and other.spec else side
 
 
 def _answers(
-    side: _Side, samples: Sequence[Sample] | None, spec: ModelSpec | None, batch_size: int | None
+    side: Openable, samples: Sequence[Sample] | None, spec: ModelSpec | None, batch_size: int | None
 ) -> list[Answer]:
     with ExitStack() as stack:
         options = EngineOptions(precision=side.precision, method=side.method)

@@ -120,6 +120,10 @@ class Reducer(nn.Module):
         """Final norm and head: (B, classes)."""
         return vit.forward_head(vit.norm(tokens.x))
 
+    def at(self, schedule: Schedule) -> Reducer:
+        """The same method with the same parameters under another schedule; for one that drops nothing, itself."""
+        return self
+
     def relaxed(self, schedule: Schedule) -> Reducer:
         """The differentiable form used in training, under ``schedule``; for a method without decisions, itself."""
         return self

@@ -72,16 +72,26 @@ class LifeReducer(Reducer):
         graph: ``order-once`` (order after t_base, then static slices) or ``per-stage`` (the literal form: a TopK and
             a Gather at every drop). Both give the same logits.
         temperature: U of eq. 7, for :meth:`relaxed`.
+        predictor: one to share; a new one where None.
     """
 
     method = "life"
 
     def __init__(
-        self, schedule: Schedule, dim: int, prefix: int, *, graph: str = "order-once", temperature: float = 1.5
+        self,
+        schedule: Schedule,
+        dim: int,
+        prefix: int,
+        *,
+        graph: str = "order-once",
+        temperature: float = 1.5,
+        predictor: LifePredictor | None = None,
     ) -> None:
         super().__init__(schedule)
+        self.dim = dim
+        self.prefix = prefix
         self.temperature = temperature
-        self.predictor = LifePredictor(dim)
+        self.predictor = predictor or LifePredictor(dim)
         layers = drops(schedule)
         # Lives are predicted after t_base even where the first count drops nothing there.
         ordering = (schedule.base_layer,) if layers else ()
@@ -104,6 +114,10 @@ class LifeReducer(Reducer):
             kept = self.schedule.after(layer)
             return tokens.but(x=self.keep[key](tokens.x), positions=tokens.positions[:, :kept])
         return tokens
+
+    def at(self, schedule: Schedule) -> Reducer:
+        """The hard form over the same predictor, under another schedule."""
+        return LifeReducer(schedule, self.dim, self.prefix, temperature=self.temperature, predictor=self.predictor)
 
     def relaxed(self, schedule: Schedule) -> Reducer:
         """The soft form over the same predictor."""
