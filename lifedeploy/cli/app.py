@@ -5,7 +5,6 @@ Everything heavy is imported inside the command that needs it: ``lifedeploy --he
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -17,8 +16,17 @@ from lifedeploy import __version__
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console
 from lifedeploy.cli.evaluate import evaluate
-from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, image_size, numbers, precision
+from lifedeploy.cli.options import (
+    JsonOption,
+    ModelArgument,
+    WorkspaceOption,
+    image_size,
+    numbers,
+    precision,
+    require_folder,
+)
 from lifedeploy.cli.train import train
+from lifedeploy.cli.visualize import visualize
 from lifedeploy.errors import LifedeployError, UsageError
 from lifedeploy.spec import GRAPHS
 
@@ -146,6 +154,7 @@ def export(
 
 app.command()(train)
 app.command()(evaluate)
+app.command()(visualize)
 
 
 @app.command("build-engine")
@@ -229,9 +238,9 @@ def bench(
         from lifedeploy.workflows.bench import bench as run
 
         if str(json) != "-":
-            _require_folder(json)
-        _require_folder(csv)
-        _require_folder(plot)
+            require_folder(json)
+        require_folder(csv)
+        require_folder(plot)
         if plot is not None:
             from lifedeploy.viz.plots import check_format
 
@@ -316,12 +325,6 @@ def doctor(json: JsonOption = None) -> None:
 
         report = run()
     console.report(json, report.to_dict, lambda: render.examined(report))
-
-
-def _require_folder(path: Path | None) -> None:
-    """Find out before measuring, not after, that a result cannot be written."""
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise UsageError(f"{path} cannot be written: {path.parent}/ is no folder that can be written to")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -67,3 +68,13 @@ def precision(*, fp32: bool, fp16: bool, bf16: bool) -> str:
     if len(chosen) > 1:
         raise UsageError(f"--{' and --'.join(chosen)} exclude each other: an engine has one precision")
     return chosen[0] if chosen else "fp32"
+
+
+def require_folder(path: Path | None) -> None:
+    """Find out before the work, not after it, that a result cannot be written.
+
+    Raises:
+        UsageError: the folder is missing, or not to be written to.
+    """
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise UsageError(f"{path} cannot be written: {path.parent}/ is no folder that can be written to")

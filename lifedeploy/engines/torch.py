@@ -59,7 +59,8 @@ class Torch(Engine):
         width_out = spec.num_classes or self._model.backbone.num_features
         self._name = "logits" if spec.num_classes else "features"
         outputs = [TensorSpec(self._name, "float32", (self.options.batch, width_out))]
-        widths = {ORDER_NAME: ("int64", spec.schedule.tokens[-1]), SCORES_NAME: ("float32", spec.schedule.patches)}
+        self._ordered = spec.schedule.after(spec.schedule.base_layer) if spec.schedule.drop_layers else 0
+        widths = {ORDER_NAME: ("int64", self._ordered), SCORES_NAME: ("float32", spec.schedule.patches)}
         for tap in self.options.taps:
             dtype, size = widths[tap]
             outputs.append(TensorSpec(tap, dtype, (self.options.batch, size)))
@@ -75,8 +76,15 @@ class Torch(Engine):
         with self._torch.inference_mode():
             output = self._model(self._torch.from_numpy(np.ascontiguousarray(images)))
         results = {self._name: output.logits.numpy()}
-        taps = {ORDER_NAME: output.kept, SCORES_NAME: output.scores}
-        return results | {tap: taps[tap].numpy() for tap in self.options.taps}
+        if ORDER_NAME in self.options.taps:
+            order = output.scores.topk(self._ordered, dim=1).indices
+            # The model's own survivors first, as it kept them; then those that left on the way.
+            results[ORDER_NAME] = np.concatenate(
+                [output.kept.numpy(), order[:, output.kept.shape[1] :].numpy()], axis=1
+            )
+        if SCORES_NAME in self.options.taps:
+            results[SCORES_NAME] = output.scores.numpy()
+        return results
 
     def _lane(self, batch: int) -> Lane:
         return _TorchLane(self, buffers(self.inputs, batch))

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "training": FOUNDATION | {"data", "model"},
     "evaluation": FOUNDATION | {"data", "engines"},
     "bench": FOUNDATION | {"engines"},
-    "viz": FOUNDATION | {"bench"},
+    "viz": FOUNDATION | {"bench", "evaluation", "training"},
     "workflows": FOUNDATION | {"data", "model", "exporters", "engines", "training", "evaluation", "bench", "viz"},
     "cli": FOUNDATION | {"workflows", "exporters", "model", "training", "bench", "viz", "evaluation"},
 }

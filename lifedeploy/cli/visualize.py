@@ -1,0 +1,62 @@
+"""The ``visualize`` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lifedeploy.cli import console
+from lifedeploy.cli.options import JsonOption, require_folder
+from lifedeploy.errors import UsageError
+
+
+def visualize(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A checkpoint, export or engine; or a run, for --curves.")
+    ],
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE…", help="Image files, a row each.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The picture: .png, .svg or .pdf.")
+    ] = Path("lives.png"),
+    histogram: Annotated[
+        bool, typer.Option("--histogram", help="Lives over --data, against what the schedule grants.")
+    ] = False,
+    curves: Annotated[bool, typer.Option("--curves", help="Loss, accuracy and rates of a training run.")] = False,
+    data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="Images for --histogram.")] = None,
+    split: Annotated[str, typer.Option("--split", metavar="train|val|all|FILE", help="Which of them.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="This many of them, evenly spread.")] = 256,
+    json: JsonOption = None,
+) -> None:
+    """Draw which patches live and for how long: image, life per patch, and what is left after every drop."""
+    if histogram and curves:
+        raise UsageError("--histogram and --curves exclude each other: each is a picture of its own")
+    if (histogram or curves) and images:
+        raise UsageError(
+            f"--{'histogram' if histogram else 'curves'} draws no single images, and {images[0]} was given"
+        )
+    if histogram != (data is not None):
+        raise UsageError("--histogram and --data go together: the images to take the lives of")
+    if not (images or histogram or curves):
+        raise UsageError("no images to draw", hint="lifedeploy visualize MODEL IMAGE… -o FILE")
+    require_folder(output)
+    with console.working() as say:
+        from lifedeploy.workflows import visualize as workflow
+
+        if curves:
+            report = workflow.curves(model, output)
+        elif data is not None:
+            report = workflow.histogram(model, data, output, split=split, limit=limit, say=say)
+        else:
+            report = workflow.visualize(model, images or [], output, say)
+    if report.warning:
+        console.warn(report.warning, title="warning", alarming=True)
+    lines = [f"wrote {report.file}"]
+    if report.mean_life is not None:
+        plural = "" if report.images == 1 else "s"
+        lines.append(
+            f"lives of {report.images} image{plural}: mean {report.mean_life:.2f}, deviation {report.std_life:.2f} "
+            f"layers; the schedule grants {report.granted_mean:.2f} and {report.granted_std:.2f}"
+        )
+    console.report(json, report.to_dict, lambda: "\n".join(lines))

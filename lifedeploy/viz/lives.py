@@ -1,0 +1,145 @@
+"""Pictures of lives: the paper's Figure 4, and lives over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifedeploy.artifact import atomic_file
+from lifedeploy.evaluation.lives import PatchLives, granted
+from lifedeploy.schedule import Schedule
+from lifedeploy.viz.plots import check_format
+
+_COLOURS = "viridis"  # even steps for every eye
+_DARK = 0.15  # brightness of a dropped patch
+_NUMBERED_GRID = 16  # more patches than this a side, and their numbers cannot be read
+_PANEL = 2.6  # inches
+
+
+def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, note: str = "") -> None:
+    """One row an image: the image, the life of every patch, and what is left after every drop layer.
+
+    Raises:
+        UsageError: a format that cannot be written.
+    """
+    check_format(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    layers = [layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1]]
+    columns = 2 + len(layers)
+    height, width = drawn[0].pixels.shape[:2]
+    panel = (_PANEL * width / max(height, width), _PANEL * height / max(height, width))
+    figure = Figure(figsize=(columns * panel[0] + 1.0, len(drawn) * (panel[1] + 0.3) + 0.55), layout="compressed")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(len(drawn), columns, squeeze=False)
+    scale = Normalize(schedule.base_layer, schedule.depth)
+    for row, one in zip(axes, drawn, strict=True):
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        row[0].imshow(one.pixels)
+        row[0].set_xlabel(_label(one), fontsize=8)
+        _draw_life(row[1], one, schedule, scale)
+        for axis, layer in zip(row[2:], layers, strict=True):
+            axis.imshow(dimmed(one, layer))
+            axis.set_xlabel(f"{int(one.alive[layer].sum())} of {schedule.patches} patches", fontsize=8)
+    titles = ["image", "life, in layers", *(f"after layer {layer}" for layer in layers)]
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9, fontweight="bold")
+    bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=list(axes.flat), shrink=0.9 / len(drawn) ** 0.5, pad=0.01)
+    bar.set_label("last layer that a patch takes part in", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    figure.supxlabel(note, fontsize=7, color="#666666", x=0.01, ha="left")
+    _save(figure, path)
+
+
+def dimmed(one: PatchLives, layer: int) -> NDArray[np.uint8]:
+    """The image with the patches dark that do not go on after ``layer``: (H, W, 3)."""
+    bright = np.where(spread(one.alive[layer], one), 1.0, _DARK)
+    return (one.pixels * bright[..., None]).astype(np.uint8)
+
+
+def spread(values: NDArray[Any], one: PatchLives) -> NDArray[Any]:
+    """A value per patch (N,) → per pixel (H, W)."""
+    rows, columns = one.grid
+    height, width = one.pixels.shape[:2]
+    return values.reshape(rows, columns).repeat(height // rows, axis=0).repeat(width // columns, axis=1)
+
+
+def _draw_life(axis: Any, one: PatchLives, schedule: Schedule, scale: Any) -> None:
+    clamped = one.life.clip(schedule.base_layer, schedule.depth)
+    grey = one.pixels.mean(axis=2)
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    axis.imshow(spread(clamped, one), cmap=_COLOURS, norm=scale, alpha=0.72)
+    rows, columns = one.grid
+    if max(rows, columns) > _NUMBERED_GRID:
+        return
+    high, wide = one.pixels.shape[0] / rows, one.pixels.shape[1] / columns
+    size = 60 / max(rows, columns) * min(1.0, _PANEL / 2.6)
+    middle = (schedule.base_layer + schedule.depth) / 2
+    for number, life in enumerate(clamped):
+        row, column = divmod(number, columns)
+        axis.text(
+            (column + 0.5) * wide - 0.5,
+            (row + 0.5) * high - 0.5,
+            f"{life:.0f}",
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="black" if life > middle else "white",
+        )
+
+
+def _label(one: PatchLives) -> str:
+    name = one.name if len(one.name) <= 34 else f"{one.name[:16]}…{one.name[-16:]}"
+    return f"{name}\n{one.guess}" if one.guess else name
+
+
+def draw_histogram(life: NDArray[Any], schedule: Schedule, path: Path, *, note: str = "") -> None:
+    """Predicted lives (B, N) as a histogram, against the shares of patches that the schedule lets live so long.
+
+    Raises:
+        UsageError: a format that cannot be written.
+    """
+    check_format(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis: Any = figure.subplots()
+    flat = life.ravel()
+    low, high = np.floor(min(flat.min(), 1)), np.ceil(max(flat.max(), schedule.depth + 1))
+    edges = np.arange(low, high + 0.25, 0.5)
+    label = f"predicted: mean {flat.mean():.2f}, deviation {flat.std():.2f}"
+    axis.hist(flat, bins=edges, weights=np.full(len(flat), 100 / len(flat)), color="#9ecae1", label=label)
+    shares = granted(schedule)
+    label = f"granted by the schedule: mean {schedule.mean_life:.2f}, deviation {schedule.std_life:.2f}"
+    places, heights = list(shares), [100 * share for share in shares.values()]
+    axis.vlines(places, 0, heights, color="#1b6ca8", linewidth=2.5, label=label)
+    axis.plot(places, heights, "o", color="#1b6ca8", markersize=6)
+    for place, height in zip(places, heights, strict=True):
+        offset = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        axis.annotate(f"{height:.0f} %", (place, height), fontsize=8, color="#1b6ca8", **offset)
+    axis.set_xlabel("life: last layer that a patch takes part in")
+    axis.set_ylabel("share of patches, %")
+    axis.margins(y=0.12)
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="upper left")
+    axis.set_title(note, fontsize=8, color="#666666", loc="left")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
