@@ -1,0 +1,183 @@
+"""``visualize``: the same picture from every form of a model, and a line for what cannot be drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lifedeploy.artifact import Workspace
+from lifedeploy.data.samples import PHOTOS, photo_folder
+from lifedeploy.errors import ArtifactError, ImageError, UsageError
+from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.model.weights import ModelRequest
+from lifedeploy.training.log import LogRow
+from lifedeploy.viz.curves import _even
+from lifedeploy.workflows import visualize as workflow
+from lifedeploy.workflows.export import ExportRequest, export
+from tests.conftest import TINY, TINY_SIZE
+
+CAT = photo_folder() / "chelsea.jpg"
+ALL = [photo_folder() / name for name in PHOTOS]
+
+
+def drawn_by(monkeypatch: pytest.MonkeyPatch, model: Path, output: Path) -> list:
+    """What is handed to the painter."""
+    from lifedeploy.viz import lives as painter
+
+    caught = []
+    draw = painter.draw_lives
+
+    def catching(drawn, *rest, **more):
+        caught.extend(drawn)
+        draw(drawn, *rest, **more)
+
+    monkeypatch.setattr(painter, "draw_lives", catching)
+    workflow.visualize(model, ALL, output)
+    monkeypatch.setattr(painter, "draw_lives", draw)
+    return caught
+
+
+def test_every_form_of_a_model_draws_the_same_lives(workspace, tmp_path, monkeypatch):
+    folder = Workspace(workspace).latest_export().folder
+    forms = [folder / "weights.safetensors", folder, folder / "onnxruntime-fp32", folder / "openvino-fp32"]
+    pictures = [drawn_by(monkeypatch, form, tmp_path / "x.png") for form in forms]
+    for picture in pictures:
+        assert [one.name for one in picture] == list(PHOTOS)
+        for one, other in zip(picture, pictures[0], strict=True):
+            assert np.allclose(one.life, other.life, atol=1e-2)
+            assert all(np.array_equal(one.alive[layer], other.alive[layer]) for layer in other.alive)
+            assert [int(mask.sum()) for mask in one.alive.values()] == [11, 8, 5]
+            assert one.guess.split()[0] in ("cat", "cup", "rocket")
+
+
+def test_who_lives_longest_stays_longest(workspace, tmp_path, monkeypatch):
+    for one in drawn_by(monkeypatch, Workspace(workspace).latest_export().folder, tmp_path / "x.png"):
+        for mask in one.alive.values():
+            assert one.life[mask].min() >= one.life[~mask].max()
+
+
+def test_a_per_stage_graph_and_a_static_batch_draw_too(workspace, tmp_path, weights_file, monkeypatch):
+    model = ModelRequest(TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE)
+    reference = drawn_by(monkeypatch, Workspace(workspace).latest_export().folder, tmp_path / "x.png")
+    for options in (GraphOptions("per-stage"), GraphOptions(batch_size=3), GraphOptions(with_preprocess=True)):
+        folder = export(ExportRequest(model, options), Workspace(workspace)).folder
+        for one, other in zip(drawn_by(monkeypatch, folder, tmp_path / "x.png"), reference, strict=True):
+            assert all(np.array_equal(one.alive[layer], other.alive[layer]) for layer in other.alive)
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
+def test_pictures_are_written_in_every_format(workspace, tmp_path, ending):
+    report = workflow.visualize(Workspace(workspace).latest_export().folder, [CAT], tmp_path / f"lives{ending}")
+    assert report.file.stat().st_size > 5000
+    assert report.mean_life == pytest.approx(report.granted_mean, abs=1e-3)
+    assert report.warning == ""
+    if ending == ".png":
+        pixels = np.asarray(Image.open(report.file).convert("RGB"))
+        assert pixels.shape[1] > 1.5 * pixels.shape[0]  # one row of five panels
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_non_square_images_are_drawn(workspace, tmp_path):
+    model = ModelRequest(TINY, keep_rate=0.7, weights="random", image_size=(64, 96))
+    folder = export(ExportRequest(model, GraphOptions()), Workspace(workspace)).folder
+    report = workflow.visualize(folder, [CAT, CAT], tmp_path / "wide.png")
+    assert report.images == 2
+    assert "Random weights" in report.warning
+
+
+def test_a_histogram_over_a_data_set(workspace, tmp_path):
+    for index, path in enumerate(ALL):
+        target = tmp_path / "data" / f"class{index % 2}" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    model = Workspace(workspace).latest_export().folder
+    report = workflow.histogram(model, str(tmp_path / "data"), tmp_path / "h.png", split="", limit=3)
+    assert report.images == 3
+    assert report.std_life == pytest.approx(report.granted_std, rel=1e-3)
+    assert report.file.stat().st_size > 5000
+
+
+def rows() -> list[LogRow]:
+    train = [LogRow("train", "predictor", 1, step, 1e-3, 1 / step, 0.5, 9.0) for step in (10, 20, 25)]
+    later = [LogRow("train", "backbone", 2, step, 1e-5, 1 / step, 0.6, 9.0) for step in (30, 40, 50)]
+    val = [LogRow("val", "predictor", 1, 25, 0, 0.4, 0.7, 0), LogRow("val", "backbone", 2, 50, 0, 0.3, 0.8, 0)]
+    return [*train, val[0], *later, val[1]]
+
+
+def test_curves_of_a_run(tmp_path):
+    import csv
+    from dataclasses import astuple, fields
+
+    with (tmp_path / "log.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(field.name for field in fields(LogRow))
+        writer.writerows(map(astuple, rows()))
+        file.write("train,backbone,2,6")  # the line a killed process was writing
+    report = workflow.curves(tmp_path, tmp_path / "c.svg")
+    assert "predictor" in report.file.read_text()
+    assert workflow.curves(tmp_path / "log.csv", tmp_path / "c.png").file.stat().st_size > 5000
+
+
+def test_short_rows_join_the_next_and_stages_do_not_mix():
+    train = [row for row in rows() if row.kind == "train"]
+    cut = [*train[:3], LogRow("train", "backbone", 2, 27, 1e-5, 1.0, 0.0, 9.0), *train[3:]]
+    even = _even(cut)
+    # 25 ends its stage; 27 is short and joins 30, and 30 is still short and joins 40.
+    assert [(row.stage, row.step) for row in even] == [
+        *(("predictor", step) for step in (10, 20, 25)),
+        *(("backbone", step) for step in (40, 50)),
+    ]
+    assert even[3].accuracy == pytest.approx((2 * 0.0 + 3 * 0.6 + 10 * 0.6) / 15)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is no log of a training run"), ("kind\n", "has no rows yet"), ("a\n1,2,x,4,5,6,7,8\n", "is no log")],
+)
+def test_a_log_that_is_none(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "log.csv").write_text(content)
+    with pytest.raises(ArtifactError, match=message):
+        workflow.curves(tmp_path, tmp_path / "c.png")
+
+
+def test_what_has_no_lives_is_refused(workspace, tmp_path):
+    folder = Workspace(workspace).latest_export().folder
+    for model in (folder / "dense.onnx", folder / "first-k.json"):
+        with pytest.raises(UsageError, match=r"is a (dense|first-k) model and predicts no lives"):
+            workflow.visualize(model, [CAT], tmp_path / "x.png")
+    (tmp_path / "foreign.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    with pytest.raises(UsageError, match="was not exported by lifedeploy"):
+        workflow.visualize(tmp_path / "foreign.onnx", [CAT], tmp_path / "x.png")
+    with pytest.raises(UsageError, match="is no plot file"):
+        workflow.visualize(folder, [CAT], tmp_path / "x.gif")
+    with pytest.raises(ImageError, match="does not exist"):
+        workflow.visualize(folder, [tmp_path / "none.jpg"], tmp_path / "x.png")
+    assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no images to draw"),
+        ((CAT, "--histogram"), "--histogram draws no single images"),
+        (("--histogram",), "--histogram and --data go together"),
+        ((CAT, "--data", "x"), "--histogram and --data go together"),
+        (("--histogram", "--curves"), "exclude each other"),
+        ((CAT, "-o", "nowhere/x.png"), "nowhere/ is no folder"),
+    ],
+)
+def test_the_command_line_refuses_what_cannot_be_meant(workspace, lifedeploy, arguments, message):
+    ended = lifedeploy("visualize", Workspace(workspace).latest_export().folder, *arguments)
+    assert ended.code == 2
+    assert message in ended.lines[0]
+
+
+def test_the_command_line_draws(workspace, lifedeploy, tmp_path):
+    ended = lifedeploy("visualize", Workspace(workspace).latest_export().folder, CAT, "-o", "cat.png", "--json", "-")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "cat.png").is_file()
+    assert '"kind": "lives"' in ended.out
