@@ -1,15 +1,16 @@
-"""Counting right answers: against hand-made counts and scikit-learn."""
+"""Accuracy against hand-made numbers and against scikit-learn, and tallies that merge to the last bit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, confusion_matrix, log_loss
+from sklearn.metrics import average_precision_score, confusion_matrix, log_loss, precision_score, recall_score
 
-from lifedeploy.evaluation.accuracy import Agreement, Tally, average_precision
+from lifedeploy.errors import DataError, EngineError
+from lifedeploy.evaluation.accuracy import Tally, agreement, average_precision, map_classes
 
 
-def random_answers(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def answers(images: int = 200, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     targets = generator.integers(0, classes, images)
     logits = generator.standard_normal((images, classes)).astype(np.float32)
@@ -17,93 +18,123 @@ def random_answers(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray
     return logits, targets
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_average_precision_is_scikit_learns(ties):
-    generator = np.random.default_rng(1)
-    scores = generator.standard_normal(200)
-    if ties:
-        scores = scores.round(1)
-    relevant = generator.random(200) < 0.2
-    assert average_precision(scores, relevant) == pytest.approx(average_precision_score(relevant, scores))
+def tally(logits: np.ndarray, targets: np.ndarray, batch: int = 32) -> Tally:
+    made = Tally(logits.shape[1])
+    for start in range(0, len(targets), batch):
+        made.add(logits[start : start + batch], targets[start : start + batch])
+    return made
 
 
-def test_average_precision_of_nothing_is_no_number():
-    with pytest.raises(ValueError, match="at least one relevant"):
-        average_precision(np.arange(3.0), np.zeros(3, bool))
+def softmax(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits.astype(np.float64))
+    return raised / raised.sum(axis=1, keepdims=True)
 
 
-def test_a_tally_agrees_with_scikit_learn():
-    logits, targets = random_answers(300, 7)
-    tally = Tally(7)
-    for start in range(0, 300, 64):
-        tally.add(logits[start : start + 64], targets[start : start + 64])
-    found = tally.result([f"c{index}" for index in range(7)])
-    odds = np.exp(logits.astype(np.float64))
-    probabilities = odds / odds.sum(axis=1, keepdims=True)
-    assert found.images == 300
-    assert found.top1 == pytest.approx(np.mean(logits.argmax(1) == targets))
-    assert found.top1_standard_error == pytest.approx(np.sqrt(found.top1 * (1 - found.top1) / 300))
-    ranks = (-logits).argsort(axis=1)[:, :5]
-    assert found.top5 == pytest.approx(np.mean([target in row for target, row in zip(targets, ranks, strict=True)]))
-    assert found.loss == pytest.approx(log_loss(targets, probabilities, labels=range(7)))
-    assert np.array_equal(found.confusion, confusion_matrix(targets, logits.argmax(1), labels=range(7)))
-    expected = [average_precision_score(targets == index, np.log(probabilities[:, index])) for index in range(7)]
-    assert [one.average_precision for one in found.classes] == pytest.approx(expected, abs=1e-6)
-    assert found.average_precision == pytest.approx(np.mean(expected), abs=1e-6)
-    one = found.classes[2]
-    assert (one.name, one.images) == ("c2", int((targets == 2).sum()))
-    assert one.recall == pytest.approx(np.mean(logits.argmax(1)[targets == 2] == 2))
-    assert one.precision == pytest.approx(np.mean(targets[logits.argmax(1) == 2] == 2))
+def test_numbers_made_by_hand():
+    logits = np.array([[2, 1, 0], [0, 3, 1], [5, 1, 1], [0, 0, 4]], dtype=np.float32)
+    found = tally(logits, np.array([0, 1, 1, 2])).result(["cat", "cup", "rocket"])
+    assert found.confusion == ((1, 0, 0), (1, 1, 0), (0, 0, 1))
+    assert (found.images, found.top1, found.top5) == (4, 0.75, None)
+    assert found.standard_error == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    cat, cup, rocket = found.per_class
+    assert (cat.name, cat.images, cat.recall, cat.precision) == ("cat", 1, 1.0, 0.5)
+    assert (cup.name, cup.images, cup.recall, cup.precision) == ("cup", 2, 0.5, 1.0)
+    assert rocket.average_precision == 1.0
 
 
-def test_merged_tallies_are_one():
-    logits, targets = random_answers(90, 3)
-    whole, first, second = Tally(3), Tally(3), Tally(3)
-    whole.add(logits, targets)
-    first.add(logits[::2], targets[::2])
-    second.add(logits[1::2], targets[1::2])
-    first.merge(second)
-    one, other = whole.result(()), first.result(())
-    assert one.confusion == other.confusion and one.top1 == other.top1
-    assert one.loss == pytest.approx(other.loss)
-    assert one.average_precision == pytest.approx(other.average_precision)
+@pytest.mark.parametrize("classes", [2, 4, 20])
+def test_what_scikit_learn_says(classes):
+    logits, targets = answers(classes=classes)
+    found = tally(logits, targets).result()
+    probabilities, predicted = softmax(logits), logits.argmax(axis=1)
+    truth = np.eye(classes)[targets]
+    each = average_precision_score(truth, probabilities, average=None)
+    assert [entry.average_precision for entry in found.per_class] == pytest.approx(each)
+    assert found.average_precision == pytest.approx(average_precision_score(truth, probabilities, average="macro"))
+    assert found.loss == pytest.approx(log_loss(targets, probabilities), rel=1e-6)
+    assert np.array_equal(found.confusion, confusion_matrix(targets, predicted))
+    assert [entry.recall for entry in found.per_class] == pytest.approx(
+        recall_score(targets, predicted, average=None, zero_division=0)
+    )
+    assert [entry.precision for entry in found.per_class if entry.precision is not None] == pytest.approx(
+        precision_score(targets, predicted, average=None, zero_division=np.nan)
+    )
 
 
-def test_what_cannot_be_said_is_not_said():
-    tally = Tally(3)
-    tally.add(np.array([[2.0, 1.0, 0.0]]), np.array([0]))
-    found = tally.result(())
-    assert found.top5 is None  # three classes
-    assert found.average_precision is None  # two of them have no image
-    assert found.classes[1].recall is None and found.classes[1].precision is None
-    assert found.classes[1].name == "class 1"
-    with pytest.raises(ValueError, match="nothing was counted"):
-        Tally(3).result(())
+def test_average_precision_of_ties_does_not_depend_on_their_order():
+    scores = np.array([0.9, 0.5, 0.5, 0.5, 0.1])
+    for positive in ([1, 1, 0, 0, 1], [1, 0, 0, 1, 1]):
+        given = np.array(positive, dtype=bool)
+        assert average_precision(given, scores) == pytest.approx(average_precision_score(given, scores))
 
 
-def test_many_classes_are_not_ranked():
-    logits, targets = random_answers(30, 40)
-    tally = Tally(40)
-    tally.add(logits, targets)
-    assert tally.result(()).average_precision is None
-    assert tally._scores == []
+def test_logits_that_saturate_the_softmax_still_rank():
+    logits = np.array([[300, 0], [200, 0], [100, 0]], dtype=np.float32)
+    found = tally(logits, np.array([0, 1, 1])).result()
+    assert found.per_class[0].average_precision == 1.0
+    assert found.loss == pytest.approx(100)
 
 
-def test_large_logits_do_not_overflow():
-    tally = Tally(2)
-    tally.add(np.array([[5000.0, -5000.0], [0.0, 5000.0]], dtype=np.float32), np.array([0, 0]))
-    assert tally.result(()).loss == pytest.approx(2500)
+def test_merged_tallies_are_what_one_would_have_been():
+    logits, targets = answers()
+    parts = [tally(logits[rank::3], targets[rank::3], batch=7) for rank in range(3)]
+    parts[2].merge(parts[0])
+    parts[2].merge(parts[1])
+    assert parts[2].result() == tally(logits, targets).result()
 
 
-def test_agreement_counts_answers_and_tokens():
-    pair = Agreement("a", "b")
-    kept = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
-    pair.add((np.array([0, 1]), np.array([0, 2])), (kept, np.array([[4, 3, 2, 1], [5, 6, 0, 1]])))
-    found = pair.to_dict()
-    assert (found["agreement"], found["overlap"], found["images"]) == (0.5, 0.75, 2)
-    fewer = Agreement("a", "b")
-    fewer.add((np.array([0]), np.array([0])), (kept[:1], np.array([[1, 9]])))
-    assert fewer.to_dict()["overlap"] == 0.5  # of the smaller set
-    none = Agreement("a", "b")
-    none.add((np.array([0]), np.array([0])), (None, kept[:1]))
-    assert none.to_dict()["overlap"] is None
+def test_top5_counts_from_six_classes_on_and_a_constant_earns_its_share_only():
+    logits, targets = answers(images=600, classes=10)
+    order = np.argsort(-logits, axis=1)[:, :5]
+    assert tally(logits, targets).result().top5 == (order == targets[:, None]).any(axis=1).mean()
+    assert tally(*answers(classes=5)).result().top5 is None
+    constant = tally(np.zeros((10, 10), dtype=np.float32), np.arange(10)).result()
+    assert (constant.top1, constant.top5) == (0.1, 0.5)
+
+
+def test_many_classes_give_no_matrix_and_list_those_that_occur():
+    logits, targets = answers(images=30, classes=150)
+    found = tally(logits, targets).result()
+    assert (found.confusion, found.average_precision) == (None, None)
+    assert {entry.index for entry in found.per_class} == set(targets) | set(logits.argmax(axis=1))
+    assert all(entry.recall is None for entry in found.per_class if not entry.images)
+
+
+def test_a_tally_refuses_other_shapes_and_emptiness():
+    with pytest.raises(EngineError, match=r"the output is \(2, 4\), expected \(2, 3\)"):
+        Tally(3).add(np.zeros((2, 4)), np.zeros(2, dtype=np.int64))
+    with pytest.raises(DataError, match="no image was evaluated"):
+        Tally(3).result()
+
+
+def test_agreement_goes_by_name():
+    first = tally(np.eye(3, dtype=np.float32), np.arange(3))
+    second = tally(np.eye(3, dtype=np.float32)[[2, 0, 1]], np.arange(3))
+    assert agreement(first, second, (tuple("abc"), tuple("abc"))) == 0
+    assert agreement(first, second, (tuple("abc"), tuple("bca"))) == 1
+
+
+def maps(found, names, classes):
+    return map_classes(found, names, classes, source="data", model="m.onnx")
+
+
+def test_classes_are_matched_by_name_then_by_position():
+    by_name = maps(["cat", "rocket"], ["rocket", "cup", "cat"], 3)
+    assert (by_name.indices.tolist(), by_name.by) == ([2, 0], "name")
+    by_position = maps(["n01", "n02"], ["cat", "cup"], 2)
+    assert (by_position.indices.tolist(), by_position.by) == ([0, 1], "position")
+    assert (by_name.names, by_position.names) == (("rocket", "cup", "cat"), ("n01", "n02"))
+    assert maps(["a", "b"], [], 2).by == "position"
+
+
+@pytest.mark.parametrize(
+    ("found", "names", "classes", "said"),
+    [
+        (["a", "b"], [], 3, "data has 2 classes, and m.onnx has 3"),
+        (["cat", "dog"], ["cat", "cup"], 2, "data has 2 classes, and 1 of them are none of the 2 of m.onnx: dog"),
+        (["crane"], ["crane", "crane"], 2, "class 'crane' of data is the name of several classes"),
+    ],
+)
+def test_classes_that_cannot_be_matched(found, names, classes, said):
+    with pytest.raises(DataError, match=said):
+        maps(found, names, classes)

@@ -237,8 +237,7 @@ def bench(
         from lifedeploy.workflows.bench import BenchRequest
         from lifedeploy.workflows.bench import bench as run
 
-        if str(json) != "-":
-            require_folder(json)
+        require_folder(json)
         require_folder(csv)
         require_folder(plot)
         if plot is not None:

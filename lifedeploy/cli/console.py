@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def report(json: Path | None, data: Callable[[], dict[str, Any]], show: Callable
 def warn(message: str, *, title: str, alarming: bool = False) -> None:
     """A box on standard error, whatever the report goes to."""
     border, style = ("bold red", "bold yellow") if alarming else ("yellow", "")
-    err.print(Panel(Text(message), title=title, border_style=border, style=style), soft_wrap=False)
+    # Folded: a path that is longer than the line has to be read whole.
+    err.print(Panel(Text(message, overflow="fold"), title=title, border_style=border, style=style), soft_wrap=False)
 
 
 def fail(message: str, hint: str | None) -> None:
@@ -101,16 +102,23 @@ def training(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[
 
 
 @contextmanager
-def counting(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """A bar over images; nothing if ``quiet``."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=quiet) as bar:
-        task = bar.add_task("", total=None, numbers="")
+def counting(unit: str, *, shown: bool = True) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A progress bar that counts ``unit``, with a spinner for what is done before; not ``shown``: silent."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not shown) as bar:
+        task = bar.add_task("", total=None, count="")
 
         def say(message: str) -> None:
-            bar.reset(task, description=escape(message), total=None, numbers="")
+            bar.reset(task, description=escape(message), total=None, count="")
 
-        def watch(done: int, total: int) -> None:
-            bar.update(task, total=total, completed=done, numbers=f"{done} of {total} images")
+        def progress(done: int, total: int) -> None:
+            bar.update(task, description="", total=total, completed=done, count=f"{done:,} of {total:,} {unit}")
 
-        yield say, watch
+        yield say, progress

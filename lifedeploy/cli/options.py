@@ -71,10 +71,12 @@ def precision(*, fp32: bool, fp16: bool, bf16: bool) -> str:
 
 
 def require_folder(path: Path | None) -> None:
-    """Find out before the work, not after it, that a result cannot be written.
+    """Find out before the work, not after, that a result cannot be written; ``-`` is standard output.
 
     Raises:
-        UsageError: the folder is missing, or not to be written to.
+        UsageError: the folder does not exist, or is not ours to write to.
     """
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+    if path is None or str(path) == "-":
+        return
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise UsageError(f"{path} cannot be written: {path.parent}/ is no folder that can be written to")

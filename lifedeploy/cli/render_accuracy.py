@@ -1,93 +1,109 @@
-"""How accuracies look on a terminal of eighty columns."""
+"""What ``evaluate`` found, as tables that fit eighty columns."""
 
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lifedeploy.evaluation.accuracy import Accuracy
+from lifedeploy.evaluation.accuracy import AP_CLASSES, Accuracy
 from lifedeploy.workflows.evaluate import EvaluateReport
 
-MAX_CONFUSION = 20
 
-
-def evaluated(report: EvaluateReport, *, per_class: bool, confusion: bool) -> RenderableType:
-    """All models, then their pairs, then what else was asked for. Models are numbered: their paths are long."""
+def evaluated(report: EvaluateReport, per_class: bool, confusion: bool) -> RenderableType:
+    """Models, then pairs of models, then what was asked for besides."""
     parts: list[RenderableType] = [_models(report)]
-    names = [f"{number}: {model.label}" for number, model in enumerate(report.models, start=1)]
-    parts.append(Text("\n".join(names), style="dim", overflow="fold"))
     if report.pairs:
-        parts += [Text(), _pairs(report)]
-    for number, model in enumerate(report.models, start=1):
+        parts += [_title("Agreement"), _pairs(report)]
+    for number, row in enumerate(report.rows, start=1):
         if per_class:
-            parts += [Text(f"\nmodel {number}, every class"), _classes(model.accuracy)]
+            parts += [_title(f"{number}  {row.name}"), _classes(row.accuracy)]
         if confusion:
-            parts += [Text(f"\nmodel {number}, rows: true class, columns: answer"), _confusion(model.accuracy)]
-    data = report.data
-    skipped = f", {len(report.skipped)} broken ones left out" if report.skipped else ""
-    processes = f", {report.processes} processes" if report.processes > 1 else ""
-    parts.append(
-        Text(
-            f"\n{data['evaluated']} of {data['images']} images of {data['source']}{skipped}{processes}; "
-            f"{report.machine['cpu']}. img/s is inference alone, not a benchmark: lifedeploy bench measures."
-        )
-    )
-    return Group(*parts)
+            parts += [_title(f"{number}  {row.name}: truth in rows, answers in columns"), _confusion(row.accuracy)]
+    return Group(*parts, Text(""), Text(_footnote(report), style="dim"))
+
+
+def _table() -> Table:
+    """Without a title: rich wraps a title to the width of its table, and some of these are narrow."""
+    return Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
 
 
 def _models(report: EvaluateReport) -> Table:
-    table = _table("", "method", "engine", "top-1 %", "top-5 %", "loss", "AP %", "img/s")
-    for number, model in enumerate(report.models, start=1):
-        accuracy = model.accuracy
-        top1 = f"{accuracy.top1 * 100:.2f} ±{accuracy.top1_standard_error * 100:.2f}"
+    table = _table()
+    table.add_column("#", justify="right")
+    table.add_column("model", overflow="fold", max_width=26)
+    table.add_column("precision", no_wrap=True)
+    for header in ("images", "top-1 %", "top-5 %", "loss", "AP %", "img/s"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for number, row in enumerate(report.rows, start=1):
+        accuracy = row.accuracy
         table.add_row(
             str(number),
-            model.method,
-            f"{model.engine} {model.precision}",
-            top1,
+            f"{escape(row.name)}\n[dim]{row.method} · {row.engine}[/]",
+            row.precision,
+            str(accuracy.images),
+            f"[bold]{accuracy.top1 * 100:.1f}[/] [dim]± {accuracy.standard_error * 100:.1f}[/]",
             _percent(accuracy.top5),
-            f"{accuracy.loss:.4f}",
+            f"{accuracy.loss:.3f}",
             _percent(accuracy.average_precision),
-            f"{model.images_per_s:.4g}",
+            f"{row.images_per_s:.0f}" if row.images_per_s >= 100 else f"{row.images_per_s:.3g}",
         )
     return table
 
 
 def _pairs(report: EvaluateReport) -> Table:
-    numbers = {model.label: str(number) for number, model in enumerate(report.models, start=1)}
-    table = _table("pair", "same answer %", "kept tokens in common %")
+    table = _table()
+    table.add_column("models")
+    table.add_column("same top-1 %", justify="right")
+    table.add_column("same kept tokens %", justify="right")
     for pair in report.pairs:
-        name = f"{numbers[pair['first']]} and {numbers[pair['second']]}"
-        table.add_row(name, _percent(pair["agreement"]), _percent(pair["overlap"]))
+        table.add_row(f"{pair.first} and {pair.second}", _percent(pair.agreement), _percent(pair.overlap))
     return table
 
 
 def _classes(accuracy: Accuracy) -> Table:
-    table = _table("class", "images", "recall %", "precision %", "AP %")
-    for one in accuracy.classes:
-        if one.images:
-            shares = (one.recall, one.precision, one.average_precision)
-            table.add_row(one.name, str(one.images), *map(_percent, shares))
+    table = _table()
+    table.add_column("class", overflow="fold", max_width=40)
+    for header in ("images", "recall %", "precision %", "AP %"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for entry in accuracy.per_class:
+        values = (entry.recall, entry.precision, entry.average_precision)
+        table.add_row(escape(entry.name), str(entry.images), *map(_percent, values))
     return table
 
 
 def _confusion(accuracy: Accuracy) -> RenderableType:
-    if len(accuracy.classes) > MAX_CONFUSION:
-        return Text(f"{len(accuracy.classes)} classes are too many to show; the JSON has them all")
-    table = _table("", *(one.name for one in accuracy.classes))
-    for one, row in zip(accuracy.classes, accuracy.confusion, strict=True):
-        table.add_row(one.name, *map(str, row))
+    """Truth in rows, answers in columns, which carry numbers: names would not fit."""
+    matrix = accuracy.confusion
+    if matrix is None or len(matrix) > AP_CLASSES:
+        return Text(f"not shown: more than {AP_CLASSES} classes", style="dim")
+    names = {entry.index: entry.name for entry in accuracy.per_class}
+    table = _table()
+    table.add_column("class", overflow="fold", max_width=24)
+    for index in range(len(matrix)):
+        table.add_column(str(index), justify="right", no_wrap=True)
+    for index, counts in enumerate(matrix):
+        cells = [f"[bold]{count}[/]" if answer == index else str(count or "·") for answer, count in enumerate(counts)]
+        table.add_row(f"{index}  {escape(names.get(index, '–'))}", *cells)
     return table
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        left = heading in ("method", "engine", "class", "pair", "")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
-    return table
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share * 100:.2f}"
+    return "–" if share is None else f"{share * 100:.1f}"
+
+
+def _footnote(report: EvaluateReport) -> str:
+    data, machine = report.data, report.machine
+    split = f", {data['split']}" if data["split"] else ""
+    by = {row.classes_by for row in report.rows}
+    shared = f", {report.processes} processes" if report.processes > 1 else ""
+    return (
+        f"{data['source']}{split}: {data['images']} images of {len(data['classes'])} classes, matched by "
+        f"{' and '.join(sorted(by))}. ±: standard error. {machine['cpu']}, {machine['threads']} threads{shared}; "
+        "img/s while images are decoded beside it: no benchmark."
+    )

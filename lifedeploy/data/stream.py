@@ -1,11 +1,15 @@
-"""Decoded images in batches, ahead of whoever uses them: threads, since Pillow decodes outside Python's lock."""
+"""Batches of decoded pixels, in order, prepared ahead by threads: Pillow lets go of the GIL while it works.
+
+No framework: an engine is evaluated and calibrated where PyTorch is not loaded.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,56 +19,100 @@ from lifedeploy.data.preprocess import to_pixels
 from lifedeploy.errors import ImageError
 from lifedeploy.spec import PreprocessSpec
 
-_AHEAD = 4  # batches decoded before they are asked for
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that could not be decoded."""
+    """An image that cannot be decoded."""
 
+    index: int
     filename: str
-    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
-class PixelBatch:
-    """Up to ``batch`` images that could be decoded, and those of its stretch that could not."""
+class Batch:
+    """Up to a batch of images; fewer where some are broken, and perhaps none."""
 
-    indices: tuple[int, ...]
-    pixels: tuple[NDArray[np.uint8], ...]  # one (b, H, W, 3) for every preprocessing asked for
+    filenames: tuple[str, ...]
+    targets: NDArray[np.int64]
+    pixels: dict[PreprocessSpec, Pixels]  # (B, H, W, 3) for each way of preparing them
     broken: tuple[Broken, ...]
+
+    @property
+    def seen(self) -> int:
+        """Images taken from the set, broken ones included."""
+        return len(self.filenames) + len(self.broken)
 
 
 def stream(
-    images: ImageSet, indices: Sequence[int], specs: Sequence[PreprocessSpec], *, batch: int, workers: int
-) -> Iterator[PixelBatch]:
-    """The images at ``indices``, in order, each decoded once and prepared once for every one of ``specs``."""
+    images: ImageSet,
+    specs: Sequence[PreprocessSpec],
+    *,
+    batch: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    ahead: int = 2,
+) -> Generator[Batch, None, None]:
+    """``images`` in batches, with at most ``ahead`` more batches in memory; every ``world``-th from ``rank`` on.
 
-    def load(index: int) -> tuple[int, list[NDArray[np.uint8]] | Broken]:
-        try:
-            image = images.image(index)
-        except ImageError as error:
-            return index, Broken(images.filename(index), error.message)
-        return index, [to_pixels(image, spec) for spec in specs]
+    Each image is decoded once, and resized once per geometry among ``specs``.
 
-    starts = iter(range(0, len(indices), batch))
-    waiting: deque[list[Future[tuple[int, list[NDArray[np.uint8]] | Broken]]]] = deque()
-    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="decode") as pool:
-        try:
-            while True:
-                while len(waiting) < _AHEAD and (start := next(starts, None)) is not None:
-                    waiting.append([pool.submit(load, index) for index in indices[start : start + batch]])
-                if not waiting:
-                    return
-                yield _together([future.result() for future in waiting.popleft()], len(specs))
-        finally:
-            for futures in waiting:
-                for future in futures:
-                    future.cancel()
+    Raises:
+        UsageError: a spec is not supported.
+    """
+    indices = range(rank, len(images), world)
+    chunks = (indices[start : start + batch] for start in range(0, len(indices), batch))
+    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
+    try:
+        waiting: deque[list[tuple[int, Future[_Prepared | Broken]]]] = deque()
+
+        def submit(chunk: range) -> None:
+            waiting.append([(index, pool.submit(_prepare, images, index, specs)) for index in chunk])
+
+        for chunk in islice(chunks, ahead + 1):
+            submit(chunk)
+        while waiting:
+            done = [(index, future.result()) for index, future in waiting.popleft()]
+            for chunk in islice(chunks, 1):
+                submit(chunk)
+            yield _batch(images, specs, done)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _together(loaded: list[tuple[int, list[NDArray[np.uint8]] | Broken]], specs: int) -> PixelBatch:
-    good = [(index, found) for index, found in loaded if not isinstance(found, Broken)]
-    broken = tuple(found for _, found in loaded if isinstance(found, Broken))
-    pixels = tuple(np.stack([found[number] for _, found in good]) for number in range(specs)) if good else ()
-    return PixelBatch(tuple(index for index, _ in good), pixels, broken)
+_Prepared = dict[PreprocessSpec, Pixels]
+
+
+def _prepare(images: ImageSet, index: int, specs: Sequence[PreprocessSpec]) -> _Prepared | Broken:
+    try:
+        image = images.image(index)
+    except ImageError as error:
+        return Broken(index, images.filename(index), error.message)
+    made: _Prepared = {}
+    for spec in specs:
+        if _geometry(spec) not in made:
+            made[_geometry(spec)] = to_pixels(image, spec)
+    return made
+
+
+def _geometry(spec: PreprocessSpec) -> PreprocessSpec:
+    """What matters before normalisation: specs that differ in mean and deviation only share their pixels."""
+    return replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def _batch(images: ImageSet, specs: Sequence[PreprocessSpec], done: list[tuple[int, _Prepared | Broken]]) -> Batch:
+    good = [(index, made) for index, made in done if not isinstance(made, Broken)]
+    stacked = {
+        geometry: np.stack([made[geometry] for _, made in good])
+        for geometry in {_geometry(spec) for spec in specs}
+        if good
+    }
+    return Batch(
+        filenames=tuple(images.filename(index) for index, _ in good),
+        targets=images.targets[[index for index, _ in good]],
+        pixels={spec: stacked[_geometry(spec)] for spec in specs if good},
+        broken=tuple(made for _, made in done if isinstance(made, Broken)),
+    )

@@ -81,6 +81,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     extra: ClassVar[str]  # what to pip install, as lifedeploy[extra]
+    taps_change_plan: ClassVar[bool] = True  # whether the model with taps may be compiled to other arithmetic
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
         self.path = path

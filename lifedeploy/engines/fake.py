@@ -29,6 +29,7 @@ class Fake(Engine):
 
     name: ClassVar[str] = "fake"
     extra: ClassVar[str] = "cpu"
+    taps_change_plan: ClassVar[bool] = False
 
     @classmethod
     def availability(cls) -> Availability:

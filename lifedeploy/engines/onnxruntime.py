@@ -38,6 +38,7 @@ class OnnxRuntime(Engine):
     name: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str] = "cpu"
     provider: ClassVar[str] = "CPUExecutionProvider"
+    taps_change_plan: ClassVar[bool] = False
 
     @classmethod
     def availability(cls) -> Availability:

@@ -21,6 +21,7 @@ class Torch(Engine):
 
     name: ClassVar[str] = "torch"
     extra: ClassVar[str] = "cpu"
+    taps_change_plan: ClassVar[bool] = False
 
     @classmethod
     def availability(cls) -> Availability:

@@ -1,8 +1,13 @@
-"""How often a model is right: counted batch by batch, mergeable, and only then summed up."""
+"""What a model gets right: top-1, top-5, loss, confusion and average precision, gathered batch by batch.
+
+A tally keeps four numbers per image (and, for few classes, the scores), so that merging the tallies of several
+processes gives what one process would have found, to the last bit, whatever the order.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,14 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Average precision ranks all images, so their scores have to be kept: where there are few classes, they are.
-MAX_RANKED_CLASSES = 20
+from lifedeploy.engines.base import Array
+from lifedeploy.errors import DataError, EngineError
+
+AP_CLASSES = 20  # up to here every score is kept, for average precision
+MATRIX_CLASSES = 100  # up to here the confusion matrix is reported; what lies beyond nobody reads
 
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """One class. ``recall`` and ``precision`` are None where there is nothing to divide by."""
+    """One class. None: there is no such image, or none was taken for it."""
 
+    index: int
     name: str
     images: int
     recall: float | None
@@ -27,16 +36,16 @@ class ClassAccuracy:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """All numbers are shares (0…1) but the loss, which is the mean cross entropy in nats."""
+    """One model on one set of images. Shares are 0…1."""
 
     images: int
     top1: float
-    top1_standard_error: float
-    top5: float | None  # None where there are no more than five classes
-    loss: float
-    average_precision: float | None  # mean over classes; None where there are many, or a class has no image
-    classes: tuple[ClassAccuracy, ...]
-    confusion: tuple[tuple[int, ...], ...]  # [true class][given answer]
+    standard_error: float  # of top1, by the images drawn
+    top5: float | None  # None below six classes, where it says nothing
+    loss: float  # mean cross-entropy, in nats
+    average_precision: float | None  # mean over the classes that have images; None above 20 classes
+    per_class: tuple[ClassAccuracy, ...]  # those that occur, as truth or as answer
+    confusion: tuple[tuple[int, ...], ...] | None  # [truth][answer]; None above 100 classes
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -44,125 +53,171 @@ class Accuracy:
 
 
 class Tally:
-    """Counts of one model's answers. ``classes`` are those of the model's head."""
+    """Gathers one model's answers."""
 
     def __init__(self, classes: int) -> None:
-        self._confusion = np.zeros((classes, classes), dtype=np.int64)
-        self._loss = 0.0
-        self._top5 = 0
-        self._scores: list[NDArray[np.float32]] = []
+        self.classes = classes
         self._targets: list[NDArray[np.int64]] = []
-        self._ranks = classes <= MAX_RANKED_CLASSES
+        self._predicted: list[NDArray[np.int64]] = []
+        self._top5: list[NDArray[np.bool_]] = []
+        self._losses: list[NDArray[np.float64]] = []
+        self._odds: list[NDArray[np.float64]] = []
 
-    def add(self, logits: NDArray[Any], targets: NDArray[np.int64]) -> None:
-        """Count a batch: logits (B, K), classes (B,)."""
-        wide = logits.astype(np.float64)
-        shifted = wide - wide.max(axis=1, keepdims=True)
-        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        own = log_probabilities[np.arange(len(targets)), targets]
-        self._loss -= float(own.sum())
-        np.add.at(self._confusion, (targets, logits.argmax(axis=1)), 1)
-        # Better placed than the right one: ties count against the model only if they come first, as argmax has it.
-        rank = (log_probabilities > own[:, None]).sum(axis=1)
-        self._top5 += int((rank < 5).sum())
-        if self._ranks:
-            self._scores.append(log_probabilities.astype(np.float32))
-            self._targets.append(targets)
+    def add(self, logits: Array, targets: NDArray[np.int64]) -> None:
+        """Take a batch: (B, classes) and (B,).
+
+        Raises:
+            EngineError: the logits have another shape.
+        """
+        if logits.shape != (len(targets), self.classes):
+            raise EngineError(f"the output is {logits.shape}, expected {(len(targets), self.classes)}")
+        values = logits.astype(np.float64)
+        rows = np.arange(len(targets))
+        own = values[rows, targets][:, None]
+        # Of equal logits the lower index is ahead, as it is for argmax: a constant output earns nothing.
+        ahead = (values > own) | ((values == own) & (np.arange(self.classes) < targets[:, None]))
+        self._targets.append(targets.astype(np.int64))
+        self._predicted.append(values.argmax(axis=1))
+        self._top5.append(ahead.sum(axis=1) < 5)
+        self._losses.append(np.logaddexp.reduce(values, axis=1) - own[:, 0])
+        if self.classes <= AP_CLASSES:
+            self._odds.append(_log_odds(values))
 
     def merge(self, other: Tally) -> None:
-        """Count what ``other`` counted too."""
-        self._confusion += other._confusion
-        self._loss += other._loss
-        self._top5 += other._top5
-        self._scores += other._scores
-        self._targets += other._targets
+        """Take what another tally of the same model gathered on other images."""
+        for mine, theirs in zip(self._lists(), other._lists(), strict=True):
+            mine.extend(theirs)
 
-    def result(self, names: Sequence[str]) -> Accuracy:
-        """What the counts come to; ``names`` of the head's classes, or none."""
-        confusion = self._confusion
-        images = int(confusion.sum())
-        if images == 0:
-            raise ValueError("nothing was counted")
-        top1 = float(np.trace(confusion) / images)
-        classes = tuple(self._class(index, names) for index in range(len(confusion)))
-        known = [one.average_precision for one in classes if one.average_precision is not None]
+    def _lists(self) -> tuple[list[Any], ...]:
+        return self._targets, self._predicted, self._top5, self._losses, self._odds
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The class given to each image, in the order they came."""
+        return np.concatenate(self._predicted) if self._predicted else np.empty(0, dtype=np.int64)
+
+    def result(self, names: Sequence[str] = ()) -> Accuracy:
+        """All of it, with the classes' ``names`` (their numbers where there are none).
+
+        Raises:
+            DataError: nothing was gathered.
+        """
+        if not self._targets:
+            raise DataError("no image was evaluated")
+        targets, predicted = np.concatenate(self._targets), self.predicted
+        images = len(targets)
+        top1 = float((targets == predicted).mean())
+        precisions = self._average_precisions(targets)
+        measured = [value for value in precisions if value is not None]
         return Accuracy(
-            images,
-            top1,
-            math.sqrt(top1 * (1 - top1) / images),
-            self._top5 / images if len(confusion) > 5 else None,
-            self._loss / images,
-            float(np.mean(known)) if known and len(known) == len(classes) else None,
-            classes,
-            tuple(tuple(map(int, row)) for row in confusion),
+            images=images,
+            top1=top1,
+            standard_error=math.sqrt(top1 * (1 - top1) / images),
+            top5=float(np.concatenate(self._top5).mean()) if self.classes > 5 else None,
+            loss=math.fsum(np.concatenate(self._losses)) / images,
+            average_precision=math.fsum(measured) / len(measured) if measured else None,
+            per_class=self._per_class(targets, predicted, precisions, names),
+            confusion=_matrix(targets, predicted, self.classes) if self.classes <= MATRIX_CLASSES else None,
         )
 
-    def _class(self, index: int, names: Sequence[str]) -> ClassAccuracy:
-        right = int(self._confusion[index, index])
-        true, given = int(self._confusion[index].sum()), int(self._confusion[:, index].sum())
-        precision = None
-        if self._ranks and true:
-            scores = np.concatenate(self._scores)[:, index]
-            precision = average_precision(scores, np.concatenate(self._targets) == index)
-        return ClassAccuracy(
-            names[index] if names else f"class {index}",
-            true,
-            right / true if true else None,
-            right / given if given else None,
-            precision,
+    def _average_precisions(self, targets: NDArray[np.int64]) -> list[float | None]:
+        if not self._odds:
+            return [None] * self.classes
+        odds = np.concatenate(self._odds)
+        return [
+            average_precision(targets == index, odds[:, index]) if (targets == index).any() else None
+            for index in range(self.classes)
+        ]
+
+    def _per_class(
+        self,
+        targets: NDArray[np.int64],
+        predicted: NDArray[np.int64],
+        precisions: Sequence[float | None],
+        names: Sequence[str],
+    ) -> tuple[ClassAccuracy, ...]:
+        truths, answers, right = (
+            np.bincount(values, minlength=self.classes)
+            for values in (targets, predicted, targets[targets == predicted])
+        )
+        return tuple(
+            ClassAccuracy(
+                index=index,
+                name=names[index] if names else str(index),
+                images=int(truths[index]),
+                recall=float(right[index] / truths[index]) if truths[index] else None,
+                precision=float(right[index] / answers[index]) if answers[index] else None,
+                average_precision=precisions[index],
+            )
+            for index in map(int, np.flatnonzero(truths + answers))
         )
 
 
-def average_precision(scores: NDArray[np.floating[Any]], relevant: NDArray[np.bool_]) -> float:
-    """Area under precision over recall as a sum of steps, equal scores taken together (scikit-learn's definition).
+def average_precision(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> float:
+    """Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores, highest first: (N,), (N,) → 0…1. Needs one positive."""
+    order = np.argsort(-scores, kind="stable")
+    # Equal scores are one threshold: their order among each other must not matter.
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    found = np.cumsum(positive[order])[ends]
+    return math.fsum(np.diff(found, prepend=0) / found[-1] * (found / (ends + 1)))
+
+
+def agreement(first: Tally, second: Tally, names: tuple[Sequence[str], Sequence[str]]) -> float:
+    """Share of images given the same class, by the ``names`` of the two models' classes."""
+    ours, theirs = np.asarray(names[0])[first.predicted], np.asarray(names[1])[second.predicted]
+    return float((ours == theirs).mean())
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Where the classes of a data set are among a model's: ``indices[class of the set]`` is the model's.
+
+    ``names`` are the model's classes in its order, by the set's names where matched by position: the same class has
+    the same name in all models then.
+    """
+
+    indices: NDArray[np.int64]
+    by: str  # "name" or "position"
+    names: tuple[str, ...]
+
+
+def map_classes(found: Sequence[str], names: Sequence[str], classes: int, *, source: str, model: str) -> ClassMap:
+    """Match the classes ``found`` in ``source`` with the ``classes`` of ``model``, called ``names`` if it has names.
+
+    By name if the model knows all of them; by position if it knows none of them, and there are as many.
 
     Raises:
-        ValueError: nothing is relevant.
+        DataError: neither.
     """
-    if not relevant.any():
-        raise ValueError("average precision needs at least one relevant image")
-    order = np.argsort(-scores, kind="stable")
-    ranked, ordered = relevant[order], scores[order]
-    ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # last place of every run of equal scores
-    hits = np.cumsum(ranked)[ends]
-    precision = hits / (ends + 1)
-    gained = np.diff(hits, prepend=0) / ranked.sum()
-    return float((gained * precision).sum())
+    numbers = {name: index for index, name in enumerate(names)}
+    unknown = [name for name in found if name not in numbers]
+    if names and not unknown:
+        times = Counter(names)
+        twice = next((name for name in found if times[name] > 1), None)
+        if twice is not None:
+            raise DataError(f"class {twice!r} of {source} is the name of several classes of {model}")
+        return ClassMap(np.asarray([numbers[name] for name in found], dtype=np.int64), "name", tuple(names))
+    if names and len(unknown) < len(found):  # by position, those that do match would be swapped or not, unnoticed
+        raise DataError(
+            f"{source} has {len(found)} classes, and {len(unknown)} of them are none of the {classes} of {model}: "
+            f"{', '.join(unknown[:5])}",
+            hint=f"the model's classes: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}",
+        )
+    if len(found) != classes:
+        raise DataError(
+            f"{source} has {len(found)} classes, and {model} has {classes}",
+            hint="folders named as the model's classes may be fewer than these; otherwise there must be as many",
+        )
+    return ClassMap(np.arange(classes, dtype=np.int64), "position", tuple(found))
 
 
-@dataclass
-class Agreement:
-    """Two models on the same images: how often they answer the same, and keep the same tokens."""
+def _log_odds(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log p / (1 − p) of every class: orders images as the probability does, and does not saturate at 0 and 1."""
+    classes = values.shape[1]
+    others = [np.logaddexp.reduce(np.delete(values, index, axis=1), axis=1) for index in range(classes)]
+    return values - np.stack(others, axis=1)
 
-    first: str
-    second: str
-    images: int = 0
-    same: int = 0
-    overlap: float = 0.0  # sum over images
-    overlapped: int = 0
 
-    def add(self, answers: tuple[NDArray[Any], NDArray[Any]], kept: tuple[Any, Any]) -> None:
-        """Count a batch: answers (B,) and kept patch numbers (B, n), or None, of both."""
-        self.images += len(answers[0])
-        self.same += int((answers[0] == answers[1]).sum())
-        if kept[0] is not None and kept[1] is not None:
-            for one, other in zip(*kept, strict=True):
-                self.overlap += len(np.intersect1d(one, other)) / max(min(len(one), len(other)), 1)
-            self.overlapped += len(kept[0])
-
-    def merge(self, other: Agreement) -> None:
-        """Count what ``other`` counted too."""
-        self.images += other.images
-        self.same += other.same
-        self.overlap += other.overlap
-        self.overlapped += other.overlapped
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, in shares."""
-        return {
-            "first": self.first,
-            "second": self.second,
-            "images": self.images,
-            "agreement": self.same / self.images if self.images else None,
-            "overlap": self.overlap / self.overlapped if self.overlapped else None,
-        }
+def _matrix(targets: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> tuple[tuple[int, ...], ...]:
+    counts = np.bincount(targets * classes + predicted, minlength=classes * classes)
+    return tuple(map(tuple, counts.reshape(classes, classes).tolist()))

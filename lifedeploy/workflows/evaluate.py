@@ -1,352 +1,257 @@
-"""``evaluate``: how often models are right on labelled images, several at once, in one pass over the data."""
+"""``evaluate``: models and labelled images in; accuracy, agreement and kept-token overlap out, in one pass."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lifedeploy import machine
-from lifedeploy.artifact import Artifact, Workspace
-from lifedeploy.data.images import ImageSet, describe, read_images
-from lifedeploy.data.preprocess import model_input
-from lifedeploy.data.stream import Broken, stream
-from lifedeploy.engines.base import EngineOptions
-from lifedeploy.errors import ArtifactError, DataError, EngineError, ImageError, UsageError
-from lifedeploy.evaluation import parity
-from lifedeploy.evaluation.accuracy import Accuracy, Agreement, Tally
-from lifedeploy.spec import METHODS, PreprocessSpec
-from lifedeploy.workflows.find import Target, find
-from lifedeploy.workflows.opened import Openable, openable, under
+from lifedeploy.artifact import Workspace, now
+from lifedeploy.data.images import ImageSet, Subset, describe, read_images
+from lifedeploy.data.stream import Batch, Broken, stream
+from lifedeploy.errors import DataError, EngineError, ImageError, UsageError
+from lifedeploy.evaluation.accuracy import Accuracy, Tally, agreement
+from lifedeploy.evaluation.asking import first_unsound, shared_tokens
+from lifedeploy.evaluation.parity import Answer
+from lifedeploy.machine import cores
+from lifedeploy.machine import describe as describe_machine
+from lifedeploy.workflows.contenders import Contender, choose, comparable, enter
+from lifedeploy.workflows.processes import Processes, here
 from lifedeploy.workflows.progress import Say, silent
 
-Watch = Callable[[int, int], None]  # images done, images in all
+ON_ERROR = ("skip", "fail")
+Progress = Callable[[int, int], None]  # images seen, images in all
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Which models on which images. A model may be ``PATH:METHOD``: the same weights under another method."""
+    """Which models, on which images."""
 
-    models: tuple[str, ...]
+    models: tuple[Path, ...]  # PATH or PATH:METHOD; none: what was built last, and its dense baseline
     data: str
-    split: str = ""  # train, val, all, or a split.csv; the validation half where there is one
+    split: str = ""
     batch: int = 32
-    on_error: str = "fail"  # or "skip"
-    limit: int | None = None  # this many images, evenly spread
+    on_error: str = "fail"  # what a broken image does: "skip" or "fail"
+    engine: str = ""  # runtime of ONNX files; "": onnxruntime
+    limit: int | None = None  # at most so many images, evenly over the set
     threads: int | None = None
+    workers: int | None = None  # threads that decode; None: as many as cores
     command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            raise UsageError(f"--on-error {self.on_error!r} is unknown; there are: {', '.join(ON_ERROR)}")
+        for name, unit in (("batch", "images per batch"), ("limit", "images"), ("threads", "threads")):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{value} {unit} are not allowed: at least 1 is needed")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"{self.workers} decoding threads are not allowed: at least 1 is needed")
 
 
 @dataclass(frozen=True)
-class EvaluatedModel:
-    """One model's result. ``images_per_s`` is inference alone, one after the other: a hint, not a benchmark."""
+class Row:
+    """One model."""
 
-    label: str
+    model: str
+    name: str
     engine: str
     precision: str
-    method: str
+    method: str  # "unknown" for a graph of another tool
     weights: str
+    classes_by: str  # how the classes of the images were found in the model: by "name" or "position"
     accuracy: Accuracy
-    images_per_s: float
+    images_per_s: float  # in the engine alone, while images are decoded beside it: no benchmark
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models, by their numbers in the rows."""
+
+    first: int
+    second: int
+    agreement: float  # share of images with the same top-1
+    overlap: float | None  # mean share of kept tokens that are the same; None: cannot be compared
 
 
 @dataclass(frozen=True)
 class EvaluateReport:
-    """All results."""
+    """What came out."""
 
-    data: dict[str, Any]
-    models: tuple[EvaluatedModel, ...]
-    pairs: tuple[dict[str, Any], ...]
-    skipped: tuple[Broken, ...]
-    processes: int
+    created: str
+    command: str
     machine: dict[str, Any]
-    command: str = ""
-
-    @property
-    def warning(self) -> str:
-        """Set where an accuracy means nothing."""
-        random = [model.label for model in self.models if model.weights == "random"]
-        return f"Random weights, so its accuracy means nothing: {', '.join(random)}" if random else ""
+    processes: int
+    data: dict[str, Any]
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
+    skipped: tuple[Broken, ...]
+    warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return {
-            "schema": 1,
-            "command": self.command,
-            "data": self.data,
-            "models": [vars(model) | {"accuracy": model.accuracy.to_dict()} for model in self.models],
-            "pairs": list(self.pairs),
-            "skipped": [vars(broken) for broken in self.skipped],
-            "processes": self.processes,
-            "machine": self.machine,
-        }
+        return {"schema": 1, **asdict(self)}
 
 
 @dataclass
-class _Candidate:
-    """A model that is being asked."""
-
-    side: Openable
-    batch: int
-    preprocess: PreprocessSpec
-    run: Callable[[NDArray[Any]], parity.Answer]
-    in_graph: bool
-    classes: NDArray[np.int64]  # class of the data → class of the head
-    tally: Tally
-    seconds: float = 0.0
-
-    def ask(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Logits and kept tokens of any number of images, in runs of one size: runtimes compile for a size."""
-        logits, kept = [], []
-        for start in range(0, len(pixels), self.batch):
-            part = pixels[start : start + self.batch]
-            padding = self.batch - len(part)
-            full = np.concatenate([part, np.repeat(part[-1:], padding, axis=0)]) if padding else part
-            images = model_input(full, self.preprocess, in_graph=self.in_graph)
-            began = time.perf_counter()
-            answer = self.run(images)
-            self.seconds += time.perf_counter() - began
-            logits.append(answer.logits[: len(part)])
-            if answer.kept is not None:
-                kept.append(answer.kept[: len(part)])
-        return np.concatenate(logits), np.concatenate(kept) if kept else None
-
-
-@dataclass
-class _Counts:
-    """What one process counted."""
+class _Shard:
+    """What one process found."""
 
     tallies: list[Tally]
-    agreements: list[Agreement]
+    shared: dict[tuple[int, int], list[float]]
     seconds: list[float]
     skipped: list[Broken] = field(default_factory=list)
 
 
 def evaluate(
-    request: EvaluateRequest, workspace: Workspace, say: Say = silent, watch: Watch = lambda done, total: None
-) -> EvaluateReport | None:
-    """Ask every model about every image; None in all processes but the first.
+    request: EvaluateRequest,
+    workspace: Workspace,
+    say: Say = silent,
+    progress: Progress = lambda seen, images: None,
+) -> EvaluateReport:
+    """Give every image to every model, once. Of several processes each takes its share, and all get the report.
 
     Raises:
-        UsageError: the request cannot be meant.
-        DataError: there are no images, or their classes are not the model's.
-        ImageError: an image cannot be decoded, unless broken ones are skipped.
-        EngineError: a model gives no numbers for an image.
+        UsageError, ArtifactError, WeightsError: a model cannot be had, or has no classes.
+        DataError: the images are missing, or their classes are not the model's.
+        ImageError: an image is broken, and was not to be skipped.
+        EngineError: a runtime refused, or gave numbers that are not finite.
     """
-    if request.on_error not in ("fail", "skip"):
-        raise UsageError(f"--on-error is {request.on_error!r}, expected fail or skip")
-    if request.batch < 1 or (request.limit is not None and request.limit < 1):
-        raise UsageError("--batch and --limit must be at least 1")
-    rank, world = _place()
-    say("reading the images' names")
-    images = read_images(request.data, split=request.split)
-    chosen = _chosen(len(images), request.limit)
-    say("opening the models")
-    sides = [_side(name) for name in request.models or _defaults(workspace)]
-    preprocess = _shared_preprocess(sides)
+    processes = here()
+    say("looking at the models")
+    sides = choose(request.models, request.engine or "onnxruntime", workspace)
+    say(f"listing {request.data}")
+    images = _limited(read_images(request.data, split=request.split), request.limit)
     with ExitStack() as stack:
-        overlap = sum(bool(side.taps) for side in sides) > 1
-        candidates = [_candidate(side, preprocess, images, request, stack, overlap=overlap) for side in sides]
-        say("asking")
-        counts = _count(candidates, images, chosen[rank::world], request, watch)
-    counts = _gathered(counts, world)
-    if rank != 0:
-        return None
-    asked = len(chosen) - len(counts.skipped)
-    if asked == 0:
-        raise DataError(f"none of the {len(chosen)} images of {request.data} can be decoded")
+        contenders, warnings = enter(sides, images, stack, batch=request.batch, threads=request.threads, say=say)
+        shard = _pass(request, images, contenders, processes, progress)
+    shards = processes.gather(shard)
+    skipped = sorted((broken for part in shards for broken in part.skipped), key=lambda broken: broken.index)
+    if len(skipped) == len(images):
+        raise DataError(f"none of the {len(images)} images of {images.source} can be read: {skipped[0].message}")
+    slowest = np.max([part.seconds for part in shards], axis=0)
+    whole = _merged(shards)
     return EvaluateReport(
-        describe(images) | {"split": request.split, "evaluated": asked},
-        tuple(
-            EvaluatedModel(
-                candidate.side.label,
-                candidate.side.engine.name,
-                candidate.side.precision,
-                candidate.side.method or "unknown",
-                candidate.side.spec.provenance.weights if candidate.side.spec else "unknown",
-                tally.result(_names(candidate, images)),
-                # Of all processes together: each took its share of the time.
-                asked / (seconds / world) if seconds else 0.0,
-            )
-            for candidate, tally, seconds in zip(candidates, counts.tallies, counts.seconds, strict=True)
+        created=now(),
+        command=request.command,
+        machine=describe_machine(threads=request.threads),
+        processes=processes.world,
+        data=describe(images) | {"split": request.split},
+        rows=tuple(
+            _row(contender, tally, float(seconds))
+            for contender, tally, seconds in zip(contenders, whole.tallies, slowest, strict=True)
         ),
-        tuple(agreement.to_dict() for agreement in counts.agreements),
-        tuple(counts.skipped),
-        world,
-        machine.describe(threads=request.threads),
-        request.command,
+        pairs=_pairs(contenders, whole),
+        skipped=tuple(skipped),
+        warnings=tuple(warnings),
     )
 
 
-def _place() -> tuple[int, int]:
-    """Number of this process and number of all of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return 0, 1
-    from accelerate import PartialState
-
-    state = PartialState(cpu=True)  # engines choose their own device; what is gathered is small
-    return state.process_index, state.num_processes
+def _limited(images: ImageSet, limit: int | None) -> ImageSet:
+    """``limit`` images at even distances: folders come class by class, so the first ones would be of one class."""
+    if limit is None or limit >= len(images):
+        return images
+    return Subset(images, np.arange(limit, dtype=np.int64) * len(images) // limit)
 
 
-def _gathered(counts: _Counts, world: int) -> _Counts:
-    if world == 1:
-        return counts
-    from accelerate.utils import gather_object
-
-    first, *others = gather_object([counts])
-    for other in others:
-        for mine, its in ((first.tallies, other.tallies), (first.agreements, other.agreements)):
-            for one, more in zip(mine, its, strict=True):
-                one.merge(more)
-        first.seconds = [one + more for one, more in zip(first.seconds, other.seconds, strict=True)]
-        first.skipped += other.skipped
-    assert isinstance(first, _Counts)
-    return first
-
-
-def _chosen(count: int, limit: int | None) -> list[int]:
-    """All images, or ``limit`` of them at even distances: folders are sorted by class."""
-    if limit is None or limit >= count:
-        return list(range(count))
-    return [int(index) for index in np.linspace(0, count - 1, limit).round()]
-
-
-def _defaults(workspace: Workspace) -> tuple[str, ...]:
-    """The engine built last and its dense baseline, else the newest export and its own."""
-    built = workspace.engines()
-    artifact = built[0] if built else workspace.latest_export()
-    dense = artifact.sibling("dense")
-    return tuple(str(one.manifest_path) for one in (dense, artifact) if one is not None)
-
-
-def _side(name: str) -> Openable:
-    path, _, method = name.rpartition(":")
-    if method not in METHODS or not path:
-        return openable(find(Path(name)))
-    target = find(Path(path))
-    if target.artifact is not None:
-        sibling: Artifact | None = target.artifact.sibling(method)
-        if sibling is None:
-            raise ArtifactError(f"{path} was not exported as {method}; it has: {', '.join(_methods(target.artifact))}")
-        return openable(Target(sibling.path, sibling))
-    side = openable(target)
-    if side.spec is None:
-        raise UsageError(f"{path} is an ONNX file of another tool and has no method {method}")
-    return replace(under(side, method), label=name)
-
-
-def _methods(artifact: Artifact) -> list[str]:
-    return [artifact.method, *(name for name in artifact.manifest.siblings if name != artifact.method)]
-
-
-def _shared_preprocess(sides: Sequence[Openable]) -> PreprocessSpec | None:
-    """For ONNX files of other tools: what the first model of ours takes."""
-    return next((side.spec.preprocess for side in sides if side.spec), None)
-
-
-def _candidate(
-    side: Openable,
-    shared: PreprocessSpec | None,
-    images: ImageSet,
+def _pass(
     request: EvaluateRequest,
-    stack: ExitStack,
-    *,
-    overlap: bool,
-) -> _Candidate:
-    preprocess = side.spec.preprocess if side.spec else shared
-    if preprocess is None:
-        raise UsageError(
-            f"{side.label} was not exported by lifedeploy, so how images are prepared for it is unknown",
-            hint="name a model of ours first: its preprocessing is used for both",
+    images: ImageSet,
+    contenders: list[Contender],
+    processes: Processes,
+    progress: Progress,
+) -> _Shard:
+    pairs = [pair for pair in _numbered(contenders) if comparable(*(contenders[number].side for number in pair))]
+    shard = _Shard([Tally(contender.classes) for contender in contenders], {pair: [] for pair in pairs}, [])
+    batches = stream(
+        images,
+        [contender.preprocess for contender in contenders],
+        batch=request.batch,
+        workers=request.workers or cores(),
+        rank=processes.rank,
+        world=processes.world,
+    )
+    mine = len(range(processes.rank, len(images), processes.world))
+    seen = 0
+    with closing(batches):  # an error stops the decoding at once
+        for batch in batches:
+            if batch.broken and request.on_error == "fail":
+                raise ImageError(
+                    batch.broken[0].message, hint="--on-error skip leaves broken images out and lists them by name"
+                )
+            shard.skipped += batch.broken
+            if batch.filenames:
+                answers = [_answer(contender, batch) for contender in contenders]
+                for contender, tally, answer in zip(contenders, shard.tallies, answers, strict=True):
+                    tally.add(answer.logits, contender.map.indices[batch.targets])
+                for (one, other), shares in shard.shared.items():
+                    first, second = answers[one].kept, answers[other].kept
+                    if first is not None and second is not None:
+                        shares += shared_tokens(first, second)
+            seen += batch.seen
+            progress(seen, mine)
+    shard.seconds = [contender.ask.seconds for contender in contenders]
+    return shard
+
+
+def _answer(contender: Contender, batch: Batch) -> Answer:
+    answer = contender.ask(batch.pixels[contender.preprocess])
+    unsound = first_unsound(answer.logits)
+    if unsound is not None:
+        raise EngineError(
+            f"{contender.side.label} on {contender.side.engine.name} gives NaN or infinity for "
+            f"{batch.filenames[unsound]}",
+            hint="lifedeploy verify tells whether it computes what its checkpoint does",
         )
-    batch = side.batch_size or request.batch
-    options = EngineOptions(precision=side.precision, threads=request.threads, batch=batch, method=side.method)
-    engine = stack.enter_context(side.engine(side.path, options))
-    probe = None
-    if side.taps and overlap:
-        # What ships is asked for its classes; the tokens are learned from the same model opened a second time.
-        probe = stack.enter_context(side.engine(side.path, replace(options, taps=side.taps)))
-    survivors = side.spec.schedule.tokens[-1] if side.spec else 0
-    given = engine.inputs[0]
-    fixed = given.shape[0]
-    in_graph = side.in_graph if side.spec else given.dtype == "uint8"
-    height, width = preprocess.image_size
-    if side.spec is None and given.shape[1:] not in ((3, height, width), (height, width, 3)):
-        raise UsageError(f"{side.label} takes {given}, and images are prepared as 3 x {height} x {width} pixels")
-    heads = engine.outputs[0].shape[-1]
-    if heads is None:
-        raise UsageError(f"{side.label} does not say how many classes it knows: {engine.outputs[0]}")
-    names = side.spec.classes if side.spec else ()
-    classes = _class_map(images.classes, names, heads, side.label)
-    run = parity.asker(engine, probe, survivors)
-    return _Candidate(side, fixed or batch, preprocess, run, in_graph, classes, Tally(heads))
+    return answer
 
 
-def _class_map(found: Sequence[str], names: Sequence[str], heads: int, label: str) -> NDArray[np.int64]:
-    """For every class of the data its place in the head: by name where the names are known, else by position."""
-    if names and set(found) <= set(names):
-        return np.asarray([list(names).index(name) for name in found], dtype=np.int64)
-    if len(found) == heads:
-        return np.arange(heads, dtype=np.int64)
-    known = f", {', '.join(names[:3])} …" if names else ""
-    raise DataError(
-        f"the images are of {len(found)} classes ({', '.join(found[:3])} …), and {label} knows {heads}{known}: "
-        "neither names nor numbers fit"
+def _merged(shards: list[_Shard]) -> _Shard:
+    whole = shards[0]
+    for part in shards[1:]:
+        for mine, theirs in zip(whole.tallies, part.tallies, strict=True):
+            mine.merge(theirs)
+        for pair, shares in part.shared.items():
+            whole.shared[pair] += shares
+    return whole
+
+
+def _row(contender: Contender, tally: Tally, seconds: float) -> Row:
+    side = contender.side
+    accuracy = tally.result(contender.map.names)
+    return Row(
+        model=side.label,
+        name=side.name,
+        engine=side.engine.name,
+        precision=contender.precision,
+        method=side.method or "unknown",
+        weights=side.spec.provenance.weights if side.spec else "unknown",
+        classes_by=contender.map.by,
+        accuracy=accuracy,
+        images_per_s=accuracy.images / max(seconds, 1e-9),
     )
 
 
-def _names(candidate: _Candidate, images: ImageSet) -> Sequence[str]:
-    """Names of the head's classes."""
-    if candidate.side.spec and candidate.side.spec.classes:
-        return candidate.side.spec.classes
-    return images.classes
+def _numbered(contenders: list[Contender]) -> list[tuple[int, int]]:
+    return list(combinations(range(len(contenders)), 2))
 
 
-def _count(
-    candidates: Sequence[_Candidate],
-    images: ImageSet,
-    chosen: Sequence[int],
-    request: EvaluateRequest,
-    watch: Watch,
-) -> _Counts:
-    labels = [candidate.side.label for candidate in candidates]
-    agreements = [Agreement(*pair) for pair in combinations(labels, 2)]
-    specs = list(dict.fromkeys(candidate.preprocess for candidate in candidates))
-    skipped: list[Broken] = []
-    done = 0
-    workers = machine.cores()
-    for batch in stream(images, chosen, specs, batch=request.batch, workers=workers):
-        if batch.broken and request.on_error == "fail":
-            raise ImageError(batch.broken[0].reason, hint="--on-error skip leaves such images out and lists them")
-        skipped += batch.broken
-        done += len(batch.indices) + len(batch.broken)
-        if batch.indices:
-            answers = []
-            for candidate in candidates:
-                logits, kept = candidate.ask(batch.pixels[specs.index(candidate.preprocess)])
-                _require_numbers(logits, batch.indices, images, candidate.side.label)
-                candidate.tally.add(logits, candidate.classes[images.targets[list(batch.indices)]])
-                answers.append((logits.argmax(axis=1), kept))
-            for agreement, (one, other) in zip(agreements, combinations(answers, 2), strict=True):
-                agreement.add((one[0], other[0]), (one[1], other[1]))
-        watch(done, len(chosen))
-    return _Counts(
-        [candidate.tally for candidate in candidates],
-        agreements,
-        [candidate.seconds for candidate in candidates],
-        skipped,
-    )
-
-
-def _require_numbers(logits: NDArray[Any], indices: Sequence[int], images: ImageSet, label: str) -> None:
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
-        raise EngineError(f"{label} gives no finite numbers for {images.filename(indices[broken[0]])}")
+def _pairs(contenders: list[Contender], whole: _Shard) -> tuple[Pair, ...]:
+    made = []
+    for one, other in _numbered(contenders):
+        names = (contenders[one].map.names, contenders[other].map.names)
+        shares = whole.shared.get((one, other))
+        made.append(
+            Pair(
+                one + 1,
+                other + 1,
+                agreement(whole.tallies[one], whole.tallies[other], names),
+                float(np.mean(np.sort(shares))) if shares else None,  # sorted: the same however many processes
+            )
+        )
+    return tuple(made)

@@ -1,4 +1,4 @@
-"""How a file is opened to be asked: by which engine, in which precision, under which method."""
+"""How a target is opened: by which engine, in which precision, under which method. One answer for every verb."""
 
 from __future__ import annotations
 
@@ -6,72 +6,119 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import Engine
-from lifedeploy.errors import ArtifactError
+from lifedeploy.engines.base import Engine, EngineOptions
+from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.evaluation import parity
-from lifedeploy.spec import ModelSpec
-from lifedeploy.workflows.find import Target
+from lifedeploy.spec import METHODS, ModelSpec
+from lifedeploy.workflows.find import Target, find
+
+# Runtimes that open an ONNX file as it is; the others open what they have built.
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-cuda", "openvino")
 
 
 @dataclass(frozen=True)
 class Openable:
-    """A checkpoint, an ONNX file or an engine, and all that is needed to open it."""
+    """A model and all that is needed to open it."""
 
-    label: str
+    name: str  # short, for tables
+    label: str  # the path
     engine: type[Engine]
     path: Path
     precision: str
     method: str
-    spec: ModelSpec | None  # None: an ONNX file of another tool
-    in_graph: bool  # whether it takes pixels and normalises them itself
-    batch_size: int | None  # the one it is fixed to
-    taps: tuple[str, ...]  # what to tap to learn which tokens it keeps
+    spec: ModelSpec | None  # None: a graph of another tool
+    in_graph: bool  # whether it normalises pixels itself
+    batch_size: int | None  # fixed by the export
+    taps: tuple[str, ...]  # what tells the kept tokens, if anything does
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is weights, which run under any method."""
+        return self.engine.name == "torch" and self.spec is not None
+
+    def under(self, method: str) -> Openable:
+        """The same checkpoint under another method."""
+        assert self.spec is not None
+        spec = replace(self.spec, method=method)
+        return replace(self, spec=spec, method=method, taps=parity.taps_for(spec))
+
+    def open(self, *, tapped: bool = False, threads: int | None = None, batch: int | None = None) -> Engine:
+        """An engine of it, to be entered; ``tapped``: with the ranking of the tokens as a further output."""
+        taps = self.taps if tapped else ()
+        return self.engine(
+            self.path,
+            EngineOptions(precision=self.precision, threads=threads, batch=batch, taps=taps, method=self.method),
+        )
 
 
-def openable(target: Target) -> Openable:
-    """How to open ``target``: an engine by its runtime, an ONNX file by ONNX Runtime, a checkpoint by PyTorch.
+def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
+    """How ``target`` is opened; an ONNX file by ``runtime``.
 
     Raises:
-        ArtifactError: it is none of these, or not the file its manifest speaks of.
-        EngineUnavailableError: its runtime is not here.
+        ArtifactError, WeightsError: it is damaged, or nothing that can be run.
+        UsageError, EngineUnavailableError: the runtime opens no ONNX files, or does not run here.
     """
     if target.path.suffix == ".safetensors" and not target.is_engine:
-        return _checkpoint(target.path)
+        from lifedeploy.model import checkpoint
+
+        spec = checkpoint.read_spec(target.path)
+        if spec is None:
+            raise ArtifactError(f"{target.path} carries no description of its model, so it cannot be run")
+        cls, taps = registry.resolve("torch"), parity.taps_for(spec)
+        label = str(target.path)
+        return Openable(target.name, label, cls, target.path, "fp32", spec.method, spec, False, None, taps)
     if target.artifact is None:
         if target.path.suffix != ".onnx":
             raise ArtifactError(f"{target.path} is neither an export, an engine, an ONNX file nor a checkpoint of ours")
-        cls = registry.resolve("onnxruntime")
-        return Openable(str(target.path), cls, target.path, "fp32", "", None, False, None, ())
+        cls = _onnx_runtime(runtime)
+        return Openable(target.name, str(target.path), cls, target.path, "fp32", "", None, False, None, ())
     target.artifact.check()
     manifest = target.artifact.manifest
     record = manifest.engine
-    cls = registry.resolve(record.name if record else "onnxruntime")
     return Openable(
-        str(target.path),
-        cls,
-        target.path,
-        record.precision if record else "fp32",
-        manifest.spec.method,
-        manifest.spec,
-        bool(manifest.graph.get("with_preprocess")),
-        manifest.graph.get("batch_size"),
-        parity.taps_for(manifest.spec),
+        name=target.name,
+        label=str(target.path),
+        engine=registry.resolve(record.name) if record else _onnx_runtime(runtime),
+        path=target.path,
+        precision=record.precision if record else "fp32",
+        method=manifest.spec.method,
+        spec=manifest.spec,
+        in_graph=bool(manifest.graph.get("with_preprocess")),
+        batch_size=manifest.graph.get("batch_size"),
+        taps=parity.taps_for(manifest.spec),
     )
 
 
-def _checkpoint(path: Path) -> Openable:
-    from lifedeploy.model import checkpoint
+def named(model: Path, *, runtime: str = "onnxruntime") -> Openable:
+    """What ``PATH`` or ``PATH:METHOD`` means: with a method, the same weights under that method.
 
-    spec = checkpoint.read_spec(path) if path.is_file() else None
-    if spec is None:
-        raise ArtifactError(f"{path} carries no description of its model, so it cannot be run")
-    cls = registry.resolve("torch")
-    return Openable(str(path), cls, path, "fp32", spec.method, spec, False, None, parity.taps_for(spec))
+    Raises:
+        UsageError: the method does not exist.
+        ArtifactError: nothing is there, or it was not exported under that method. And as :func:`openable`.
+    """
+    text, _, method = str(model).rpartition(":")
+    if not text or model.exists() or not Path(text).exists():
+        return openable(find(model), runtime=runtime)
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} in {str(model)!r} is unknown; there are: {', '.join(METHODS)}")
+    target = find(Path(text))
+    if target.artifact is None:
+        side = openable(target, runtime=runtime)
+        if not side.is_checkpoint:
+            raise ArtifactError(f"{text} runs under the method it was exported with: it has no manifest beside it")
+        return side.under(method)
+    sibling = target.artifact.sibling(method)
+    if sibling is None:
+        offered = ", ".join(sorted({target.artifact.method, *target.artifact.manifest.siblings}))
+        raise ArtifactError(f"{text} was not exported under {method}; there are: {offered}")
+    return openable(Target(sibling.path, sibling), runtime=runtime)
 
 
-def under(openable: Openable, method: str) -> Openable:
-    """A checkpoint under another method than the one it was trained under."""
-    if openable.spec is None or openable.spec.method == method:
-        return openable
-    spec = replace(openable.spec, method=method)
-    return replace(openable, spec=spec, method=method, taps=parity.taps_for(spec))
+def _onnx_runtime(name: str) -> type[Engine]:
+    cls = registry.resolve(name)
+    if cls.name not in ONNX_RUNTIMES:
+        raise UsageError(
+            f"engine {cls.name} opens no ONNX file as it is; those that do: {', '.join(ONNX_RUNTIMES)}",
+            hint=f"lifedeploy build-engine --engine {cls.name} builds an engine, which can be named instead",
+        )
+    return cls

@@ -12,13 +12,13 @@ import numpy as np
 
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
-from lifedeploy.engines.base import Engine, EngineOptions
+from lifedeploy.engines.base import Engine
 from lifedeploy.errors import UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.parity import Answer, Parity
 from lifedeploy.spec import ModelSpec
 from lifedeploy.workflows.find import find
-from lifedeploy.workflows.opened import Openable, openable, under
+from lifedeploy.workflows.opened import Openable, openable
 from lifedeploy.workflows.progress import Say, silent
 
 
@@ -83,16 +83,15 @@ def _require_same_model(first: ModelSpec, second: ModelSpec) -> None:
 
 def _like(side: Openable, other: Openable) -> Openable:
     """A checkpoint runs under any method: under that of the other side."""
-    return under(side, other.spec.method) if side.engine.name == "torch" and other.spec else side
+    return side.under(other.method) if side.is_checkpoint and other.spec is not None else side
 
 
 def _answers(
     side: Openable, samples: Sequence[Sample] | None, spec: ModelSpec | None, batch_size: int | None
 ) -> list[Answer]:
     with ExitStack() as stack:
-        options = EngineOptions(precision=side.precision, method=side.method)
-        engine = stack.enter_context(side.engine(side.path, options))
-        probe = stack.enter_context(side.engine(side.path, replace(options, taps=side.taps))) if side.taps else None
+        engine = stack.enter_context(side.open())
+        probe = stack.enter_context(side.open(tapped=True)) if side.taps else None
         run = parity.asker(engine, probe, side.spec.schedule.tokens[-1] if side.spec else 0)
         if samples is None or spec is None:
             return [run(array) for array in _noise(engine, batch_size)]

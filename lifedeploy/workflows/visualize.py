@@ -19,8 +19,7 @@ from lifedeploy.evaluation.lives import PatchLives, alive_after, lives, patch_gr
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME, ModelSpec
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.viz.plots import check_format
-from lifedeploy.workflows.find import find
-from lifedeploy.workflows.opened import Openable, openable
+from lifedeploy.workflows.opened import Openable, named
 from lifedeploy.workflows.progress import Say, silent
 
 _BATCH = 16
@@ -118,7 +117,7 @@ def curves(run: Path, output: Path) -> VisualizeReport:
 @contextmanager
 def _model(path: Path) -> Iterator[tuple[Engine, Openable, ModelSpec]]:
     """The model at ``path``, open, its lives tapped."""
-    side = openable(find(path))
+    side = named(path)
     if side.spec is None:
         raise UsageError(f"{path} was not exported by lifedeploy: where its lives are is unknown")
     if side.method != "life":

@@ -1,4 +1,4 @@
-"""``evaluate``: every form of a model counts the same, and nothing is counted that was not seen."""
+"""Evaluate on a tiny model: the same answers from every form of it, and no image counted that was not seen."""
 
 from __future__ import annotations
 
@@ -6,240 +6,325 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from PIL import Image
 
-from lifedeploy.artifact import Workspace
-from lifedeploy.engines.fake import Fake
-from lifedeploy.errors import ArtifactError, DataError, EngineError, ImageError, UsageError
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.errors import (
+    ArtifactError,
+    DataError,
+    EngineError,
+    ImageError,
+    LifedeployError,
+    UsageError,
+    WeightsError,
+)
+from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.model import checkpoint
 from lifedeploy.model.weights import ModelRequest
-from lifedeploy.workflows.evaluate import EvaluateRequest, evaluate
-from lifedeploy.workflows.export import ExportRequest, GraphOptions, export
+from lifedeploy.schedule import Schedule
+from lifedeploy.workflows.evaluate import EvaluateReport, EvaluateRequest, evaluate
+from lifedeploy.workflows.export import ExportRequest, export
 from tests.conftest import TINY, TINY_SIZE
 
-NAMES = ("cat", "cup", "rocket")  # of the exported model
+NAMES = ("cat", "cup", "rocket")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 images; the folders are the model's classes."""
-    root = tmp_path_factory.mktemp("labelled")
-    generator = np.random.default_rng(4)
-    for index in range(10):
-        folder = root / NAMES[index % 3]
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+def make_images(root: Path, classes: tuple[str, ...] = NAMES, count: int = 5) -> Path:
+    """Pictures of coarse noise, other ones in every class."""
+    generator = np.random.default_rng(7)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            coarse = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+            coarse.resize((90, 80)).save(root / name / f"{index}.png")
     return root
 
 
-def folder_of(workspace: Path) -> Path:
-    return Workspace(workspace).latest_export().folder
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "data")
 
 
-def test_every_form_of_a_model_gives_the_same_answers(workspace, data):
-    folder = folder_of(workspace)
-    models = (
-        str(folder / "weights.safetensors"),
-        str(folder / "model.onnx"),
-        str(folder / "onnxruntime-fp32"),
-        str(folder / "openvino-fp32"),
-    )
-    report = evaluate(EvaluateRequest(models, str(data), batch=4), Workspace(workspace))
-    assert [model.engine for model in report.models] == ["torch", "onnxruntime", "onnxruntime", "openvino"]
-    assert len({model.accuracy.top1 for model in report.models}) == 1
-    for model in report.models:
-        assert model.accuracy.images == 10
-        assert model.accuracy.loss == pytest.approx(report.models[0].accuracy.loss, rel=1e-4)
-        assert [one.name for one in model.accuracy.classes] == list(NAMES)
-        assert model.images_per_s > 0
+@pytest.fixture
+def folder(workspace: Path) -> Path:
+    """The export's folder."""
+    return next(workspace.glob("*/model.json")).parent
+
+
+def run(data: Path, *models: Path | str, **changes: object) -> EvaluateReport:
+    request = EvaluateRequest(tuple(map(Path, models)), str(data), batch=4, threads=1, workers=2)
+    return evaluate(replace(request, **changes), Workspace(Path("artifacts")))
+
+
+def spoil(data: Path) -> None:
+    (data / "cup" / "2.png").write_text("no image")
+
+
+def test_checkpoint_export_and_engines_answer_alike(data, folder):
+    forms = ("weights.safetensors", "model.onnx", "onnxruntime-fp32", "openvino-fp32")
+    report = run(data, *(folder / form for form in forms))
+    assert [row.engine for row in report.rows] == ["torch", "onnxruntime", "onnxruntime", "openvino"]
+    torch, *others = (row.accuracy for row in report.rows)
+    assert torch.images == 15
+    assert torch.top5 is None
+    for accuracy in others:
+        assert (accuracy.top1, accuracy.confusion) == (torch.top1, torch.confusion)
+        assert accuracy.loss == pytest.approx(torch.loss, rel=1e-4)
+        assert accuracy.average_precision == pytest.approx(torch.average_precision)
     assert len(report.pairs) == 6
-    assert all(pair["agreement"] == 1.0 and pair["overlap"] == 1.0 and pair["images"] == 10 for pair in report.pairs)
+    assert {(pair.agreement, pair.overlap) for pair in report.pairs} == {(1.0, 1.0)}
+    assert all(row.images_per_s > 0 and row.precision == "fp32" for row in report.rows)
 
 
-def test_the_numbers_are_those_of_the_model(workspace, data):
-    """Against a plain loop over the checkpoint."""
-    import torch
-
-    from lifedeploy.data.preprocess import normalise, read_image, to_pixels
-    from lifedeploy.model import checkpoint
-
-    folder = folder_of(workspace)
-    model, spec = checkpoint.load(folder / "weights.safetensors")
-    right = 0
-    for path in sorted(data.glob("*/*.png")):
-        images = normalise(to_pixels(read_image(path), spec.preprocess)[None], spec.preprocess)
-        right += NAMES[int(model(torch.from_numpy(images)).logits.argmax())] == path.parent.name
-    report = evaluate(EvaluateRequest((str(folder),), str(data)), Workspace(workspace))
-    assert report.models[0].accuracy.top1 == right / 10
-
-
-def test_without_a_model_the_last_engine_and_its_dense_baseline_are_asked(workspace, data):
-    report = evaluate(EvaluateRequest((), str(data)), Workspace(workspace))
-    newest = Workspace(workspace).engines()[0].manifest.engine.name
-    assert [(model.method, model.engine) for model in report.models] == [("dense", newest), ("life", newest)]
-    assert report.pairs[0]["overlap"] is None
-
-
-def test_the_same_weights_under_other_methods(workspace, data):
-    folder = folder_of(workspace)
-    models = (f"{folder}:dense", f"{folder / 'weights.safetensors'}:dense", f"{folder / 'weights.safetensors'}:first-k")
-    report = evaluate(EvaluateRequest(models, str(data)), Workspace(workspace))
-    assert [model.method for model in report.models] == ["dense", "dense", "first-k"]
-    assert report.pairs[0]["agreement"] == 1.0
-    assert report.models[0].accuracy.loss == pytest.approx(report.models[1].accuracy.loss, rel=1e-4)
-    assert report.models[2].accuracy.loss != pytest.approx(report.models[1].accuracy.loss, rel=1e-4)
-
-
-def test_classes_are_matched_by_name_whatever_their_order(workspace, data, tmp_path):
-    """The data know two of the model's three classes, so their numbers differ."""
-    part = tmp_path / "part"
-    for name in ("rocket", "cup"):
-        (part / name).mkdir(parents=True)
-        for path in (data / name).iterdir():
-            (part / name / path.name).write_bytes(path.read_bytes())
-    model = (str(folder_of(workspace)),)
-    whole = evaluate(EvaluateRequest(model, str(data)), Workspace(workspace)).models[0].accuracy
-    found = evaluate(EvaluateRequest(model, str(part)), Workspace(workspace)).models[0].accuracy
-    assert found.images == 6
-    assert found.confusion[0] == (0, 0, 0)
-    assert found.confusion[1:] == whole.confusion[1:]
-    assert found.classes[0].recall is None
-
-
-def test_classes_that_fit_neither_by_name_nor_by_number_are_refused(workspace, data, tmp_path):
-    (tmp_path / "other" / "cat").mkdir(parents=True)
-    (tmp_path / "other" / "dog").mkdir()
-    for name in ("cat", "dog"):
-        Image.new("RGB", (20, 20)).save(tmp_path / "other" / name / "a.png")
-    with pytest.raises(DataError, match=r"2 classes \(cat, dog …\), and .* knows 3, cat, cup, rocket"):
-        evaluate(EvaluateRequest((), str(tmp_path / "other")), Workspace(workspace))
-
-
-def broken_copy(data: Path, target: Path) -> Path:
-    for path in data.glob("*/*.png"):
-        (target / path.parent.name).mkdir(parents=True, exist_ok=True)
-        (target / path.parent.name / path.name).write_bytes(path.read_bytes())
-    (target / "cat" / "3.png").write_bytes(b"no image")
-    return target
-
-
-def test_a_broken_image_is_fatal_or_skipped_by_name(workspace, data, tmp_path):
-    broken = broken_copy(data, tmp_path / "broken")
-    with pytest.raises(ImageError, match=r"cat/3\.png is not an image") as ended:
-        evaluate(EvaluateRequest((), str(broken)), Workspace(workspace))
-    assert "--on-error skip" in (ended.value.hint or "")
-    report = evaluate(EvaluateRequest((), str(broken), on_error="skip", batch=2), Workspace(workspace))
-    assert [one.filename for one in report.skipped] == ["cat/3.png"]
-    assert {model.accuracy.images for model in report.models} == {9}
-    assert report.data["evaluated"] == 9
-    assert json.loads(json.dumps(report.to_dict()))["skipped"][0]["filename"] == "cat/3.png"
-
-
-def test_if_every_image_is_broken_there_is_no_result(workspace, tmp_path):
-    (tmp_path / "all" / "cat").mkdir(parents=True)
-    (tmp_path / "all" / "cat" / "a.png").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"none of the 1 images of .* can be decoded"):
-        evaluate(EvaluateRequest((), str(tmp_path / "all"), on_error="skip"), Workspace(workspace))
-
-
-def test_a_static_batch_is_filled_up_and_the_filling_not_counted(workspace, data, weights_file):
-    model = ModelRequest(TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE)
-    static = export(ExportRequest(model, GraphOptions(batch_size=3)), Workspace(workspace)).folder
-    dynamic = Workspace(workspace).root / "vit_tiny_patch16_224-life-r0.7-64x64px"
-    dynamic = (
-        dynamic if dynamic.exists() else next(path for path in workspace.iterdir() if not path.name.endswith("b3"))
+def test_a_method_after_a_colon_takes_the_same_weights(data, folder):
+    report = run(
+        data,
+        f"{folder}/weights.safetensors:dense",
+        f"{folder}:dense",
+        f"{folder}/openvino-fp32:first-k",
+        f"{folder}/weights.safetensors:first-k",
     )
-    report = evaluate(EvaluateRequest((str(static), str(dynamic)), str(data)), Workspace(workspace))
-    first, second = (one.accuracy for one in report.models)
-    assert first.images == second.images == 10
-    assert first.confusion == second.confusion
-    assert first.loss == pytest.approx(second.loss, rel=1e-4)
+    assert [row.method for row in report.rows] == ["dense", "dense", "first-k", "first-k"]
+    losses = [row.accuracy.loss for row in report.rows]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[3], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-4)
+    assert {pair.overlap for pair in report.pairs} == {None}  # no score chooses their tokens
 
 
-def test_limits_are_spread_over_all_classes(workspace, data):
-    report = evaluate(EvaluateRequest((), str(data), limit=5), Workspace(workspace))
-    assert report.models[0].accuracy.images == 5
-    assert sum(one.images > 0 for one in report.models[0].accuracy.classes) == 3
+def test_without_a_model_the_last_build_and_its_baseline(data, folder):
+    newest = Workspace(Path("artifacts")).engines()[0]
+    newest.manifest_path.touch()
+    report = run(data)
+    assert [(row.engine, row.method) for row in report.rows] == [("fake", "life"), ("fake", "dense")]
 
 
-def test_a_foreign_graph_needs_a_model_of_ours_beside_it(workspace, data, tmp_path):
-    folder = folder_of(workspace)
-    foreign = tmp_path / "foreign.onnx"
-    graph = onnx.load(folder / "dense.onnx")
-    onnx.save(graph, foreign)
-    with pytest.raises(UsageError, match="how images are prepared for it is unknown"):
-        evaluate(EvaluateRequest((str(foreign),), str(data)), Workspace(workspace))
-    report = evaluate(EvaluateRequest((f"{folder}:dense", str(foreign)), str(data)), Workspace(workspace))
-    assert report.pairs[0]["agreement"] == 1.0
-    assert report.models[1].method == "unknown"
+def test_an_engine_that_a_tap_changes_gives_its_own_logits(data, folder, monkeypatch):
+    """The tapped session is asked for the kept tokens alone."""
+    monkeypatch.setattr(OnnxRuntime, "taps_change_plan", True)
+    plain = OnnxRuntime._run
+
+    def spoilt(self, feeds):
+        found = plain(self, feeds)
+        return {name: found[name] + 1 if self.options.taps and name == "logits" else found[name] for name in found}
+
+    monkeypatch.setattr(OnnxRuntime, "_run", spoilt)
+    report = run(data, folder / "model.onnx", folder / "weights.safetensors")
+    assert report.rows[0].accuracy.loss == pytest.approx(report.rows[1].accuracy.loss, rel=1e-4)
+    assert report.pairs[0].overlap == 1.0
+
+
+def test_kept_tokens_of_other_schedules_are_compared_by_the_smaller_set(data, folder, tmp_path):
+    weights, fewer = folder / "weights.safetensors", tmp_path / "fewer.safetensors"
+    model, spec = checkpoint.load(weights)
+    tokens = tuple(max(count - 2, 1) if count < 16 else count for count in spec.schedule.tokens)
+    checkpoint.save(fewer, model, replace(spec, schedule=Schedule(tokens, spec.schedule.drop_layers, None)))
+    one, other = (run(data, *pair).pairs[0].overlap for pair in ((weights, fewer), (fewer, weights)))
+    assert one == other
+    assert 0.5 < one <= 1  # five of 16 against three of these
+
+
+def test_a_broken_image_ends_the_evaluation_by_name(data, folder):
+    spoil(data)
+    with pytest.raises(ImageError, match=r"cup/2\.png is not an image") as caught:
+        run(data, folder)
+    assert "--on-error skip" in caught.value.hint
+
+
+def test_a_broken_image_is_left_out_by_name(data, folder):
+    whole = run(data, folder).rows[0].accuracy
+    spoil(data)
+    report = run(data, folder, on_error="skip")
+    assert [broken.filename for broken in report.skipped] == ["cup/2.png"]
+    accuracy = report.rows[0].accuracy
+    assert accuracy.images == 14
+    assert [entry.images for entry in accuracy.per_class if entry.images] == [5, 4, 5]
+    assert sum(map(sum, whole.confusion)) - sum(map(sum, accuracy.confusion)) == 1
+
+
+def test_nothing_but_broken_images_is_an_error(tmp_path, folder):
+    make_images(tmp_path / "bad", NAMES, count=1)
+    for path in (tmp_path / "bad").glob("*/*.png"):
+        path.write_text("no image")
+    with pytest.raises(DataError, match=r"none of the 3 images of .*bad can be read"):
+        run(tmp_path / "bad", folder, on_error="skip")
+
+
+def test_classes_are_found_by_name(data, folder, tmp_path):
+    """Folders in another order than the model's classes, and one class fewer."""
+    rows = run(data, folder).rows[0].accuracy.confusion
+    path = folder / "model.json"
+    turned = json.loads(path.read_text())
+    turned["spec"]["classes"] = ["rocket", "cat", "cup"]
+    path.write_text(json.dumps(turned))
+    report = run(data, folder)
+    assert report.rows[0].classes_by == "name"
+    assert report.rows[0].accuracy.confusion == (rows[2], rows[0], rows[1])
+    fewer = make_images(tmp_path / "fewer", ("cat", "rocket"))
+    assert [entry.images for entry in run(fewer, folder).rows[0].accuracy.per_class if entry.images] == [5, 5]
+
+
+def test_classes_without_known_names_are_found_by_position(tmp_path, folder):
+    images = make_images(tmp_path / "numbers", ("n0", "n1", "n2"), count=1)
+    (row,) = run(images, folder).rows
+    assert row.classes_by == "position"
+    assert {entry.name for entry in row.accuracy.per_class} == {"n0", "n1", "n2"}
+    with pytest.raises(DataError, match=r"two has 2 classes, and .*model\.onnx has 3"):
+        run(make_images(tmp_path / "two", ("n0", "n1"), count=1), folder)
+
+
+def test_random_weights_are_said_to_be_random(data, folder):
+    path = folder / "model.json"
+    path.write_text(path.read_text().replace('"weights": "file"', '"weights": "random"'))
+    report = run(data, folder, f"{folder}:dense")
+    (warning,) = report.warnings
+    assert warning.endswith("model.onnx has random weights: its accuracy means nothing")
+    assert [row.weights for row in report.rows] == ["random", "file"]
+
+
+def test_a_fixed_batch_is_filled_up_and_pixels_are_given_where_they_are_taken(data, tmp_path, folder, weights_file):
+    fixed = ExportRequest(
+        ModelRequest(TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE),
+        GraphOptions(batch_size=6, with_preprocess=True),
+        output=tmp_path / "fixed",
+        check_parity=False,
+    )
+    export(fixed, Workspace(tmp_path))
+    for runtime in ("onnxruntime", "openvino"):
+        report = run(data, tmp_path / "fixed", folder, engine=runtime)
+        static, dynamic = (row.accuracy for row in report.rows)
+        assert (static.images, static.confusion) == (15, dynamic.confusion)
+        assert static.loss == pytest.approx(dynamic.loss, rel=1e-4)
+        assert (report.pairs[0].agreement, report.pairs[0].overlap) == (1.0, 1.0)
+
+
+def test_a_foreign_graph_needs_a_model_of_ours_beside_it(data, tmp_path, folder):
+    foreign = tmp_path / "copy.onnx"
+    foreign.write_bytes((folder / "model.onnx").read_bytes())
+    with pytest.raises(UsageError, match=r"copy\.onnx has no manifest, so how images are prepared for images: float32"):
+        run(data, foreign)
+    report = run(data, foreign, folder)
+    copy, own = report.rows
+    assert copy.accuracy == own.accuracy
+    assert (copy.method, copy.precision, copy.weights) == ("unknown", "fp32", "unknown")
+    assert (report.pairs[0].agreement, report.pairs[0].overlap) == (1.0, None)
+    assert "was given the preprocessing and classes of" in report.warnings[0]
+
+
+def test_numbers_that_are_not_finite_name_the_image(data, folder, monkeypatch):
+    plain = OnnxRuntime._run
+    calls: list[int] = []
+
+    def spoilt(self, feeds):
+        found = plain(self, feeds)
+        calls.append(1)
+        if len(calls) == 2:
+            found["logits"][1, 0] = np.nan
+        return found
+
+    monkeypatch.setattr(OnnxRuntime, "_run", spoilt)
+    with pytest.raises(EngineError, match=r"model\.onnx on onnxruntime gives NaN or infinity for cup/0\.png"):
+        run(data, folder)
+
+
+def test_a_limit_takes_images_evenly(data, folder):
+    report = run(data, folder, limit=3)
+    assert report.data["images"] == 3
+    assert list(report.data["classes"].values()) == [1, 1, 1]
+    assert run(data, folder, limit=99).data["images"] == 15
+
+
+def test_progress_counts_every_image(data, folder):
+    spoil(data)
+    seen: list[tuple[int, int]] = []
+    request = EvaluateRequest((folder,), str(data), batch=4, on_error="skip")
+    evaluate(request, Workspace(Path("artifacts")), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 15), (8, 15), (12, 15), (15, 15)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "said"),
     [
-        ({"on_error": "ignore"}, UsageError, "--on-error is 'ignore', expected fail or skip"),
-        ({"batch": 0}, UsageError, "--batch and --limit must be at least 1"),
-        ({"data": "nowhere"}, DataError, "nowhere is no folder"),
-        ({"models": ("none.onnx",)}, ArtifactError, "none.onnx does not exist"),
-        ({"split": "test2"}, DataError, "has no split 'test2'"),
+        ({"batch": 0}, "0 images per batch are not allowed: at least 1 is needed"),
+        ({"limit": 0}, "0 images are not allowed"),
+        ({"threads": 0}, "0 threads are not allowed"),
+        ({"workers": 0}, "0 decoding threads are not allowed"),
+        ({"on_error": "ignore"}, "--on-error 'ignore' is unknown; there are: skip, fail"),
     ],
 )
-def test_bad_requests_are_refused(workspace, data, changes, error, message):
-    with pytest.raises(error, match=message):
-        evaluate(EvaluateRequest(**({"models": (), "data": str(data)} | changes)), Workspace(workspace))
+def test_requests_that_cannot_be_meant(changes, said):
+    with pytest.raises(UsageError, match=said):
+        replace(EvaluateRequest((), "data"), **changes)
 
 
-def test_a_method_that_was_not_exported_is_refused(workspace, data):
-    folder = folder_of(workspace)
-    manifest = json.loads((folder / "model.json").read_text())
-    del manifest["siblings"]["first-k"]
-    (folder / "model.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="was not exported as first-k; it has: life, dense"):
-        evaluate(EvaluateRequest((f"{folder}:first-k",), str(data)), Workspace(workspace))
+@pytest.mark.parametrize(
+    ("model", "changes", "kind", "said"),
+    [
+        ("{folder}:sparse", {}, UsageError, r"method 'sparse' in .* is unknown; there are: life, dense, first-k"),
+        ("{folder}/nothing:dense", {}, ArtifactError, "nothing:dense does not exist"),
+        ("{folder}", {"engine": "torch"}, UsageError, "engine torch opens no ONNX file as it is; those that do"),
+        ("{folder}", {"engine": "abacus"}, UsageError, "engine 'abacus' is unknown"),
+        ("{folder}", {"split": "train-2"}, DataError, "has no split 'train-2'"),
+        ("{folder}/reference.npz", {}, ArtifactError, "is neither an export, an engine, an ONNX file nor a checkpoint"),
+    ],
+)
+def test_what_cannot_be_had(data, folder, model, changes, kind, said):
+    with pytest.raises(kind, match=said):
+        run(data, model.format(folder=folder), **changes)
 
 
-def test_answers_that_are_no_numbers_stop_it_and_name_the_image(workspace, data, monkeypatch):
-    run = Fake._run
-
-    def poisoned(self, feeds):
-        answers = run(self, feeds)
-        answers[self.outputs[0].name] = answers[self.outputs[0].name] * np.nan
-        return answers
-
-    monkeypatch.setattr(Fake, "_run", poisoned)
-    fake = folder_of(workspace) / "fake-fp32"
-    with pytest.raises(EngineError, match=r"gives no finite numbers for cat/0\.png"):
-        evaluate(EvaluateRequest((str(fake),), str(data)), Workspace(workspace))
+def test_a_sibling_that_was_not_exported(data, folder):
+    artifact = Artifact.read(folder / "model.json")
+    replace(artifact.manifest, siblings={"dense": "dense.json"}).write(artifact.manifest_path)
+    with pytest.raises(ArtifactError, match="was not exported under first-k; there are: dense, life"):
+        run(data, f"{folder}:first-k")
 
 
-def test_random_weights_are_warned_about(workspace, data):
-    model = ModelRequest(TINY, keep_rate=0.7, weights="random", image_size=TINY_SIZE, num_classes=3)
-    folder = export(ExportRequest(model, GraphOptions(), Path(workspace) / "random"), Workspace(workspace)).folder
-    report = evaluate(EvaluateRequest((str(folder),), str(data)), Workspace(workspace))
-    assert "Random weights, so its accuracy means nothing" in report.warning
+def test_an_empty_folder_is_one_line(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty/ holds no images"):
+        run(tmp_path / "empty", folder)
 
 
-def test_two_processes_count_as_one(workspace, data, tmp_path):
-    """One broken image too, in whichever process it falls."""
-    broken = broken_copy(data, tmp_path / "broken")
-    folder = folder_of(workspace)
-    models = [str(folder / "model.onnx"), str(folder / "weights.safetensors")]
-    alone = evaluate(EvaluateRequest(tuple(models), str(broken), on_error="skip"), Workspace(workspace))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29632"]
-    command += ["-m", "lifedeploy", "evaluate", *models, "--data", str(broken), "--on-error", "skip"]
-    command += ["--json", str(tmp_path / "two.json")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_a_model_without_classes(data, folder):
+    artifact = Artifact.read(folder / "model.json")
+    headless = replace(artifact.manifest.spec, num_classes=0, classes=())
+    replace(artifact.manifest, spec=headless).write(artifact.manifest_path)
+    with pytest.raises(WeightsError, match=r"model\.onnx has no classification head: .* gives features"):
+        run(data, folder)
+
+
+def test_several_processes_find_what_one_finds(data, folder, tmp_path):
+    spoil(data)
+    common = ["evaluate", folder, folder / "weights.safetensors", "--data", data, "--on-error", "skip", "--batch", "4"]
+    alone = run(data, folder, folder / "weights.safetensors", on_error="skip").to_dict()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "lifedeploy", *common, "--threads", "1", "--json", tmp_path / "two.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Agreement") == 1  # one process reports
     together = json.loads((tmp_path / "two.json").read_text())
     assert together["processes"] == 2
-    assert [one["filename"] for one in together["skipped"]] == ["cat/3.png"]
-    for one, other in zip(together["models"], alone.models, strict=True):
-        assert one["accuracy"]["confusion"] == [list(row) for row in other.accuracy.confusion]
-        assert one["accuracy"]["loss"] == pytest.approx(other.accuracy.loss)
-        assert one["accuracy"]["average_precision"] == pytest.approx(other.accuracy.average_precision)
-    assert together["pairs"][0]["overlap"] == 1.0 and together["pairs"][0]["images"] == 9
+    assert [broken["filename"] for broken in together["skipped"]] == ["cup/2.png"]
+    assert together["pairs"] == json.loads(json.dumps(alone["pairs"]))
+    for one, two in zip(json.loads(json.dumps(alone["rows"])), together["rows"], strict=True):
+        loss, both = one["accuracy"].pop("loss"), two["accuracy"].pop("loss")
+        assert loss == pytest.approx(both, rel=1e-5)  # a kernel may add up another batch in another order
+        assert one["accuracy"] == two["accuracy"]
+
+
+def test_errors_are_of_the_package(data):
+    with pytest.raises(LifedeployError, match="no exported model in"):
+        evaluate(EvaluateRequest((), str(data)), Workspace(data / "nowhere"))

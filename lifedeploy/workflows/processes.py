@@ -1,0 +1,43 @@
+"""One process, or several started by ``accelerate launch`` or ``torchrun``: who this is, and how results come together.
+
+Accelerate is imported only where there are several.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that reports."""
+        return self.rank == 0
+
+    def gather(self, mine: T) -> list[T]:
+        """What every process gives, in the order of their ranks; every process gets all of it."""
+        if self.world == 1:
+            return [mine]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([mine]))
+
+
+def here() -> Processes:
+    """Where this process stands. Joins the others, if there are any."""
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True)  # objects are gathered, not tensors: no need for a GPU each
+    return Processes(state.process_index, state.num_processes)
