@@ -77,9 +77,10 @@ class FolderSet(ImageSet):
         found, numbers = find_images_and_targets(str(root))
         if not found:
             raise DataError(f"{root}/ holds no images", hint="expected one sub-folder of images per class")
-        if any(Path(path).parent == root for path, _ in found):
+        loose = [Path(path).name for path, _ in found if Path(path).parent == root]
+        if loose:
             raise DataError(
-                f"{root}/ holds images that are in no class: {Path(found[0][0]).name}, say",
+                f"{root}/ holds images that are in no class: {loose[0]}",
                 hint="expected one sub-folder of images per class",
             )
         super().__init__(str(root), sorted(numbers, key=lambda name: numbers[name]), _targets(t for _, t in found))
@@ -255,6 +256,8 @@ def _listed(whole: ImageSet, path: Path) -> ImageSet:
             wanted = {row["file"] for row in csv.DictReader(file) if row["split"] == "val"}
     except (OSError, KeyError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no split file: expected columns file and split ({error})") from error
+    if not wanted:
+        raise DataError(f"{path} lists no validation images")
     chosen = [index for index in range(len(whole)) if whole.filename(index) in wanted]
     if len(chosen) != len(wanted):
         raise DataError(

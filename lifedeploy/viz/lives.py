@@ -105,7 +105,7 @@ def _label(one: PatchLives) -> str:
 
 
 def draw_histogram(life: NDArray[Any], schedule: Schedule, path: Path, *, note: str = "") -> None:
-    """Predicted lives (B, N) as a histogram, against the shares of patches that the schedule lets live so long.
+    """Lives (B, N), clamped to t_base…T, as a histogram against the shares that the schedule grants each life.
 
     Raises:
         UsageError: a format that cannot be written.
@@ -117,9 +117,8 @@ def draw_histogram(life: NDArray[Any], schedule: Schedule, path: Path, *, note: 
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axis: Any = figure.subplots()
-    flat = life.ravel()
-    low, high = np.floor(min(flat.min(), 1)), np.ceil(max(flat.max(), schedule.depth + 1))
-    edges = np.arange(low, high + 0.25, 0.5)
+    flat = life.clip(schedule.base_layer, schedule.depth).ravel()
+    edges = np.arange(schedule.base_layer - 0.25, schedule.depth + 0.5, 0.5)
     label = f"predicted: mean {flat.mean():.2f}, deviation {flat.std():.2f}"
     axis.hist(flat, bins=edges, weights=np.full(len(flat), 100 / len(flat)), color="#9ecae1", label=label)
     shares = granted(schedule)

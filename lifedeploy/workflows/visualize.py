@@ -190,5 +190,7 @@ def _warning(spec: ModelSpec) -> str:
 
 def _report(output: Path, kind: str, life: NDArray[Any], spec: ModelSpec, warning: str) -> VisualizeReport:
     schedule = spec.schedule
+    # As drawn. Unclamped, every image's lives have the schedule's mean and deviation by construction.
+    life = life.clip(schedule.base_layer, schedule.depth)
     mean, std = float(life.mean()), float(life.std())
     return VisualizeReport(output, kind, len(life), mean, std, schedule.mean_life, schedule.std_life, warning)
