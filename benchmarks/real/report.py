@@ -24,8 +24,8 @@ def write_report(results: Path, target: Path) -> None:
         "precision (of the class *defective*) is the sharper measure: accuracy moves by ±1.3 points by chance.",
         "",
         "Command: `python benchmarks/real/training.py --out DIR --image-size N`; what has run is in `training.json`,",
-        "with the command of every cell. **What is not in a table below has not been run**: the grid is three seeds and",
-        "fourteen ablations at every size, and `training.py` goes on where it was.",
+        "with the command of every cell. **What is not in a table below has not been run**: the grid is five runs for",
+        "each of three seeds, and nine ablations, at every size; `training.py` goes on where it was.",
         "",
     ]
     for size, run in data["runs"].items():
