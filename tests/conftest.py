@@ -24,7 +24,7 @@ from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
 
-TINY = "vit_tiny_patch16_224"
+TINY = "test_vit"  # timm's own test model: 6 layers, 64 channels
 TINY_SIZE = (64, 64)  # 16 patches
 
 

@@ -302,7 +302,7 @@ def test_an_unwritable_workspace_is_one_line(lifedeploy, tmp_path, weights_file,
 def test_a_full_disk_is_one_line_and_leaves_nothing(workspace, tmp_path, weights_file):
     """A limit on file size stands in for a full disk: the same OSError at the same places."""
     script = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000));"
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000));"
         "from lifedeploy.cli.app import main; main()"
     )
     out = tmp_path / "out"
