@@ -76,7 +76,11 @@ def train(
     ] = None,
     distill: Annotated[
         bool | None,
-        typer.Option("--distill", help="The dense model it starts from is the teacher.", rich_help_panel=_BEYOND),
+        typer.Option(
+            "--distill",
+            help="The dense model it starts from is the teacher: of logits, tokens, lives.",
+            rich_help_panel=_BEYOND,
+        ),
     ] = None,
     elastic: Annotated[
         bool | None,

@@ -43,6 +43,7 @@ class TrainConfig:
     distill: bool = False  # the model it starts from is the teacher
     distill_logits: float = 0.5  # weight of the divergence of the logits
     distill_tokens: float = 0.5  # weight of the squared distance of the surviving tokens
+    distill_lives: float = 1.0  # weight of the distance of the lives from where its later layers look
     elastic: bool = False  # another keep rate in every step of the backbone's stage
     elastic_range: tuple[float, float] = (0.4, 0.95)
     # The optimiser: AdamW, linear warm-up, cosine decay, in every stage anew.
@@ -87,7 +88,7 @@ class TrainConfig:
         epochs = ("epochs", "stage1_epochs", "stage2_epochs")
         for name in positive:
             _require(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")
-        for name in (*rates, *epochs, "color_jitter", "distill_logits", "distill_tokens"):
+        for name in (*rates, *epochs, "color_jitter", "distill_logits", "distill_tokens", "distill_lives"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or greater")
         for name in shares:
             value, closed = getattr(self, name), name in ("hflip", "vflip", "random_erasing")

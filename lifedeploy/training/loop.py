@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,15 @@ from torch import Tensor
 
 from lifedeploy.data.images import ImageSet
 from lifedeploy.errors import TrainingError
-from lifedeploy.model.reducers import build_reducer
 from lifedeploy.model.vit import SlimOutput, SlimViT
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
 from lifedeploy.training import feeds, state
 from lifedeploy.training.config import TrainConfig
+from lifedeploy.training.distillation import Teacher
 from lifedeploy.training.feeds import Batch, Share
 from lifedeploy.training.log import Log, LogRow
-from lifedeploy.training.losses import classification_loss, distillation_loss
+from lifedeploy.training.losses import classification_loss
 from lifedeploy.training.stages import Stage, freeze, parameter_groups, plan
 from lifedeploy.training.state import Position, State
 
@@ -86,7 +85,7 @@ class Trainer:
         self.stages = plan(job.config)
         self.steps = feeds.steps_per_epoch(len(job.train), job.config, self.share.world)
         self.images = feeds.TrainingImages(job.train, job.spec.preprocess, job.config)
-        self.teacher = dense_teacher(self.model) if job.config.distill else None
+        self.teacher = Teacher(self.model, job.config) if job.config.distill else None
         self.ema = ModelEmaV3(self.model, decay=job.config.ema, use_warmup=True) if job.config.ema else None
         self.mixup = _mixup(job.config, job.spec.num_classes)
         self.position = Position()
@@ -196,10 +195,8 @@ class Trainer:
     def _distillation(self, output: SlimOutput, images: Tensor, schedule: Schedule | None) -> Tensor:
         assert self.teacher is not None
         kept = (schedule or self.job.spec.schedule).tokens[-1]
-        with torch.no_grad(), self.accelerator.autocast():
-            wanted = self.teacher(images)
         with self.accelerator.autocast():
-            return distillation_loss(output, wanted, self.job.model.backbone.norm, self.config, kept)
+            return self.teacher.loss(output, self.teacher(images), self.job.model.backbone.norm, kept)
 
     def _require_finite(self, stage: Stage, norm: Tensor | None, loss: Tensor, micro: Sequence[Batch]) -> None:
         """Stop before a step that would leave a model of NaNs.
@@ -326,14 +323,6 @@ def _cosine(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -
         warmup_prefix=False,
         t_in_epochs=False,
     )
-
-
-def dense_teacher(model: SlimViT) -> SlimViT:
-    """A frozen copy of the model as it is now, with every token in every layer."""
-    backbone = deepcopy(model.backbone)
-    whole = Schedule.dense(model.schedule.patches, model.schedule.depth)
-    teacher = SlimViT(backbone, build_reducer("dense", whole, backbone.embed_dim, backbone.num_prefix_tokens))
-    return teacher.eval().requires_grad_(False)
 
 
 def _mixup(config: TrainConfig, classes: int) -> Mixup | None:

@@ -13,8 +13,9 @@ from lifedeploy.errors import UsageError
 from lifedeploy.model.vit import SlimOutput
 from lifedeploy.training import feeds
 from lifedeploy.training.config import TrainConfig
+from lifedeploy.training.distillation import Teacher, ranking_loss
 from lifedeploy.training.feeds import Share
-from lifedeploy.training.losses import classification_loss, distillation_loss
+from lifedeploy.training.losses import classification_loss
 from lifedeploy.training.stages import Stage, drop_paths, freeze, parameter_groups, plan
 from tests.conftest import make_tiny
 
@@ -150,26 +151,85 @@ def output(tokens: torch.Tensor, logits: torch.Tensor, life: torch.Tensor | None
     return SlimOutput(logits, life, None, None, tokens)
 
 
-def test_distillation_counts_surviving_tokens_and_logits_only():
+def test_distillation_counts_surviving_tokens_and_logits():
     torch.manual_seed(0)
     tokens, logits = torch.randn(2, 6, 8), torch.randn(2, 3)
     life = torch.tensor([[9.0, 1.0, 8.0, 2.0, 3.0], [1.0, 2.0, 3.0, 8.0, 9.0]])
     teacher = output(tokens, logits)
     norm = torch.nn.Identity()
-    config = TrainConfig(distill_logits=1.0, distill_tokens=1.0)
-    assert distillation_loss(output(tokens, logits, life), teacher, norm, config, 2) == pytest.approx(0, abs=1e-6)
+    loss = Teacher(make_tiny()[0], TrainConfig(distill_logits=1.0, distill_tokens=1.0)).loss
+    assert loss(output(tokens, logits, life), teacher, norm, 2) == pytest.approx(0, abs=1e-6)
     dead = tokens.clone()
     dead[0, 2] += 5  # patch 1 of image 0 is not among the two that survive
-    assert distillation_loss(output(dead, logits, life), teacher, norm, config, 2) == pytest.approx(0, abs=1e-6)
+    assert loss(output(dead, logits, life), teacher, norm, 2) == pytest.approx(0, abs=1e-6)
     alive = tokens.clone()
     alive[0, 3] += 1  # patch 2 is
     # 1 of 6 counted tokens (prefix and two patches of two images) is off by 1 in every channel.
-    assert distillation_loss(output(alive, logits, life), teacher, norm, config, 2) == pytest.approx(1 / 6, rel=1e-5)
-    moved = distillation_loss(output(tokens, logits + torch.tensor([1.0, 0, 0]), life), teacher, norm, config, 2)
+    assert loss(output(alive, logits, life), teacher, norm, 2) == pytest.approx(1 / 6, rel=1e-5)
+    moved = loss(output(tokens, logits + torch.tensor([1.0, 0, 0]), life), teacher, norm, 2)
     expected = torch.nn.functional.kl_div(
         (logits + torch.tensor([1.0, 0, 0])).log_softmax(1), logits.softmax(1), reduction="batchmean"
     )
     assert moved == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_teacher_is_the_dense_model_and_shows_where_its_later_layers_look():
+    model, spec = make_tiny()
+    images = torch.randn(3, 3, 32, 32)
+    wanted = Teacher(model, TrainConfig(distill=True))(images)
+    dense, _ = make_tiny(method="dense")
+    assert torch.allclose(wanted.logits, dense(images).logits, atol=1e-5)
+    assert wanted.tokens.shape == (3, 17, 32)
+
+    # 16, 16, 11, 6 tokens in layers 1 to 4: layers 3 and 4 count, for 5 and 10 tokens that are missing.
+    rows = []
+    for layer in (3, 4):
+        attn = dense.backbone.blocks[layer - 1].attn
+        attn.qkv.register_forward_hook(
+            lambda module, inputs, qkv, attn=attn: rows.append(attention_of_cls(qkv, attn.num_heads))
+        )
+    dense(images)
+    expected = (5 * rows[0] + 10 * rows[1]) / 15
+    assert torch.allclose(wanted.scores, expected, atol=1e-5)
+    assert torch.allclose(wanted.scores.sum(dim=1), torch.ones(3))
+    assert Teacher(model, TrainConfig(distill=True, distill_lives=0.0))(images).scores is None
+
+
+def attention_of_cls(qkv: torch.Tensor, heads: int) -> torch.Tensor:
+    """Written out: qkv (B, L, 3C) → (B, N), over the patches."""
+    batch, length, width = qkv.shape
+    q, k, _ = qkv.reshape(batch, length, 3, heads, width // 3 // heads).unbind(2)
+    weights = torch.einsum("bhd,blhd->bhl", q[:, 0], k) / (width // 3 // heads) ** 0.5
+    patches = weights.softmax(dim=2).mean(dim=1)[:, 1:]
+    return patches / patches.sum(dim=1, keepdim=True)
+
+
+def test_a_ranking_is_compared_as_eq_3_sees_it():
+    attention = torch.rand(4, 9).softmax(dim=1)
+    same = 3 * attention.log() + torch.randn(4, 1)
+    assert ranking_loss(same, attention) == pytest.approx(0, abs=1e-5)
+    assert ranking_loss(-same, attention) == pytest.approx(2, abs=1e-5)
+    assert ranking_loss(torch.ones(4, 9), attention) == pytest.approx(1, abs=1e-5)
+    assert torch.isfinite(ranking_loss(same, torch.eye(9)[:4]))  # softmax may underflow
+
+
+def test_a_predictor_learns_where_its_teacher_looks():
+    """The third term alone, through the soft forward: the ranking comes close to the teacher's."""
+    model, _ = make_tiny()
+    settings = TrainConfig(distill=True, distill_logits=0.0, distill_tokens=0.0)
+    teacher = Teacher(model, settings)
+    freeze(model, plan(settings)[0])
+    images = torch.randn(8, 3, 32, 32)
+    wanted = teacher(images)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.but(predictor_lr=1e-2)))
+    losses = []
+    for _ in range(60):
+        loss = teacher.loss(model(images, soft=True), wanted, model.backbone.norm, 6)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_another_schedule_can_be_asked_of_the_soft_forward():

@@ -1,0 +1,111 @@
+"""The dense model as teacher: what it answers, what its tokens become, and where it looks.
+
+The first two are DynamicViT's distillation (PEERS: its training). The third is ours: lives are one ranking made after
+layer t_base, and a dense model shows in its later layers what a good ranking would have been.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lifedeploy.model.reducers import BlockAttention, DenseReducer, Tokens
+from lifedeploy.model.reducers.base import gather_tokens
+from lifedeploy.model.reducers.life import standardise
+from lifedeploy.model.vit import SlimOutput, SlimViT
+from lifedeploy.schedule import Schedule
+from lifedeploy.training.config import TrainConfig
+
+
+class Watched(DenseReducer):
+    """Dense, and scores each patch by the attention that CLS pays to it in the layers after ``watched``'s drops.
+
+    The scores (B, N) are a mean over the layers, every layer's row adding up to 1 over the patches. A layer counts as
+    much as it will have to do without: 1 - n_t / N of the schedule ``watched``.
+    """
+
+    method = "dense-watched"
+
+    def __init__(self, watched: Schedule) -> None:
+        super().__init__(Schedule.dense(watched.patches, watched.depth))
+        missing = {layer: 1 - count / watched.patches for layer, count in enumerate(watched.tokens, start=1)}
+        self.weights = {layer: share / sum(missing.values()) for layer, share in missing.items() if share > 0}
+
+    @property
+    def inside_layers(self) -> frozenset[int]:
+        """The layers that tokens will be missing from."""
+        return frozenset(self.weights)
+
+    def inside_block(self, layer: int, tokens: Tokens, attention: BlockAttention) -> Tokens:
+        """Add this layer's row to the scores."""
+        row = attention.cls_row().float()[:, tokens.prefix :]  # (B, N)
+        row = self.weights[layer] * row / row.sum(dim=1, keepdim=True)
+        return tokens.but(scores=row if tokens.scores is None else tokens.scores + row)
+
+
+class Teacher:
+    """A frozen copy of the model as it is now, with every token in every layer."""
+
+    def __init__(self, model: SlimViT, config: TrainConfig) -> None:
+        watches = config.distill_lives > 0 and model.schedule.drop_layers
+        whole = Schedule.dense(model.schedule.patches, model.schedule.depth)
+        reducer = Watched(model.schedule) if watches else DenseReducer(whole)
+        self.model = SlimViT(deepcopy(model.backbone), reducer).eval().requires_grad_(False)
+        self.config = config
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> SlimOutput:
+        """What the dense model makes of normalised images (B, 3, H, W)."""
+        output: SlimOutput = self.model(images)
+        return output
+
+    def loss(self, student: SlimOutput, wanted: SlimOutput, norm: nn.Module, kept: int) -> Tensor:
+        """How far the student is from the teacher: three terms, weighted as the configuration says.
+
+        Logits: the divergence. Tokens: the squared distance behind ``norm``, the student's own last one, so that what
+        differs is the tokens; the prefix and the ``kept`` patches with the longest lives count. Lives:
+        :func:`ranking_loss`.
+        """
+        divergence = F.kl_div(
+            F.log_softmax(student.logits.float(), dim=1),
+            F.log_softmax(wanted.logits.float(), dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        loss = self.config.distill_logits * divergence
+        loss = loss + self.config.distill_tokens * _token_loss(student, wanted, norm, kept)
+        if student.scores is not None and wanted.scores is not None:
+            loss = loss + self.config.distill_lives * ranking_loss(student.scores, wanted.scores)
+        return loss
+
+
+def ranking_loss(scores: Tensor, attention: Tensor) -> Tensor:
+    """1 - the correlation of scores (B, N) with the logarithm of attention (B, N), mean over images.
+
+    Lives are standardised scores (eq. 3), so this is half their squared distance from the lives that attention itself
+    would give, in standard deviations: blind to what eq. 3 is blind to.
+    """
+    wanted = standardise(attention.float().clamp_min(1e-12).log())
+    return 1 - (standardise(scores.float()) * wanted).mean()
+
+
+def _token_loss(student: SlimOutput, teacher: SlimOutput, norm: nn.Module, kept: int) -> Tensor:
+    wanted = teacher.tokens  # (B, P + N, C)
+    if student.kept is not None:  # hard: only survivors are left
+        prefix = student.tokens.shape[1] - student.kept.shape[1]
+        places = F.pad(student.kept + prefix, (prefix, 0))
+        places[:, :prefix] = torch.arange(prefix, device=places.device)
+        wanted = gather_tokens(wanted, places)
+    with torch.no_grad():
+        theirs: Any = norm(wanted).float()
+    distance = (norm(student.tokens).float() - theirs).square().mean(dim=2)  # (B, L)
+    mask = torch.ones_like(distance)
+    if student.kept is None and student.life is not None:
+        prefix = distance.shape[1] - student.life.shape[1]
+        alive = torch.zeros_like(student.life).scatter(1, student.life.topk(kept, dim=1).indices, 1.0)
+        mask = F.pad(alive, (prefix, 0), value=1.0).to(distance.dtype)
+    return (distance * mask).sum() / mask.sum()
