@@ -174,7 +174,7 @@ def test_distillation_counts_surviving_tokens_and_logits():
 
 
 def test_the_teacher_is_the_dense_model_and_shows_where_its_later_layers_look():
-    model, spec = make_tiny()
+    model, _ = make_tiny()
     images = torch.randn(3, 3, 32, 32)
     wanted = Teacher(model, TrainConfig(distill=True))(images)
     dense, _ = make_tiny(method="dense")
