@@ -41,7 +41,7 @@ class TrainConfig:
     # Beyond the paper.
     hard: bool = False  # in the backbone's stage tokens really leave, as in the deployed model
     distill: bool = False  # the model it starts from is the teacher
-    distill_logits: float = 0.5  # weight of the divergence of the logits
+    distill_logits: float = 0.5  # how much its answers count, of 1; the labels have the rest
     distill_tokens: float = 0.5  # weight of the squared distance of the surviving tokens
     distill_lives: float = 1.0  # weight of the distance of the lives from where its later layers look
     elastic: bool = False  # another keep rate in every step of the backbone's stage
@@ -88,7 +88,7 @@ class TrainConfig:
         epochs = ("epochs", "stage1_epochs", "stage2_epochs")
         for name in positive:
             _require(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")
-        for name in (*rates, *epochs, "color_jitter", "distill_logits", "distill_tokens", "distill_lives"):
+        for name in (*rates, *epochs, "color_jitter", "distill_tokens", "distill_lives"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or greater")
         for name in shares:
             value, closed = getattr(self, name), name in ("hflip", "vflip", "random_erasing")
@@ -99,6 +99,7 @@ class TrainConfig:
             low_high = getattr(self, name)
             good = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
             _require(name, low_high, good, "two numbers, the smaller first")
+        _require("distill_logits", self.distill_logits, 0 <= self.distill_logits <= 1, "in [0, 1]")
         _require("scale", self.scale, self.scale[1] <= 1, "shares of the image's area, at most 1")
         _require("elastic_range", self.elastic_range, self.elastic_range[1] <= 1, "keep rates, at most 1")
         _require("image_size", self.image_size, len(self.image_size) in (0, 2), "height and width")

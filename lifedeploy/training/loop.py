@@ -172,7 +172,8 @@ class Trainer:
                 output = model(images, soft=stage.soft, schedule=schedule)
                 loss = classification_loss(output.logits, targets, self.config.label_smoothing)
                 if self.teacher is not None:
-                    loss = loss + self._distillation(output, images, schedule)
+                    share = self.config.distill_logits  # as in DeiT: answers of the teacher in place of labels
+                    loss = (1 - share) * loss + self._distillation(output, images, schedule)
                 self.accelerator.backward(loss / len(micro))
             meter.add(loss.detach(), output.logits.detach(), batch.targets)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
