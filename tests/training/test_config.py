@@ -31,7 +31,7 @@ def test_a_configuration_survives_toml(tmp_path):
         ({"scale": [0.9, 0.5]}, "scale is .*, expected two numbers, the smaller first"),
         ({"scale": [0.9, 1.5]}, "expected shares of the image's area, at most 1"),
         ({"elastic_range": [0.5, 1.2]}, "expected keep rates, at most 1"),
-        ({"distill_logits": 1.5}, "distill_logits is 1.5, expected in \[0, 1\]"),
+        ({"distill_logits": 1.5}, r"distill_logits is 1.5, expected in \[0, 1\]"),
         ({"counts": ["a"]}, "counts holds 'a', expected numbers"),
         ({"stage1_epochs": 0, "stage2_epochs": 0}, "0 epochs in all"),
         ({"dense": True, "distill": True}, "--dense trains the unslimmed model|--dense fine-tunes"),
