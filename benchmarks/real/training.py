@@ -5,12 +5,14 @@
 
 Every cell is one ``lifedeploy train``, followed by the hard forward over all validation photographs. Finished cells
 are in ``training.json`` and are not run again, so the grid can be stopped (``kill -9`` too: the run that was on
-continues) and goes on where it was. The images may not be redistributed and stay in DIR.
+continues) and goes on where it was. Two may run side by side over different seeds: OMP_NUM_THREADS then says what each
+may take. The images may not be redistributed and stay in DIR.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shlex
 import subprocess
@@ -41,6 +43,7 @@ WEIGHTS = "dinov2_vits14_elpv.safetensors"
 DEFECTIVE = 0  # prepare.py's classes are defective, good
 AUGMENTATION = ("--batch", "32", "--scale", "0.9,1", "--vflip", "0.5")
 DENSE = ("--dense", "--epochs", "3")
+DISTILLED = ("--distill", "--hard")
 RATES = (0.7, 0.5)
 RANDOM_DRAWS = 3
 
@@ -57,18 +60,22 @@ class Cell:
 
 def grid(seeds: Sequence[int], only: str) -> list[Cell]:
     """All cells, in the order in which they are worth having."""
-    main = [cell for seed in seeds for cell in _main(seed)]
+    main = [cell for seed in seeds for cell in _distilled(seed)] + [cell for seed in seeds for cell in _plain(seed)]
     return {"main": main, "ablations": _ablations(seeds[0]), "": main + _ablations(seeds[0])}[only]
 
 
-def _main(seed: int) -> list[Cell]:
-    life = [Cell(f"life {rate}", seed, ("--rho", str(rate)), (rate,)) for rate in RATES]
-    distilled = [Cell(f"life {rate} distill", seed, ("--rho", str(rate), "--distill"), (rate,)) for rate in RATES]
-    return [Cell("dense", seed, DENSE, ()), *life, *distilled]
+def _distilled(seed: int) -> list[Cell]:
+    life = [Cell(f"life {rate} distill", seed, ("--rho", str(rate), *DISTILLED), (rate,)) for rate in RATES]
+    return [Cell("dense", seed, DENSE, ()), *life]
+
+
+def _plain(seed: int) -> list[Cell]:
+    return [Cell(f"life {rate}", seed, ("--rho", str(rate)), (rate,)) for rate in RATES]
 
 
 def _ablations(seed: int) -> list[Cell]:
-    cells = [Cell("elastic", seed, ("--rho", "0.7", "--elastic"), (0.9, 0.8, 0.7, 0.5))]
+    cells = [Cell("elastic", seed, ("--rho", "0.7", *DISTILLED, "--elastic"), (0.9, 0.8, 0.7, 0.5))]
+    cells += [Cell("distill, soft", seed, ("--rho", "0.7", "--distill"), (0.7,))]
     cells += [Cell(f"life {rate}", seed, ("--rho", str(rate)), (rate,)) for rate in (0.9, 0.8)]
     cells += [Cell("single stage", seed, ("--rho", "0.7", "--single-stage"), (0.7,))]
     printed = ("--rho", "0.7", "--predictor-lr", "1e-5", "--backbone-lr", "1e-3")
@@ -84,14 +91,32 @@ class Runner:
         self.out = out
         self.size = image_size
         self.results = results
-        self.data: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {"runs": {}}
-        self.run_data = self.data["runs"].setdefault(f"{image_size}px", {"cells": {}})
+        self.key = f"{image_size}px"
+
+    def done(self) -> set[str]:
+        """Names of the cells that have their numbers."""
+        return set(self._read()["runs"].get(self.key, {}).get("cells", {}))
+
+    def keep(self, name: str, record: dict[str, Any]) -> None:
+        """Write a cell's numbers down, among those that another process may have written meanwhile."""
+        with (self.out / "training.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            data = self._read()
+            run = data["runs"].setdefault(self.key, {"cells": {}})
+            run["cells"][name] = record
+            run |= {"machine": describe(), "date": now()}
+            write_json(self.results, data)
+            write_report(self.results, self.results.with_name("TRAINING.md"))
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.results.read_text()) if self.results.is_file() else {"runs": {}}
+        return found
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Run what has not been run."""
         for cell in cells:
             key = f"{cell.name} / seed {cell.seed}"
-            if key in self.run_data["cells"]:
+            if key in self.done():
                 continue
             began = time.perf_counter()
             command = self.train(cell)
@@ -105,10 +130,7 @@ class Runner:
             }
             record |= self.dense_record(cell, folder) if cell.name == "dense" else self.life_record(cell, folder)
             record["evaluated_in_minutes"] = round((time.perf_counter() - began) / 60 - minutes, 2)
-            self.run_data["cells"][key] = record
-            self.run_data |= {"machine": describe(), "date": now()}
-            write_json(self.results, self.data)
-            write_report(self.results, HERE / "TRAINING.md")
+            self.keep(key, record)
 
     def workspace(self, cell: Cell) -> Path:
         return Path("grid") / f"{self.size}px" / f"seed{cell.seed}"
@@ -187,7 +209,7 @@ class Runner:
 
 
 def _folder(cell: Cell) -> str:
-    return cell.name.replace(" ", "-")
+    return cell.name.replace(", ", " ").replace(" ", "-")
 
 
 def _schedule(own: Schedule, rate: float) -> Schedule:

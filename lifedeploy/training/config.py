@@ -41,7 +41,7 @@ class TrainConfig:
     # Beyond the paper.
     hard: bool = False  # in the backbone's stage tokens really leave, as in the deployed model
     distill: bool = False  # the model it starts from is the teacher
-    distill_logits: float = 0.5  # how much its answers count, of 1; the labels have the rest
+    distill_logits: float = 1.0  # how much its answers count, of 1; the labels have the rest
     distill_tokens: float = 0.5  # weight of the squared distance of the surviving tokens
     distill_lives: float = 1.0  # weight of the distance of the lives from where its later layers look
     elastic: bool = False  # another keep rate in every step of the backbone's stage
