@@ -1,7 +1,7 @@
 """Training on real photographs: dense, life, and the ablations of the paper; writes ``TRAINING.md`` beside itself.
 
     python benchmarks/real/prepare.py --out DIR                       once: weights and images
-    python benchmarks/real/training.py --out DIR [--image-size 224] [--seeds 0,1,2] [--only main|ablations] [--list]
+    python benchmarks/real/training.py --out DIR [--image-size 224] [--seeds 0,1,2] [--cells NAME,…] [--list]
 
 Every cell is one ``lifedeploy train``, followed by the hard forward over all validation photographs. Finished cells
 are in ``training.json`` and are not run again, so the grid can be stopped (``kill -9`` too: the run that was on
@@ -58,10 +58,10 @@ class Cell:
     rates: tuple[float, ...]  # keep rates to evaluate the checkpoint at; none: dense
 
 
-def grid(seeds: Sequence[int], only: str) -> list[Cell]:
-    """All cells, in the order in which they are worth having."""
+def grid(seeds: Sequence[int], names: Sequence[str]) -> list[Cell]:
+    """All cells, or those with these names, in the order in which they are worth having."""
     main = [cell for seed in seeds for cell in _distilled(seed)] + [cell for seed in seeds for cell in _plain(seed)]
-    return {"main": main, "ablations": _ablations(seeds[0]), "": main + _ablations(seeds[0])}[only]
+    return [cell for cell in main + _ablations(seeds[0]) if not names or cell.name in names]
 
 
 def _distilled(seed: int) -> list[Cell]:
@@ -75,7 +75,7 @@ def _plain(seed: int) -> list[Cell]:
 
 def _ablations(seed: int) -> list[Cell]:
     cells = [Cell("elastic", seed, ("--rho", "0.7", *DISTILLED, "--elastic"), (0.9, 0.8, 0.7, 0.5))]
-    cells += [Cell("distill, soft", seed, ("--rho", "0.7", "--distill"), (0.7,))]
+    cells += [Cell("distill soft", seed, ("--rho", "0.7", "--distill"), (0.7,))]
     cells += [Cell(f"life {rate}", seed, ("--rho", str(rate)), (rate,)) for rate in (0.9, 0.8)]
     cells += [Cell("single stage", seed, ("--rho", "0.7", "--single-stage"), (0.7,))]
     printed = ("--rho", "0.7", "--predictor-lr", "1e-5", "--backbone-lr", "1e-3")
@@ -209,7 +209,7 @@ class Runner:
 
 
 def _folder(cell: Cell) -> str:
-    return cell.name.replace(", ", " ").replace(" ", "-")
+    return cell.name.replace(" ", "-")
 
 
 def _schedule(own: Schedule, rate: float) -> Schedule:
@@ -222,11 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--image-size", type=int, default=224, help="pixels; a multiple of 14 (default: 224)")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--only", choices=("main", "ablations"), default="", help="part of the grid")
+    parser.add_argument("--cells", default="", help="only cells with these names, as --list shows them")
     parser.add_argument("--results", type=Path, default=HERE / "training.json", help="default: beside this script")
     parser.add_argument("--list", action="store_true", help="show the cells and stop")
     options = parser.parse_args(arguments)
-    cells = grid([int(seed) for seed in options.seeds.split(",")], options.only)
+    cells = grid([int(seed) for seed in options.seeds.split(",")], [name for name in options.cells.split(",") if name])
+    if not cells:
+        parser.error(f"no cell is called {options.cells!r}: --list shows them")
     if options.list:
         for cell in cells:
             print(f"{cell.name} / seed {cell.seed}: lifedeploy train … {shlex.join(cell.options)}")

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = (
     "cpu/targets.py",
     "digits/prepare.py",
+    "digits/recipes.py",
     "real/prepare.py",
     "real/run.py",
     "real/training.py",
