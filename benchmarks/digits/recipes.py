@@ -78,8 +78,8 @@ def table(found: dict[str, Any]) -> str:
         "# Recipes on handwritten digits",
         "",
         "1,438 digits to train on, 359 to validate on, 16 patches, keep rate 0.7 (11, 8 and 5 patches are left). Dense",
-        "from scratch, then one epoch of the predictor and one of the backbone unless said. *Distilled* is `--distill`:",
-        "its three terms are the dense model's answers, its tokens, and the lives that its later layers' attention gives.",
+        "from scratch, then one epoch of the predictor and one of the backbone unless said. *Distilled* is `--distill`",
+        "with its three terms: the dense model's answers, its tokens, and the lives that its attention would give.",
         "",
         f"Command: `python benchmarks/digits/recipes.py --out DIR --seeds {','.join(map(str, seeds))}`; "
         f"{machine['cpu']}, torch {machine['versions']['torch']}, timm {machine['versions']['timm']}; "
