@@ -29,6 +29,7 @@ from lifedeploy.training.log import Log, LogRow
 from lifedeploy.training.losses import classification_loss
 from lifedeploy.training.stages import Stage, freeze, parameter_groups, plan
 from lifedeploy.training.state import Position, State
+from lifedeploy.training.validation import Meter, validate
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Trainer:
         first = self.position.step
         order = feeds.micro_batches(len(self.job.train), self.config, self.share, run_epoch, first)
         batches = feeds.training_batches(self.images, order, self.config, self.device)
-        meter = _Meter(self.device)
+        meter = Meter(self.device)
         for step in range(first, self.steps):
             rates.step_update(epoch * self.steps + step + 1)
             micro = [next(batches) for _ in range(self.config.accumulate)]
@@ -153,11 +154,11 @@ class Trainer:
             # Before a state is saved too: a mean over a line's steps does not survive in it.
             if (step + 1) % self.config.log_every == 0 or at_end or save:
                 self._report(stage, epoch, step + 1, rates, meter)
-                meter = _Meter(self.device)
+                meter = Meter(self.device)
             if save:
                 self._save(optimizer.optimizer)
 
-    def _step(self, stage: Stage, micro: Sequence[Batch], model: Any, optimizer: Any, meter: _Meter) -> None:
+    def _step(self, stage: Stage, micro: Sequence[Batch], model: Any, optimizer: Any, meter: Meter) -> None:
         """One step of the optimiser. All that it draws is a function of the seed, the step and the process."""
         seed = feeds.seed_of(self.config.seed, self.position.run_step, self.share.rank)
         torch.manual_seed(seed)
@@ -217,7 +218,7 @@ class Trainer:
             hint="a lower learning rate, --precision fp32, or look at these images; --resume goes on before this step",
         )
 
-    def _report(self, stage: Stage, epoch: int, step: int, rates: CosineLRScheduler, meter: _Meter) -> None:
+    def _report(self, stage: Stage, epoch: int, step: int, rates: CosineLRScheduler, meter: Meter) -> None:
         loss, accuracy, images, seconds = meter.read(self.accelerator)
         rate = images / seconds
         lr = max(group["lr"] for group in rates.optimizer.param_groups)
@@ -232,7 +233,9 @@ class Trainer:
 
     def _finish_epoch(self, stage: Stage) -> None:
         model = self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
-        outcome = validate(model, self.job, self.accelerator, self.share, stage.name, self.position.run_epoch + 1)
+        job = self.job
+        loss, accuracy = validate(model, job.val, job.spec.preprocess, job.config, self.share, self.accelerator)
+        outcome = Outcome(stage.name, self.position.run_epoch + 1, loss, accuracy)
         step = self.position.run_step
         self._log(LogRow("val", stage.name, outcome.epoch, step, 0.0, outcome.loss, outcome.accuracy, 0.0))
         best = outcome.accuracy > self.position.best
@@ -276,40 +279,6 @@ class Trainer:
             self.ema.module.load_state_dict(dict(found.ema))
         if found.optimizer:
             self._resumed = found
-
-
-class _Meter:
-    """Sums of loss and right answers, kept on the device until somebody reads them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-        self._began = time.perf_counter()
-
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Count one batch."""
-        right = (logits.argmax(dim=1) == targets).sum()
-        self._sums += torch.stack((loss.double() * len(targets), right.double(), torch.tensor(len(targets)).to(right)))
-
-    def read(self, accelerator: Any) -> tuple[float, float, int, float]:
-        """Mean loss, accuracy and number of images over all processes, and the seconds since the start."""
-        loss, right, images = accelerator.reduce(self._sums.clone(), reduction="sum").tolist()
-        return loss / images, right / images, int(images), time.perf_counter() - self._began
-
-
-def validate(model: SlimViT, job: Job, accelerator: Any, share: Share, stage: str, epoch: int) -> Outcome:
-    """The hard forward over the validation images, shared out among the processes."""
-    training = [module.training for module in model.modules()]
-    model.eval()
-    meter = _Meter(accelerator.device)
-    with torch.no_grad(), accelerator.autocast():
-        for batch in feeds.validation_batches(job.val, job.spec.preprocess, job.config, share, accelerator.device):
-            logits = model(batch.images).logits.float()
-            loss = torch.nn.functional.cross_entropy(logits, batch.targets)
-            meter.add(loss, logits, batch.targets)
-    for module, mode in zip(model.modules(), training, strict=True):
-        module.training = mode
-    mean_loss, accuracy, _, _ = meter.read(accelerator)
-    return Outcome(stage, epoch, mean_loss, accuracy)
 
 
 def _cosine(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> CosineLRScheduler:
