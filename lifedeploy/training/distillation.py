@@ -22,22 +22,23 @@ from lifedeploy.training.config import TrainConfig
 
 
 class Watched(DenseReducer):
-    """Dense, and scores each patch by the attention that CLS pays to it in the layers after ``watched``'s drops.
+    """Dense, and scores each patch by the attention that CLS pays to it in the layers after ``base_layer``.
 
-    The scores (B, N) are a mean over the layers, every layer's row adding up to 1 over the patches. A layer counts as
-    much as it will have to do without: 1 - n_t / N of the schedule ``watched``.
+    The scores (B, N) are a mean over those layers, every layer's row adding up to 1 over the patches. The k-th of them
+    counts k times: later layers have fewer tokens to choose from and see more of what the image is about. One ranking
+    for every keep rate, as lives are.
     """
 
     method = "dense-watched"
 
-    def __init__(self, watched: Schedule) -> None:
-        super().__init__(Schedule.dense(watched.patches, watched.depth))
-        missing = {layer: 1 - count / watched.patches for layer, count in enumerate(watched.tokens, start=1)}
-        self.weights = {layer: share / sum(missing.values()) for layer, share in missing.items() if share > 0}
+    def __init__(self, patches: int, depth: int, base_layer: int) -> None:
+        super().__init__(Schedule.dense(patches, depth))
+        after = range(base_layer + 1, depth + 1)
+        self.weights = {layer: (layer - base_layer) / sum(range(len(after) + 1)) for layer in after}
 
     @property
     def inside_layers(self) -> frozenset[int]:
-        """The layers that tokens will be missing from."""
+        """The layers that lives are about."""
         return frozenset(self.weights)
 
     def inside_block(self, layer: int, tokens: Tokens, attention: BlockAttention) -> Tokens:
@@ -51,9 +52,11 @@ class Teacher:
     """A frozen copy of the model as it is now, with every token in every layer."""
 
     def __init__(self, model: SlimViT, config: TrainConfig) -> None:
-        watches = config.distill_lives > 0 and model.schedule.drop_layers
-        whole = Schedule.dense(model.schedule.patches, model.schedule.depth)
-        reducer = Watched(model.schedule) if watches else DenseReducer(whole)
+        patches, depth = model.schedule.patches, model.schedule.depth
+        if config.distill_lives and model.schedule.drop_layers:
+            reducer: DenseReducer = Watched(patches, depth, model.schedule.base_layer)
+        else:
+            reducer = DenseReducer(Schedule.dense(patches, depth))
         self.model = SlimViT(deepcopy(model.backbone), reducer).eval().requires_grad_(False)
         self.config = config
 

@@ -181,7 +181,7 @@ def test_the_teacher_is_the_dense_model_and_shows_where_its_later_layers_look():
     assert torch.allclose(wanted.logits, dense(images).logits, atol=1e-5)
     assert wanted.tokens.shape == (3, 17, 32)
 
-    # 16, 16, 11, 6 tokens in layers 1 to 4: layers 3 and 4 count, for 5 and 10 tokens that are missing.
+    # Tokens leave after layers 2 and 3: layer 3 counts once, layer 4 twice.
     rows = []
     for layer in (3, 4):
         attn = dense.backbone.blocks[layer - 1].attn
@@ -189,7 +189,7 @@ def test_the_teacher_is_the_dense_model_and_shows_where_its_later_layers_look():
             lambda module, inputs, qkv, attn=attn: rows.append(attention_of_cls(qkv, attn.num_heads))
         )
     dense(images)
-    expected = (5 * rows[0] + 10 * rows[1]) / 15
+    expected = (rows[0] + 2 * rows[1]) / 3
     assert torch.allclose(wanted.scores, expected, atol=1e-5)
     assert torch.allclose(wanted.scores.sum(dim=1), torch.ones(3))
     assert Teacher(model, TrainConfig(distill=True, distill_lives=0.0))(images).scores is None
