@@ -136,7 +136,7 @@ class Runner:
         return Path("grid") / f"{self.size}px" / f"seed{cell.seed}"
 
     def train(self, cell: Cell) -> str:
-        """``lifedeploy train``; continues what was stopped."""
+        """``lifedeploy train``, if it has not ended yet; continues what was stopped."""
         dense = self.workspace(cell) / "checkpoints" / "dense" / "last.safetensors"
         weights = WEIGHTS if cell.name == "dense" else str(dense)
         arguments = ["train", "--data", "images", "--backbone", BACKBONE, "--weights", weights]
@@ -144,7 +144,8 @@ class Runner:
         arguments += ["--name", _folder(cell), "-w", str(self.workspace(cell)), "--checkpoint-every", "20"]
         command = "lifedeploy " + shlex.join(arguments)
         print(f"$ {command}", flush=True)
-        subprocess.run([sys.executable, "-m", "lifedeploy", *arguments, "--resume"], cwd=self.out, check=True)
+        if not (self.out / self.workspace(cell) / "checkpoints" / _folder(cell) / "report.json").is_file():
+            subprocess.run([sys.executable, "-m", "lifedeploy", *arguments, "--resume"], cwd=self.out, check=True)
         return command
 
     def dense_record(self, cell: Cell, folder: Path) -> dict[str, Any]:
