@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lifedeploy.errors import UnsupportedModelError
 from lifedeploy.model.reducers import BlockAttention, DenseReducer, Tokens
-from lifedeploy.model.reducers.base import gather_tokens
+from lifedeploy.model.reducers.base import gather_tokens, has_inner_seam
 from lifedeploy.model.reducers.life import standardise
 from lifedeploy.model.vit import SlimOutput, SlimViT
 from lifedeploy.schedule import Schedule
@@ -46,6 +47,21 @@ class Watched(DenseReducer):
         row = attention.cls_row().float()[:, tokens.prefix :]  # (B, N)
         row = self.weights[layer] * row / row.sum(dim=1, keepdim=True)
         return tokens.but(scores=row if tokens.scores is None else tokens.scores + row)
+
+
+def require_watchable(model: SlimViT, config: TrainConfig) -> None:
+    """Refuse to distil lives from a model that does not show its attention.
+
+    Raises:
+        UnsupportedModelError: a block that is not pre-norm.
+    """
+    blocks: Any = model.backbone.blocks
+    closed = [type(block).__name__ for block in blocks if not has_inner_seam(block)]
+    if config.distill and config.distill_lives and closed:
+        raise UnsupportedModelError(
+            f"--distill teaches lives by the attention of pre-norm blocks, and the backbone has a {closed[0]}",
+            hint="distill_lives = 0 in a --config file leaves logits and tokens to distil",
+        )
 
 
 class Teacher:

@@ -24,6 +24,7 @@ from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
 from lifedeploy.training import feeds
 from lifedeploy.training.config import TrainConfig, read_toml
+from lifedeploy.training.distillation import require_watchable
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Progress, Trainer
 from lifedeploy.training.stages import drop_paths
@@ -115,6 +116,7 @@ def train(
     config, warning = _resolved(config, split.train.classes, workspace)
     loaded = _load(config, split.train.classes, workspace)
     drop_paths(loaded.model, config.drop_path)
+    require_watchable(loaded.model, config)
     folder = workspace.root / "checkpoints" / (request.name or run_name(config, loaded.spec))
     fingerprint = _fingerprint(config, loaded)
     if accelerator.is_main_process:

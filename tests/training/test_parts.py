@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lifedeploy.data.images import read_split
-from lifedeploy.errors import UsageError
+from lifedeploy.errors import UnsupportedModelError, UsageError
 from lifedeploy.model.vit import SlimOutput
 from lifedeploy.training import feeds
 from lifedeploy.training.config import TrainConfig
-from lifedeploy.training.distillation import Teacher, ranking_loss
+from lifedeploy.training.distillation import Teacher, ranking_loss, require_watchable
 from lifedeploy.training.feeds import Share
 from lifedeploy.training.losses import classification_loss
 from lifedeploy.training.stages import Stage, drop_paths, freeze, parameter_groups, plan
@@ -193,6 +193,18 @@ def test_the_teacher_is_the_dense_model_and_shows_where_its_later_layers_look():
     assert torch.allclose(wanted.scores, expected, atol=1e-5)
     assert torch.allclose(wanted.scores.sum(dim=1), torch.ones(3))
     assert Teacher(model, TrainConfig(distill=True, distill_lives=0.0))(images).scores is None
+
+
+def test_a_teacher_whose_attention_cannot_be_seen_is_refused():
+    from timm.models.vision_transformer import ParallelScalingBlock
+
+    model, _ = make_tiny(block_fn=ParallelScalingBlock)
+    with pytest.raises(UnsupportedModelError, match="attention of pre-norm blocks, and the backbone has a Parallel"):
+        require_watchable(model, TrainConfig(distill=True))
+    require_watchable(model, TrainConfig())
+    settings = TrainConfig(distill=True, distill_lives=0.0)
+    require_watchable(model, settings)
+    assert Teacher(model, settings)(torch.randn(1, 3, 32, 32)).logits.shape == (1, 5)
 
 
 def attention_of_cls(qkv: torch.Tensor, heads: int) -> torch.Tensor:

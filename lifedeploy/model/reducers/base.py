@@ -140,6 +140,11 @@ class KeepPrefix(nn.Module):
         return x[:, : self.tokens]  # (B, tokens, C)
 
 
+def has_inner_seam(block: nn.Module) -> bool:
+    """Whether a place lies between a block's attention and its MLP: in timm's pre-norm blocks it does."""
+    return all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2"))
+
+
 def run_block(block: nn.Module, layer: int, tokens: Tokens, reducer: Reducer) -> Tokens:
     """One transformer block with its inner seam, over timm's own modules.
 
@@ -151,7 +156,7 @@ def run_block(block: nn.Module, layer: int, tokens: Tokens, reducer: Reducer) ->
             return tokens.but(x=block(tokens.x))
         return tokens.but(x=block(tokens.x, attn_mask=tokens.key_bias))
 
-    if not all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")):
+    if not has_inner_seam(block):
         raise UnsupportedModelError(
             f"method {reducer.method} works between attention and MLP, and {type(block).__name__} has no such place"
         )
