@@ -43,7 +43,7 @@ WEIGHTS = "dinov2_vits14_elpv.safetensors"
 DEFECTIVE = 0  # prepare.py's classes are defective, good
 AUGMENTATION = ("--batch", "32", "--scale", "0.9,1", "--vflip", "0.5")
 DENSE = ("--dense", "--epochs", "3")
-DISTILLED = ("--distill", "--hard")
+DISTILLED = ("--distill", "--hard", "--backbone-lr", "3e-6")
 RATES = (0.7, 0.5)
 RANDOM_DRAWS = 3
 
