@@ -148,7 +148,8 @@ def train(
 ) -> None:
     """Train the life predictor, then the backbone: two epochs that make a slimmed model as good as the dense one.
 
-    Usual first step on a new data set: `train --dense`. Runs on one process or under `accelerate launch -m lifedeploy`.
+    On a new data set: `train --dense` first, then lives over it, best with `--distill --hard`. Runs on one process or
+    under `accelerate launch -m lifedeploy`.
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
