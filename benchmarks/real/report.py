@@ -75,7 +75,28 @@ def _run(size: str, run: dict[str, Any]) -> list[str]:
                 measured = [cell["rates"][rate][stage] for _, cell in have]
                 lines.append(_row(f"life, {label}", rate, measured, base, minutes if stage == "end" else None))
     lines.append("")
-    return lines + _ablations(cells) + _tried(run.get("tried", []))
+    return lines + _engines(run.get("engines")) + _ablations(cells) + _tried(run.get("tried", []))
+
+
+def _engines(found: dict[str, Any] | None) -> list[str]:
+    """What engines make of a trained model, against PyTorch."""
+    if not found:
+        return []
+    lines = [
+        f"### Engines of `{found['checkpoint']}`",
+        "",
+        f"`python benchmarks/real/engines.py`; {found['machine']['cpu']}, "
+        + ", ".join(f"{name} {version}" for name, version in found["machine"]["versions"].items())
+        + f"; {found['date'][:10]}. Agreement and kept tokens against PyTorch, the first row.",
+        "",
+        "| form | precision | accuracy | average precision | loss | same class | same tokens kept |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        numbers = f"{100 * row['top1']:.2f} | {100 * row['average_precision']:.2f} | {row['loss']:.4f}"
+        same = " | ".join(f"{100 * row[name]:.2f} %" if name in row else "–" for name in ("agreement", "overlap"))
+        lines.append(f"| {row['engine']} | {row['precision']} | {numbers} | {same} |")
+    return [*lines, ""]
 
 
 def _tried(runs: Sequence[dict[str, Any]]) -> list[str]:

@@ -12,7 +12,6 @@ may take. The images may not be redistributed and stay in DIR.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shlex
 import subprocess
@@ -20,16 +19,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ledger import Ledger
 from probe import score
-from report import write_report
 from untrained import ClsAttention, RandomScores, with_reducer
 
-from lifedeploy.artifact import now, write_json
+from lifedeploy.artifact import now
 from lifedeploy.data.images import read_images
 from lifedeploy.data.preprocess import normalise, to_pixels
 from lifedeploy.machine import describe
@@ -90,27 +90,11 @@ class Runner:
     def __init__(self, out: Path, image_size: int, results: Path) -> None:
         self.out = out
         self.size = image_size
-        self.results = results
-        self.key = f"{image_size}px"
+        self.ledger = Ledger(results, out / "training.lock", f"{image_size}px")
 
     def done(self) -> set[str]:
         """Names of the cells that have their numbers."""
-        return set(self._read()["runs"].get(self.key, {}).get("cells", {}))
-
-    def keep(self, name: str, record: dict[str, Any]) -> None:
-        """Write a cell's numbers down, among those that another process may have written meanwhile."""
-        with (self.out / "training.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            data = self._read()
-            run = data["runs"].setdefault(self.key, {"cells": {}})
-            run["cells"][name] = record
-            run |= {"machine": describe(), "date": now()}
-            write_json(self.results, data)
-            write_report(self.results, self.results.with_name("TRAINING.md"))
-
-    def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.results.read_text()) if self.results.is_file() else {"runs": {}}
-        return found
+        return set(self.ledger.run()["cells"])
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Run what has not been run."""
@@ -130,7 +114,7 @@ class Runner:
             }
             record |= self.dense_record(cell, folder) if cell.name == "dense" else self.life_record(cell, folder)
             record["evaluated_in_minutes"] = round((time.perf_counter() - began) / 60 - minutes, 2)
-            self.keep(key, record)
+            self.ledger.update(partial(_enter, key=key, record=record))
 
     def workspace(self, cell: Cell) -> Path:
         return Path("grid") / f"{self.size}px" / f"seed{cell.seed}"
@@ -207,6 +191,11 @@ class Runner:
             if (spec := checkpoint.read_spec(path))
         )
         return replace(spec.preprocess, image_size=(self.size, self.size))
+
+
+def _enter(run: dict[str, Any], *, key: str, record: dict[str, Any]) -> None:
+    run["cells"][key] = record
+    run |= {"machine": describe(), "date": now()}
 
 
 def _folder(cell: Cell) -> str:

@@ -14,6 +14,7 @@ SCRIPTS = (
     "cpu/targets.py",
     "digits/prepare.py",
     "digits/recipes.py",
+    "real/engines.py",
     "real/prepare.py",
     "real/run.py",
     "real/training.py",
