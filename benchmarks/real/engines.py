@@ -24,6 +24,7 @@ from lifedeploy.machine import describe, fast_bf16
 HERE = Path(__file__).parent
 BACKBONE = "vit_small_patch14_dinov2"
 CELL = "life-0.7-distill"
+DEFECTIVE = 0
 
 
 def measure(out: Path, size: int, seed: int, engines: Sequence[str]) -> dict[str, Any]:
@@ -48,22 +49,32 @@ def measure(out: Path, size: int, seed: int, engines: Sequence[str]) -> dict[str
     found = out / work / "evaluate.json"
     models = [checkpoint, export / "model.onnx", *built]
     lifedeploy("evaluate", *models, "--data", "images", "--split", "val", "-w", work, "--json", work / "evaluate.json")
-    report = json.loads(found.read_text())
-    rows = [
-        {
-            "name": row["name"],
-            "engine": row["engine"],
-            "precision": row["precision"],
-            "top1": row["accuracy"]["top1"],
-            "average_precision": row["accuracy"]["average_precision"],
-            "loss": row["accuracy"]["loss"],
-        }
-        for row in report["rows"]
-    ]
-    against = {pair["second"]: pair for pair in report["pairs"] if pair["first"] == 0}
-    for number, row in enumerate(rows[1:], start=1):
-        row |= {"agreement": against[number]["agreement"], "overlap": against[number]["overlap"]}
-    return {"checkpoint": str(checkpoint), "rows": rows, "machine": describe(), "date": now()}
+    return {
+        "checkpoint": str(checkpoint),
+        "rows": rows(json.loads(found.read_text())),
+        "machine": describe(),
+        "date": now(),
+    }
+
+
+def rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the table needs of a report of ``evaluate``; the first model is what the others are held against."""
+    against = {pair["second"]: pair for pair in report["pairs"] if pair["first"] == 1}  # rows count from 1
+    made = []
+    for number, row in enumerate(report["rows"], start=1):
+        accuracy = row["accuracy"]
+        made.append(
+            {
+                "engine": row["engine"],
+                "precision": row["precision"],
+                "top1": accuracy["top1"],
+                "average_precision": accuracy["per_class"][DEFECTIVE]["average_precision"],
+                "loss": accuracy["loss"],
+            }
+        )
+        if number > 1:
+            made[-1] |= {name: against[number][name] for name in ("agreement", "overlap")}
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
