@@ -74,6 +74,8 @@ def _run(size: str, run: dict[str, Any]) -> list[str]:
                 label = f"{'distilled' if variant else 'plain'}, {label}"
                 measured = [cell["rates"][rate][stage] for _, cell in have]
                 lines.append(_row(f"life, {label}", rate, measured, base, minutes if stage == "end" else None))
+    for note in run.get("notes", []):
+        lines += ["", note]
     lines.append("")
     return lines + _engines(run.get("engines")) + _ablations(cells) + _tried(run.get("tried", []))
 
