@@ -160,7 +160,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(settings, workspace, tmp_path
     for attempt, enough in enumerate((5, 12)):
         more = ["--config", str(file)] if attempt == 0 else ["--resume"]
         running = subprocess.Popen([*command, *more], cwd=ROOT, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (log.exists() and len(log.read_text().splitlines()) > enough):
             assert running.poll() is None, running.stderr.read().decode()
             assert time.monotonic() < deadline
