@@ -52,7 +52,7 @@ def exported(report: ExportReport) -> RenderableType:
         table.add_row(
             f"{manifest.file}  [dim]{_TITLES[method]}[/]",
             str(tokens),
-            f"{macs['total'] / 1e9:.2f}",
+            f"{gmacs:.2f}" if (gmacs := macs["total"] / 1e9) >= 0.1 else f"{gmacs:.2g}",
             f"{macs['speedup_bound']:.2f}×",
             *_evidence(manifest.parity),
         )
