@@ -116,7 +116,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """How an engine was built. ``precision`` is what runs; ``note`` says why it is not what was asked for."""
+    """How an engine was built.
+
+    ``precision`` is what runs; ``note`` says why it is not what was asked for. ``pending`` says why the engine could
+    not be held against PyTorch where it was built.
+    """
 
     name: str
     precision: str
@@ -127,6 +131,10 @@ class EngineRecord:
     runtime: str = ""  # the runtime's own version
     processor: str = ""  # what it was built on
     files: dict[str, str] = field(default_factory=dict)  # every file of the engine → sha256
+    options: dict[str, Any] = field(default_factory=dict)  # build options that were given
+    graph: dict[str, Any] = field(default_factory=dict)  # the form of the graph that was compiled, and its own parity
+    details: dict[str, Any] = field(default_factory=dict)  # what the runtime tells of the engine: fusion, profile …
+    pending: str = ""
 
     @property
     def label(self) -> str:

@@ -15,9 +15,26 @@ from lifedeploy.schedule import Schedule
 METHODS = ("life", "dense", "first-k")
 GRAPHS = ("order-once", "per-stage")
 
+# How a graph shows attention: MatMul → Softmax → MatMul, or one Attention operator (opset 23).
+ATTENTIONS = ("products", "operator")
+
 # Inner tensors that every form of a life model can be asked for, under these names.
 ORDER_NAME = "life_order"  # (B, n_{t_base+1}), original patch numbers, longest life first
 SCORES_NAME = "life_scores"  # (B, N), the score of every patch in original order; lives are its standardised form
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """The form of the ONNX graph that a runtime is given: as exported, unless it asks for another one."""
+
+    precision: str = "fp32"  # of the tensors in it; inputs and outputs are FP32 in any case
+    attention: str = "products"
+    with_order: bool = False  # the ranking of the tokens as a further output
+
+    @property
+    def as_exported(self) -> bool:
+        """Whether there is nothing to change."""
+        return self == GraphForm()
 
 
 @dataclass(frozen=True)

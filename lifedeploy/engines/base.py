@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lifedeploy.artifact import Artifact, TensorSpec
-from lifedeploy.errors import EngineError, EngineInputError
+from lifedeploy.errors import EngineError, EngineInputError, UsageError
+from lifedeploy.machine import identity
+from lifedeploy.spec import GraphForm
 
 Array = NDArray[np.generic]
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -36,6 +38,7 @@ class EngineOptions:
     batch: int | None = None  # compile for this batch only; None: as the model says
     taps: tuple[str, ...] = ()  # inner tensors to give as further outputs, for verification
     method: str = ""  # for engines that make the model from a checkpoint
+    trust: bool = False  # open an engine that is executable code although no manifest vouches for it
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,55 @@ class PrecisionPlan:
 
 
 @dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is compiled. Each runtime names those it has a use for (``Engine.takes``) and refuses the others.
+
+    Units: GiB of workspace; ``batch`` is the smallest, the usual and the largest one.
+    """
+
+    attention: str = ""  # form of attention in the graph; '': what suits the runtime
+    batch: tuple[int, int, int] | None = None
+    workspace_gib: float | None = None
+    level: int | None = None  # how long the builder may look for kernels, 0…5
+    targets: tuple[str, ...] = ()  # GPUs to build for, as compute capabilities: sm89
+    timing_cache: Path | None = None
+    hardware_compatible: bool = False  # also for later GPUs than this one
+    version_compatible: bool = False  # also for later versions of the runtime
+    strip_weights: bool = False
+    refittable: bool = False
+    allow_unfused: bool = False
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not left to the runtime."""
+        return {
+            item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default
+        }
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """What an engine compiles.
+
+    ``source`` is the export and what is known about it, ``graph`` its ONNX file in the form that the engine asked for:
+    in ``folder`` under a name of its own, or the exported file itself.
+    """
+
+    source: Artifact
+    graph: Path
+    folder: Path
+    stem: str
+    precision: str
+    options: BuildOptions = field(default_factory=BuildOptions)
+
+
+@dataclass(frozen=True)
 class Built:
     """What a build left in its folder: the file to open, and all files it needs (the former among them)."""
 
     main: str
     files: tuple[str, ...]
+    details: dict[str, Any] = field(default_factory=dict)  # what the runtime tells of what it built, for the manifest
 
 
 class Lane(ABC):
@@ -82,6 +129,7 @@ class Engine(ABC):
     name: ClassVar[str]
     extra: ClassVar[str]  # what to pip install, as lifedeploy[extra]
     taps_change_plan: ClassVar[bool] = True  # whether the model with taps may be compiled to other arithmetic
+    takes: ClassVar[tuple[str, ...]] = ()  # build options that mean something here
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
         self.path = path
@@ -96,18 +144,49 @@ class Engine(ABC):
         """Whether the runtime is installed and runs here."""
 
     @classmethod
+    def can_build(cls) -> Availability:
+        """Whether engines can be built here, which for some runtimes is elsewhere than where they run."""
+        return cls.availability()
+
+    @classmethod
     @abstractmethod
     def plan(cls, requested: str) -> PrecisionPlan:
         """The precision that ``requested`` comes to on this runtime and processor."""
 
     @classmethod
+    def form(cls, precision: str, options: BuildOptions) -> GraphForm:
+        """The form of the graph to compile.
+
+        Raises:
+            UsageError: the options ask for one that the runtime cannot compile.
+        """
+        return GraphForm()
+
+    @classmethod
+    def target(cls, options: BuildOptions) -> str:
+        """What the engine will depend on: the processor, or those it is built for."""
+        return identity()
+
+    @classmethod
     @abstractmethod
-    def build(cls, source: Artifact, folder: Path, stem: str, precision: str) -> Built:
-        """Compile an exported model and save what the runtime can save as ``folder/stem…``.
+    def build(cls, job: BuildJob) -> Built:
+        """Compile a graph and save what the runtime can save as ``folder/stem…``.
 
         Raises:
             EngineError: the runtime refused.
         """
+
+    @classmethod
+    def require_options(cls, options: BuildOptions) -> None:
+        """Make sure that the runtime has a use for all options given.
+
+        Raises:
+            UsageError: it has none for one of them.
+        """
+        unknown = [name for name in options.given if name not in cls.takes]
+        if unknown:
+            offered = f"; it takes: {', '.join(cls.takes)}" if cls.takes else ""
+            raise UsageError(f"engine {cls.name} has no use for {', '.join(unknown)}{offered}")
 
     # The life of an engine.
 

@@ -10,14 +10,13 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.samples import digest
-from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan, buffers
+from lifedeploy.engines.base import Array, Availability, BuildJob, Built, Engine, Lane, PrecisionPlan, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.spec import ORDER_NAME
 
@@ -42,19 +41,19 @@ class Fake(Engine):
         return PrecisionPlan("fp32", f"the fake engine knows FP32 only: not {requested.upper()}")
 
     @classmethod
-    def build(cls, source: Artifact, folder: Path, stem: str, precision: str) -> Built:
-        manifest = source.manifest
+    def build(cls, job: BuildJob) -> Built:
+        manifest = job.source.manifest
         script = {
             "inputs": [vars(spec) for spec in manifest.inputs],
             "outputs": [vars(spec) for spec in manifest.outputs],
             "gmacs": manifest.macs.get("total", 0) / 1e9,
             "method": manifest.spec.method,
         }
-        main, answers = folder / f"{stem}.fake.json", folder / f"{stem}.npz"
+        main, answers = job.folder / f"{job.stem}.fake.json", job.folder / f"{job.stem}.npz"
         main.write_text(json.dumps(script), encoding="utf-8")
         if not manifest.reference:
             return Built(main.name, (main.name,))
-        shutil.copyfile(source.folder / manifest.reference, answers)
+        shutil.copyfile(job.source.folder / manifest.reference, answers)
         return Built(main.name, (main.name, answers.name))
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

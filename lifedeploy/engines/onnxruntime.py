@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines.base import (
     Array,
     Availability,
+    BuildJob,
+    BuildOptions,
     Built,
     Engine,
     EngineOptions,
@@ -19,6 +21,7 @@ from lifedeploy.engines.base import (
 )
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import installed, pip_line, require
+from lifedeploy.spec import GraphForm
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -60,12 +63,12 @@ class OnnxRuntime(Engine):
         )
 
     @classmethod
-    def build(cls, source: Artifact, folder: Path, stem: str, precision: str) -> Built:
+    def build(cls, job: BuildJob) -> Built:
         ort = require("onnxruntime", extra=cls.extra)
         options = cls._session_options(ort, EngineOptions())
-        options.optimized_model_filepath = str(folder / f"{stem}.onnx")
-        _session(ort, source.path, options, [cls.provider])
-        return Built(f"{stem}.onnx", (f"{stem}.onnx",))
+        options.optimized_model_filepath = str(job.folder / f"{job.stem}.onnx")
+        _session(ort, job.graph, options, [cls.provider])
+        return Built(f"{job.stem}.onnx", (f"{job.stem}.onnx",))
 
     @staticmethod
     def _session_options(ort: Any, options: EngineOptions) -> Any:
@@ -127,13 +130,11 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
-        if requested == "fp32":
-            return PrecisionPlan("fp32")
-        return PrecisionPlan(
-            "fp32",
-            f"ONNX Runtime's CUDA provider runs the precision of the graph, and this graph is FP32, not "
-            f"{requested.upper()}: building FP32 instead",
-        )
+        return PrecisionPlan(requested)
+
+    @classmethod
+    def form(cls, precision: str, options: BuildOptions) -> GraphForm:
+        return GraphForm(precision)  # the provider runs the precision of the graph
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, TensorSpec
-from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan, buffers
+from lifedeploy.artifact import TensorSpec
+from lifedeploy.engines.base import Array, Availability, BuildJob, Built, Engine, Lane, PrecisionPlan, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import installed, pip_line, require
 
@@ -43,15 +42,15 @@ class OpenVino(Engine):
         return choose_precision(requested, bf16="BF16" in fast)
 
     @classmethod
-    def build(cls, source: Artifact, folder: Path, stem: str, precision: str) -> Built:
+    def build(cls, job: BuildJob) -> Built:
         ov = require("openvino", extra=cls.extra)
         try:
-            model = ov.Core().read_model(source.path)
+            model = ov.Core().read_model(job.graph)
             # FP32 weights in the file: the precision of the arithmetic is chosen when it is compiled.
-            ov.save_model(model, folder / f"{stem}.xml", compress_to_fp16=False)
+            ov.save_model(model, job.folder / f"{job.stem}.xml", compress_to_fp16=False)
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot convert {source.path}: {_reason(error)}") from error
-        return Built(f"{stem}.xml", (f"{stem}.xml", f"{stem}.bin"))
+            raise EngineError(f"OpenVINO cannot convert {job.graph}: {_reason(error)}") from error
+        return Built(f"{job.stem}.xml", (f"{job.stem}.xml", f"{job.stem}.bin"))
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ov = require("openvino", extra=self.extra)

@@ -37,18 +37,20 @@ def get(name: str) -> type[Engine]:
     return engine
 
 
-def resolve(name: str) -> type[Engine]:
+def resolve(name: str, *, to_build: bool = False) -> type[Engine]:
     """The engine class for ``name``, which may be ``auto``: the fastest that runs here.
+
+    With ``to_build`` a named engine need not run here, if it can be built here.
 
     Raises:
         UsageError: there is no such engine.
-        EngineUnavailableError: it cannot run here, or none can.
+        EngineUnavailableError: it cannot run (be built) here, or none can.
     """
     if name != AUTO:
         engine = get(name)
-        availability = examine(engine)
+        availability = examine(engine, to_build=to_build)
         if not availability.ok:
-            reason = f"engine {name} cannot run here: {availability.reason}"
+            reason = f"engine {name} cannot {'be built' if to_build else 'run'} here: {availability.reason}"
             raise EngineUnavailableError(reason, hint=availability.hint or None)
         return engine
     for candidate in AUTO_ORDER:
@@ -62,10 +64,10 @@ def survey() -> dict[str, Availability]:
     return {name: examine(get(name)) for name in names()}
 
 
-def examine(engine: type[Engine]) -> Availability:
-    """Whether ``engine`` can run here; a runtime whose installation is broken cannot."""
+def examine(engine: type[Engine], *, to_build: bool = False) -> Availability:
+    """Whether ``engine`` can run (be built) here; a runtime whose installation is broken cannot."""
     try:
-        return engine.availability()
+        return engine.can_build() if to_build else engine.availability()
     except EngineUnavailableError as error:
         return Availability(False, error.message, error.hint or "")
 

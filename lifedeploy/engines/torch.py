@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, TensorSpec
-from lifedeploy.engines.base import Array, Availability, Built, Engine, Lane, PrecisionPlan, buffers
+from lifedeploy.artifact import TensorSpec
+from lifedeploy.engines.base import Array, Availability, BuildJob, Built, Engine, Lane, PrecisionPlan, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import require
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME
@@ -35,14 +34,15 @@ class Torch(Engine):
         return PrecisionPlan("fp32", f"the torch engine is the FP32 reference: not running {requested.upper()}")
 
     @classmethod
-    def build(cls, source: Artifact, folder: Path, stem: str, precision: str) -> Built:
+    def build(cls, job: BuildJob) -> Built:
+        source = job.source
         checkpoint = source.folder / source.manifest.checkpoint
         if not source.manifest.checkpoint or not checkpoint.is_file():
             raise EngineError(f"{source.manifest_path} names no checkpoint, and the torch engine runs from one")
         if source.manifest.graph.get("with_preprocess"):
             raise EngineError("the torch engine takes normalised images, and this export takes uint8 pixels")
         # Nothing to compile, and the weights are large: the engine is the export's own checkpoint.
-        target = folder / f"{stem}.safetensors"
+        target = job.folder / f"{job.stem}.safetensors"
         try:
             target.hardlink_to(checkpoint)
         except OSError:  # a file system without hard links

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.artifact import Artifact, EngineRecord, Manifest, TensorSpec, Workspace, atomic_folder, now, sha256
-from lifedeploy.data.preprocess import model_input
-from lifedeploy.data.samples import parity_samples
+from lifedeploy.artifact import Artifact, EngineRecord, Manifest, Workspace, atomic_folder, now, sha256
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import Engine, EngineOptions
+from lifedeploy.engines.base import BuildJob, BuildOptions, Built, Engine
+from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, EngineError
-from lifedeploy.evaluation import parity
-from lifedeploy.machine import identity
+from lifedeploy.exporters import forms
 from lifedeploy.optional import versions
+from lifedeploy.spec import GraphForm
+from lifedeploy.workflows import gate
 from lifedeploy.workflows.find import newest_export
 from lifedeploy.workflows.progress import Say, silent
 
@@ -27,6 +27,7 @@ class BuildRequest:
     engine: str = registry.AUTO
     precision: str = "fp32"
     force: bool = False  # build anew even if nothing changed
+    options: BuildOptions = field(default_factory=BuildOptions)
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,20 @@ class BuildReport:
 def build(request: BuildRequest, workspace: Workspace, say: Say = silent) -> BuildReport:
     """Build engines of a model, its dense baseline and its first-k bound, and hold each against PyTorch's answers.
 
+    An engine that can be built but not run here is kept with the reason; its graph has been held against PyTorch, and
+    building it again where it runs completes the evidence.
+
     Raises:
-        UsageError, EngineUnavailableError: no such engine, or not here.
+        UsageError, EngineUnavailableError: no such engine, or not here, or options that it has no use for.
         ArtifactError: no model, or its files are not those of its manifest.
         EngineError, ParityError: the runtime refused, or computes something else.
     """
     source = newest_export(request.model, workspace)
-    cls = registry.resolve(request.engine)
+    cls = registry.resolve(request.engine, to_build=True)
+    cls.require_options(request.options)
     plan = cls.plan(request.precision)
+    form = cls.form(plan.precision, request.options)
+    runs = registry.examine(cls)
     folder = source.folder / f"{cls.name}-{plan.precision}"
     members = _members(source)
     record = EngineRecord(
@@ -68,8 +75,10 @@ def build(request: BuildRequest, workspace: Workspace, say: Say = silent) -> Bui
         precision=plan.precision,
         requested=request.precision,
         note=plan.note,
-        runtime=cls.availability().version,
-        processor=identity(),
+        runtime=cls.can_build().version,
+        processor=cls.target(request.options),
+        options=_plain(request.options),
+        pending="" if runs.ok else runs.reason,
     )
     found = None if request.force else _unchanged(folder, members, record)
     if found:
@@ -82,36 +91,83 @@ def build(request: BuildRequest, workspace: Workspace, say: Say = silent) -> Bui
         for method, member in members.items():
             stem = member.manifest_path.stem
             say(f"building {stem} for {cls.name} {plan.precision}")
-            built = cls.build(member, staging, stem, plan.precision)
-            say(f"checking {stem} on {cls.name}")
-            checked = _gate(cls, staging / built.main, member, plan.precision)
-            checked.evidence.require(f"{stem} on {cls.name} {checked.precision}")
-            if checked.precision != plan.precision:
-                raise EngineError(f"{cls.name} runs {stem} in {checked.precision}, though built for {plan.precision}")
+            graph, about = _in_form(member, form, staging / f"{stem}.{plan.precision}.onnx")
+            built = cls.build(BuildJob(member, graph, staging, stem, plan.precision, request.options))
+            if graph.parent == staging and graph.name not in built.files:
+                graph.unlink()
             own = replace(
                 record,
-                precision=checked.precision,
                 source=f"../{member.manifest.file}",
                 source_sha256=member.manifest.sha256,
                 files={name: sha256(staging / name) for name in built.files},
+                graph=about,
+                details=built.details,
             )
-            manifests[method] = replace(
-                member.manifest,
-                kind="engine",
-                file=built.main,
-                sha256=own.files[built.main],
-                inputs=checked.inputs,
-                outputs=checked.outputs,
-                parity=checked.evidence.to_dict(),
-                reference=f"../{member.manifest.reference}",
-                checkpoint=f"../{member.manifest.checkpoint}",
-                siblings={other: path.manifest_path.name for other, path in members.items()},
-                engine=own,
-                versions=versions(),
-                created=now(),
-            )
+            say(f"checking {stem} on {cls.name}")
+            manifests[method] = _finished(cls, staging, member, members, built, own)
             manifests[method].write(staging / f"{stem}.json")
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=False)
+
+
+def _plain(options: BuildOptions) -> dict[str, Any]:
+    """Options that were given, as JSON keeps them."""
+    given = options.given
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()} | (
+        {"timing_cache": str(options.timing_cache)} if options.timing_cache else {}
+    )
+
+
+def _in_form(member: Artifact, form: GraphForm, target: Path) -> tuple[Path, dict[str, Any]]:
+    """The graph to compile, and what was done and proven about it."""
+    if form.as_exported:
+        return member.path, {}
+    about = forms.prepare(member.path, form, target).to_dict()
+    if form.precision != "fp32" and registry.examine(OnnxRuntime).ok:
+        evidence = gate.check_graph(target, member, form.precision)
+        evidence.require(f"{member.path.name} turned into {form.precision.upper()}")
+        about["parity"] = evidence.to_dict()
+    return target, about
+
+
+def _finished(
+    cls: type[Engine], staging: Path, member: Artifact, members: dict[str, Artifact], built: Built, record: EngineRecord
+) -> Manifest:
+    """The manifest of what was built: with its evidence, or with the reason why there is none yet."""
+    manifest = replace(
+        member.manifest,
+        kind="engine",
+        file=built.main,
+        sha256=record.files[built.main],
+        parity=None,
+        reference=f"../{member.manifest.reference}",
+        checkpoint=f"../{member.manifest.checkpoint}",
+        siblings={other: path.manifest_path.name for other, path in members.items()},
+        engine=record,
+        versions=versions(),
+        created=now(),
+    )
+    return manifest if record.pending else _proven(cls, staging / built.main, member, manifest)
+
+
+def _proven(cls: type[Engine], path: Path, member: Artifact, manifest: Manifest) -> Manifest:
+    """The manifest with the evidence that the engine at ``path`` computes what PyTorch does.
+
+    Raises:
+        ParityError, EngineError: it does not, or in another precision than it was built for.
+    """
+    record, stem = manifest.engine, member.manifest_path.stem
+    assert record is not None  # it is an engine's
+    checked = gate.check(cls, path, member, record.precision)
+    checked.evidence.require(f"{stem} on {cls.name} {checked.precision}")
+    if checked.precision != record.precision:
+        raise EngineError(f"{cls.name} runs {stem} in {checked.precision}, though built for {record.precision}")
+    return replace(
+        manifest,
+        inputs=checked.inputs,
+        outputs=checked.outputs,
+        parity=checked.evidence.to_dict(),
+        engine=replace(record, pending=""),
+    )
 
 
 def _members(source: Artifact) -> dict[str, Artifact]:
@@ -139,44 +195,14 @@ def _unchanged(folder: Path, members: dict[str, Artifact], wanted: EngineRecord)
         record = built.manifest.engine
         if record is None or record.source_sha256 != member.manifest.sha256:
             return None
-        same = ("name", "requested", "note", "runtime", "processor")
+        same = ("name", "requested", "note", "runtime", "processor", "options")
         if any(getattr(record, name) != getattr(wanted, name) for name in same):
             return None
         if built.manifest.versions.get("lifedeploy") != versions().get("lifedeploy"):
             return None
         manifests[method] = built.manifest
+        if record.pending and not wanted.pending:  # built elsewhere, and here it runs
+            manifests[method] = _proven(registry.get(record.name), built.path, member, built.manifest)
+            manifests[method].write(path)
     (folder / "model.json").touch()  # "what was built last" is what was asked for last
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=True)
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """What the gate found out about an engine."""
-
-    evidence: parity.Parity
-    precision: str  # what ran
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-def _gate(cls: type[Engine], path: Path, member: Artifact, precision: str) -> _Checked:
-    """The engine's answers against PyTorch's."""
-    manifest = member.manifest
-    spec = manifest.spec
-    samples = parity_samples(spec.preprocess, manifest.graph.get("batch_size"))
-    in_graph = bool(manifest.graph.get("with_preprocess"))
-    inputs = [model_input(sample.pixels, spec.preprocess, in_graph=in_graph) for sample in samples]
-    reference = parity.recorded(member.folder / manifest.reference, spec.method, inputs)
-    options = EngineOptions(precision=precision, method=spec.method)
-    taps = parity.taps_for(spec)
-    with cls(path, options) as engine:
-        ran, inputs_of, outputs_of = engine.precision, engine.inputs, engine.outputs
-        # A probe of its own, since a further output may change what the runtime fuses: logits come from the real one.
-        probe = cls(path, replace(options, taps=taps)).open() if taps else None
-        try:
-            run = parity.asker(engine, probe, spec.schedule.tokens[-1])
-            answers = [run(images) for images in inputs]
-        finally:
-            if probe is not None:
-                probe.close()
-    return _Checked(parity.compare(reference, answers, samples, ran), ran, inputs_of, outputs_of)

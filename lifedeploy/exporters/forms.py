@@ -1,0 +1,70 @@
+"""From the exported graph to the form that a runtime compiles best."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lifedeploy.errors import ExportError, UsageError
+from lifedeploy.exporters import attention, emulation, precision
+from lifedeploy.exporters.inspect import load
+from lifedeploy.spec import ATTENTIONS, ORDER_NAME, GraphForm
+
+
+@dataclass(frozen=True)
+class FormReport:
+    """What was changed: the manifest's record of it."""
+
+    form: GraphForm
+    opset: int
+    attentions: int  # Attention operators in it
+    casts: int
+    islands: dict[str, tuple[str, ...]]  # what stayed FP32 → its operators
+    subnormal: int  # weights other than 0 that became 0
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def prepare(source: Path, form: GraphForm, target: Path) -> FormReport:
+    """Write ``source``, an FP32 graph, as ``target`` in another form.
+
+    Raises:
+        UsageError: there is no such form.
+        ArtifactError, ExportError: the graph is damaged, or cannot take that form.
+    """
+    if form.attention not in ATTENTIONS:
+        raise UsageError(f"attention as {form.attention!r} is unknown; there are: {', '.join(ATTENTIONS)}")
+    model = ir.from_proto(load(source))
+    attentions, done = 0, precision.Conversion("fp32", {}, 0, 0)
+    if form.with_order:
+        _expose_order(model)
+    if form.attention == "operator":
+        attentions = attention.fuse(model)
+        left = sum(node.op_type == "Softmax" for node in model.graph)
+        if left or not attentions:
+            raise ExportError(f"{left} of {left + attentions} attentions in {source} have a form that is not known")
+    if form.precision != "fp32":
+        attention.raise_opset(model)  # BF16 convolutions
+        done = precision.to_half(model, form.precision)
+        precision.require_half(model, form.precision)
+    ir.save(model, target)
+    load(target)  # checks it
+    return FormReport(form, model.graph.opset_imports[""], attentions, done.casts, done.islands, done.subnormal)
+
+
+def emulated(source: Path, target: Path) -> None:
+    """Write a half-precision graph as the FP32 graph that computes the same."""
+    model = ir.from_proto(load(source))
+    emulation.emulate(model)
+    ir.save(model, target)
+
+
+def _expose_order(model: ir.Model) -> None:
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name == ORDER_NAME and not value.is_graph_output():
+                model.graph.outputs.append(value)

@@ -1,0 +1,70 @@
+"""The parity gate around an engine: opened, asked, compared with PyTorch's recorded answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.data.preprocess import model_input
+from lifedeploy.data.samples import Sample, parity_samples
+from lifedeploy.engines.base import Array, Engine, EngineOptions
+from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.evaluation import parity
+from lifedeploy.exporters.forms import emulated
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the gate found out about an engine."""
+
+    evidence: parity.Parity
+    precision: str  # what ran
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def check(cls: type[Engine], path: Path, member: Artifact, precision: str) -> Checked:
+    """Ask the engine at ``path``, which was built of ``member``, and compare."""
+    samples, inputs, reference = _questions(member)
+    spec = member.manifest.spec
+    options = EngineOptions(precision=precision, method=spec.method, trust=True)
+    taps = parity.taps_for(spec)
+    with cls(path, options) as engine:
+        ran, inputs_of, outputs_of = engine.precision, engine.inputs, engine.outputs
+        # A probe of its own, since a further output may change what the runtime fuses: logits come from the real one.
+        probe = cls(path, replace(options, taps=taps)).open() if taps else None
+        try:
+            run = parity.asker(engine, probe, spec.schedule.tokens[-1])
+            answers = [run(images) for images in inputs]
+        finally:
+            if probe is not None:
+                probe.close()
+    return Checked(parity.compare(reference, answers, samples, ran), ran, inputs_of, outputs_of)
+
+
+def check_graph(graph: Path, member: Artifact, precision: str) -> parity.Parity:
+    """The numbers of a half-precision ONNX graph, emulated in ONNX Runtime on the CPU: no GPU is needed."""
+    samples, inputs, reference = _questions(member)
+    spec = member.manifest.spec
+    taps = parity.taps_for(spec)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "emulated.onnx"
+        emulated(graph, path)
+        # The order may be an output of the graph already; as a tap it is found under the same name either way.
+        with OnnxRuntime(path, EngineOptions(taps=taps)) as engine:
+            run = parity.asker(engine, engine if taps else None, spec.schedule.tokens[-1])
+            answers = [run(images) for images in inputs]
+    return parity.compare(reference, answers, samples, precision)
+
+
+def _questions(member: Artifact) -> tuple[Sequence[Sample], list[Array], list[parity.Answer]]:
+    """The samples, as the graph takes them, and what PyTorch said."""
+    manifest = member.manifest
+    spec = manifest.spec
+    samples = parity_samples(spec.preprocess, manifest.graph.get("batch_size"))
+    in_graph = bool(manifest.graph.get("with_preprocess"))
+    inputs = [model_input(sample.pixels, spec.preprocess, in_graph=in_graph) for sample in samples]
+    return samples, inputs, parity.recorded(member.folder / manifest.reference, spec.method, inputs)
