@@ -18,13 +18,13 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_the_extras_are_those_that_are_documented():
     extras = set(PROJECT["optional-dependencies"])
-    assert extras == {"cpu", "gpu", "openvino", "tensorrt", "tensorrt-rtx", "datasets", "tensorboard", "dev"}
+    assert extras == {"cpu", "gpu", "openvino", "tensorrt", "tensorrt-rtx", "pycuda", "datasets", "tensorboard", "dev"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for extra in extras:
         assert f"[{extra}]" in readme
 
 
-@pytest.mark.parametrize("extra", ["gpu", "openvino", "tensorrt", "tensorrt-rtx", "dev"])
+@pytest.mark.parametrize("extra", ["gpu", "openvino", "tensorrt", "tensorrt-rtx", "pycuda", "dev"])
 def test_the_two_onnxruntimes_never_meet(extra):
     """They own the same import name: only [cpu] brings one, only [gpu] the other, and nothing else brings either."""
     base = names(PROJECT["dependencies"])

@@ -120,8 +120,9 @@ def table(found: dict[str, Any], command: str) -> str:
         f"{found['model']} ({found['patches']} patches, {found['kept']} in the last layers), {found['images']}",
         "held-out photographs, each form emulated tensor by tensor and compared with the FP32 graph.",
         "",
-        f"Command: `{command}`; {found['machine']['cpu']}, onnxruntime {versions.get('onnxruntime')}, "
-        f"onnx {versions.get('onnx')}; {found['date'][:10]}.",
+        f"Command: `{command}`;",
+        f"{found['machine']['cpu']}, onnxruntime {versions.get('onnxruntime')}, onnx {versions.get('onnx')}; "
+        f"{found['date'][:10]}.",
         "",
         "| precision | in FP32 | largest error of a logit | mean error | same class | same tokens kept |",
         "|---|---|---|---|---|---|",

@@ -15,6 +15,7 @@ import typer
 from lifedeploy import __version__
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console
+from lifedeploy.cli.build import build_engine
 from lifedeploy.cli.evaluate import evaluate
 from lifedeploy.cli.options import (
     JsonOption,
@@ -22,7 +23,6 @@ from lifedeploy.cli.options import (
     WorkspaceOption,
     image_size,
     numbers,
-    precision,
     require_folder,
 )
 from lifedeploy.cli.train import train
@@ -155,33 +155,7 @@ def export(
 app.command()(train)
 app.command()(evaluate)
 app.command()(visualize)
-
-
-@app.command("build-engine")
-def build_engine(
-    model: ModelArgument = None,
-    engine: Annotated[
-        str, typer.Option("--engine", "-e", help="auto, openvino, onnxruntime, onnxruntime-cuda or torch.")
-    ] = "auto",
-    fp32: Annotated[bool, typer.Option("--fp32", help="Single precision.  [default]")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, or what this machine has for it.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, or what this machine has for it.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build again even if nothing changed.")] = False,
-    workspace: WorkspaceOption = WORKSPACE,
-    json: JsonOption = None,
-) -> None:
-    """Build engines of an exported model and its baselines, and check each against PyTorch's answers."""
-    asked = precision(fp32=fp32, fp16=fp16, bf16=bf16)
-    with console.working() as say:
-        say("looking at the model")
-        from lifedeploy.cli import render
-        from lifedeploy.workflows.build import BuildRequest, build
-
-        report = build(BuildRequest(model, engine, asked, force), Workspace(workspace), say)
-    record = report.record
-    if record.note:
-        console.warn(record.note, title=f"asked for {record.requested}, runs {record.precision}")
-    console.report(json, report.to_dict, lambda: render.built(report))
+app.command("build-engine")(build_engine)
 
 
 @app.command()

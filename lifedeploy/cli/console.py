@@ -57,6 +57,22 @@ def working() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
+def building() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
+    """A progress bar for a builder's phases, with a spinner for what is done between them."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def say(message: str) -> None:
+            bar.reset(task, description=escape(message), total=None)
+
+        def progress(phase: str, share: float) -> None:
+            bar.update(task, description=escape(phase[:60]), total=1.0, completed=share)
+
+        yield say, progress
+
+
+@contextmanager
 def benchmarking() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, float], None]]]:
     """A progress bar for measurements, with a spinner for what is done between them."""
     columns = (

@@ -75,10 +75,27 @@ def built(report: BuildReport) -> RenderableType:
     record = report.record
     verb = "reused: nothing changed since it was built" if report.reused else "built"
     headline = Text.assemble((f"{record.name} {record.runtime}", "bold"), f" · {record.precision} · {verb}")
-    table = _table("engine", "max rel.\nerror", "top-1", "kept\ntokens")
+    fused = any(manifest.engine and "fusion" in manifest.engine.details for manifest in report.members.values())
+    facts = ("attention\nfused", "TopK", "kernels") if fused else ()
+    table = _table("engine", "max rel.\nerror", "top-1", "kept\ntokens", *facts)
     for method, manifest in report.members.items():
-        table.add_row(f"{manifest.file}  [dim]{_TITLES[method]}[/]", *_evidence(manifest.parity))
-    return Group(headline, table, Text(f"in {report.engine.folder}/", style="green"))
+        own = manifest.engine
+        evidence = own.graph.get("parity") if own and own.pending else manifest.parity
+        fusion = own.details.get("fusion") if own else None
+        table.add_row(
+            f"{manifest.file}  [dim]{_TITLES[method]}[/]",
+            *_evidence(evidence),
+            *(_fused(fusion, manifest.spec.schedule.depth) if fusion else ()),
+        )
+    parts: list[RenderableType] = [headline, table]
+    if record.pending:
+        checked = f"its {record.precision} graph was checked, emulated" if record.graph.get("parity") else "not checked"
+        parts.append(Text(f"built, cannot run here: {record.pending}; {checked}", style="yellow"))
+    return Group(*parts, Text(f"in {report.engine.folder}/", style="green"))
+
+
+def _fused(fusion: dict[str, Any], layers: int) -> tuple[str, str, str]:
+    return f"{fusion['attention']}/{layers}", str(fusion["topk"]), str(sum(fusion["launches"].values()))
 
 
 def measured(report: BenchReport) -> RenderableType:
@@ -284,7 +301,8 @@ def examined(report: DoctorReport) -> RenderableType:
         table.add_column(header)
     for health in report.engines:
         found = health.availability
-        state = f"[green]yes[/], {found.version}" if found.ok else f"[red]no[/]: {escape(found.reason)}"
+        no = "[yellow]builds only[/]" if health.builds.ok else "[red]no[/]"
+        state = f"[green]yes[/], {found.version}" if found.ok else f"{no}: {escape(found.reason)}"
         if health.name == report.auto:
             state += " [dim](auto)[/]"
         table.add_row(health.name, state, " / ".join(health.precisions.values()) or "–", escape(found.hint))

@@ -10,7 +10,7 @@ The base class checks, the subclass works. Three ways in:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from lifedeploy.spec import GraphForm
 
 Array = NDArray[np.generic]
 PRECISIONS = ("fp32", "fp16", "bf16")
+Progress = Callable[[str, float], None]  # told a builder's phase, and the share of it that is done
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class EngineOptions:
     batch: int | None = None  # compile for this batch only; None: as the model says
     taps: tuple[str, ...] = ()  # inner tensors to give as further outputs, for verification
     method: str = ""  # for engines that make the model from a checkpoint
+    cuda_binding: str = ""  # cuda-python or pycuda; '': what is installed
     trust: bool = False  # open an engine that is executable code although no manifest vouches for it
 
 
@@ -70,7 +72,7 @@ class BuildOptions:
     batch: tuple[int, int, int] | None = None
     workspace_gib: float | None = None
     level: int | None = None  # how long the builder may look for kernels, 0…5
-    targets: tuple[str, ...] = ()  # GPUs to build for, as compute capabilities: sm89
+    target: tuple[str, ...] = ()  # GPUs to build for, as compute capabilities: sm89
     timing_cache: Path | None = None
     hardware_compatible: bool = False  # also for later GPUs than this one
     version_compatible: bool = False  # also for later versions of the runtime
@@ -100,6 +102,7 @@ class BuildJob:
     stem: str
     precision: str
     options: BuildOptions = field(default_factory=BuildOptions)
+    progress: Progress = lambda phase, share: None
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,9 @@ class Engine(ABC):
         Raises:
             UsageError: it has none for one of them.
         """
-        unknown = [name for name in options.given if name not in cls.takes]
+        unknown = [_option(name) for name in options.given if name not in cls.takes]
         if unknown:
-            offered = f"; it takes: {', '.join(cls.takes)}" if cls.takes else ""
+            offered = f"; it takes: {', '.join(map(_option, cls.takes))}" if cls.takes else ""
             raise UsageError(f"engine {cls.name} has no use for {', '.join(unknown)}{offered}")
 
     # The life of an engine.
@@ -292,6 +295,10 @@ class Engine(ABC):
             )
             if not fits or array.dtype.name != spec.dtype:
                 raise EngineInputError(f"input {name} is {array.dtype} {array.shape}; the engine takes {spec}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from lifedeploy.engines.base import Availability, Engine, EngineOptions
 from lifedeploy.errors import EngineUnavailableError, UsageError
 
 _ENGINES = {
+    "tensorrt": "lifedeploy.engines.tensorrt.engine:TensorRT",
+    "tensorrt-rtx": "lifedeploy.engines.tensorrt.engine:TensorRTRtx",
     "onnxruntime-cuda": "lifedeploy.engines.onnxruntime:OnnxRuntimeCuda",
     "openvino": "lifedeploy.engines.openvino:OpenVino",
     "onnxruntime": "lifedeploy.engines.onnxruntime:OnnxRuntime",
     "torch": "lifedeploy.engines.torch:Torch",
     "fake": "lifedeploy.engines.fake:Fake",
 }
-# What `auto` tries, fastest first. Names that are not registered (yet) are passed over.
+# What `auto` tries, fastest first.
 AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
 AUTO = "auto"
 
@@ -54,9 +57,22 @@ def resolve(name: str, *, to_build: bool = False) -> type[Engine]:
             raise EngineUnavailableError(reason, hint=availability.hint or None)
         return engine
     for candidate in AUTO_ORDER:
-        if candidate in _ENGINES and examine(get(candidate)).ok:
+        if examine(get(candidate)).ok:
             return get(candidate)
     raise EngineUnavailableError("no inference runtime is installed", hint="pip install 'lifedeploy[cpu]', or [gpu]")
+
+
+def running(name: str, built: Path) -> type[Engine]:
+    """The engine class ``name``, which is to open ``built``.
+
+    Raises:
+        EngineUnavailableError: it cannot run here.
+    """
+    engine = get(name)
+    found = examine(engine)
+    if not found.ok:
+        raise EngineUnavailableError(f"{built} is built, and cannot run here: {found.reason}", hint=found.hint or None)
+    return engine
 
 
 def survey() -> dict[str, Availability]:
@@ -72,4 +88,4 @@ def examine(engine: type[Engine], *, to_build: bool = False) -> Availability:
         return Availability(False, error.message, error.hint or "")
 
 
-__all__ = ["AUTO", "AUTO_ORDER", "Engine", "EngineOptions", "get", "names", "resolve", "survey"]
+__all__ = ["AUTO", "AUTO_ORDER", "Engine", "EngineOptions", "get", "names", "resolve", "running", "survey"]

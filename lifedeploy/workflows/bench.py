@@ -20,7 +20,7 @@ from lifedeploy.engines.base import PRECISIONS, Engine, EngineOptions, Lane
 from lifedeploy.errors import ArtifactError, ParityError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.machine import cores, describe
-from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.workflows.build import BuildRequest, build, prove
 from lifedeploy.workflows.find import find, newest_export
 from lifedeploy.workflows.progress import Say, silent
 
@@ -171,6 +171,7 @@ def _team(chosen: Artifact) -> _Team:
     Raises:
         ParityError: one of them failed its gate, or never went through it.
     """
+    chosen = prove(chosen)
     members = []
     for method in ("dense", "first-k", "life"):
         artifact = chosen.sibling(method)
@@ -190,7 +191,7 @@ def _team(chosen: Artifact) -> _Team:
         members.append(
             _Member(
                 method,
-                registry.resolve(record.name),
+                registry.running(record.name, artifact.path),
                 artifact.path,
                 record.precision,
                 manifest.macs["speedup_bound"],

@@ -8,7 +8,7 @@ from typing import Any
 
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, Workspace, atomic_folder, now, sha256
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import BuildJob, BuildOptions, Built, Engine
+from lifedeploy.engines.base import BuildJob, BuildOptions, Built, Engine, Progress
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, EngineError
 from lifedeploy.exporters import forms
@@ -51,7 +51,12 @@ class BuildReport:
         return {"schema": 1, "folder": str(self.engine.folder), "reused": self.reused, "engines": members}
 
 
-def build(request: BuildRequest, workspace: Workspace, say: Say = silent) -> BuildReport:
+def build(
+    request: BuildRequest,
+    workspace: Workspace,
+    say: Say = silent,
+    progress: Progress = lambda phase, share: None,
+) -> BuildReport:
     """Build engines of a model, its dense baseline and its first-k bound, and hold each against PyTorch's answers.
 
     An engine that can be built but not run here is kept with the reason; its graph has been held against PyTorch, and
@@ -92,7 +97,7 @@ def build(request: BuildRequest, workspace: Workspace, say: Say = silent) -> Bui
             stem = member.manifest_path.stem
             say(f"building {stem} for {cls.name} {plan.precision}")
             graph, about = _in_form(member, form, staging / f"{stem}.{plan.precision}.onnx")
-            built = cls.build(BuildJob(member, graph, staging, stem, plan.precision, request.options))
+            built = cls.build(BuildJob(member, graph, staging, stem, plan.precision, request.options, progress))
             if graph.parent == staging and graph.name not in built.files:
                 graph.unlink()
             own = replace(
@@ -201,8 +206,35 @@ def _unchanged(folder: Path, members: dict[str, Artifact], wanted: EngineRecord)
         if built.manifest.versions.get("lifedeploy") != versions().get("lifedeploy"):
             return None
         manifests[method] = built.manifest
-        if record.pending and not wanted.pending:  # built elsewhere, and here it runs
-            manifests[method] = _proven(registry.get(record.name), built.path, member, built.manifest)
-            manifests[method].write(path)
+    if not wanted.pending:
+        manifests = _complete(folder, members, manifests)
     (folder / "model.json").touch()  # "what was built last" is what was asked for last
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=True)
+
+
+def prove(engine: Artifact) -> Artifact:
+    """Complete the evidence of an engine that was built where it could not run; others are given back as they are.
+
+    Raises:
+        EngineUnavailableError: it cannot run here either.
+        ParityError, EngineError: it does not compute what PyTorch does.
+    """
+    record = engine.manifest.engine
+    if record is None or not record.pending:
+        return engine
+    registry.running(record.name, engine.path)
+    members = _members(Artifact.read(engine.folder.parent / "model.json"))
+    built = {method: Artifact.read(engine.folder / member.manifest_path.name) for method, member in members.items()}
+    _complete(engine.folder, members, {method: artifact.manifest for method, artifact in built.items()})
+    return Artifact.read(engine.manifest_path)
+
+
+def _complete(folder: Path, members: dict[str, Artifact], built: dict[str, Manifest]) -> dict[str, Manifest]:
+    """Hold against PyTorch what is still to be, and write it down."""
+    done = dict(built)
+    for method, manifest in built.items():
+        record, member = manifest.engine, members[method]
+        if record is not None and record.pending:
+            done[method] = _proven(registry.get(record.name), folder / manifest.file, member, manifest)
+            done[method].write(folder / member.manifest_path.name)
+    return done

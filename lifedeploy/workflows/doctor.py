@@ -17,6 +17,7 @@ class EngineHealth:
 
     name: str
     availability: Availability
+    builds: Availability  # some build where they cannot run
     precisions: dict[str, str]  # asked for → what runs
 
 
@@ -39,10 +40,11 @@ def doctor() -> DoctorReport:
     machine = describe()
     engines = []
     for name, availability in registry.survey().items():
+        builds = registry.examine(registry.get(name), to_build=True)
         precisions = {}
-        if availability.ok:
+        if availability.ok or builds.ok:
             precisions = {wanted: registry.get(name).plan(wanted).precision for wanted in PRECISIONS}
-        engines.append(EngineHealth(name, availability, precisions))
+        engines.append(EngineHealth(name, availability, builds, precisions))
     try:
         auto = registry.resolve(registry.AUTO).name
     except EngineUnavailableError:

@@ -78,7 +78,7 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
     return Openable(
         name=target.name,
         label=str(target.path),
-        engine=registry.resolve(record.name) if record else _onnx_runtime(runtime),
+        engine=registry.running(record.name, target.path) if record else _onnx_runtime(runtime),
         path=target.path,
         precision=record.precision if record else "fp32",
         method=manifest.spec.method,

@@ -170,7 +170,9 @@ def test_cuda_is_refused_with_a_reason_where_there_is_none():
 
 
 def test_auto_takes_the_first_of_its_order_that_runs(monkeypatch):
-    running = {"openvino": True, "onnxruntime": True, "onnxruntime-cuda": False}
+    running = {"openvino": True, "onnxruntime": True} | dict.fromkeys(
+        ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"), False
+    )
 
     class Stub:
         def __init__(self, name):
@@ -181,8 +183,9 @@ def test_auto_takes_the_first_of_its_order_that_runs(monkeypatch):
 
     monkeypatch.setattr(registry, "get", Stub)
     assert registry.resolve("auto").name == "openvino"
-    running["onnxruntime-cuda"] = True
-    assert registry.resolve("auto").name == "onnxruntime-cuda"
+    for faster in ("onnxruntime-cuda", "tensorrt-rtx", "tensorrt"):
+        running[faster] = True
+        assert registry.resolve("auto").name == faster
     running.update(dict.fromkeys(running, False))
     with pytest.raises(EngineUnavailableError, match="no inference runtime is installed"):
         registry.resolve("auto")

@@ -1,0 +1,296 @@
+"""TensorRT behind the contract of an engine. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.engines.base import (
+    Array,
+    Availability,
+    BuildJob,
+    BuildOptions,
+    Built,
+    Engine,
+    EngineOptions,
+    Lane,
+    PrecisionPlan,
+)
+from lifedeploy.engines.tensorrt import cuda, fusion
+from lifedeploy.engines.tensorrt.builder import build_plan
+from lifedeploy.engines.tensorrt.flavour import RTX, TENSORRT, Flavour, Messages
+from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
+from lifedeploy.optional import installed, pip_line
+from lifedeploy.spec import ORDER_NAME, GraphForm
+
+_SHARED = ("attention", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
+
+
+class TensorRT(Engine):
+    """TensorRT 10 or 11. A plan is built for the GPU at hand, in the precision of its graph."""
+
+    name: ClassVar[str] = "tensorrt"
+    extra: ClassVar[str] = "tensorrt"
+    taps_change_plan: ClassVar[bool] = False  # the ranking is an output of every plan
+    takes: ClassVar[tuple[str, ...]] = (*_SHARED, "timing_cache", "hardware_compatible", "version_compatible")
+    flavour: ClassVar[Flavour] = TENSORRT
+
+    @classmethod
+    def availability(cls) -> Availability:
+        found = cls._installed()
+        if not found.ok:
+            return found
+        runs = cuda.availability()
+        return Availability(runs.ok, runs.reason, runs.hint, found.version)
+
+    @classmethod
+    def can_build(cls) -> Availability:
+        return cls._installed() if cls.flavour.ahead_of_time else cls.availability()
+
+    @classmethod
+    def _installed(cls) -> Availability:
+        if not installed(cls.flavour.module):
+            return Availability(False, f"{cls.flavour.module} is not installed", pip_line(cls.extra))
+        return Availability(True, version=str(cls.flavour.load().__version__))
+
+    @classmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        return PrecisionPlan(requested)  # whether it became that is read back from the plan
+
+    @classmethod
+    def form(cls, precision: str, options: BuildOptions) -> GraphForm:
+        # The operator gives fewer kernels than the products do (benchmarks/tensorrt/RESULTS.md), and there is none
+        # for FP32: TensorRT would refuse the graph.
+        attention = options.attention or ("products" if precision == "fp32" else "operator")
+        if precision == "fp32" and attention == "operator":
+            raise UsageError(
+                "TensorRT has no kernel for FP32 attention as one operator",
+                hint="--fp16 or --bf16, or --attention products (which is not fused in FP32)",
+            )
+        return GraphForm(precision, attention, with_order=True)
+
+    @classmethod
+    def target(cls, options: BuildOptions) -> str:
+        if options.target:
+            return ", ".join(options.target)
+        if cls.flavour.ahead_of_time:
+            return "all GPUs of TensorRT for RTX"
+        return cuda.connect().device()
+
+    @classmethod
+    def build(cls, job: BuildJob) -> Built:
+        trt = cls.flavour.load()
+        options = job.options
+        plan = build_plan(trt, job.graph, options, job.progress)
+        path = job.folder / f"{job.stem}.plan"
+        path.write_bytes(plan.data)
+        report = cls._fusion(path, plan.data)
+        _require(report, job)
+        details = {"fusion": report.to_dict(), "profile": plan.profile, "warnings": list(plan.warnings)}
+        files = (path.name, job.graph.name) if job.graph.parent == job.folder else (path.name,)
+        return Built(path.name, files, details)
+
+    @classmethod
+    def _fusion(cls, path: Path, data: bytes) -> fusion.FusionReport:
+        if cls.flavour.ahead_of_time:
+            return fusion.of_plan(data)
+        with cls(path, EngineOptions(trust=True)) as engine:
+            assert isinstance(engine, TensorRT)  # it is this class's
+            return engine.inspect()
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        self._vouched()
+        found = self.availability()
+        if not found.ok:
+            raise EngineUnavailableError(
+                f"{self.path.name} is built, and cannot run here: {found.reason}", hint=found.hint or None
+            )
+        self._trt = self.flavour.load()
+        self._messages = Messages(self._trt)
+        self._cuda = cuda.connect(self.options.cuda_binding)
+        self._runtime = self._trt.Runtime(self._messages.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
+        if self._engine is None:
+            raise EngineError(f"{self.name} cannot load {self.path}: {self._messages.reason()}")
+        self._lanes: dict[int, _PlanLane] = {}
+        inputs: list[TensorSpec] = []
+        outputs: list[TensorSpec] = []
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            side = inputs if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT else outputs
+            side.append(self._spec(name))
+        shown = [spec for spec in outputs if spec.name != ORDER_NAME or ORDER_NAME in self.options.taps]
+        return tuple(inputs), tuple(shown)
+
+    def _vouched(self) -> None:
+        """A plan is executable code: only one that a manifest of ours vouches for is loaded.
+
+        Raises:
+            ArtifactError: there is none beside it, or it was written for another file.
+            EngineError: it was built by another version of the runtime.
+        """
+        if self.options.trust:
+            return
+        manifest = self.path.with_suffix(".json")
+        if not manifest.is_file():
+            raise ArtifactError(
+                f"{self.path} has no manifest beside it, and a plan is executable code",
+                hint="build it with lifedeploy build-engine, or say --trust if you know where it comes from",
+            )
+        artifact = Artifact.read(manifest)
+        artifact.check()
+        record, found = artifact.manifest.engine, self._installed()
+        if found.ok and record is not None and record.runtime != found.version:
+            raise EngineError(
+                f"{self.path} was built by {self.name} {record.runtime}, and {found.version} is installed",
+                hint="build it again",
+            )
+
+    def _spec(self, name: str) -> TensorSpec:
+        dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))).name
+        shape = tuple(None if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
+        return TensorSpec(name, dtype, shape)
+
+    def inspect(self) -> fusion.FusionReport:
+        """What the engine inspector says of the open plan."""
+        self._opened()
+        form = self._trt.LayerInformationFormat.JSON
+        return fusion.of_inspector(self._engine.create_engine_inspector().get_engine_information(form))
+
+    def _close(self) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+        del self._lanes, self._engine, self._runtime
+
+    @property
+    def precision(self) -> str:
+        """Read back from the plan."""
+        self._opened()
+        report = fusion.of_plan(self.path.read_bytes()) if self.flavour.ahead_of_time else self.inspect()
+        return report.precision or self.options.precision
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        batch = len(next(iter(feeds.values())))
+        lane = self._lanes.get(batch)
+        if lane is None:
+            lane = self._lanes[batch] = self._lane(batch)
+        for name, array in feeds.items():
+            lane.inputs[name][...] = array
+        lane.infer()
+        return {name: array.copy() for name, array in lane.outputs.items()}
+
+    def _lane(self, batch: int) -> _PlanLane:
+        context = self._context()
+        for spec in self.inputs:
+            shape = (batch, *spec.shape[1:])
+            if not context.set_input_shape(spec.name, shape):
+                raise EngineInputError(
+                    f"{self.path.name} does not take batch {batch}: {self._range(spec.name)}",
+                    hint="build it again with --batch SMALLEST,USUAL,LARGEST",
+                )
+        return _PlanLane(self._cuda, context, self._tensors(context), {spec.name for spec in self.outputs})
+
+    def _context(self) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineError(f"{self.name} gave no execution context for {self.path.name}: {self._messages.reason()}")
+        return context
+
+    def _tensors(self, context: Any) -> list[tuple[str, str, tuple[int, ...], bool]]:
+        """(name, dtype, shape, whether it goes in) of all that goes in or comes out at the context's batch."""
+        made = []
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            goes_in = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
+            made.append((name, self._spec(name).dtype, tuple(context.get_tensor_shape(name)), goes_in))
+        return made
+
+    def _range(self, name: str) -> str:
+        smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
+        return f"it was built for batches {smallest[0]} to {largest[0]}"
+
+
+class TensorRTRtx(TensorRT):
+    """TensorRT for RTX: builds ahead of time, with no GPU; kernels are finished on the GPU that runs them."""
+
+    name: ClassVar[str] = "tensorrt-rtx"
+    extra: ClassVar[str] = "tensorrt-rtx"
+    takes: ClassVar[tuple[str, ...]] = (*_SHARED, "target")
+    flavour: ClassVar[Flavour] = RTX
+
+    def _context(self) -> Any:
+        config = self._engine.create_runtime_config()
+        # Kernels for the shapes at hand before the first answer, not behind it: what is measured is what is served.
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        context = self._engine.create_execution_context(config)
+        if context is None:
+            raise EngineError(f"{self.name} gave no execution context for {self.path.name}: {self._messages.reason()}")
+        return context
+
+
+class _PlanLane(Lane):
+    """An execution context with a stream and buffers of its own; copies and kernels are one CUDA graph."""
+
+    def __init__(
+        self, layer: cuda.Cuda, context: Any, tensors: list[tuple[str, str, tuple[int, ...], bool]], wanted: set[str]
+    ) -> None:
+        self._layer, self._context, self._graph = layer, context, None
+        self._stream = layer.stream()
+        self._pointers: dict[str, int] = {}
+        inputs, outputs = {}, {}
+        for name, dtype, shape, goes_in in tensors:
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            self._pointers[name] = layer.malloc(size)
+            context.set_tensor_address(name, self._pointers[name])
+            if goes_in:
+                inputs[name] = layer.pinned(shape, dtype)
+            elif name in wanted:
+                outputs[name] = layer.pinned(shape, dtype)
+        super().__init__(inputs, outputs)
+        self._work()  # once at the final shapes, as a capture demands
+        layer.wait(self._stream)
+        if layer.graphs:
+            self._graph = layer.capture(self._stream, self._work)
+
+    def _work(self) -> None:
+        for name, array in self.inputs.items():
+            self._layer.upload(self._pointers[name], array, self._stream)
+        if not self._context.execute_async_v3(self._layer.handle(self._stream)):
+            raise EngineError("TensorRT did not take the work")
+        for name, array in self.outputs.items():
+            self._layer.download(array, self._pointers[name], self._stream)
+
+    def infer(self) -> None:
+        if self._graph is not None:
+            self._layer.launch(self._graph, self._stream)
+        else:
+            self._work()
+        self._layer.wait(self._stream)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for pointer in self._pointers.values():
+            self._layer.free(pointer)
+        for array in (*self.inputs.values(), *self.outputs.values()):
+            self._layer.unpin(array)
+        self._pointers, self.inputs, self.outputs = {}, {}, {}
+
+
+def _require(report: fusion.FusionReport, job: BuildJob) -> None:
+    """Hold the plan against what was asked for: precision, fused attention, sorts."""
+    spec = job.source.manifest.spec
+    what = f"{job.stem} ({spec.method})"
+    if report.precision and report.precision != job.precision:
+        raise EngineError(f"{what} was built in {report.precision}, though its graph is in {job.precision}")
+    ranked = spec.method not in ("dense", "first-k") and spec.schedule.prunes
+    stages = len(set(spec.schedule.counts)) if job.source.manifest.graph.get("form") == "per-stage" else 1
+    report.require(
+        what,
+        attentions=spec.schedule.depth,
+        sorts=stages if ranked else 0,
+        allow_unfused=job.options.allow_unfused,
+    )

@@ -1,0 +1,53 @@
+"""TensorRT for RTX builds with no GPU, so what it builds is tested everywhere it installs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import onnx_ir as ir
+import pytest
+
+from lifedeploy.exporters import forms
+from lifedeploy.exporters import onnx as exporter
+from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.spec import GraphForm
+from tests.conftest import make_tiny
+
+
+@pytest.fixture(scope="session")
+def rtx():
+    """The vendor's module; may be missing on a developer's machine, never in continuous integration."""
+    if importlib.util.find_spec("tensorrt_rtx") is None and not os.environ.get("CI"):
+        pytest.skip("tensorrt-rtx is not installed")
+    import tensorrt_rtx
+
+    return tensorrt_rtx
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory):
+    """FP32 graphs of a tiny model under all methods, dynamic and static; FORM(name, …) gives one in another form."""
+    folder = tmp_path_factory.mktemp("graphs")
+    for label, batch in (("", None), ("-b4", 4)):
+        model, spec = make_tiny()
+        graph = exporter.trace(model, spec, GraphOptions(batch_size=batch))
+        for method in ("dense", "first-k"):
+            exporter.save(exporter.derive(graph, spec, method), folder / f"{method}{label}.onnx", metadata={})
+        exporter.save(graph, folder / f"life{label}.onnx", metadata={})
+        literal = exporter.trace(*make_tiny(graph="per-stage"), GraphOptions(form="per-stage", batch_size=batch))
+        exporter.save(literal, folder / f"per-stage{label}.onnx", metadata={})
+
+    def form(name, precision="fp16", attention="operator"):
+        target = folder / f"{name}.{precision}.{attention}.onnx"
+        if not target.exists():
+            forms.prepare(folder / f"{name}.onnx", GraphForm(precision, attention, with_order=True), target)
+        return target
+
+    return form
+
+
+@pytest.fixture
+def load():
+    """An ONNX file as the intermediate representation."""
+    return ir.load

@@ -1,0 +1,368 @@
+"""The engine: built where there is no GPU, refused where it must be, and run on a device made of numpy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import Availability, BuildOptions, EngineOptions
+from lifedeploy.engines.tensorrt import cuda
+from lifedeploy.engines.tensorrt.engine import TensorRT, TensorRTRtx
+from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
+from lifedeploy.spec import ORDER_NAME, GraphForm
+from lifedeploy.workflows.bench import BenchRequest, bench
+from lifedeploy.workflows.build import BuildRequest, build, prove
+from lifedeploy.workflows.find import find
+from lifedeploy.workflows.opened import openable
+
+NO_DRIVER = Availability(False, "no CUDA driver", "install one")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(cuda, "availability", lambda: NO_DRIVER)
+
+
+@pytest.fixture(scope="module")
+def plans(rtx, exported, tmp_path_factory):
+    """A workspace in which TensorRT for RTX has built, with no GPU. Read only: copy it (``built``) before writing."""
+    root = tmp_path_factory.mktemp("plans") / "artifacts"
+    shutil.copytree(exported, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "availability", lambda: NO_DRIVER)
+        build(BuildRequest(engine="tensorrt-rtx", precision="fp16"), Workspace(root))
+    return root
+
+
+@pytest.fixture
+def built(plans, tmp_path, no_gpu):
+    shutil.copytree(plans, tmp_path / "artifacts")
+    return Workspace(tmp_path / "artifacts")
+
+
+def newest(workspace):
+    return next(engine for engine in workspace.engines() if engine.manifest.engine.name == "tensorrt-rtx")
+
+
+def test_the_sidecar_says_how_it_was_built_and_what_became_of_it(built):
+    artifact = newest(built)
+    artifact.check()
+    record, depth = artifact.manifest.engine, artifact.manifest.spec.schedule.depth
+    assert set(record.files) == {"model.plan", "model.fp16.onnx"}
+    assert record.source_sha256 == built.latest_export().manifest.sha256
+    assert (record.precision, record.pending, record.processor) == (
+        "fp16",
+        "no CUDA driver",
+        "all GPUs of TensorRT for RTX",
+    )
+    assert record.graph["form"] == {"precision": "fp16", "attention": "operator", "with_order": True}
+    assert record.graph["attentions"] == depth
+    assert set(record.graph["islands"]) == {"ranking"}
+    assert record.graph["parity"]["passed"]  # the graph's numbers, emulated; the plan's own need a GPU
+    assert 0 < max(case["max_rel_same"] for case in record.graph["parity"]["cases"]) < 0.03
+    assert artifact.manifest.parity is None
+    fusion = record.details["fusion"]
+    assert (fusion["attention"], fusion["topk"], fusion["precision"]) == (depth, 1, "fp16")
+    assert record.details["profile"]["images"][2][0] == 128
+    for method in ("dense", "first-k"):
+        fusion = artifact.sibling(method).manifest.engine.details["fusion"]
+        assert (fusion["attention"], fusion["topk"]) == (depth, 0)
+
+
+def test_the_same_again_is_reused_and_other_options_are_not(built):
+    request = BuildRequest(engine="tensorrt-rtx", precision="fp16")
+    assert build(request, built).reused
+    other = build(replace(request, options=BuildOptions(batch=(1, 2, 4))), built)
+    assert not other.reused
+    assert other.record.options == {"batch": [1, 2, 4]}
+    assert build(replace(request, options=BuildOptions(batch=(1, 2, 4))), built).reused
+
+
+def test_where_there_is_no_gpu_it_says_so(built):
+    for act in (
+        lambda: bench(BenchRequest(), built),
+        lambda: openable(find(newest(built).folder)),
+        lambda: prove(newest(built)),
+    ):
+        with pytest.raises(EngineUnavailableError, match=r"model.plan is built, and cannot run here: no CUDA driver"):
+            act()
+    with pytest.raises(EngineUnavailableError, match="engine tensorrt-rtx cannot run here: no CUDA driver"):
+        registry.resolve("tensorrt-rtx")
+    with (
+        pytest.raises(EngineUnavailableError, match=r"model.plan is built, and cannot run here"),
+        TensorRTRtx(newest(built).path),
+    ):
+        pass
+
+
+def test_only_a_plan_with_its_manifest_is_loaded(built):
+    artifact = newest(built)
+    with artifact.path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ArtifactError, match=r"is not the file that model.json was written for"):
+        TensorRTRtx(artifact.path).open()
+    alone = artifact.folder / "alone.plan"
+    shutil.copy(artifact.path, alone)
+    with pytest.raises(ArtifactError, match="has no manifest beside it, and a plan is executable code") as caught:
+        TensorRTRtx(alone).open()
+    assert "--trust" in caught.value.hint
+
+
+def test_a_plan_of_another_version_is_not_loaded(built):
+    artifact = newest(built)
+    data = json.loads(artifact.manifest_path.read_text())
+    data["engine"]["runtime"] = "1.0.0"
+    artifact.manifest_path.write_text(json.dumps(data))
+    with pytest.raises(EngineError, match=r"was built by tensorrt-rtx 1.0.0, and [\d.]+ is installed"):
+        TensorRTRtx(artifact.path).open()
+
+
+def test_forms_and_options():
+    assert TensorRT.form("fp16", BuildOptions()) == GraphForm("fp16", "operator", with_order=True)
+    assert TensorRT.form("fp32", BuildOptions()) == GraphForm("fp32", "products", with_order=True)
+    assert TensorRT.form("bf16", BuildOptions(attention="products")).attention == "products"
+    with pytest.raises(UsageError, match="no kernel for FP32 attention as one operator"):
+        TensorRT.form("fp32", BuildOptions(attention="operator"))
+    with pytest.raises(UsageError, match="engine tensorrt has no use for --target; it takes: --attention, --batch"):
+        TensorRT.require_options(BuildOptions(target=("sm89",)))
+    with pytest.raises(UsageError, match=r"engine openvino has no use for --level$"):
+        registry.get("openvino").require_options(BuildOptions(level=3))
+
+
+def test_fp32_is_refused_because_nothing_fuses_it_and_allowed_if_asked_for(built):
+    request = BuildRequest(engine="tensorrt-rtx", precision="fp32")
+    with pytest.raises(EngineError, match=r"attention is fused in 0 of \d+ layers of model \(life\)"):
+        build(request, built)
+    assert not list(built.root.glob("*/tensorrt-rtx-fp32"))
+    report = build(replace(request, options=BuildOptions(allow_unfused=True)), built)
+    assert report.record.details["fusion"]["precision"] == "fp32"
+
+
+# A device made of numpy: what the runtime does with buffers, streams and graphs is seen without a GPU.
+
+
+class FakeCuda(cuda.Cuda):
+    name, graphs = "fake", True
+
+    def __init__(self):
+        self.memory, self.pins, self.log, self.next = {}, 0, [], 1
+
+    def device(self):
+        return "numpy (sm00)"
+
+    def malloc(self, size):
+        self.next += 1
+        self.memory[self.next] = np.zeros(size, np.uint8)
+        return self.next
+
+    def free(self, pointer):
+        del self.memory[pointer]
+
+    def pinned(self, shape, dtype):
+        self.pins += 1
+        return np.zeros(shape, dtype)
+
+    def unpin(self, array):
+        self.pins -= 1
+
+    def stream(self):
+        return []
+
+    def handle(self, stream):
+        return id(stream)
+
+    def upload(self, pointer, array, stream):
+        self._do(stream, lambda: self.memory[pointer].__setitem__(slice(None), array.view(np.uint8).ravel()))
+
+    def download(self, array, pointer, stream):
+        self._do(stream, lambda: array.view(np.uint8).reshape(-1).__setitem__(slice(None), self.memory[pointer]))
+
+    def _do(self, stream, work):
+        if stream and stream[-1] is not None:
+            stream[-1].append(work)
+        else:
+            work()
+
+    def wait(self, stream):
+        self.log.append("wait")
+
+    event = record = elapsed_ms = None
+
+    def capture(self, stream, work):
+        self.capturing = []
+        stream.append(self.capturing)
+        work()
+        stream.pop()
+        self.log.append("capture")
+        return self.capturing
+
+    def launch(self, graph, stream):
+        self.log.append("launch")
+        for work in graph:
+            work()
+
+
+FakeCuda.__abstractmethods__ = frozenset()
+
+
+class FakeContext:
+    """Computes logits = 2 × the images' sums, and an order."""
+
+    def __init__(self, layer):
+        self.layer, self.shapes, self.addresses = layer, {}, {}
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = shape
+        return shape[0] <= 8
+
+    def get_tensor_shape(self, name):
+        batch = self.shapes["images"][0]
+        return {"images": self.shapes["images"], "logits": (batch, 2), ORDER_NAME: (batch, 3)}[name]
+
+    def set_tensor_address(self, name, pointer):
+        self.addresses[name] = pointer
+
+    def execute_async_v3(self, handle):
+        def work():
+            images = self.layer.memory[self.addresses["images"]].view(np.float32).reshape(self.shapes["images"])
+            sums = images.sum(axis=(1, 2, 3))
+            logits = self.layer.memory[self.addresses["logits"]].view(np.float32).reshape(-1, 2)
+            logits[:] = np.stack([sums, 2 * sums], axis=1)
+            self.layer.memory[self.addresses[ORDER_NAME]].view(np.int64).reshape(-1, 3)[:] = [2, 0, 1]
+
+        capturing = getattr(self.layer, "capturing", None)
+        (capturing.append(work) if capturing is not None and "capture" not in self.layer.log else work())
+        return True
+
+
+@pytest.fixture
+def device(monkeypatch, tmp_path):
+    """TensorRT and CUDA as far as the engine uses them."""
+    layer, contexts = FakeCuda(), []
+    modes, dtypes = SimpleNamespace(INPUT="in", OUTPUT="out"), {"images": np.float32, "logits": np.float32}
+
+    class Engine:
+        num_io_tensors = 3
+
+        def get_tensor_name(self, index):
+            return ("images", "logits", ORDER_NAME)[index]
+
+        def get_tensor_mode(self, name):
+            return "in" if name == "images" else "out"
+
+        def get_tensor_dtype(self, name):
+            return dtypes.get(name, np.int64)
+
+        def get_tensor_shape(self, name):
+            return {"images": (-1, 3, 2, 2), "logits": (-1, 2), ORDER_NAME: (-1, 3)}[name]
+
+        def get_tensor_profile_shape(self, name, index):
+            return [(1, 3, 2, 2), (4, 3, 2, 2), (8, 3, 2, 2)]
+
+        def create_execution_context(self):
+            contexts.append(FakeContext(layer))
+            return contexts[-1]
+
+    class Logger:
+        Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, WARNING=2)
+
+    trt = SimpleNamespace(
+        __version__="11",
+        ILogger=Logger,
+        TensorIOMode=modes,
+        nptype=lambda dtype: dtype,
+        Runtime=lambda logger: SimpleNamespace(
+            deserialize_cuda_engine=lambda data: Engine() if data == b"plan" else None
+        ),
+    )
+    monkeypatch.setattr(type(TensorRT.flavour), "load", lambda self: trt)
+    monkeypatch.setattr("lifedeploy.engines.tensorrt.engine.installed", lambda module: True)
+    monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
+    monkeypatch.setattr(cuda, "connect", lambda binding="": layer)
+    path = tmp_path / "model.plan"
+    path.write_bytes(b"plan")
+    return SimpleNamespace(layer=layer, contexts=contexts, path=path, trt=trt)
+
+
+def images(batch, seed=0):
+    return np.random.default_rng(seed).standard_normal((batch, 3, 2, 2)).astype(np.float32)
+
+
+def test_answers_come_back_and_the_ranking_only_if_asked_for(device):
+    with TensorRT(device.path, EngineOptions(trust=True)) as engine:
+        assert [spec.name for spec in engine.outputs] == ["logits"]
+        found = engine.run({"images": images(3)})
+        np.testing.assert_allclose(found["logits"][:, 0], images(3).sum(axis=(1, 2, 3)), rtol=1e-5)
+        assert set(found) == {"logits"}
+    with TensorRT(device.path, EngineOptions(trust=True, taps=(ORDER_NAME,))) as engine:
+        assert engine.run({"images": images(2)})[ORDER_NAME].tolist() == [[2, 0, 1]] * 2
+
+
+def test_a_batch_size_is_captured_once_and_its_buffers_are_used_again(device):
+    with TensorRT(device.path, EngineOptions(trust=True)) as engine:
+        for seed in range(3):
+            found = engine.run({"images": images(4, seed)})
+            np.testing.assert_allclose(found["logits"][:, 0], images(4, seed).sum(axis=(1, 2, 3)), rtol=1e-5)
+        assert device.layer.log.count("capture") == 1
+        assert device.layer.log.count("launch") == 3
+        assert len(device.contexts) == 1
+    assert device.layer.memory == {}
+    assert device.layer.pins == 0
+
+
+def test_lanes_have_a_context_and_buffers_of_their_own(device):
+    with TensorRT(device.path, EngineOptions(trust=True)) as engine:
+        first, second = engine.lane(2), engine.lane(2)
+        assert len(device.contexts) == 2
+        assert not set(device.contexts[0].addresses.values()) & set(device.contexts[1].addresses.values())
+        first.inputs["images"][...] = images(2, 1)
+        first.infer()
+        assert (second.outputs["logits"] == 0).all()
+
+
+def test_what_does_not_fit_is_refused_before_it_reaches_the_device(device):
+    with TensorRT(device.path, EngineOptions(trust=True)) as engine:
+        with pytest.raises(EngineInputError, match="does not take batch 9: it was built for batches 1 to 8"):
+            engine.run({"images": images(9)})
+        with pytest.raises(EngineInputError, match="float64"):
+            engine.run({"images": images(1).astype(np.float64)})
+
+
+def test_a_plan_that_does_not_load_says_why(device):
+    device.path.write_bytes(b"damaged")
+    with pytest.raises(EngineError, match=r"tensorrt cannot load .*model.plan: no reason was given"):
+        TensorRT(device.path, EngineOptions(trust=True)).open()
+
+
+def test_evidence_is_completed_where_the_engine_runs(built, monkeypatch):
+    """Built where there was no GPU, then asked for where there is one: checked, written down, not built again."""
+    asked = []
+
+    def check(cls, path, member, precision):
+        from lifedeploy.evaluation.parity import Case, Parity
+
+        asked.append(path.name)
+        case = Case("noise", 3, 0.0, 0.0, 0.0, 1.0, 1.0, 0)
+        manifest = Artifact.read(path.with_suffix(".json")).manifest
+        return SimpleNamespace(
+            evidence=Parity("fp16", (case,), ()), precision="fp16", inputs=manifest.inputs, outputs=manifest.outputs
+        )
+
+    monkeypatch.setattr("lifedeploy.workflows.gate.check", check)
+    monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
+    before = newest(built).path.stat().st_mtime_ns
+    report = build(BuildRequest(engine="tensorrt-rtx", precision="fp16"), built)
+    assert report.reused
+    assert sorted(asked) == ["dense.plan", "first-k.plan", "model.plan"]
+    artifact = newest(built)
+    assert artifact.path.stat().st_mtime_ns == before
+    assert artifact.manifest.parity["passed"]
+    assert artifact.manifest.engine.pending == ""
+    assert prove(artifact) is artifact

@@ -1,0 +1,63 @@
+"""What is read off a plan, without a GPU and without the runtime."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lifedeploy.engines.tensorrt import fusion
+from lifedeploy.errors import EngineError
+
+
+def plan(attentions=2, sorts=1, kind="half"):
+    """The text of a plan, between bytes that are none."""
+    launches = ["_gemm_mha_v2"] * attentions + ["__myl_Topk"] * sorts + ["__myl_CastMeanSub"] * 3
+    lines = [f"  function={{ name={name} fqn={name}_0x12 args={{ a }} }}" for name in launches]
+    lines += [
+        f'  tensor={{ alignment=128 dims={{ 1 2 }} name="t{i}" strides={{ 2 1 }} type={kind} }}' for i in range(3)
+    ]
+    lines += ['  tensor={ alignment=128 dims={ 1 } name="n" strides={ 1 } type=int64 }']
+    lines += ['  tensor={ alignment=128 dims={ 1 } name="f" strides={ 1 } type=float }']
+    return b"\x00\xff\x80" + "\n".join(lines).encode() + b"\n\x00\xfe _gemm_mha_v2 struct"
+
+
+def test_launches_are_counted_and_mentions_are_not():
+    found = fusion.of_plan(plan(attentions=4, sorts=1))
+    assert (found.source, found.attention, found.topk) == ("plan", 4, 1)
+    assert found.launches == {"_gemm_mha_v2": 4, "__myl_CastMeanSub": 3, "__myl_Topk": 1}
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("half", "fp16"), ("bf16", "bf16"), ("float", "fp32")])
+def test_precision_is_that_of_most_floating_point_tensors(kind, precision):
+    assert fusion.of_plan(plan(kind=kind)).precision == precision
+
+
+def test_a_plan_without_text_is_an_error_and_not_zero_kernels():
+    with pytest.raises(EngineError, match="names no kernels"):
+        fusion.of_plan(b"\x00\x01 plan of another version")
+
+
+def test_what_is_required():
+    found = fusion.of_plan(plan(attentions=2, sorts=1))
+    found.require("model", attentions=2, sorts=1, allow_unfused=False)
+    with pytest.raises(EngineError, match="attention is fused in 2 of 4 layers of model") as caught:
+        found.require("model", attentions=4, sorts=1, allow_unfused=False)
+    assert "--allow-unfused" in caught.value.hint
+    found.require("model", attentions=4, sorts=1, allow_unfused=True)
+    with pytest.raises(EngineError, match="1 TopK kernels, expected 3"):  # sorting more or less is never allowed
+        found.require("model", attentions=2, sorts=3, allow_unfused=True)
+
+
+def test_the_inspector_says_the_same():
+    layers = [
+        {"Name": "a", "TacticName": "_gemm_mha_v2_0xab", "Outputs": [{"Format/Datatype": "Row major linear FP16"}]},
+        {"Name": "b", "TacticName": "__myl_Topk_0xcd", "Outputs": [{"Format/Datatype": "Row major linear Int64"}]},
+        {"Name": "c", "TacticName": "sm80_xmma_gemm", "Outputs": [{"Format/Datatype": "Row major linear Half"}]},
+    ]
+    found = fusion.of_inspector(json.dumps({"Layers": layers}))
+    assert (found.source, found.attention, found.topk, found.precision) == ("inspector", 1, 1, "fp16")
+    names_only = fusion.of_inspector(json.dumps({"Layers": ["__mye_mha_1", "gemm"]}))
+    assert (names_only.attention, names_only.precision) == (1, "")
+    with pytest.raises(EngineError, match="not understood"):
+        fusion.of_inspector("no JSON")
