@@ -116,7 +116,8 @@ class TensorRT(Engine):
         self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
         if self._engine is None:
             raise EngineError(f"{self.name} cannot load {self.path}: {self._messages.reason()}")
-        self._lanes: dict[int, _PlanLane] = {}
+        self._lanes: list[_PlanLane] = []
+        self._own: dict[int, _PlanLane] = {}  # batch → the lane that `run` uses
         inputs: list[TensorSpec] = []
         outputs: list[TensorSpec] = []
         for index in range(self._engine.num_io_tensors):
@@ -162,9 +163,9 @@ class TensorRT(Engine):
         return fusion.of_inspector(self._engine.create_engine_inspector().get_engine_information(form))
 
     def _close(self) -> None:
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             lane.close()
-        del self._lanes, self._engine, self._runtime
+        del self._lanes, self._own, self._engine, self._runtime
 
     @property
     def precision(self) -> str:
@@ -175,9 +176,9 @@ class TensorRT(Engine):
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         batch = len(next(iter(feeds.values())))
-        lane = self._lanes.get(batch)
+        lane = self._own.get(batch)
         if lane is None:
-            lane = self._lanes[batch] = self._lane(batch)
+            lane = self._own[batch] = self._lane(batch)
         for name, array in feeds.items():
             lane.inputs[name][...] = array
         lane.infer()
@@ -192,7 +193,9 @@ class TensorRT(Engine):
                     f"{self.path.name} does not take batch {batch}: {self._range(spec.name)}",
                     hint="build it again with --batch SMALLEST,USUAL,LARGEST",
                 )
-        return _PlanLane(self._cuda, context, self._tensors(context), {spec.name for spec in self.outputs})
+        lane = _PlanLane(self._cuda, context, self._tensors(context), {spec.name for spec in self.outputs})
+        self._lanes.append(lane)
+        return lane
 
     def _context(self) -> Any:
         context = self._engine.create_execution_context()

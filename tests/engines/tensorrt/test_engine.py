@@ -325,6 +325,7 @@ def test_lanes_have_a_context_and_buffers_of_their_own(device):
         first.inputs["images"][...] = images(2, 1)
         first.infer()
         assert (second.outputs["logits"] == 0).all()
+    assert (device.layer.memory, device.layer.pins) == ({}, 0)  # closed with their engine
 
 
 def test_what_does_not_fit_is_refused_before_it_reaches_the_device(device):
