@@ -20,7 +20,10 @@ def build_engine(
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", "-e", help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime or torch."
+            "--engine",
+            "-e",
+            help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime, torch, torch-cuda or "
+            "torch-compiled.",
         ),
     ] = "auto",
     fp32: Annotated[bool, typer.Option("--fp32", help="Single precision.  [default]")] = False,

@@ -15,6 +15,8 @@ _ENGINES = {
     "openvino": "lifedeploy.engines.openvino:OpenVino",
     "onnxruntime": "lifedeploy.engines.onnxruntime:OnnxRuntime",
     "torch": "lifedeploy.engines.torch:Torch",
+    "torch-cuda": "lifedeploy.engines.torch:TorchCuda",
+    "torch-compiled": "lifedeploy.engines.torch:TorchCompiled",
     "fake": "lifedeploy.engines.fake:Fake",
 }
 # What `auto` tries, fastest first.

@@ -9,10 +9,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import TensorSpec
-from lifedeploy.engines.base import Array, Availability, BuildJob, Built, Engine, Lane, PrecisionPlan, buffers
+from lifedeploy.engines.base import (
+    Array,
+    Availability,
+    BuildJob,
+    BuildOptions,
+    Built,
+    Engine,
+    Lane,
+    PrecisionPlan,
+    buffers,
+)
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import require
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class Torch(Engine):
@@ -21,6 +33,7 @@ class Torch(Engine):
     name: ClassVar[str] = "torch"
     extra: ClassVar[str] = "cpu"
     taps_change_plan: ClassVar[bool] = False
+    device: ClassVar[str] = "cpu"
 
     @classmethod
     def availability(cls) -> Availability:
@@ -53,7 +66,9 @@ class Torch(Engine):
         self._torch: Any = require("torch", extra=self.extra)
         from lifedeploy.model import checkpoint
 
-        self._model, spec = checkpoint.load(self.path, method=self.options.method or None)
+        self._device, self._dtype = self.device, getattr(self._torch, _DTYPES[self.options.precision])
+        model, spec = checkpoint.load(self.path, method=self.options.method or None)
+        self._model = self._ready(model.to(self._device, self._dtype))
         if self.options.threads is not None:
             self._torch.set_num_threads(self.options.threads)
         height, width = spec.image_size
@@ -67,6 +82,10 @@ class Torch(Engine):
             outputs.append(TensorSpec(tap, dtype, (self.options.batch, size)))
         return (TensorSpec("images", "float32", (self.options.batch, 3, height, width)),), tuple(outputs)
 
+    def _ready(self, model: Any) -> Any:
+        """The model as it is called."""
+        return model
+
     def _close(self) -> None:
         del self._model
 
@@ -75,17 +94,22 @@ class Torch(Engine):
 
     def _infer(self, images: Array) -> dict[str, Array]:
         with self._torch.inference_mode():
-            output = self._model(self._torch.from_numpy(np.ascontiguousarray(images)))
-        results = {self._name: output.logits.numpy()}
+            output = self._model(self._torch.from_numpy(np.ascontiguousarray(images)).to(self._device, self._dtype))
+        results = {self._name: self._on_host(output.logits)}
         if ORDER_NAME in self.options.taps:
             order = output.scores.topk(self._ordered, dim=1).indices
             # The model's own survivors first, as it kept them; then those that left on the way.
             results[ORDER_NAME] = np.concatenate(
-                [output.kept.numpy(), order[:, output.kept.shape[1] :].numpy()], axis=1
+                [self._on_host(output.kept), self._on_host(order[:, output.kept.shape[1] :])], axis=1
             )
         if SCORES_NAME in self.options.taps:
-            results[SCORES_NAME] = output.scores.numpy()
+            results[SCORES_NAME] = self._on_host(output.scores)
         return results
+
+    def _on_host(self, tensor: Any) -> Array:
+        """As numpy has it: floating-point numbers in FP32."""
+        host: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+        return host
 
     def _lane(self, batch: int) -> Lane:
         return _TorchLane(self, buffers(self.inputs, batch))
@@ -98,3 +122,58 @@ class _TorchLane(Lane):
 
     def infer(self) -> None:
         self.outputs = self._engine._infer(self.inputs["images"])
+
+
+class TorchCuda(Torch):
+    """PyTorch on an NVIDIA GPU, eager, the whole model in the precision asked for."""
+
+    name: ClassVar[str] = "torch-cuda"
+    device: ClassVar[str] = "cuda"
+
+    @classmethod
+    def availability(cls) -> Availability:
+        found = super().availability()
+        if not require("torch", extra=cls.extra).cuda.is_available():
+            return Availability(
+                False, "this torch has no CUDA, or there is no NVIDIA GPU that it can use", "nvidia-smi"
+            )
+        return found
+
+    @classmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        return PrecisionPlan(requested)
+
+    @classmethod
+    def target(cls, options: BuildOptions) -> str:
+        return str(require("torch", extra=cls.extra).cuda.get_device_name())
+
+    def _lane(self, batch: int) -> Lane:
+        return _CudaLane(self, buffers(self.inputs, batch))
+
+
+class TorchCompiled(TorchCuda):
+    """PyTorch on an NVIDIA GPU through ``torch.compile``: fused kernels, replayed as CUDA graphs."""
+
+    name: ClassVar[str] = "torch-compiled"
+
+    def _ready(self, model: Any) -> Any:
+        return self._torch.compile(model, mode="reduce-overhead", dynamic=False)
+
+
+class _CudaLane(Lane):
+    """Page-locked buffers, and a stream of its own."""
+
+    def __init__(self, engine: TorchCuda, inputs: dict[str, Array]) -> None:
+        self._torch, self._engine = engine._torch, engine
+        self._host = self._torch.from_numpy(inputs["images"]).pin_memory()
+        self._stream = self._torch.cuda.Stream()
+        super().__init__({"images": self._host.numpy()}, {})
+        for _ in range(3):  # compilation, and the warm-up that graphs need
+            self.infer()
+
+    def infer(self) -> None:
+        engine = self._engine
+        with self._torch.inference_mode(), self._torch.cuda.stream(self._stream):
+            images = self._host.to(engine._device, non_blocking=True).to(engine._dtype)
+            logits = engine._on_host(engine._model(images).logits)  # the copy to the host waits for the stream
+        self.outputs = {engine._name: logits}

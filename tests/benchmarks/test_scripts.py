@@ -14,10 +14,13 @@ SCRIPTS = (
     "cpu/targets.py",
     "digits/prepare.py",
     "digits/recipes.py",
+    "gpu/measure.py",
+    "precision/islands.py",
     "real/engines.py",
     "real/prepare.py",
     "real/run.py",
     "real/training.py",
+    "tensorrt/kernels.py",
     "training/speed.py",
 )
 

@@ -173,7 +173,16 @@ def test_doctor_says_what_runs_and_what_would_make_the_rest_run(lifedeploy):
     assert "(auto)" in ended.out
     report = json.loads(lifedeploy("doctor", "--json", "-").out)
     engines = {engine["name"]: engine for engine in report["engines"]}
-    assert set(engines) == {"onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx", "torch"}
+    assert set(engines) == {
+        "onnxruntime",
+        "onnxruntime-cuda",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx",
+        "torch",
+        "torch-cuda",
+        "torch-compiled",
+    }
     assert engines["onnxruntime"]["availability"]["ok"]
     for engine in engines.values():
         assert engine["availability"]["ok"] or engine["availability"]["reason"]
