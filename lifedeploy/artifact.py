@@ -37,6 +37,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def user_cache() -> Path:
+    """Where this user keeps what can be made again: ``$XDG_CACHE_HOME/lifedeploy``, else ``~/.cache/lifedeploy``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifedeploy"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name when the block ends well and vanishes when it does not."""

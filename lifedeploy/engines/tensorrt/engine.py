@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.artifact import Artifact, TensorSpec, atomic_file, sha256, user_cache
 from lifedeploy.engines.base import (
     Array,
     Availability,
@@ -22,7 +23,7 @@ from lifedeploy.engines.base import (
 )
 from lifedeploy.engines.tensorrt import cuda, fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
-from lifedeploy.engines.tensorrt.flavour import RTX, TENSORRT, Flavour, Messages
+from lifedeploy.engines.tensorrt.flavour import RTX, TENSORRT, Flavour, Messages, named
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.optional import installed, pip_line
 from lifedeploy.spec import ORDER_NAME, GraphForm
@@ -38,6 +39,7 @@ class TensorRT(Engine):
     taps_change_plan: ClassVar[bool] = False  # the ranking is an output of every plan
     takes: ClassVar[tuple[str, ...]] = (*_SHARED, "timing_cache", "hardware_compatible", "version_compatible")
     flavour: ClassVar[Flavour] = TENSORRT
+    captures: ClassVar[bool] = True  # whether the work of a lane is captured into a CUDA graph
 
     @classmethod
     def availability(cls) -> Availability:
@@ -193,12 +195,15 @@ class TensorRT(Engine):
                     f"{self.path.name} does not take batch {batch}: {self._range(spec.name)}",
                     hint="build it again with --batch SMALLEST,USUAL,LARGEST",
                 )
-        lane = _PlanLane(self._cuda, context, self._tensors(context), {spec.name for spec in self.outputs})
+        wanted = {spec.name for spec in self.outputs}
+        lane = _PlanLane(self._cuda, context, self._tensors(context), wanted, capture=self.captures)
         self._lanes.append(lane)
         return lane
 
     def _context(self) -> Any:
-        context = self._engine.create_execution_context()
+        return self._require_context(self._engine.create_execution_context())
+
+    def _require_context(self, context: Any) -> Any:
         if context is None:
             raise EngineError(f"{self.name} gave no execution context for {self.path.name}: {self._messages.reason()}")
         return context
@@ -225,21 +230,49 @@ class TensorRTRtx(TensorRT):
     takes: ClassVar[tuple[str, ...]] = (*_SHARED, "target")
     flavour: ClassVar[Flavour] = RTX
 
-    def _context(self) -> Any:
-        config = self._engine.create_runtime_config()
+    captures: ClassVar[bool] = False
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        specs = super()._open()
+        self._config = self._engine.create_runtime_config()
         # Kernels for the shapes at hand before the first answer, not behind it: what is measured is what is served.
-        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        context = self._engine.create_execution_context(config)
-        if context is None:
-            raise EngineError(f"{self.name} gave no execution context for {self.path.name}: {self._messages.reason()}")
-        return context
+        strategy = named(self._trt, "DynamicShapesKernelSpecializationStrategy", "EAGER")
+        self._config.dynamic_shapes_kernel_specialization_strategy = strategy
+        # A capture of ours would not see the kernels that it exchanges.
+        self._config.cuda_graph_strategy = named(self._trt, "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
+        self._cache = self._config.create_runtime_cache()
+        if self._cache_file.is_file():
+            self._cache.deserialize(self._cache_file.read_bytes())  # of another version: it is then made anew
+        self._config.set_runtime_cache(self._cache)
+        return specs
+
+    def _context(self) -> Any:
+        return self._require_context(self._engine.create_execution_context(self._config))
+
+    def _close(self) -> None:
+        with atomic_file(self._cache_file) as temporary:
+            temporary.write_bytes(bytes(self._cache.serialize()))
+        super()._close()
+        del self._config, self._cache
+
+    @property
+    def _cache_file(self) -> Path:
+        """Kernels that were finished on this machine. They are code too, so they stay with this user, not the plan."""
+        device = re.sub(r"\W+", "-", self._cuda.device())
+        return user_cache() / self.name / f"{sha256(self.path)[:16]}-{device}.cache"
 
 
 class _PlanLane(Lane):
-    """An execution context with a stream and buffers of its own; copies and kernels are one CUDA graph."""
+    """An execution context with a stream and buffers of its own; if captured, copies and kernels are one CUDA graph."""
 
     def __init__(
-        self, layer: cuda.Cuda, context: Any, tensors: list[tuple[str, str, tuple[int, ...], bool]], wanted: set[str]
+        self,
+        layer: cuda.Cuda,
+        context: Any,
+        tensors: list[tuple[str, str, tuple[int, ...], bool]],
+        wanted: set[str],
+        *,
+        capture: bool,
     ) -> None:
         self._layer, self._context, self._graph = layer, context, None
         self._stream = layer.stream()
@@ -256,7 +289,7 @@ class _PlanLane(Lane):
         super().__init__(inputs, outputs)
         self._work()  # once at the final shapes, as a capture demands
         layer.wait(self._stream)
-        if layer.graphs:
+        if capture and layer.graphs:
             self._graph = layer.capture(self._stream, self._work)
 
     def _work(self) -> None:

@@ -245,7 +245,7 @@ class FakeContext:
 @pytest.fixture
 def device(monkeypatch, tmp_path):
     """TensorRT and CUDA as far as the engine uses them."""
-    layer, contexts = FakeCuda(), []
+    layer, contexts, caches = FakeCuda(), [], []
     modes, dtypes = SimpleNamespace(INPUT="in", OUTPUT="out"), {"images": np.float32, "logits": np.float32}
 
     class Engine:
@@ -266,9 +266,15 @@ def device(monkeypatch, tmp_path):
         def get_tensor_profile_shape(self, name, index):
             return [(1, 3, 2, 2), (4, 3, 2, 2), (8, 3, 2, 2)]
 
-        def create_execution_context(self):
+        def create_execution_context(self, config=None):
             contexts.append(FakeContext(layer))
+            contexts[-1].config = config
             return contexts[-1]
+
+        def create_runtime_config(self):
+            caches.append(SimpleNamespace(kernels=b"", serialize=lambda: caches[-1].kernels + b"+"))
+            caches[-1].deserialize = lambda data: setattr(caches[-1], "kernels", data)
+            return SimpleNamespace(create_runtime_cache=lambda: caches[-1], set_runtime_cache=lambda cache: None)
 
     class Logger:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, WARNING=2)
@@ -278,6 +284,9 @@ def device(monkeypatch, tmp_path):
         ILogger=Logger,
         TensorIOMode=modes,
         nptype=lambda dtype: dtype,
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"),
+        __name__="fake",
         Runtime=lambda logger: SimpleNamespace(
             deserialize_cuda_engine=lambda data: Engine() if data == b"plan" else None
         ),
@@ -315,6 +324,19 @@ def test_a_batch_size_is_captured_once_and_its_buffers_are_used_again(device):
         assert len(device.contexts) == 1
     assert device.layer.memory == {}
     assert device.layer.pins == 0
+
+
+def test_rtx_has_its_own_graphs_and_keeps_its_kernels_with_the_user(device, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for opened in (1, 2):
+        with TensorRTRtx(device.path, EngineOptions(trust=True)) as engine:
+            found = engine.run({"images": images(2)})
+        np.testing.assert_allclose(found["logits"][:, 0], images(2).sum(axis=(1, 2, 3)), rtol=1e-5)
+        (kept,) = (tmp_path / "cache" / "lifedeploy" / "tensorrt-rtx").iterdir()
+        assert kept.read_bytes() == b"+" * opened  # read again, and written again
+    config = device.contexts[0].config
+    assert (config.dynamic_shapes_kernel_specialization_strategy, config.cuda_graph_strategy) == ("eager", "whole")
+    assert "capture" not in device.layer.log
 
 
 def test_lanes_have_a_context_and_buffers_of_their_own(device):
