@@ -192,6 +192,12 @@ def bench(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure peak memory, in a process of its own.")
     ] = True,
+    cuda_binding: Annotated[
+        str, typer.Option("--cuda-binding", metavar="NAME", help="cuda-python or pycuda.  [default: what is installed]")
+    ] = "",
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Measure a TensorRT plan without a manifest. A plan is executable code.")
+    ] = False,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows as CSV.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Also draw them: .png, .svg or .pdf.")
@@ -228,6 +234,8 @@ def bench(
             Stop(budget_s=budget),
             memory,
             command=shlex.join(["lifedeploy", *sys.argv[1:]]),
+            cuda_binding=cuda_binding,
+            trust=trust,
         )
         report = run(request, Workspace(workspace), say, progress)
         if csv is not None:

@@ -42,6 +42,8 @@ class BenchRequest:
     stop: Stop = field(default_factory=Stop)
     memory: bool = True
     command: str = ""
+    cuda_binding: str = ""  # of TensorRT: cuda-python or pycuda; '': what is installed
+    trust: bool = False  # measure a TensorRT plan, which is executable code, although it has no manifest
 
     def __post_init__(self) -> None:
         if not self.batches or any(batch < 1 for batch in self.batches):
@@ -108,7 +110,7 @@ def _teams(request: BenchRequest, workspace: Workspace, say: Say) -> Iterator[_T
     target = find(request.model) if request.model is not None else None
     if target is not None and target.artifact is None:
         for name in request.engines or (registry.AUTO,):
-            yield _foreign_team(target.path, name, say)
+            yield _foreign_team(target.path, name, say, trust=request.trust)
         return
     if target is not None and target.is_engine and not request.engines:
         assert target.artifact is not None
@@ -146,14 +148,28 @@ def _parse(name: str) -> tuple[str, str | None]:
     return engine, precision or None
 
 
-def _foreign_team(path: Path, name: str, say: Say) -> _Team:
-    """A file without a manifest: an ONNX graph may be run, an engine may not, since engines can hold code.
+def _foreign_team(path: Path, name: str, say: Say, *, trust: bool) -> _Team:
+    """A file without a manifest: an ONNX graph may be run, a plan only if trusted, since plans hold code.
 
     Raises:
-        ArtifactError: no ONNX file, or a damaged one.
+        ArtifactError: no ONNX file, or a damaged one; or a plan that is not trusted.
+        UsageError: a plan, and not said of which engine.
     """
+    if path.suffix == ".plan" and trust:
+        if not name.startswith("tensorrt"):
+            raise UsageError(
+                f"{path} is a TensorRT plan, and {name} opens none", hint="--engine tensorrt, or tensorrt-rtx"
+            )
+        engine, precision = _parse(name)
+        say(f"{path.name} was not built by lifedeploy: measured as it is, without baseline, schedule and parity")
+        note = "no manifest: trusted, parity unknown"
+        cls = registry.resolve(engine)
+        return _Team(path.name, (_Member("unknown", cls, path, precision or "fp32", None, "unknown", None, note),))
     if path.suffix != ".onnx":
-        raise ArtifactError(f"{path} has no manifest beside it, and only ONNX files are measured without one")
+        hint = "say --trust if you know where the plan comes from" if path.suffix == ".plan" else None
+        raise ArtifactError(
+            f"{path} has no manifest beside it, and only ONNX files are measured without one", hint=hint
+        )
     say(f"{path.name} was not exported by lifedeploy: measured as it is, without baseline, schedule and parity")
     facts = onnx_inspect.facts(onnx_inspect.load(path))
     engine, asked = _parse(name)
@@ -246,7 +262,13 @@ def _contest(team: _Team, mode: str, batch: int, request: BenchRequest, say: Say
 
 def _options(member: _Member, request: BenchRequest, streams: int, batch: int) -> EngineOptions:
     return EngineOptions(
-        precision=member.precision, threads=request.threads, streams=streams, batch=batch, method=member.method
+        precision=member.precision,
+        threads=request.threads,
+        streams=streams,
+        batch=batch,
+        method=member.method,
+        cuda_binding=request.cuda_binding,
+        trust=request.trust,
     )
 
 

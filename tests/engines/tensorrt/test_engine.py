@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.bench.measure import Stop
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import Availability, BuildOptions, EngineOptions
 from lifedeploy.engines.tensorrt import cuda
@@ -113,6 +114,20 @@ def test_only_a_plan_with_its_manifest_is_loaded(built):
     with pytest.raises(ArtifactError, match="has no manifest beside it, and a plan is executable code") as caught:
         TensorRTRtx(alone).open()
     assert "--trust" in caught.value.hint
+
+
+def test_a_foreign_plan_is_measured_only_if_trusted_and_its_engine_is_named(built, device):
+    alone = device.path
+    quick = Stop(budget_s=5, min_rounds=3, half_width=1)
+    request = BenchRequest(alone, batches=(2,), stop=quick, memory=False)
+    with pytest.raises(ArtifactError, match="has no manifest beside it") as caught:
+        bench(request, built)
+    assert "--trust" in caught.value.hint
+    with pytest.raises(UsageError, match="is a TensorRT plan, and auto opens none"):
+        bench(replace(request, trust=True), built)
+    (row,) = bench(replace(request, trust=True, engines=("tensorrt:fp16",)), built).rows
+    assert (row.model, row.method, row.precision, row.parity) == ("model.plan", "unknown", "fp16", None)
+    assert row.images_per_s > 0
 
 
 def test_a_plan_of_another_version_is_not_loaded(built):
@@ -271,6 +286,10 @@ def device(monkeypatch, tmp_path):
             contexts[-1].config = config
             return contexts[-1]
 
+        def create_engine_inspector(self):
+            layers = [{"Name": "gemm", "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}]}]
+            return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": layers}))
+
         def create_runtime_config(self):
             caches.append(SimpleNamespace(kernels=b"", serialize=lambda: caches[-1].kernels + b"+"))
             caches[-1].deserialize = lambda data: setattr(caches[-1], "kernels", data)
@@ -284,6 +303,7 @@ def device(monkeypatch, tmp_path):
         ILogger=Logger,
         TensorIOMode=modes,
         nptype=lambda dtype: dtype,
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
         CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"),
         __name__="fake",
