@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,25 @@ def gpus() -> list[str]:
             if line.startswith("Model:"):
                 found.append(line.partition(":")[2].strip())
     return found
+
+
+def gpu_state() -> list[dict[str, str]]:
+    """Per GPU its driver, clocks (MHz), power (W) and temperature (°C), as nvidia-smi tells them; none without it."""
+    fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [
+        dict(zip(fields, (value.strip() for value in line.split(",")), strict=True))
+        for line in done.stdout.splitlines()
+        if line.strip()
+    ]
 
 
 def _cpuinfo() -> list[str]:

@@ -26,7 +26,8 @@ import numpy as np
 from lifedeploy.artifact import Artifact, now
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import EngineOptions, Lane
+from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.lanes import Lane
 from lifedeploy.machine import describe
 
 HERE = Path(__file__).parent

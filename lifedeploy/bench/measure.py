@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lifedeploy.bench.stats import Interval, median_interval
-from lifedeploy.engines.base import Lane
+from lifedeploy.engines.lanes import DeviceLane, Lane
 
 Clock = Callable[[], float]
 MIN_ROUND_S = 0.2  # a round shorter than this measures the clock and the scheduler
+DEVICE_REQUESTS = 20  # of each turn, once more on the device's own clock
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Contender:
     name: str
     batch: int
     lanes: tuple[Lane, ...]
+    against: str = ""  # whom its ratio must become tight to; '': the first contender
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Round:
     seconds: float
     images: int
     latencies_s: tuple[float, ...]  # of every request in it
+    device_ms: tuple[float, ...] = ()  # some requests by the device's own clock, where it has one
 
     @property
     def images_per_s(self) -> float:
@@ -72,7 +75,6 @@ def measure(
     contenders: Sequence[Contender],
     stop: Stop | None = None,
     *,
-    reference: str | None = None,
     clock: Clock = time.perf_counter,
     progress: Callable[[int, float], None] = lambda rounds, share: None,
 ) -> Samples:
@@ -81,12 +83,11 @@ def measure(
     Args:
         contenders: who takes part.
         stop: when to stop; at least three rounds are made, whatever the budget.
-        reference: whose ratio to every other contender has to become tight; the first where None.
         clock: monotonic seconds.
         progress: told the rounds made and the share of the way done, 0…1.
     """
     stop = stop or Stop()
-    reference = reference or contenders[0].name
+    pairs = [(contender.name, contender.against or contenders[0].name) for contender in contenders]
     began = clock()
     requests = _warm_up(contenders, clock)
     samples = Samples({contender.name: [] for contender in contenders})
@@ -96,7 +97,7 @@ def measure(
         for name, turn in turns.items():
             samples.rounds[name].append(turn)
         spent = (clock() - began) / stop.budget_s
-        width = _widest(samples, reference)
+        width = _widest(samples, pairs)
         share = max(spent, min(samples.count / stop.min_rounds, stop.half_width / max(width, 1e-9)))
         progress(samples.count, min(1.0, share))
         if _done(samples.count, spent, width, stop):
@@ -110,12 +111,12 @@ def _done(rounds: int, spent: float, width: float, stop: Stop) -> bool:
     return out_of_time or tight or rounds >= stop.max_rounds
 
 
-def _widest(samples: Samples, reference: str) -> float:
-    """The widest interval of all ratios to the reference; of its own throughput where it is alone."""
-    others = [name for name in samples.rounds if name != reference]
-    if not others:
-        return median_interval([turn.images_per_s for turn in samples.rounds[reference]]).half_width
-    return max(samples.ratio(name, reference).half_width for name in others)
+def _widest(samples: Samples, pairs: Sequence[tuple[str, str]]) -> float:
+    """The widest interval of all ratios; of its own throughput where a contender is alone."""
+    ratios = [samples.ratio(name, other) for name, other in pairs if name != other]
+    if not ratios:
+        ratios = [median_interval([turn.images_per_s for turn in samples.rounds[name]]) for name, _ in pairs]
+    return max(ratio.half_width for ratio in ratios)
 
 
 def _warm_up(contenders: Sequence[Contender], clock: Clock) -> int:
@@ -153,7 +154,14 @@ def _turn(contender: Contender, requests: int, clock: Clock) -> Round:
         seconds = clock() - began
         if failures:
             raise failures[0]
-    return Round(seconds, requests * len(contender.lanes) * contender.batch, tuple(latencies))
+    # Apart from the requests that are timed, which nothing should disturb.
+    device = [
+        lane.device_ms(copies=True)
+        for lane in contender.lanes[:1]
+        if isinstance(lane, DeviceLane)
+        for _ in range(min(requests, DEVICE_REQUESTS))
+    ]
+    return Round(seconds, requests * len(contender.lanes) * contender.batch, tuple(latencies), tuple(device))
 
 
 def _drive(lane: Lane, requests: int, clock: Clock) -> list[float]:

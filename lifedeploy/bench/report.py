@@ -10,6 +10,7 @@ from typing import Any
 
 from lifedeploy.artifact import atomic_file, write_json
 from lifedeploy.bench.measure import Samples
+from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.stats import percentiles
 
 SCHEMA = 1
@@ -42,6 +43,9 @@ class Row:
     weights: str
     parity: dict[str, Any] | None
     note: str = ""
+    copies: bool | None = None  # to and from the device, part of each request; None: there is no other device
+    device_ms: dict[str, float] | None = None  # p50, p90, p99 of single requests, by the device's clock
+    trtexec: dict[str, float] | None = None  # what trtexec makes of the same plan, and our share of it
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class BenchReport:
     rows: tuple[Row, ...]
     created: str
     command: str = ""
+    profiles: tuple[Profile, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -61,6 +66,7 @@ class BenchReport:
             "command": self.command,
             "machine": self.machine,
             "rows": [asdict(row) for row in self.rows],
+            "profiles": [asdict(profile) for profile in self.profiles],
         }
 
     def write_json(self, path: Path) -> None:
@@ -73,14 +79,20 @@ class BenchReport:
         with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(
-                [*names, "images_per_s_q1", "images_per_s_q3", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99"]
+                [
+                    *names,
+                    *("images_per_s_q1", "images_per_s_q3", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99"),
+                    *("device_ms_p50", "trtexec_images_per_s", "trtexec_share"),
+                ]
             )
             for row in self.rows:
                 plain = [getattr(row, name) for name in names]
-                writer.writerow([*plain, *row.images_per_s_quartiles, *row.latency_ms.values()])
+                device, other = row.device_ms or {}, row.trtexec or {}
+                more = (device.get("p50"), other.get("images_per_s"), other.get("share"))
+                writer.writerow([*plain, *row.images_per_s_quartiles, *row.latency_ms.values(), *more])
 
 
-_NESTED = ("images_per_s_quartiles", "latency_ms", "parity")
+_NESTED = ("images_per_s_quartiles", "latency_ms", "parity", "device_ms", "trtexec")
 
 
 @dataclass(frozen=True)
@@ -98,18 +110,33 @@ class Subject:
     note: str = ""
 
 
+def contender_name(method: str, copies: bool | None) -> str:
+    """What a method's contender in a contest is called; with and without copies it takes part twice."""
+    return f"{method}, without copies" if copies is False else method
+
+
 def make_rows(
-    subjects: Sequence[Subject], samples: Samples, *, mode: str, batch: int, streams: int, threads: int
+    subjects: Sequence[Subject],
+    samples: Samples,
+    *,
+    mode: str,
+    batch: int,
+    streams: int,
+    threads: int,
+    copies: bool | None = None,
 ) -> list[Row]:
-    """Rows from the samples of one contest; contenders are named by their method."""
+    """Rows from the samples of one contest."""
     rows = []
+    dense, first_k = contender_name("dense", copies), contender_name("first-k", copies)
     for subject in subjects:
-        turns = samples.rounds[subject.method]
+        own = contender_name(subject.method, copies)
+        turns = samples.rounds[own]
+        device = [milliseconds for turn in turns for milliseconds in turn.device_ms]
         rates = [turn.images_per_s for turn in turns]
         latencies = [latency * 1000 for turn in turns for latency in turn.latencies_s]
         q1, median, q3 = percentiles(rates, (25, 50, 75))
-        speedup = samples.ratio(subject.method, "dense") if "dense" in samples.rounds else None
-        share = samples.ratio(subject.method, "first-k").median if "first-k" in samples.rounds else None
+        speedup = samples.ratio(own, dense) if dense in samples.rounds else None
+        share = samples.ratio(own, first_k).median if first_k in samples.rounds else None
         bound = subject.mac_ratio
         rows.append(
             Row(
@@ -121,7 +148,7 @@ def make_rows(
                 batch=batch,
                 images_per_s=median,
                 images_per_s_quartiles=(q1, q3),
-                latency_ms=dict(zip(("p50", "p90", "p99"), percentiles(latencies, (50, 90, 99)), strict=True)),
+                latency_ms=_spread(latencies),
                 speedup=speedup.median if speedup else None,
                 speedup_low=speedup.low if speedup else None,
                 speedup_high=speedup.high if speedup else None,
@@ -136,6 +163,12 @@ def make_rows(
                 weights=subject.weights,
                 parity=subject.parity,
                 note=subject.note,
+                copies=copies,
+                device_ms=_spread(device) if device else None,
             )
         )
     return rows
+
+
+def _spread(milliseconds: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("p50", "p90", "p99"), percentiles(milliseconds, (50, 90, 99)), strict=True))

@@ -198,6 +198,15 @@ def bench(
     trust: Annotated[
         bool, typer.Option("--trust", help="Measure a TensorRT plan without a manifest. A plan is executable code.")
     ] = False,
+    copies: Annotated[
+        str,
+        typer.Option(
+            "--copies", metavar="with|without|both", help="On a GPU: with copies to and from it, without, or both."
+        ),
+    ] = "both",
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also show where the time goes: attention, MLP, TopK, Gather, Slice …")
+    ] = False,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows as CSV.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Also draw them: .png, .svg or .pdf.")
@@ -210,6 +219,9 @@ def bench(
     Stops when the speed-up's 95 % interval is within ±1 %, or when the budget ends.
     """
     batches = numbers(batch, "--batch")
+    ways = {"with": (True,), "without": (False,), "both": (True, False)}
+    if copies not in ways:
+        raise UsageError(f"--copies {copies!r} is not allowed: it must be {', '.join(ways)}")
     with console.benchmarking() as (say, progress):
         say("looking for engines")
         from lifedeploy.bench.measure import Stop
@@ -236,6 +248,8 @@ def bench(
             command=shlex.join(["lifedeploy", *sys.argv[1:]]),
             cuda_binding=cuda_binding,
             trust=trust,
+            copies=ways[copies],
+            profile=profile,
         )
         report = run(request, Workspace(workspace), say, progress)
         if csv is not None:

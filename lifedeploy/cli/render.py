@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifedeploy.artifact import Manifest
+from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.evaluation.parity import Parity
 from lifedeploy.exporters.inspect import GraphFacts
@@ -102,11 +103,20 @@ def measured(report: BenchReport) -> RenderableType:
     """What ``bench`` measured: one table per engine, mode and batch size."""
     contests: dict[tuple[Any, ...], list[Row]] = {}
     for row in report.rows:
-        contests.setdefault((row.model, row.engine, row.precision, row.mode, row.streams), []).append(row)
+        contests.setdefault((row.model, row.engine, row.precision, row.mode, row.streams, row.copies), []).append(row)
     parts: list[RenderableType] = []
-    for (model, engine, precision, mode, streams), rows in contests.items():
+    for (model, engine, precision, mode, streams, copies), rows in contests.items():
         flight = f", {streams} requests in flight" if mode == "throughput" else ""
-        parts += [_contest(rows, f"{model} · {engine} {precision} · {mode}{flight}"), Text("")]
+        moved = "" if copies is None else " · with copies" if copies else " · without copies"
+        parts += [_contest(rows, f"{model} · {engine} {precision} · {mode}{flight}{moved}"), Text("")]
+    profiled: dict[tuple[Any, ...], list[Profile]] = {}
+    for profile in report.profiles:
+        profiled.setdefault((profile.model, profile.engine, profile.precision, profile.batch), []).append(profile)
+    for (model, engine, precision, batch), profiles in profiled.items():
+        parts += [
+            _profiles(profiles, f"{model} · {engine} {precision} · batch {batch}: layers"),
+            Text(""),
+        ]
     notes = {row.note for row in report.rows if row.note}
     parts += [Text(note, style="yellow") for note in sorted(notes)]
     if any(row.weights == "random" for row in report.rows):
@@ -123,7 +133,42 @@ def measured(report: BenchReport) -> RenderableType:
             style="dim",
         )
     )
+    for when, states in machine.get("gpu_state", {}).items():
+        parts += [Text(f"{when}: {_gpu_state(state)}", style="dim") for state in states]
     return Group(*parts)
+
+
+def _gpu_state(state: dict[str, str]) -> str:
+    return (
+        f"{state['name']}, driver {state['driver_version']}, {state['clocks.sm']} and {state['clocks.mem']} MHz, "
+        f"{state['power.draw']} W, {state['temperature.gpu']} °C"
+    )
+
+
+def _profiles(profiles: list[Profile], title: str) -> Table:
+    """One column per method: the share of each group, and what that is in milliseconds."""
+    table = _table("part", *(f"{profile.method}\n{_significant(profile.ms)} ms" for profile in profiles), title=title)
+    groups = sorted({name for profile in profiles for name in profile.shares}, key=lambda name: -_most(profiles, name))
+    for name in groups:
+        table.add_row(
+            name,
+            *(
+                f"{_share(profile.shares[name])} [dim]{_significant(profile.shares[name] * profile.ms)} ms[/]"
+                if name in profile.shares
+                else "–"
+                for profile in profiles
+            ),
+        )
+    return table
+
+
+def _share(value: float) -> str:
+    """What reducing tokens costs is small, and is what one looks for: two digits more for it."""
+    return f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
+
+
+def _most(profiles: list[Profile], name: str) -> float:
+    return max(profile.shares.get(name, 0.0) for profile in profiles)
 
 
 def _contest(rows: list[Row], title: str) -> Table:

@@ -16,15 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.engines.lanes import Array, Lane
 from lifedeploy.errors import EngineError, EngineInputError, UsageError
 from lifedeploy.machine import identity
 from lifedeploy.spec import GraphForm
 
-Array = NDArray[np.generic]
 PRECISIONS = ("fp32", "fp16", "bf16")
 Progress = Callable[[str, float], None]  # told a builder's phase, and the share of it that is done
 
@@ -114,16 +111,13 @@ class Built:
     details: dict[str, Any] = field(default_factory=dict)  # what the runtime tells of what it built, for the manifest
 
 
-class Lane(ABC):
-    """Fixed buffers for one batch size. Fill ``inputs``, call ``infer``, read ``outputs``."""
+@dataclass(frozen=True)
+class LayerTime:
+    """How long one layer of a compiled model takes per inference."""
 
-    def __init__(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        self.inputs = dict(inputs)
-        self.outputs = dict(outputs)
-
-    @abstractmethod
-    def infer(self) -> None:
-        """Run once on the buffers; returns when ``outputs`` holds the result."""
+    name: str
+    kind: str  # its operator or kernel, where the runtime tells
+    ms: float
 
 
 class Engine(ABC):
@@ -255,6 +249,18 @@ class Engine(ABC):
                 )
         return self._lane(batch)
 
+    def profile(self, feeds: Mapping[str, Array], runs: int = 20) -> tuple[LayerTime, ...]:
+        """What the layers take, in the order of their execution, by the runtime's own profiler: means over ``runs``.
+
+        A profiler slows inference down: these are shares, not speeds.
+
+        Raises:
+            EngineError: this runtime tells no times of layers.
+            EngineInputError: a name, dtype or shape is not what the engine takes.
+        """
+        self._check(feeds)
+        return self._profile(feeds, runs)
+
     # What a subclass does.
 
     @abstractmethod
@@ -272,6 +278,10 @@ class Engine(ABC):
     @abstractmethod
     def _lane(self, batch: int) -> Lane:
         """Make buffers; the batch has been checked."""
+
+    def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
+        """Time the layers; everything has been checked."""
+        raise EngineError(f"engine {self.name} tells no times of its layers")
 
     # Checks.
 
@@ -299,21 +309,3 @@ class Engine(ABC):
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
-    """Zeroed arrays for ``specs`` at ``batch`` images; a dynamic first dimension is the batch.
-
-    Raises:
-        EngineInputError: another dimension is dynamic too.
-    """
-    made: dict[str, Array] = {}
-    for spec in specs:
-        if None in spec.shape[1:]:
-            raise EngineInputError(
-                f"{spec.name} has a dynamic size beyond the batch, {spec.shape}: no buffer can be made for it",
-                hint="fix every size but the batch in the model",
-            )
-        shape = tuple(batch if size is None else size for size in spec.shape)
-        made[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
-    return made

@@ -16,7 +16,8 @@ import numpy as np
 
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.samples import digest
-from lifedeploy.engines.base import Array, Availability, BuildJob, Built, Engine, Lane, PrecisionPlan, buffers
+from lifedeploy.engines.base import Availability, BuildJob, Built, Engine, PrecisionPlan
+from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.spec import ORDER_NAME
 

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import TensorSpec
-from lifedeploy.engines.base import Array, Availability, BuildJob, Built, Engine, Lane, PrecisionPlan, buffers
+from lifedeploy.engines.base import Availability, BuildJob, Built, Engine, LayerTime, PrecisionPlan
+from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import installed, pip_line, require
 
 _DEVICE = "CPU"
+_WARM_UP = 3  # runs that a profile leaves out
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Kinds of executed nodes that carry the model's products: what they run in is what the engine runs in.
@@ -54,6 +56,15 @@ class OpenVino(Engine):
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ov = require("openvino", extra=self.extra)
+        self._compiled = self._compile({})
+        self._request = self._compiled.create_infer_request()
+        self._output_names = self._name_outputs()
+        outputs = tuple(
+            _spec(port, name) for port, name in zip(self._compiled.outputs, self._output_names, strict=True)
+        )
+        return tuple(_spec(port, port.any_name) for port in self._compiled.inputs), outputs
+
+    def _compile(self, extra: Mapping[str, Any]) -> Any:
         core = self._ov.Core()
         try:
             model = core.read_model(self.path)
@@ -64,15 +75,9 @@ class OpenVino(Engine):
                 # A batch that the export fixed stays fixed: the graph's own constants depend on it.
                 dynamic = [port for port in model.inputs if port.get_partial_shape()[0].is_dynamic]
                 model.reshape({port: _with_batch(port, self.options.batch) for port in dynamic})
-            self._compiled = core.compile_model(model, _DEVICE, self._config())
+            return core.compile_model(model, _DEVICE, {**self._config(), **extra})
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {self.path}: {_reason(error)}") from error
-        self._request = self._compiled.create_infer_request()
-        self._output_names = self._name_outputs()
-        outputs = tuple(
-            _spec(port, name) for port, name in zip(self._compiled.outputs, self._output_names, strict=True)
-        )
-        return tuple(_spec(port, port.any_name) for port in self._compiled.inputs), outputs
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -112,6 +117,17 @@ class OpenVino(Engine):
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {_reason(error)}") from error
         return {name: np.array(results[index]) for index, name in enumerate(self._output_names)}
+
+    def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
+        request = self._compile({"PERF_COUNT": True}).create_infer_request()
+        spent: dict[tuple[str, str], float] = {}
+        for run in range(_WARM_UP + runs):
+            request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
+            for node in request.get_profiling_info() if run >= _WARM_UP else ():
+                if str(node.status).endswith("EXECUTED"):
+                    key = node.node_name, node.node_type
+                    spent[key] = spent.get(key, 0.0) + node.real_time.total_seconds() * 1000
+        return tuple(LayerTime(name, kind, total / runs) for (name, kind), total in spent.items())
 
     def _lane(self, batch: int) -> Lane:
         request = self._compiled.create_infer_request()

@@ -9,17 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import TensorSpec
-from lifedeploy.engines.base import (
-    Array,
-    Availability,
-    BuildJob,
-    BuildOptions,
-    Built,
-    Engine,
-    Lane,
-    PrecisionPlan,
-    buffers,
-)
+from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
+from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import require
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME

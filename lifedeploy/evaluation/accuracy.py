@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lifedeploy.engines.base import Array
+from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import DataError, EngineError
 
 AP_CLASSES = 20  # up to here every score is kept, for average precision

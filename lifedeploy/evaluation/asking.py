@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.preprocess import model_input
-from lifedeploy.engines.base import Array, Engine
+from lifedeploy.engines.base import Engine
+from lifedeploy.engines.lanes import Array
 from lifedeploy.evaluation.parity import Answer, asker, overlap
 from lifedeploy.spec import PreprocessSpec
 

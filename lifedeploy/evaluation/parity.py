@@ -17,7 +17,8 @@ import numpy as np
 
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, digest
-from lifedeploy.engines.base import Array, Engine
+from lifedeploy.engines.base import Engine
+from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import ArtifactError, ParityError
 from lifedeploy.spec import ORDER_NAME, ModelSpec
 

@@ -35,16 +35,17 @@ def plot_bench(report: BenchReport, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    contests: dict[tuple[str, str, str, str], list[Row]] = {}
+    contests: dict[tuple[str, str, str, str, bool | None], list[Row]] = {}
     for row in report.rows:
-        contests.setdefault((row.model, row.engine, row.precision, row.mode), []).append(row)
+        contests.setdefault((row.model, row.engine, row.precision, row.mode, row.copies), []).append(row)
     figure = Figure(figsize=(10.5, 3.1 * len(contests) + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(contests), 2, squeeze=False)
-    for (left, right), ((model, engine, precision, mode), rows) in zip(axes, contests.items(), strict=True):
+    for (left, right), ((model, engine, precision, mode, copies), rows) in zip(axes, contests.items(), strict=True):
         _throughput(left, rows)
         _speedup(right, rows)
-        left.set_title(f"{model} · {engine} {precision} · {mode}", loc="left", fontsize=10, fontweight="bold")
+        moved = "" if copies is None else " · with copies" if copies else " · without copies"
+        left.set_title(f"{model} · {engine} {precision} · {mode}{moved}", loc="left", fontsize=10, fontweight="bold")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8, frameon=False)
     machine = report.machine

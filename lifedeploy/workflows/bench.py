@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,12 +14,14 @@ import numpy as np
 from lifedeploy.artifact import Artifact, Workspace, now
 from lifedeploy.bench.measure import Contender, Samples, Stop, measure
 from lifedeploy.bench.memory import peak_memory_mib
-from lifedeploy.bench.report import BenchReport, Row, Subject, make_rows
+from lifedeploy.bench.profile import Profile, summarise
+from lifedeploy.bench.report import BenchReport, Row, Subject, contender_name, make_rows
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import PRECISIONS, Engine, EngineOptions, Lane
+from lifedeploy.engines.base import PRECISIONS, Engine, EngineOptions
+from lifedeploy.engines.lanes import Array, DeviceLane, Lane, WithoutCopies, buffers
 from lifedeploy.errors import ArtifactError, ParityError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
-from lifedeploy.machine import cores, describe
+from lifedeploy.machine import cores, describe, gpu_state
 from lifedeploy.workflows.build import BuildRequest, build, prove
 from lifedeploy.workflows.find import find, newest_export
 from lifedeploy.workflows.progress import Say, silent
@@ -44,6 +46,8 @@ class BenchRequest:
     command: str = ""
     cuda_binding: str = ""  # of TensorRT: cuda-python or pycuda; '': what is installed
     trust: bool = False  # measure a TensorRT plan, which is executable code, although it has no manifest
+    copies: tuple[bool, ...] = (True, False)  # engines on a device: with copies to and from it, without, or both
+    profile: bool = False  # also where the time goes, layer by layer
 
     def __post_init__(self) -> None:
         if not self.batches or any(batch < 1 for batch in self.batches):
@@ -51,6 +55,8 @@ class BenchRequest:
         for mode in self.modes:
             if mode not in MODES:
                 raise UsageError(f"mode {mode!r} is unknown; there are: {', '.join(MODES)}")
+        if not self.copies:
+            raise UsageError("neither with nor without copies: there is nothing to measure")
         if self.streams < 1:
             raise UsageError(f"{self.streams} streams are not allowed: at least 1 is needed")
         if self.threads is not None and self.threads < 1:
@@ -99,10 +105,19 @@ def bench(
         ParityError: an engine failed its parity gate; it gets no number.
     """
     teams = list(_teams(request, workspace, say))
+    before = gpu_state()
     rows: list[Row] = []
     for team, mode, batch in product(teams, request.modes, request.batches):
         rows += _contest(team, mode, batch, request, say, progress)
-    return BenchReport(describe(threads=request.threads), tuple(rows), now(), request.command)
+    after = gpu_state()
+    profiles: list[Profile] = []
+    if request.profile:
+        for team, batch in product(teams, request.batches):
+            profiles += _profiles(team, batch, request, say)
+    machine = describe(threads=request.threads)
+    if before:
+        machine["gpu_state"] = {"before": before, "after": after}
+    return BenchReport(machine, tuple(rows), now(), request.command, tuple(profiles))
 
 
 def _teams(request: BenchRequest, workspace: Workspace, say: Say) -> Iterator[_Team]:
@@ -227,13 +242,17 @@ def _contest(team: _Team, mode: str, batch: int, request: BenchRequest, say: Say
     streams = request.streams if mode == "throughput" else 1
     say(f"opening {label}")
     precisions = {}
+    ways: dict[bool | None, None] = {}  # with copies, without, or on no device that would need them
     with ExitStack() as stack:
         contenders = []
         for member in team.members:
             engine = stack.enter_context(member.engine(member.path, _options(member, request, streams, batch)))
             precisions[member.method] = engine.precision
             lanes = tuple(_filled(engine.lane(batch), lane) for lane in range(streams))
-            contenders.append(Contender(member.method, batch, lanes))
+            for copies, own in _ways(lanes, request):
+                ways[copies] = None
+                against = contender_name(team.members[0].method, copies)
+                contenders.append(Contender(contender_name(member.method, copies), batch, own, against))
         samples: Samples = measure(
             contenders, request.stop, progress=lambda rounds, share: progress(label, rounds, share)
         )
@@ -257,7 +276,37 @@ def _contest(team: _Team, mode: str, batch: int, request: BenchRequest, say: Say
             )
         )
     threads = request.threads or cores()
-    return make_rows(subjects, samples, mode=mode, batch=batch, streams=streams, threads=threads)
+    rows: list[Row] = []
+    for copies in ways:
+        rows += make_rows(subjects, samples, mode=mode, batch=batch, streams=streams, threads=threads, copies=copies)
+    return rows
+
+
+def _ways(lanes: tuple[Lane, ...], request: BenchRequest) -> Iterator[tuple[bool | None, tuple[Lane, ...]]]:
+    """The lanes with copies and without, where that makes a difference."""
+    on_device = [lane for lane in lanes if isinstance(lane, DeviceLane)]
+    if not on_device:
+        yield None, lanes
+        return
+    for copies in request.copies:
+        yield copies, lanes if copies else tuple(WithoutCopies(lane) for lane in on_device)
+
+
+def _profiles(team: _Team, batch: int, request: BenchRequest, say: Say) -> Iterator[Profile]:
+    """Where the time of each method goes."""
+    for member in team.members:
+        say(f"profiling {member.method}, {team.label}, batch {batch}")
+        with member.engine(member.path, _options(member, request, 1, batch)) as engine:
+            feeds = buffers(engine.inputs, batch)
+            _fill(feeds, seed=0)
+            yield summarise(
+                engine.profile(feeds),
+                model=team.model,
+                method=member.method,
+                engine=member.engine.name,
+                precision=engine.precision,
+                batch=batch,
+            )
 
 
 def _options(member: _Member, request: BenchRequest, streams: int, batch: int) -> EngineOptions:
@@ -274,10 +323,14 @@ def _options(member: _Member, request: BenchRequest, streams: int, batch: int) -
 
 def _filled(lane: Lane, seed: int) -> Lane:
     """The lane with something other than zeros in it: some processors are faster on zeros, and TopK on ties."""
+    _fill(lane.inputs, seed)
+    return lane
+
+
+def _fill(inputs: Mapping[str, Array], seed: int) -> None:
     generator = np.random.default_rng(_SEED + seed)
-    for array in lane.inputs.values():
+    for array in inputs.values():
         if np.issubdtype(array.dtype, np.floating):
             array[...] = generator.standard_normal(array.shape, dtype=np.float32).astype(array.dtype)
         else:
             array[...] = generator.integers(0, 128, array.shape, dtype=np.int64).astype(array.dtype)
-    return lane

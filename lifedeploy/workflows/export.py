@@ -14,7 +14,8 @@ import torch
 from lifedeploy.artifact import Artifact, Manifest, Workspace, atomic_folder, sha256
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
-from lifedeploy.engines.base import Array, EngineOptions
+from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, EngineUnavailableError, UsageError
 from lifedeploy.evaluation import parity

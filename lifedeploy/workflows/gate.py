@@ -10,7 +10,8 @@ from pathlib import Path
 from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
-from lifedeploy.engines.base import Array, Engine, EngineOptions
+from lifedeploy.engines.base import Engine, EngineOptions
+from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.evaluation import parity
 from lifedeploy.exporters.forms import emulated

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lifedeploy.bench.measure import Contender, Stop, measure
-from lifedeploy.engines.base import Lane
+from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
 
 
 class Clock:
@@ -105,3 +107,39 @@ def test_lanes_of_a_contender_run_at_the_same_time_and_a_failure_in_one_surfaces
     assert {"one", "two"} <= set(log)
     with pytest.raises(RuntimeError, match="out of memory"):
         measure([Contender("life", 1, (Broken({}, {}), Broken({}, {})))], Stop(budget_s=50))
+
+
+class OnDevice(TimedLane, DeviceLane):
+    """Copies take as long as computing does; its own clock is a tenth fast."""
+
+    def compute(self):
+        self.clock.now += self.seconds() / 2
+
+    def device_ms(self, *, copies):
+        return self.seconds() / (1 if copies else 2) * 900
+
+
+def test_a_device_is_measured_with_and_without_copies_and_by_its_own_clock():
+    clock, log = Clock(), []
+    lane = OnDevice(clock, "life", 0.4, log)
+    both = [Contender("life", 4, (lane,)), Contender("life, without copies", 4, (WithoutCopies(lane),))]
+    samples = measure(both, Stop(budget_s=100), clock=clock)
+    assert samples.ratio("life, without copies", "life").median == pytest.approx(2)
+    assert samples.rounds["life"][0].device_ms == pytest.approx((360,))
+    assert samples.rounds["life, without copies"][0].device_ms == pytest.approx((180,))
+
+
+def test_the_ratio_that_counts_is_to_the_own_reference():
+    """Two that are slowed down together have a tight ratio, whatever they are beside a third."""
+
+    def noisy(seconds):
+        calls = iter(range(10**6))
+        return lambda: seconds * (1 + next(calls) * 37 % 11)
+
+    def rounds(against):
+        clock, _, contenders = contest({"a": 0.5, "b": noisy(0.5), "c": noisy(0.25)})
+        first, second, third = (replace(one, against=other) for one, other in zip(contenders, against, strict=True))
+        return measure([first, second, third], Stop(budget_s=1000, max_rounds=40), clock=clock).count
+
+    assert rounds(("a", "b", "b")) == 7
+    assert rounds(("a", "a", "a")) == 40

@@ -10,18 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import Artifact, TensorSpec, atomic_file, sha256, user_cache
-from lifedeploy.engines.base import (
-    Array,
-    Availability,
-    BuildJob,
-    BuildOptions,
-    Built,
-    Engine,
-    EngineOptions,
-    Lane,
-    PrecisionPlan,
-)
-from lifedeploy.engines.tensorrt import cuda, fusion
+from lifedeploy.engines import cuda
+from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, EngineOptions, PrecisionPlan
+from lifedeploy.engines.device import CudaLane, DeviceTensor
+from lifedeploy.engines.lanes import Array
+from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
 from lifedeploy.engines.tensorrt.flavour import RTX, TENSORRT, Flavour, Messages, named
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
@@ -118,8 +111,8 @@ class TensorRT(Engine):
         self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
         if self._engine is None:
             raise EngineError(f"{self.name} cannot load {self.path}: {self._messages.reason()}")
-        self._lanes: list[_PlanLane] = []
-        self._own: dict[int, _PlanLane] = {}  # batch → the lane that `run` uses
+        self._lanes: list[CudaLane] = []
+        self._own: dict[int, CudaLane] = {}  # batch → the lane that `run` uses
         inputs: list[TensorSpec] = []
         outputs: list[TensorSpec] = []
         for index in range(self._engine.num_io_tensors):
@@ -186,7 +179,7 @@ class TensorRT(Engine):
         lane.infer()
         return {name: array.copy() for name, array in lane.outputs.items()}
 
-    def _lane(self, batch: int) -> _PlanLane:
+    def _lane(self, batch: int) -> CudaLane:
         context = self._context()
         for spec in self.inputs:
             shape = (batch, *spec.shape[1:])
@@ -195,8 +188,21 @@ class TensorRT(Engine):
                     f"{self.path.name} does not take batch {batch}: {self._range(spec.name)}",
                     hint="build it again with --batch SMALLEST,USUAL,LARGEST",
                 )
-        wanted = {spec.name for spec in self.outputs}
-        lane = _PlanLane(self._cuda, context, self._tensors(context), wanted, capture=self.captures)
+        stream = self._cuda.stream()
+        handle = self._cuda.handle(stream)
+
+        def enqueue() -> None:
+            if not context.execute_async_v3(handle):
+                raise EngineError(f"{self.name} did not take the work: {self._messages.reason()}")
+
+        lane = CudaLane(
+            self._cuda,
+            stream,
+            self._tensors(context),
+            bind=lambda tensor, pointer: context.set_tensor_address(tensor.name, pointer),
+            enqueue=enqueue,
+            capture=self.captures,
+        )
         self._lanes.append(lane)
         return lane
 
@@ -208,13 +214,15 @@ class TensorRT(Engine):
             raise EngineError(f"{self.name} gave no execution context for {self.path.name}: {self._messages.reason()}")
         return context
 
-    def _tensors(self, context: Any) -> list[tuple[str, str, tuple[int, ...], bool]]:
-        """(name, dtype, shape, whether it goes in) of all that goes in or comes out at the context's batch."""
+    def _tensors(self, context: Any) -> list[DeviceTensor]:
+        """All that goes in or comes out, at the context's batch."""
+        wanted = {spec.name for spec in self.outputs}
         made = []
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             goes_in = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
-            made.append((name, self._spec(name).dtype, tuple(context.get_tensor_shape(name)), goes_in))
+            shape = tuple(context.get_tensor_shape(name))
+            made.append(DeviceTensor(name, self._spec(name).dtype, shape, goes_in, name in wanted))
         return made
 
     def _range(self, name: str) -> str:
@@ -260,60 +268,6 @@ class TensorRTRtx(TensorRT):
         """Kernels that were finished on this machine. They are code too, so they stay with this user, not the plan."""
         device = re.sub(r"\W+", "-", self._cuda.device())
         return user_cache() / self.name / f"{sha256(self.path)[:16]}-{device}.cache"
-
-
-class _PlanLane(Lane):
-    """An execution context with a stream and buffers of its own; if captured, copies and kernels are one CUDA graph."""
-
-    def __init__(
-        self,
-        layer: cuda.Cuda,
-        context: Any,
-        tensors: list[tuple[str, str, tuple[int, ...], bool]],
-        wanted: set[str],
-        *,
-        capture: bool,
-    ) -> None:
-        self._layer, self._context, self._graph = layer, context, None
-        self._stream = layer.stream()
-        self._pointers: dict[str, int] = {}
-        inputs, outputs = {}, {}
-        for name, dtype, shape, goes_in in tensors:
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-            self._pointers[name] = layer.malloc(size)
-            context.set_tensor_address(name, self._pointers[name])
-            if goes_in:
-                inputs[name] = layer.pinned(shape, dtype)
-            elif name in wanted:
-                outputs[name] = layer.pinned(shape, dtype)
-        super().__init__(inputs, outputs)
-        self._work()  # once at the final shapes, as a capture demands
-        layer.wait(self._stream)
-        if capture and layer.graphs:
-            self._graph = layer.capture(self._stream, self._work)
-
-    def _work(self) -> None:
-        for name, array in self.inputs.items():
-            self._layer.upload(self._pointers[name], array, self._stream)
-        if not self._context.execute_async_v3(self._layer.handle(self._stream)):
-            raise EngineError("TensorRT did not take the work")
-        for name, array in self.outputs.items():
-            self._layer.download(array, self._pointers[name], self._stream)
-
-    def infer(self) -> None:
-        if self._graph is not None:
-            self._layer.launch(self._graph, self._stream)
-        else:
-            self._work()
-        self._layer.wait(self._stream)
-
-    def close(self) -> None:
-        """Give the memory back."""
-        for pointer in self._pointers.values():
-            self._layer.free(pointer)
-        for array in (*self.inputs.values(), *self.outputs.values()):
-            self._layer.unpin(array)
-        self._pointers, self.inputs, self.outputs = {}, {}, {}
 
 
 def _require(report: fusion.FusionReport, job: BuildJob) -> None:

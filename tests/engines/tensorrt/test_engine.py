@@ -12,9 +12,8 @@ import pytest
 
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.measure import Stop
-from lifedeploy.engines import registry
+from lifedeploy.engines import cuda, registry
 from lifedeploy.engines.base import Availability, BuildOptions, EngineOptions
-from lifedeploy.engines.tensorrt import cuda
 from lifedeploy.engines.tensorrt.engine import TensorRT, TensorRTRtx
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.spec import ORDER_NAME, GraphForm
@@ -125,9 +124,14 @@ def test_a_foreign_plan_is_measured_only_if_trusted_and_its_engine_is_named(buil
     assert "--trust" in caught.value.hint
     with pytest.raises(UsageError, match="is a TensorRT plan, and auto opens none"):
         bench(replace(request, trust=True), built)
-    (row,) = bench(replace(request, trust=True, engines=("tensorrt:fp16",)), built).rows
-    assert (row.model, row.method, row.precision, row.parity) == ("model.plan", "unknown", "fp16", None)
-    assert row.images_per_s > 0
+    rows = bench(replace(request, trust=True, engines=("tensorrt:fp16",)), built).rows
+    assert [row.copies for row in rows] == [True, False]
+    for row in rows:
+        assert (row.model, row.method, row.precision, row.parity) == ("model.plan", "unknown", "fp16", None)
+        assert row.images_per_s > 0
+        assert row.device_ms["p50"] >= 0
+    (only,) = bench(replace(request, trust=True, engines=("tensorrt:fp16",), copies=(False,)), built).rows
+    assert only.copies is False
 
 
 def test_a_plan_of_another_version_is_not_loaded(built):
@@ -167,7 +171,8 @@ class FakeCuda(cuda.Cuda):
     name, graphs = "fake", True
 
     def __init__(self):
-        self.memory, self.pins, self.log, self.next = {}, 0, [], 1
+        self.memory, self.pins, self.log, self.next, self.events = {}, 0, [], 1, 0
+        self.capturing = None
 
     def device(self):
         return "numpy (sm00)"
@@ -194,37 +199,42 @@ class FakeCuda(cuda.Cuda):
         return id(stream)
 
     def upload(self, pointer, array, stream):
-        self._do(stream, lambda: self.memory[pointer].__setitem__(slice(None), array.view(np.uint8).ravel()))
+        self._do(lambda: self.memory[pointer].__setitem__(slice(None), array.view(np.uint8).ravel()))
 
     def download(self, array, pointer, stream):
-        self._do(stream, lambda: array.view(np.uint8).reshape(-1).__setitem__(slice(None), self.memory[pointer]))
+        self._do(lambda: array.view(np.uint8).reshape(-1).__setitem__(slice(None), self.memory[pointer]))
 
-    def _do(self, stream, work):
-        if stream and stream[-1] is not None:
-            stream[-1].append(work)
-        else:
-            work()
+    def _do(self, work):
+        (self.capturing.append(work) if self.capturing is not None else work())
 
     def wait(self, stream):
         self.log.append("wait")
 
-    event = record = elapsed_ms = None
+    def event(self):
+        self.events += 1
+        return []
+
+    def record(self, event, stream):
+        event[:] = [len(self.log)]
+
+    def elapsed_ms(self, start, end):
+        return float(end[0] - start[0])
+
+    def retire(self, stream, events, graphs):
+        self.events -= len(events)
+        self.log.append("retire")
 
     def capture(self, stream, work):
-        self.capturing = []
-        stream.append(self.capturing)
+        self.capturing = graph = []
         work()
-        stream.pop()
+        self.capturing = None
         self.log.append("capture")
-        return self.capturing
+        return graph
 
     def launch(self, graph, stream):
         self.log.append("launch")
         for work in graph:
             work()
-
-
-FakeCuda.__abstractmethods__ = frozenset()
 
 
 class FakeContext:
@@ -252,8 +262,7 @@ class FakeContext:
             logits[:] = np.stack([sums, 2 * sums], axis=1)
             self.layer.memory[self.addresses[ORDER_NAME]].view(np.int64).reshape(-1, 3)[:] = [2, 0, 1]
 
-        capturing = getattr(self.layer, "capturing", None)
-        (capturing.append(work) if capturing is not None and "capture" not in self.layer.log else work())
+        (self.layer.capturing.append(work) if self.layer.capturing is not None else work())
         return True
 
 
@@ -368,6 +377,32 @@ def test_lanes_have_a_context_and_buffers_of_their_own(device):
         first.infer()
         assert (second.outputs["logits"] == 0).all()
     assert (device.layer.memory, device.layer.pins) == ({}, 0)  # closed with their engine
+
+
+def test_without_copies_the_device_computes_on_what_it_has(device):
+    with TensorRT(device.path, EngineOptions(trust=True)) as engine:
+        lane = engine.lane(2)
+        lane.inputs["images"][...] = images(2, 1)
+        lane.infer()
+        before = lane.outputs["logits"].copy()
+        lane.inputs["images"][...] = images(2, 2)  # stays here
+        lane.compute()
+        np.testing.assert_array_equal(lane.outputs["logits"], before)
+        assert (
+            lane.device_ms(copies=False) == lane.device_ms(copies=True) > 0
+        )  # one launch either way, as the log has it
+        assert device.layer.log.count("capture") == 2  # with copies, and without
+        assert lane.outputs["logits"][:, 0] == pytest.approx(images(2, 2).sum(axis=(1, 2, 3)), rel=1e-5)
+    assert device.layer.log[-1] == "retire"
+    assert (device.layer.memory, device.layer.pins, device.layer.events) == ({}, 0, 0)
+
+
+def test_a_lane_that_cannot_be_made_gives_back_what_it_took(device, monkeypatch):
+    monkeypatch.setattr(FakeContext, "execute_async_v3", lambda self, handle: False)
+    with TensorRT(device.path, EngineOptions(trust=True)) as engine:
+        with pytest.raises(EngineError, match="tensorrt did not take the work: no reason was given"):
+            engine.lane(2)
+        assert (device.layer.memory, device.layer.pins, device.layer.events) == ({}, 0, 0)
 
 
 def test_what_does_not_fit_is_refused_before_it_reaches_the_device(device):

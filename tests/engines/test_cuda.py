@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from lifedeploy.engines.tensorrt import cuda
+from lifedeploy.engines import cuda
 from lifedeploy.errors import EngineError, EngineUnavailableError, UsageError
 
 

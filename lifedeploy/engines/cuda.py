@@ -7,12 +7,13 @@ makes a context of its own or leaves another one current.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lifedeploy.engines.base import Array, Availability
+from lifedeploy.engines.base import Availability
+from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import EngineError, EngineUnavailableError, UsageError
 from lifedeploy.optional import installed, pip_line, require
 
@@ -74,6 +75,10 @@ class Cuda(ABC):
     @abstractmethod
     def elapsed_ms(self, start: Any, end: Any) -> float:
         """Milliseconds between two recorded events."""
+
+    @abstractmethod
+    def retire(self, stream: Any, events: Sequence[Any], graphs: Sequence[Any]) -> None:
+        """Give a stream back, and the events and graphs that were used in it."""
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
         """What ``work`` puts into the stream, as a graph; it is not executed.
@@ -158,6 +163,13 @@ class CudaPython(Cuda):
     def elapsed_ms(self, start: Any, end: Any) -> float:
         return float(self._call(self._rt.cudaEventElapsedTime(start, end)))
 
+    def retire(self, stream: Any, events: Sequence[Any], graphs: Sequence[Any]) -> None:
+        for graph in graphs:
+            self._call(self._rt.cudaGraphExecDestroy(graph))
+        for event in events:
+            self._call(self._rt.cudaEventDestroy(event))
+        self._call(self._rt.cudaStreamDestroy(stream))
+
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal  # other threads go on undisturbed
         self._call(self._rt.cudaStreamBeginCapture(stream, mode))
@@ -165,7 +177,9 @@ class CudaPython(Cuda):
             work()
         finally:
             graph = self._call(self._rt.cudaStreamEndCapture(stream))
-        return self._call(self._rt.cudaGraphInstantiate(graph, 0))
+        executable = self._call(self._rt.cudaGraphInstantiate(graph, 0))
+        self._call(self._rt.cudaGraphDestroy(graph))
+        return executable
 
     def launch(self, graph: Any, stream: Any) -> None:
         self._call(self._rt.cudaGraphLaunch(graph, stream))
@@ -238,6 +252,9 @@ class PyCuda(Cuda):
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
         return float(self._inside(lambda: start.time_till(end)))
+
+    def retire(self, stream: Any, events: Sequence[Any], graphs: Sequence[Any]) -> None:
+        pass  # they free themselves
 
 
 BINDINGS: dict[str, tuple[str, type[Cuda]]] = {

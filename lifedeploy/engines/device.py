@@ -1,0 +1,122 @@
+"""Requests on an NVIDIA GPU: a stream, buffers on both sides, and CUDA graphs where the binding has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lifedeploy.engines.cuda import Cuda
+from lifedeploy.engines.lanes import Array, DeviceLane
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A tensor at its final shape, and which way it travels."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    goes_in: bool
+    comes_out: bool = False  # an output that is not wanted stays where it is
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class CudaLane(DeviceLane):
+    """Buffers and a stream around whatever computes on addresses.
+
+    Args:
+        layer: CUDA.
+        stream: the lane's own from here on.
+        tensors: all that the runtime reads or writes.
+        bind: tells the runtime a tensor's address, once.
+        enqueue: puts the computation into the stream.
+        capture: whether copies and computation are captured into one graph, which each inference then launches;
+            not for runtimes that capture by themselves.
+    """
+
+    def __init__(
+        self,
+        layer: Cuda,
+        stream: Any,
+        tensors: Sequence[DeviceTensor],
+        *,
+        bind: Callable[[DeviceTensor, int], None],
+        enqueue: Callable[[], None],
+        capture: bool,
+    ) -> None:
+        super().__init__({}, {})
+        self._layer, self._stream, self._enqueue = layer, stream, enqueue
+        self._pointers: dict[str, int] = {}
+        self._graphs: list[Any] = []
+        self._starts: dict[bool, Callable[[], None]] = {}  # with copies or without → what starts an inference
+        self._captures = capture and layer.graphs
+        self._events = layer.event(), layer.event()
+        try:
+            for tensor in tensors:
+                self._pointers[tensor.name] = layer.malloc(tensor.nbytes)
+                bind(tensor, self._pointers[tensor.name])
+                if tensor.goes_in:
+                    self.inputs[tensor.name] = layer.pinned(tensor.shape, tensor.dtype)
+                elif tensor.comes_out:
+                    self.outputs[tensor.name] = layer.pinned(tensor.shape, tensor.dtype)
+            self._work()  # once at the final shapes, as a capture demands
+            layer.wait(stream)
+            self._ready(copies=True)
+        except BaseException:
+            self.close()
+            raise
+
+    def _work(self) -> None:
+        for name, array in self.inputs.items():
+            self._layer.upload(self._pointers[name], array, self._stream)
+        self._enqueue()
+        for name, array in self.outputs.items():
+            self._layer.download(array, self._pointers[name], self._stream)
+
+    def _ready(self, *, copies: bool) -> Callable[[], None]:
+        """What starts an inference; captured when it is first asked for."""
+        if copies not in self._starts:
+            work = self._work if copies else self._enqueue
+            if self._captures:
+                graph = self._layer.capture(self._stream, work)
+                self._graphs.append(graph)
+                self._starts[copies] = partial(self._layer.launch, graph, self._stream)
+            else:
+                self._starts[copies] = work
+        return self._starts[copies]
+
+    def infer(self) -> None:
+        self._starts[True]()
+        self._layer.wait(self._stream)
+
+    def compute(self) -> None:
+        self._ready(copies=False)()
+        self._layer.wait(self._stream)
+
+    def device_ms(self, *, copies: bool) -> float:
+        start = self._ready(copies=copies)
+        began, ended = self._events
+        self._layer.record(began, self._stream)
+        start()
+        self._layer.record(ended, self._stream)
+        self._layer.wait(self._stream)
+        return self._layer.elapsed_ms(began, ended)
+
+    def close(self) -> None:
+        """Give everything back; the arrays must not be used any more."""
+        for pointer in self._pointers.values():
+            self._layer.free(pointer)
+        arrays: list[Array] = [*self.inputs.values(), *self.outputs.values()]
+        self._pointers, self.inputs, self.outputs = {}, {}, {}
+        for array in arrays:
+            self._layer.unpin(array)
+        self._layer.retire(self._stream, self._events, self._graphs)
+        self._graphs, self._starts = [], {}

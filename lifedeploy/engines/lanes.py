@@ -1,0 +1,74 @@
+"""One request: fixed buffers, and an inference that does nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifedeploy.artifact import TensorSpec
+from lifedeploy.errors import EngineInputError
+
+Array = NDArray[np.generic]
+
+
+class Lane(ABC):
+    """Fixed buffers for one batch size. Fill ``inputs``, call ``infer``, read ``outputs``."""
+
+    def __init__(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        self.inputs = dict(inputs)
+        self.outputs = dict(outputs)
+
+    @abstractmethod
+    def infer(self) -> None:
+        """Run once on the buffers; returns when ``outputs`` holds the result."""
+
+
+class DeviceLane(Lane):
+    """A lane whose buffers have twins on a device: ``infer`` copies there, computes, and copies back."""
+
+    @abstractmethod
+    def compute(self) -> None:
+        """Run once on what is on the device, and leave the result there; returns when it is done."""
+
+    @abstractmethod
+    def device_ms(self, *, copies: bool) -> float:
+        """Run once more, and say how long the device took by its own clock, with the copies or without, in ms."""
+
+
+class WithoutCopies(DeviceLane):
+    """Another lane, whose every inference is one without copies."""
+
+    def __init__(self, lane: DeviceLane) -> None:
+        super().__init__(lane.inputs, lane.outputs)
+        self._lane = lane
+        lane.infer()  # puts on the device what is computed on from here on
+
+    def infer(self) -> None:
+        self._lane.compute()
+
+    def compute(self) -> None:
+        self._lane.compute()
+
+    def device_ms(self, *, copies: bool) -> float:
+        return self._lane.device_ms(copies=False)
+
+
+def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
+    """Zeroed arrays for ``specs`` at ``batch`` images; a dynamic first dimension is the batch.
+
+    Raises:
+        EngineInputError: another dimension is dynamic too.
+    """
+    made: dict[str, Array] = {}
+    for spec in specs:
+        if None in spec.shape[1:]:
+            raise EngineInputError(
+                f"{spec.name} has a dynamic size beyond the batch, {spec.shape}: no buffer can be made for it",
+                hint="fix every size but the batch in the model",
+            )
+        shape = tuple(batch if size is None else size for size in spec.shape)
+        made[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
+    return made
