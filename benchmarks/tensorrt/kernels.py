@@ -92,6 +92,8 @@ def run(out: Path, backbones: Sequence[str], wanted: Sequence[GraphForm]) -> lis
 def table(found: dict[str, Any]) -> str:
     """As Markdown."""
     machine = found["machine"]
+    more = list(dict.fromkeys(row["backbone"] for row in found["rows"] if row["form"] != "fp16, operator"))
+    also = f" (and `--forms all` for {', '.join(more)})" if more else ""
     lines = [
         "# What TensorRT makes of the graphs",
         "",
@@ -99,7 +101,7 @@ def table(found: dict[str, Any]) -> str:
         "counted, not timed: those that the compiler generated for the graph (matrix products outside attention come",
         "from a library and are not named in a plan). Keep rate 0.7, random weights.",
         "",
-        f"Command: `{found['command']}`;",
+        f"Command: `{found['command']}`{also};",
         f"tensorrt-rtx {machine['versions'].get('tensorrt-rtx')}, onnx {machine['versions'].get('onnx')}, "
         f"{machine['cpu']}, {machine['cores']} cores; {found['date'][:10]}.",
         "",
@@ -130,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted += [GraphForm("fp16", "products", with_order=True), GraphForm("bf16", "operator", with_order=True)]
     given.out.mkdir(parents=True, exist_ok=True)
     rows = run(given.out, given.backbones.split(","), wanted)
-    command = f"python benchmarks/tensorrt/kernels.py --out DIR --backbones {given.backbones} --forms {given.forms}"
+    command = f"python benchmarks/tensorrt/kernels.py --out DIR --backbones {given.backbones}"
     found = {"rows": rows, "command": command, "machine": describe(), "date": now()}
     write_json(HERE / "results.json", found)
     (HERE / "RESULTS.md").write_text(table(found), encoding="utf-8")
