@@ -26,7 +26,7 @@ def build_engine(
             "torch-compiled.",
         ),
     ] = "auto",
-    fp32: Annotated[bool, typer.Option("--fp32", help="Single precision.  [default]")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Single precision.  [default; of TensorRT: --fp16]")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, or what this machine has for it.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, or what this machine has for it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build again even if nothing changed.")] = False,
@@ -75,7 +75,12 @@ def build_engine(
         typer.Option("--version-compatible", help="For later versions too (TensorRT).", rich_help_panel=_PANEL),
     ] = False,
     strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="A plan without its weights.", rich_help_panel=_PANEL)
+        bool,
+        typer.Option(
+            "--strip-weights",
+            help="A plan without weights: the graph beside it has them.",
+            rich_help_panel=_PANEL,
+        ),
     ] = False,
     refittable: Annotated[
         bool, typer.Option("--refittable", help="A plan whose weights can be exchanged.", rich_help_panel=_PANEL)

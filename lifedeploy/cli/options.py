@@ -59,7 +59,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def precision(*, fp32: bool, fp16: bool, bf16: bool) -> str:
-    """The one precision asked for; fp32 where none was.
+    """The one precision asked for; '' where none was: the engine's usual one.
 
     Raises:
         UsageError: more than one.
@@ -67,7 +67,7 @@ def precision(*, fp32: bool, fp16: bool, bf16: bool) -> str:
     chosen = [name for name, given in (("fp32", fp32), ("fp16", fp16), ("bf16", bf16)) if given]
     if len(chosen) > 1:
         raise UsageError(f"--{' and --'.join(chosen)} exclude each other: an engine has one precision")
-    return chosen[0] if chosen else "fp32"
+    return chosen[0] if chosen else ""
 
 
 def require_folder(path: Path | None) -> None:

@@ -127,6 +127,7 @@ class Engine(ABC):
     extra: ClassVar[str]  # what to pip install, as lifedeploy[extra]
     taps_change_plan: ClassVar[bool] = True  # whether the model with taps may be compiled to other arithmetic
     takes: ClassVar[tuple[str, ...]] = ()  # build options that mean something here
+    usual: ClassVar[str] = "fp32"  # precision where none is asked for
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
         self.path = path

@@ -10,7 +10,7 @@ from lifedeploy.errors import EngineUnavailableError, UsageError
 
 _ENGINES = {
     "tensorrt": "lifedeploy.engines.tensorrt.engine:TensorRT",
-    "tensorrt-rtx": "lifedeploy.engines.tensorrt.engine:TensorRTRtx",
+    "tensorrt-rtx": "lifedeploy.engines.tensorrt.rtx:TensorRTRtx",
     "onnxruntime-cuda": "lifedeploy.engines.onnxruntime:OnnxRuntimeCuda",
     "openvino": "lifedeploy.engines.openvino:OpenVino",
     "onnxruntime": "lifedeploy.engines.onnxruntime:OnnxRuntime",

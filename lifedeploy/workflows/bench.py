@@ -153,7 +153,7 @@ def _engine_of(export: Artifact, name: str, workspace: Workspace, say: Say) -> A
             if record is not None and record.name == cls.name:
                 return artifact
         say(f"building {cls.name}, which is not built yet")
-    return build(BuildRequest(export.manifest_path, cls.name, precision or "fp32"), workspace, say).engine
+    return build(BuildRequest(export.manifest_path, cls.name, precision or ""), workspace, say).engine
 
 
 def _parse(name: str) -> tuple[str, str | None]:

@@ -25,7 +25,7 @@ class BuildRequest:
 
     model: Path | None = None  # None: the newest export
     engine: str = registry.AUTO
-    precision: str = "fp32"
+    precision: str = ""  # '': what is usual for the engine
     force: bool = False  # build anew even if nothing changed
     options: BuildOptions = field(default_factory=BuildOptions)
 
@@ -70,7 +70,8 @@ def build(
     source = newest_export(request.model, workspace)
     cls = registry.resolve(request.engine, to_build=True)
     cls.require_options(request.options)
-    plan = cls.plan(request.precision)
+    requested = request.precision or cls.usual
+    plan = cls.plan(requested)
     form = cls.form(plan.precision, request.options)
     runs = registry.examine(cls)
     folder = source.folder / f"{cls.name}-{plan.precision}"
@@ -78,7 +79,7 @@ def build(
     record = EngineRecord(
         name=cls.name,
         precision=plan.precision,
-        requested=request.precision,
+        requested=requested,
         note=plan.note,
         runtime=cls.can_build().version,
         processor=cls.target(request.options),

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, TensorSpec, atomic_file, sha256, user_cache
+from lifedeploy.artifact import EngineRecord, TensorSpec
 from lifedeploy.engines import cuda
-from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, EngineOptions, PrecisionPlan
+from lifedeploy.engines.base import (
+    Availability,
+    BuildJob,
+    BuildOptions,
+    Built,
+    Engine,
+    EngineOptions,
+    LayerTime,
+    PrecisionPlan,
+)
 from lifedeploy.engines.device import CudaLane, DeviceTensor
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
-from lifedeploy.engines.tensorrt.flavour import RTX, TENSORRT, Flavour, Messages, named
-from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
+from lifedeploy.engines.tensorrt.flavour import TENSORRT, Flavour, Messages
+from lifedeploy.engines.tensorrt.loading import refit, require_device, require_version, vouched
+from lifedeploy.engines.tensorrt.profiler import Recorder
+from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.optional import installed, pip_line
 from lifedeploy.spec import ORDER_NAME, GraphForm
 
-_SHARED = ("attention", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
+SHARED = ("attention", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
 
 
 class TensorRT(Engine):
@@ -30,7 +40,8 @@ class TensorRT(Engine):
     name: ClassVar[str] = "tensorrt"
     extra: ClassVar[str] = "tensorrt"
     taps_change_plan: ClassVar[bool] = False  # the ranking is an output of every plan
-    takes: ClassVar[tuple[str, ...]] = (*_SHARED, "timing_cache", "hardware_compatible", "version_compatible")
+    takes: ClassVar[tuple[str, ...]] = (*SHARED, "timing_cache", "hardware_compatible", "version_compatible")
+    usual: ClassVar[str] = "fp16"  # in FP32 nothing fuses attention, and a plan without is refused
     flavour: ClassVar[Flavour] = TENSORRT
     captures: ClassVar[bool] = True  # whether the work of a lane is captured into a CUDA graph
 
@@ -98,7 +109,11 @@ class TensorRT(Engine):
             return engine.inspect()
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        self._vouched()
+        # A plan is executable code: one that nothing vouches for is loaded only if the user does.
+        record = None if self.options.trust else vouched(self.path)
+        found = self._installed()
+        if found.ok and record is not None:
+            require_version(self.path, record, found.version)
         found = self.availability()
         if not found.ok:
             raise EngineUnavailableError(
@@ -108,9 +123,14 @@ class TensorRT(Engine):
         self._messages = Messages(self._trt)
         self._cuda = cuda.connect(self.options.cuda_binding)
         self._runtime = self._trt.Runtime(self._messages.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
+        # Plans for later versions carry the part of the runtime that they need, as host code.
+        self._runtime.engine_host_code_allowed = True
+        data = self.path.read_bytes()
+        self._require_machine(record, data)
+        self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise EngineError(f"{self.name} cannot load {self.path}: {self._messages.reason()}")
+        refit(self._trt, self._engine, self.path, self._messages)
         self._lanes: list[CudaLane] = []
         self._own: dict[int, CudaLane] = {}  # batch → the lane that `run` uses
         inputs: list[TensorSpec] = []
@@ -122,29 +142,14 @@ class TensorRT(Engine):
         shown = [spec for spec in outputs if spec.name != ORDER_NAME or ORDER_NAME in self.options.taps]
         return tuple(inputs), tuple(shown)
 
-    def _vouched(self) -> None:
-        """A plan is executable code: only one that a manifest of ours vouches for is loaded.
+    def _require_machine(self, record: EngineRecord | None, data: bytes) -> None:
+        """Make sure that the plan is one for this GPU.
 
         Raises:
-            ArtifactError: there is none beside it, or it was written for another file.
-            EngineError: it was built by another version of the runtime.
+            EngineError: it is not.
         """
-        if self.options.trust:
-            return
-        manifest = self.path.with_suffix(".json")
-        if not manifest.is_file():
-            raise ArtifactError(
-                f"{self.path} has no manifest beside it, and a plan is executable code",
-                hint="build it with lifedeploy build-engine, or say --trust if you know where it comes from",
-            )
-        artifact = Artifact.read(manifest)
-        artifact.check()
-        record, found = artifact.manifest.engine, self._installed()
-        if found.ok and record is not None and record.runtime != found.version:
-            raise EngineError(
-                f"{self.path} was built by {self.name} {record.runtime}, and {found.version} is installed",
-                hint="build it again",
-            )
+        if record is not None:
+            require_device(self.path, record, self._cuda.device())
 
     def _spec(self, name: str) -> TensorSpec:
         dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))).name
@@ -179,8 +184,23 @@ class TensorRT(Engine):
         lane.infer()
         return {name: array.copy() for name, array in lane.outputs.items()}
 
+    def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
+        recorder = Recorder(self._trt)
+        context = self._context(graphs=False)
+        context.profiler = recorder.profiler
+        lane = self._lane_of(context, len(next(iter(feeds.values()))), capture=False)
+        for name, array in feeds.items():
+            lane.inputs[name][...] = array
+        lane.infer()
+        recorder.forget()
+        for _ in range(runs):
+            lane.infer()
+        return recorder.layers(runs)
+
     def _lane(self, batch: int) -> CudaLane:
-        context = self._context()
+        return self._lane_of(self._context(), batch, capture=self.captures)
+
+    def _lane_of(self, context: Any, batch: int, *, capture: bool) -> CudaLane:
         for spec in self.inputs:
             shape = (batch, *spec.shape[1:])
             if not context.set_input_shape(spec.name, shape):
@@ -201,12 +221,13 @@ class TensorRT(Engine):
             self._tensors(context),
             bind=lambda tensor, pointer: context.set_tensor_address(tensor.name, pointer),
             enqueue=enqueue,
-            capture=self.captures,
+            capture=capture,
         )
         self._lanes.append(lane)
         return lane
 
-    def _context(self) -> Any:
+    def _context(self, *, graphs: bool = True) -> Any:
+        """An execution context; ``graphs`` is for runtimes that make CUDA graphs of their own."""
         return self._require_context(self._engine.create_execution_context())
 
     def _require_context(self, context: Any) -> Any:
@@ -228,46 +249,6 @@ class TensorRT(Engine):
     def _range(self, name: str) -> str:
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
         return f"it was built for batches {smallest[0]} to {largest[0]}"
-
-
-class TensorRTRtx(TensorRT):
-    """TensorRT for RTX: builds ahead of time, with no GPU; kernels are finished on the GPU that runs them."""
-
-    name: ClassVar[str] = "tensorrt-rtx"
-    extra: ClassVar[str] = "tensorrt-rtx"
-    takes: ClassVar[tuple[str, ...]] = (*_SHARED, "target")
-    flavour: ClassVar[Flavour] = RTX
-
-    captures: ClassVar[bool] = False
-
-    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        specs = super()._open()
-        self._config = self._engine.create_runtime_config()
-        # Kernels for the shapes at hand before the first answer, not behind it: what is measured is what is served.
-        strategy = named(self._trt, "DynamicShapesKernelSpecializationStrategy", "EAGER")
-        self._config.dynamic_shapes_kernel_specialization_strategy = strategy
-        # A capture of ours would not see the kernels that it exchanges.
-        self._config.cuda_graph_strategy = named(self._trt, "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
-        self._cache = self._config.create_runtime_cache()
-        if self._cache_file.is_file():
-            self._cache.deserialize(self._cache_file.read_bytes())  # of another version: it is then made anew
-        self._config.set_runtime_cache(self._cache)
-        return specs
-
-    def _context(self) -> Any:
-        return self._require_context(self._engine.create_execution_context(self._config))
-
-    def _close(self) -> None:
-        with atomic_file(self._cache_file) as temporary:
-            temporary.write_bytes(bytes(self._cache.serialize()))
-        super()._close()
-        del self._config, self._cache
-
-    @property
-    def _cache_file(self) -> Path:
-        """Kernels that were finished on this machine. They are code too, so they stay with this user, not the plan."""
-        device = re.sub(r"\W+", "-", self._cuda.device())
-        return user_cache() / self.name / f"{sha256(self.path)[:16]}-{device}.cache"
 
 
 def _require(report: fusion.FusionReport, job: BuildJob) -> None:

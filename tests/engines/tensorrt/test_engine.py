@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,9 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.measure import Stop
 from lifedeploy.engines import cuda, registry
 from lifedeploy.engines.base import Availability, BuildOptions, EngineOptions
-from lifedeploy.engines.tensorrt.engine import TensorRT, TensorRTRtx
+from lifedeploy.engines.tensorrt.engine import TensorRT
+from lifedeploy.engines.tensorrt.loading import require_version
+from lifedeploy.engines.tensorrt.rtx import TensorRTRtx
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.spec import ORDER_NAME, GraphForm
 from lifedeploy.workflows.bench import BenchRequest, bench
@@ -79,6 +82,7 @@ def test_the_sidecar_says_how_it_was_built_and_what_became_of_it(built):
 def test_the_same_again_is_reused_and_other_options_are_not(built):
     request = BuildRequest(engine="tensorrt-rtx", precision="fp16")
     assert build(request, built).reused
+    assert build(BuildRequest(engine="tensorrt-rtx"), built).reused  # its usual precision
     other = build(replace(request, options=BuildOptions(batch=(1, 2, 4))), built)
     assert not other.reused
     assert other.record.options == {"batch": [1, 2, 4]}
@@ -143,6 +147,14 @@ def test_a_plan_of_another_version_is_not_loaded(built):
         TensorRTRtx(artifact.path).open()
 
 
+@pytest.mark.parametrize("option", ["strip_weights", "refittable"])
+def test_what_rtx_builds_only_beside_a_gpu_is_refused_without(built, option):
+    request = BuildRequest(engine="tensorrt-rtx", options=BuildOptions(**{option: True}))
+    name = option.replace("_", "-")
+    with pytest.raises(EngineUnavailableError, match=f"builds with --{name} only where there is a GPU: no CUDA driver"):
+        build(request, built)
+
+
 def test_forms_and_options():
     assert TensorRT.form("fp16", BuildOptions()) == GraphForm("fp16", "operator", with_order=True)
     assert TensorRT.form("fp32", BuildOptions()) == GraphForm("fp32", "products", with_order=True)
@@ -156,6 +168,7 @@ def test_forms_and_options():
 
 
 def test_fp32_is_refused_because_nothing_fuses_it_and_allowed_if_asked_for(built):
+    assert TensorRT.usual == TensorRTRtx.usual == "fp16"
     request = BuildRequest(engine="tensorrt-rtx", precision="fp32")
     with pytest.raises(EngineError, match=r"attention is fused in 0 of \d+ layers of model \(life\)"):
         build(request, built)
@@ -241,7 +254,7 @@ class FakeContext:
     """Computes logits = 2 × the images' sums, and an order."""
 
     def __init__(self, layer):
-        self.layer, self.shapes, self.addresses = layer, {}, {}
+        self.layer, self.shapes, self.addresses, self.profiler = layer, {}, {}, None
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -255,6 +268,10 @@ class FakeContext:
         self.addresses[name] = pointer
 
     def execute_async_v3(self, handle):
+        if self.profiler is not None:
+            self.profiler.report_layer_time("blocks.0.mlp.fc1/MatMul", 3.0)
+            self.profiler.report_layer_time("TopK_reducer.order.4", 1.0)
+
         def work():
             images = self.layer.memory[self.addresses["images"]].view(np.float32).reshape(self.shapes["images"])
             sums = images.sum(axis=(1, 2, 3))
@@ -274,6 +291,7 @@ def device(monkeypatch, tmp_path):
 
     class Engine:
         num_io_tensors = 3
+        refittable = False
 
         def get_tensor_name(self, index):
             return ("images", "logits", ORDER_NAME)[index]
@@ -314,12 +332,19 @@ def device(monkeypatch, tmp_path):
         nptype=lambda dtype: dtype,
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
-        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"),
-        __name__="fake",
-        Runtime=lambda logger: SimpleNamespace(
-            deserialize_cuda_engine=lambda data: Engine() if data == b"plan" else None
+        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="none"),
+        EngineValidity=SimpleNamespace(INVALID="invalid"),
+        EngineInvalidityDiagnostics=SimpleNamespace(
+            __members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4}
         ),
+        IProfiler=type("IProfiler", (), {}),
+        __name__="fake",
     )
+    trt.Runtime = lambda logger: SimpleNamespace(
+        deserialize_cuda_engine=lambda data: Engine() if data == b"plan" else None,
+        get_engine_validity=lambda data: trt.validity,
+    )
+    trt.validity, trt.Engine = ("valid", 0), Engine
     monkeypatch.setattr(type(TensorRT.flavour), "load", lambda self: trt)
     monkeypatch.setattr("lifedeploy.engines.tensorrt.engine.installed", lambda module: True)
     monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
@@ -417,6 +442,89 @@ def test_a_plan_that_does_not_load_says_why(device):
     device.path.write_bytes(b"damaged")
     with pytest.raises(EngineError, match=r"tensorrt cannot load .*model.plan: no reason was given"):
         TensorRT(device.path, EngineOptions(trust=True)).open()
+
+
+def test_layers_are_timed_without_graphs_and_without_the_warm_up(device):
+    with TensorRT(device.path, EngineOptions(trust=True)) as engine:
+        layers = engine.profile({"images": images(2)}, runs=4)
+    assert [(layer.name, layer.ms) for layer in layers] == [
+        ("blocks.0.mlp.fc1/MatMul", 3.0),
+        ("TopK_reducer.order.4", 1.0),
+    ]
+    assert "capture" not in device.layer.log
+    with TensorRTRtx(device.path, EngineOptions(trust=True)) as engine:
+        engine.profile({"images": images(2)}, runs=1)
+    assert device.contexts[-1].config.cuda_graph_strategy == "none"
+
+
+def test_a_plan_that_this_gpu_cannot_run_is_not_loaded(device):
+    device.trt.validity = ("invalid", 6)
+    with pytest.raises(EngineError, match=r"model.plan cannot run on this machine: unsupported cc, old cuda driver$"):
+        TensorRTRtx(device.path, EngineOptions(trust=True)).open()
+    device.trt.validity = ("suboptimal", 0)
+    with TensorRTRtx(device.path, EngineOptions(trust=True)) as engine:
+        engine.run({"images": images(1)})
+
+
+@pytest.mark.parametrize(
+    ("options", "runtime", "processor", "refusal"),
+    [
+        ({}, "11", "numpy (sm00)", None),
+        ({}, "11", "NVIDIA L4 (sm89)", r"was built on NVIDIA L4 \(sm89\), and this is numpy \(sm00\)"),
+        ({"hardware_compatible": True}, "11", "NVIDIA L4 (sm89)", None),
+        ({}, "11.0", "numpy (sm00)", r"was built by tensorrt 11.0, and 11 is installed"),
+        ({"version_compatible": True}, "11", "numpy (sm00)", None),
+        ({"version_compatible": True}, "10.9", "numpy (sm00)", r"was built by tensorrt 10.9, and 11 is installed"),
+    ],
+)
+def test_what_a_plan_was_built_for_and_what_is_here(device, monkeypatch, options, runtime, processor, refusal):
+    record = SimpleNamespace(name="tensorrt", options=options, runtime=runtime, processor=processor)
+    monkeypatch.setattr("lifedeploy.engines.tensorrt.engine.vouched", lambda path: record)
+    engine = TensorRT(device.path)
+    if refusal:
+        with pytest.raises(EngineError, match=refusal):
+            engine.open()
+    else:
+        engine.open()
+        engine.close()
+
+
+def test_a_newer_version_of_the_same_runtime_takes_a_compatible_plan(tmp_path):
+    record = SimpleNamespace(name="tensorrt", options={"version_compatible": True}, runtime="10.9.0")
+    require_version(tmp_path, record, "10.14.1")
+    with pytest.raises(EngineError):
+        require_version(tmp_path, record, "10.8.0")
+
+
+@pytest.fixture
+def stripped(device, monkeypatch):
+    """A plan without weights; what it is given is written down."""
+    given = []
+    device.trt.Engine.refittable = True
+    device.trt.missing = ["blocks.0.mlp.fc1.weight"]
+    device.trt.Refitter = lambda engine, logger: SimpleNamespace(
+        get_missing_weights=lambda: device.trt.missing, refit_cuda_engine=lambda: bool(given)
+    )
+    device.trt.OnnxParserRefitter = lambda refitter, logger: SimpleNamespace(
+        refit_from_file=lambda name: given.append(name) or "good" in Path(name).read_text()
+    )
+    return SimpleNamespace(given=given, path=device.path, graph=device.path.parent / "model.fp16.onnx", trt=device.trt)
+
+
+def test_a_stripped_plan_gets_its_weights_from_the_graph_beside_it(stripped):
+    engine = TensorRT(stripped.path, EngineOptions(trust=True))
+    with pytest.raises(EngineError, match="built without its weights, and the graph that has them is not beside it"):
+        engine.open()
+    stripped.graph.write_text("another model")
+    with pytest.raises(EngineError, match=r"did not take the 1 weights of model.fp16.onnx: no reason was given"):
+        engine.open()
+    stripped.graph.write_text("good")
+    with engine:
+        assert stripped.given[-1] == str(stripped.graph)
+    stripped.given.clear()
+    stripped.trt.missing = []  # refittable, and complete
+    with engine:
+        assert stripped.given == []
 
 
 def test_evidence_is_completed_where_the_engine_runs(built, monkeypatch):

@@ -1,0 +1,78 @@
+"""TensorRT for RTX: the same plans and contexts, kernels finished on the GPU that runs them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lifedeploy.artifact import EngineRecord, TensorSpec, atomic_file, sha256, user_cache
+from lifedeploy.engines import cuda
+from lifedeploy.engines.base import BuildJob, Built
+from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
+from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, named
+from lifedeploy.engines.tensorrt.loading import require_valid
+from lifedeploy.errors import EngineUnavailableError
+
+
+class TensorRTRtx(TensorRT):
+    """TensorRT for RTX: builds ahead of time, with no GPU; kernels are finished on the GPU that runs them."""
+
+    name: ClassVar[str] = "tensorrt-rtx"
+    extra: ClassVar[str] = "tensorrt-rtx"
+    takes: ClassVar[tuple[str, ...]] = (*SHARED, "target")
+    flavour: ClassVar[Flavour] = RTX
+
+    captures: ClassVar[bool] = False
+
+    @classmethod
+    def build(cls, job: BuildJob) -> Built:
+        needing = [
+            f"--{name.replace('_', '-')}" for name in ("strip_weights", "refittable") if name in job.options.given
+        ]
+        found = cuda.availability()
+        if needing and not found.ok:  # the library would say: MyelinCheckException
+            raise EngineUnavailableError(
+                f"{cls.name} builds with {' and '.join(needing)} only where there is a GPU: {found.reason}",
+                hint=found.hint or None,
+            )
+        return super().build(job)
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        specs = super()._open()
+        self._config = self._configured(graphs=True)
+        self._cache = self._config.create_runtime_cache()
+        if self._cache_file.is_file():
+            self._cache.deserialize(self._cache_file.read_bytes())  # of another version: it is then made anew
+        self._config.set_runtime_cache(self._cache)
+        return specs
+
+    def _require_machine(self, record: EngineRecord | None, data: bytes) -> None:
+        require_valid(self._trt, self._runtime, self.path, data)
+
+    def _configured(self, *, graphs: bool) -> Any:
+        config = self._engine.create_runtime_config()
+        # Kernels for the shapes at hand before the first answer, not behind it: what is measured is what is served.
+        strategy = named(self._trt, "DynamicShapesKernelSpecializationStrategy", "EAGER")
+        config.dynamic_shapes_kernel_specialization_strategy = strategy
+        # A capture of ours would not see the kernels that it exchanges.
+        config.cuda_graph_strategy = named(
+            self._trt, "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE" if graphs else "DISABLED"
+        )
+        return config
+
+    def _context(self, *, graphs: bool = True) -> Any:
+        config = self._config if graphs else self._configured(graphs=False)
+        return self._require_context(self._engine.create_execution_context(config))
+
+    def _close(self) -> None:
+        with atomic_file(self._cache_file) as temporary:
+            temporary.write_bytes(bytes(self._cache.serialize()))
+        super()._close()
+        del self._config, self._cache
+
+    @property
+    def _cache_file(self) -> Path:
+        """Kernels that were finished on this machine. They are code too, so they stay with this user, not the plan."""
+        device = re.sub(r"\W+", "-", self._cuda.device())
+        return user_cache() / self.name / f"{sha256(self.path)[:16]}-{device}.cache"
