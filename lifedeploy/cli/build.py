@@ -30,6 +30,14 @@ def build_engine(
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, or what this machine has for it.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, or what this machine has for it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build again even if nothing changed.")] = False,
+    attention: Annotated[
+        str,
+        typer.Option(
+            "--attention",
+            metavar="operator|products",
+            help="One Attention operator (opset 23), or MatMul, Softmax, MatMul.  [default: what suits the engine]",
+        ),
+    ] = "",
     batch: Annotated[
         str | None,
         typer.Option(
@@ -39,15 +47,6 @@ def build_engine(
             rich_help_panel=_PANEL,
         ),
     ] = None,
-    attention: Annotated[
-        str,
-        typer.Option(
-            "--attention",
-            metavar="operator|products",
-            help="One Attention operator (opset 23), or MatMul, Softmax, MatMul.  [default: what fuses best]",
-            rich_help_panel=_PANEL,
-        ),
-    ] = "",
     target: Annotated[
         str | None,
         typer.Option(

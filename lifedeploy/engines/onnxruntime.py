@@ -45,6 +45,7 @@ class OnnxRuntime(Engine):
     extra: ClassVar[str] = "cpu"
     provider: ClassVar[str] = "CPUExecutionProvider"
     taps_change_plan: ClassVar[bool] = False
+    takes: ClassVar[tuple[str, ...]] = ("attention",)
 
     @classmethod
     def availability(cls) -> Availability:
@@ -64,6 +65,11 @@ class OnnxRuntime(Engine):
             f"ONNX Runtime's CPU kernels have no fast {requested.upper()} (they convert to FP32 and back): "
             "building FP32 instead",
         )
+
+    @classmethod
+    def form(cls, precision: str, options: BuildOptions) -> GraphForm:
+        # As fast as the operator on a CPU (benchmarks/cpu/ATTENTION.md), and every version reads it.
+        return GraphForm(precision, options.attention or "products")  # providers run the precision of the graph
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
@@ -146,10 +152,6 @@ class OnnxRuntimeCuda(OnnxRuntime):
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
         return PrecisionPlan(requested)
-
-    @classmethod
-    def form(cls, precision: str, options: BuildOptions) -> GraphForm:
-        return GraphForm(precision)  # the provider runs the precision of the graph
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)

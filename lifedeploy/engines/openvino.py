@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import TensorSpec
-from lifedeploy.engines.base import Availability, BuildJob, Built, Engine, LayerTime, PrecisionPlan
+from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, LayerTime, PrecisionPlan
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import installed, pip_line, require
+from lifedeploy.spec import GraphForm
 
 _DEVICE = "CPU"
 _WARM_UP = 3  # runs that a profile leaves out
@@ -27,6 +28,7 @@ class OpenVino(Engine):
 
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
+    takes: ClassVar[tuple[str, ...]] = ("attention",)
 
     @classmethod
     def availability(cls) -> Availability:
@@ -42,6 +44,11 @@ class OpenVino(Engine):
         ov = require("openvino", extra=cls.extra)
         fast = ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         return choose_precision(requested, bf16="BF16" in fast)
+
+    @classmethod
+    def form(cls, precision: str, options: BuildOptions) -> GraphForm:
+        # Precision is a hint to the compiler. The form makes no difference to speed (benchmarks/cpu/ATTENTION.md).
+        return GraphForm(attention=options.attention or "products")
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
