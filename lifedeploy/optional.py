@@ -21,6 +21,8 @@ REPORTED = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
+    "onnxruntime-ep-nv-tensorrt-rtx",
+    "cuda-bindings",
     "numpy",
 )
 

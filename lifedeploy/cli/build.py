@@ -22,8 +22,8 @@ def build_engine(
         typer.Option(
             "--engine",
             "-e",
-            help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime, torch, torch-cuda or "
-            "torch-compiled.",
+            help="auto, tensorrt, tensorrt-rtx, onnxruntime-tensorrt, onnxruntime-tensorrt-rtx, onnxruntime-cuda, "
+            "openvino, onnxruntime, torch, torch-cuda or torch-compiled.",
         ),
     ] = "auto",
     fp32: Annotated[bool, typer.Option("--fp32", help="Single precision.  [default; of TensorRT: --fp16]")] = False,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from lifedeploy.engines import cuda
+from lifedeploy.engines.base import Engine
 from lifedeploy.engines.cuda import Cuda
 from lifedeploy.engines.lanes import Array, DeviceLane
 
@@ -38,6 +41,7 @@ class CudaLane(DeviceLane):
         tensors: all that the runtime reads or writes.
         bind: tells the runtime a tensor's address, once.
         enqueue: puts the computation into the stream.
+        warm_up: inferences before the first one that counts: runtimes set themselves up, and some capture, in them.
         capture: whether copies and computation are captured into one graph, which each inference then launches;
             not for runtimes that capture by themselves.
     """
@@ -51,6 +55,7 @@ class CudaLane(DeviceLane):
         bind: Callable[[DeviceTensor, int], None],
         enqueue: Callable[[], None],
         capture: bool,
+        warm_up: int = 1,
     ) -> None:
         super().__init__({}, {})
         self._layer, self._stream, self._enqueue = layer, stream, enqueue
@@ -67,7 +72,8 @@ class CudaLane(DeviceLane):
                     self.inputs[tensor.name] = layer.pinned(tensor.shape, tensor.dtype)
                 elif tensor.comes_out:
                     self.outputs[tensor.name] = layer.pinned(tensor.shape, tensor.dtype)
-            self._work()  # once at the final shapes, as a capture demands
+            for _ in range(warm_up):  # at the final shapes, as a capture demands
+                self._work()
             layer.wait(stream)
             self._ready(copies=True)
         except BaseException:
@@ -120,3 +126,38 @@ class CudaLane(DeviceLane):
             self._layer.unpin(array)
         self._layer.retire(self._stream, self._events, self._graphs)
         self._graphs, self._starts = [], {}
+
+
+class DeviceEngine(Engine):
+    """An engine on an NVIDIA GPU: each batch size that ``run`` is asked for has a lane, and all end with the engine."""
+
+    def _connect(self) -> None:
+        self._cuda = cuda.connect(self.options.cuda_binding)
+        self._lanes: list[CudaLane] = []
+        self._own: dict[int, CudaLane] = {}  # batch → the lane that `run` uses
+
+    def _disconnect(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+        del self._lanes, self._own
+
+    def _keep(self, lane: CudaLane) -> CudaLane:
+        self._lanes.append(lane)
+        return lane
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        batch = len(next(iter(feeds.values())))
+        if batch not in self._own:
+            self._own[batch] = self._lane(batch)
+        lane = self._own[batch]
+        for name, array in feeds.items():
+            lane.inputs[name][...] = array
+        lane.infer()
+        return {name: array.copy() for name, array in lane.outputs.items()}
+
+    def _lane(self, batch: int) -> CudaLane:
+        return self._keep(self._make_lane(batch))
+
+    @abstractmethod
+    def _make_lane(self, batch: int) -> CudaLane:
+        """Make buffers on both sides; the batch has been checked against the inputs."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU and on CUDA."""
+"""ONNX Runtime on the CPU, and what its engines on GPUs share with it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class OnnxRuntime(Engine):
         ort = require("onnxruntime", extra=cls.extra)
         options = cls._session_options(ort, EngineOptions())
         options.optimized_model_filepath = str(job.folder / f"{job.stem}.onnx")
-        _session(ort, job.graph, options, [cls.provider])
+        new_session(ort, job.graph, options, [cls.provider])
         return Built(f"{job.stem}.onnx", (f"{job.stem}.onnx",))
 
     @staticmethod
@@ -92,8 +92,8 @@ class OnnxRuntime(Engine):
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)
-        source: Path | bytes = _with_taps(self.path, self.options.taps) if self.options.taps else self.path
-        self._session = _session(ort, source, self._session_options(ort, self.options), self._providers())
+        source: Path | bytes = graph_bytes(self.path, self.options.taps) if self.options.taps else self.path
+        self._session = new_session(ort, source, self._session_options(ort, self.options), self._providers())
         running = self._session.get_providers()[0]
         if running != self.provider:
             raise EngineError(
@@ -121,7 +121,7 @@ class OnnxRuntime(Engine):
             options = self._session_options(ort, self.options)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = _session(ort, self.path, options, self._providers())
+            session = new_session(ort, self.path, options, self._providers())
             for _ in range(_WARM_UP + runs):
                 session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -129,37 +129,6 @@ class OnnxRuntime(Engine):
 
     def _lane(self, batch: int) -> Lane:
         return _BoundLane(self._session, buffers(self.inputs, batch), buffers(self.outputs, batch))
-
-
-class OnnxRuntimeCuda(OnnxRuntime):
-    """ONNX Runtime on an NVIDIA GPU; refuses to fall back to the CPU."""
-
-    name: ClassVar[str] = "onnxruntime-cuda"
-    extra: ClassVar[str] = "gpu"
-    provider: ClassVar[str] = "CUDAExecutionProvider"
-
-    @classmethod
-    def availability(cls) -> Availability:
-        found = super().availability()
-        if not found.ok:
-            return found
-        from lifedeploy.machine import gpus
-
-        if not gpus():
-            return Availability(False, "no NVIDIA GPU, or no driver for it")
-        return found
-
-    @classmethod
-    def plan(cls, requested: str) -> PrecisionPlan:
-        return PrecisionPlan(requested)
-
-    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        ort = require("onnxruntime", extra=self.extra)
-        ort.preload_dlls()
-        return super()._open()
-
-    def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
-        raise EngineError("ONNX Runtime times the launches of CUDA kernels, not the kernels: that is no profile")
 
 
 class _BoundLane(Lane):
@@ -178,7 +147,12 @@ class _BoundLane(Lane):
         self._session.run_with_iobinding(self._binding)
 
 
-def _session(ort: Any, source: Path | bytes, options: Any, providers: list[str]) -> Any:
+def new_session(ort: Any, source: Path | bytes, options: Any, providers: list[Any] | None) -> Any:
+    """A session; ``providers`` is None where the options name devices.
+
+    Raises:
+        EngineError: ONNX Runtime refused.
+    """
     try:
         return ort.InferenceSession(source if isinstance(source, bytes) else str(source), options, providers=providers)
     except Exception as error:  # as above: no common base class
@@ -186,16 +160,23 @@ def _session(ort: Any, source: Path | bytes, options: Any, providers: list[str])
         raise EngineError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from error
 
 
-def _with_taps(path: Path, taps: tuple[str, ...]) -> bytes:
-    """The model with inner tensors as further outputs."""
+def graph_bytes(path: Path, taps: tuple[str, ...]) -> bytes:
+    """The model, with inner tensors as further outputs.
+
+    Raises:
+        EngineError: there is no such tensor.
+    """
+    if not taps:
+        return path.read_bytes()
     onnx = require("onnx", extra=OnnxRuntime.extra)
     model = onnx.load(path)
     made = {name for node in model.graph.node for name in node.output}
+    typed = {value.name: value for value in model.graph.value_info}
     for tap in taps:
         if tap not in made:
             raise EngineError(f"{path} has no tensor {tap}")
         if tap not in {output.name for output in model.graph.output}:
-            model.graph.output.append(onnx.ValueInfoProto(name=tap))
+            model.graph.output.append(typed.get(tap) or onnx.ValueInfoProto(name=tap))
     return bytes(model.SerializeToString())
 
 

@@ -11,7 +11,9 @@ from lifedeploy.errors import EngineUnavailableError, UsageError
 _ENGINES = {
     "tensorrt": "lifedeploy.engines.tensorrt.engine:TensorRT",
     "tensorrt-rtx": "lifedeploy.engines.tensorrt.rtx:TensorRTRtx",
-    "onnxruntime-cuda": "lifedeploy.engines.onnxruntime:OnnxRuntimeCuda",
+    "onnxruntime-tensorrt": "lifedeploy.engines.onnxruntime_gpu:OnnxRuntimeTensorRT",
+    "onnxruntime-tensorrt-rtx": "lifedeploy.engines.onnxruntime_gpu:OnnxRuntimeRtx",
+    "onnxruntime-cuda": "lifedeploy.engines.onnxruntime_gpu:OnnxRuntimeCuda",
     "openvino": "lifedeploy.engines.openvino:OpenVino",
     "onnxruntime": "lifedeploy.engines.onnxruntime:OnnxRuntime",
     "torch": "lifedeploy.engines.torch:Torch",

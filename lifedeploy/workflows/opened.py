@@ -13,7 +13,7 @@ from lifedeploy.spec import METHODS, ModelSpec
 from lifedeploy.workflows.find import Target, find
 
 # Runtimes that open an ONNX file as it is; the others open what they have built.
-ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-cuda", "openvino")
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx", "openvino")
 
 
 @dataclass(frozen=True)

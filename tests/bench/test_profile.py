@@ -8,7 +8,7 @@ from lifedeploy.artifact import Workspace
 from lifedeploy.bench.measure import Stop
 from lifedeploy.bench.profile import OTHER, group, summarise
 from lifedeploy.engines.base import EngineOptions, LayerTime
-from lifedeploy.engines.onnxruntime import OnnxRuntimeCuda
+from lifedeploy.engines.onnxruntime_gpu import OnnxRuntimeCuda
 from lifedeploy.errors import EngineError
 from lifedeploy.workflows.bench import BenchRequest, bench
 

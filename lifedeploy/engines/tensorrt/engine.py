@@ -15,12 +15,11 @@ from lifedeploy.engines.base import (
     BuildJob,
     BuildOptions,
     Built,
-    Engine,
     EngineOptions,
     LayerTime,
     PrecisionPlan,
 )
-from lifedeploy.engines.device import CudaLane, DeviceTensor
+from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
@@ -34,7 +33,7 @@ from lifedeploy.spec import ORDER_NAME, GraphForm
 SHARED = ("attention", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
 
 
-class TensorRT(Engine):
+class TensorRT(DeviceEngine):
     """TensorRT 10 or 11. A plan is built for the GPU at hand, in the precision of its graph."""
 
     name: ClassVar[str] = "tensorrt"
@@ -121,7 +120,7 @@ class TensorRT(Engine):
             )
         self._trt = self.flavour.load()
         self._messages = Messages(self._trt)
-        self._cuda = cuda.connect(self.options.cuda_binding)
+        self._connect()
         self._runtime = self._trt.Runtime(self._messages.logger)
         # Plans for later versions carry the part of the runtime that they need, as host code.
         self._runtime.engine_host_code_allowed = True
@@ -131,8 +130,6 @@ class TensorRT(Engine):
         if self._engine is None:
             raise EngineError(f"{self.name} cannot load {self.path}: {self._messages.reason()}")
         refit(self._trt, self._engine, self.path, self._messages)
-        self._lanes: list[CudaLane] = []
-        self._own: dict[int, CudaLane] = {}  # batch → the lane that `run` uses
         inputs: list[TensorSpec] = []
         outputs: list[TensorSpec] = []
         for index in range(self._engine.num_io_tensors):
@@ -163,9 +160,8 @@ class TensorRT(Engine):
         return fusion.of_inspector(self._engine.create_engine_inspector().get_engine_information(form))
 
     def _close(self) -> None:
-        for lane in self._lanes:
-            lane.close()
-        del self._lanes, self._own, self._engine, self._runtime
+        self._disconnect()
+        del self._engine, self._runtime
 
     @property
     def precision(self) -> str:
@@ -174,21 +170,11 @@ class TensorRT(Engine):
         report = fusion.of_plan(self.path.read_bytes()) if self.flavour.ahead_of_time else self.inspect()
         return report.precision or self.options.precision
 
-    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        batch = len(next(iter(feeds.values())))
-        lane = self._own.get(batch)
-        if lane is None:
-            lane = self._own[batch] = self._lane(batch)
-        for name, array in feeds.items():
-            lane.inputs[name][...] = array
-        lane.infer()
-        return {name: array.copy() for name, array in lane.outputs.items()}
-
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
         recorder = Recorder(self._trt)
         context = self._context(graphs=False)
         context.profiler = recorder.profiler
-        lane = self._lane_of(context, len(next(iter(feeds.values()))), capture=False)
+        lane = self._keep(self._lane_of(context, len(next(iter(feeds.values()))), capture=False))
         for name, array in feeds.items():
             lane.inputs[name][...] = array
         lane.infer()
@@ -197,7 +183,7 @@ class TensorRT(Engine):
             lane.infer()
         return recorder.layers(runs)
 
-    def _lane(self, batch: int) -> CudaLane:
+    def _make_lane(self, batch: int) -> CudaLane:
         return self._lane_of(self._context(), batch, capture=self.captures)
 
     def _lane_of(self, context: Any, batch: int, *, capture: bool) -> CudaLane:
@@ -215,7 +201,7 @@ class TensorRT(Engine):
             if not context.execute_async_v3(handle):
                 raise EngineError(f"{self.name} did not take the work: {self._messages.reason()}")
 
-        lane = CudaLane(
+        return CudaLane(
             self._cuda,
             stream,
             self._tensors(context),
@@ -223,8 +209,6 @@ class TensorRT(Engine):
             enqueue=enqueue,
             capture=capture,
         )
-        self._lanes.append(lane)
-        return lane
 
     def _context(self, *, graphs: bool = True) -> Any:
         """An execution context; ``graphs`` is for runtimes that make CUDA graphs of their own."""

@@ -24,6 +24,7 @@ from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build, prove
 from lifedeploy.workflows.find import find
 from lifedeploy.workflows.opened import openable
+from tests.engines.devices import FakeCuda
 
 NO_DRIVER = Availability(False, "no CUDA driver", "install one")
 
@@ -163,7 +164,7 @@ def test_forms_and_options():
         TensorRT.form("fp32", BuildOptions(attention="operator"))
     with pytest.raises(UsageError, match="engine tensorrt has no use for --target; it takes: --attention, --batch"):
         TensorRT.require_options(BuildOptions(target=("sm89",)))
-    with pytest.raises(UsageError, match=r"engine openvino has no use for --level$"):
+    with pytest.raises(UsageError, match=r"engine openvino has no use for --level; it takes: --attention$"):
         registry.get("openvino").require_options(BuildOptions(level=3))
 
 
@@ -178,76 +179,6 @@ def test_fp32_is_refused_because_nothing_fuses_it_and_allowed_if_asked_for(built
 
 
 # A device made of numpy: what the runtime does with buffers, streams and graphs is seen without a GPU.
-
-
-class FakeCuda(cuda.Cuda):
-    name, graphs = "fake", True
-
-    def __init__(self):
-        self.memory, self.pins, self.log, self.next, self.events = {}, 0, [], 1, 0
-        self.capturing = None
-
-    def device(self):
-        return "numpy (sm00)"
-
-    def malloc(self, size):
-        self.next += 1
-        self.memory[self.next] = np.zeros(size, np.uint8)
-        return self.next
-
-    def free(self, pointer):
-        del self.memory[pointer]
-
-    def pinned(self, shape, dtype):
-        self.pins += 1
-        return np.zeros(shape, dtype)
-
-    def unpin(self, array):
-        self.pins -= 1
-
-    def stream(self):
-        return []
-
-    def handle(self, stream):
-        return id(stream)
-
-    def upload(self, pointer, array, stream):
-        self._do(lambda: self.memory[pointer].__setitem__(slice(None), array.view(np.uint8).ravel()))
-
-    def download(self, array, pointer, stream):
-        self._do(lambda: array.view(np.uint8).reshape(-1).__setitem__(slice(None), self.memory[pointer]))
-
-    def _do(self, work):
-        (self.capturing.append(work) if self.capturing is not None else work())
-
-    def wait(self, stream):
-        self.log.append("wait")
-
-    def event(self):
-        self.events += 1
-        return []
-
-    def record(self, event, stream):
-        event[:] = [len(self.log)]
-
-    def elapsed_ms(self, start, end):
-        return float(end[0] - start[0])
-
-    def retire(self, stream, events, graphs):
-        self.events -= len(events)
-        self.log.append("retire")
-
-    def capture(self, stream, work):
-        self.capturing = graph = []
-        work()
-        self.capturing = None
-        self.log.append("capture")
-        return graph
-
-    def launch(self, graph, stream):
-        self.log.append("launch")
-        for work in graph:
-            work()
 
 
 class FakeContext:

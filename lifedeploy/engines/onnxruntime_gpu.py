@@ -1,0 +1,264 @@
+"""ONNX Runtime on NVIDIA GPUs: its CUDA kernels, and TensorRT and TensorRT for RTX behind it.
+
+Every lane is a session of its own: fixed to its batch, so that no arithmetic on shapes is left over for the CPU, on a
+stream of its own, and replayed as a CUDA graph that the provider captures.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lifedeploy.artifact import TensorSpec, user_cache
+from lifedeploy.engines import cuda
+from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime, PrecisionPlan
+from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
+from lifedeploy.engines.lanes import Array
+from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session
+from lifedeploy.errors import EngineError, EngineInputError
+from lifedeploy.optional import installed, pip_line, require
+
+_WARM_UP = 3  # the first run sets up, the second captures, the third replays
+_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+
+
+class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
+    """ONNX Runtime's own CUDA kernels; refuses to fall back to the CPU."""
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    extra: ClassVar[str] = "gpu"
+    provider: ClassVar[str] = "CUDAExecutionProvider"
+    memory: ClassVar[str] = "cuda"  # where ONNX Runtime is told that addresses point to
+
+    @classmethod
+    def availability(cls) -> Availability:
+        found = super().availability()
+        if not found.ok:
+            return found
+        device = cuda.availability()
+        return Availability(device.ok, device.reason, device.hint, found.version)
+
+    @classmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        return PrecisionPlan(requested)  # providers run the precision of the graph
+
+    @classmethod
+    def target(cls, options: BuildOptions) -> str:
+        return cuda.connect().device()
+
+    @classmethod
+    def build(cls, job: BuildJob) -> Built:
+        # Nothing is compiled ahead: what a provider makes of the graph depends on the batch and the GPU.
+        target = job.folder / f"{job.stem}.onnx"
+        shutil.copyfile(job.graph, target)
+        return Built(target.name, (target.name,))
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        self._ort: Any = require("onnxruntime", extra=self.extra)
+        self._prepare()
+        self._connect()
+        self._model = graph_bytes(self.path, self.options.taps)
+        return self._read(self._model)
+
+    def _prepare(self) -> None:
+        """Load the provider's libraries."""
+        self._ort.preload_dlls()
+
+    def _read(self, model: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        onnx = require("onnx", extra=self.extra)
+        try:
+            graph = onnx.load_model_from_string(model).graph
+        except Exception as error:  # protobuf's DecodeError, whose module moves between versions
+            raise EngineError(f"{self.path} is no ONNX file: {error}") from error
+        weights = {tensor.name for tensor in graph.initializer}
+
+        def spec(value: Any) -> TensorSpec:
+            kind = value.type.tensor_type
+            if not kind.elem_type:
+                raise EngineError(f"{self.path} does not say of what type {value.name} is")
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+            return TensorSpec(value.name, dtype, tuple(size.dim_value or None for size in kind.shape.dim))
+
+        inputs = tuple(spec(value) for value in graph.input if value.name not in weights)
+        return inputs, tuple(spec(value) for value in graph.output)
+
+    def _close(self) -> None:
+        self._disconnect()
+        del self._model
+
+    def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
+        raise EngineError("ONNX Runtime times the launches of CUDA kernels, not the kernels: that is no profile")
+
+    def _make_lane(self, batch: int) -> CudaLane:
+        stream = self._cuda.stream()
+        session = self._lane_session(batch, self._cuda.handle(stream))
+        binding, run = session.io_binding(), self._ort.RunOptions()
+        run.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the lane waits for its stream
+        tensors = [
+            DeviceTensor(argument.name, spec.dtype, _fixed(argument, batch), goes_in, comes_out=not goes_in)
+            for arguments, specs, goes_in in (
+                (session.get_inputs(), self.inputs, True),
+                (session.get_outputs(), self.outputs, False),
+            )
+            for argument, spec in zip(arguments, specs, strict=True)
+        ]
+
+        def bind(tensor: DeviceTensor, pointer: int) -> None:
+            place = binding.bind_input if tensor.goes_in else binding.bind_output
+            place(tensor.name, self.memory, 0, np.dtype(tensor.dtype).type, tensor.shape, pointer)
+
+        def enqueue() -> None:
+            session.run_with_iobinding(binding, run)
+
+        return CudaLane(self._cuda, stream, tensors, bind=bind, enqueue=enqueue, capture=False, warm_up=_WARM_UP)
+
+    def _lane_session(self, batch: int, stream: int) -> Any:
+        options = self._session_options(self._ort, self.options)
+        for name in {size for spec in self._dynamic() for size in spec}:
+            options.add_free_dimension_override_by_name(name, batch)
+        options.add_session_config_entry(_ASSIGNMENT, "1")
+        session = self._new_session(options, stream)
+        self._require_provider(session)
+        return session
+
+    def _dynamic(self) -> list[list[str]]:
+        """Names of sizes that are not fixed, by input."""
+        onnx = require("onnx", extra=self.extra)
+        graph = onnx.load_model_from_string(self._model).graph
+        shapes = [value.type.tensor_type.shape.dim for value in graph.input]
+        return [[size.dim_param for size in shape if size.dim_param] for shape in shapes]
+
+    def _new_session(self, options: Any, stream: int) -> Any:
+        return new_session(self._ort, self._model, options, [(self.provider, self._provider_options(stream))])
+
+    def _provider_options(self, stream: int) -> dict[str, str]:
+        # https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+        return {"user_compute_stream": str(stream), "enable_cuda_graph": "1"}
+
+    def _require_provider(self, session: Any) -> None:
+        """Make sure that nothing runs elsewhere: ONNX Runtime falls back in silence.
+
+        Raises:
+            EngineError: something does.
+        """
+        running = session.get_providers()[0]
+        if running != self.provider:
+            raise EngineError(
+                f"ONNX Runtime fell back from {self.provider} to {running}", hint="lifedeploy doctor says why"
+            )
+        if not hasattr(session, "get_provider_graph_assignment_info"):  # before ONNX Runtime 1.24
+            return
+        elsewhere = {
+            f"{node.op_type} ({part.ep_name})"
+            for part in session.get_provider_graph_assignment_info()
+            if part.ep_name != self.provider
+            for node in part.get_nodes()
+        }
+        if elsewhere:
+            raise EngineError(f"{self.provider} left to others of {self.path.name}: {', '.join(sorted(elsewhere))}")
+
+
+class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
+    """TensorRT behind ONNX Runtime. It builds its engine when a lane is made, and keeps it for the next time."""
+
+    name: ClassVar[str] = "onnxruntime-tensorrt"
+    provider: ClassVar[str] = "TensorrtExecutionProvider"
+
+    @classmethod
+    def availability(cls) -> Availability:
+        found = super().availability()
+        if found.ok and not installed("tensorrt"):
+            return Availability(False, "tensorrt is not installed", pip_line("tensorrt"), found.version)
+        return found
+
+    def _prepare(self) -> None:
+        require("tensorrt", extra="tensorrt")  # its wheels load the libraries that the provider looks for
+        super()._prepare()
+
+    def _provider_options(self, stream: int) -> dict[str, str]:
+        # https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
+        return {
+            "user_compute_stream": str(stream),
+            "trt_cuda_graph_enable": "1",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(user_cache() / self.name),  # engines are code: they stay with this user
+            # Permission, not a demand: the graph's own types decide what is computed in half precision.
+            "trt_fp16_enable": "1" if self.options.precision == "fp16" else "0",
+            "trt_bf16_enable": "1" if self.options.precision == "bf16" else "0",
+        }
+
+
+class OnnxRuntimeRtx(OnnxRuntimeCuda):
+    """TensorRT for RTX behind ONNX Runtime, as NVIDIA's plug-in. It takes sm86, sm89, sm120 and later: no Hopper."""
+
+    name: ClassVar[str] = "onnxruntime-tensorrt-rtx"
+    extra: ClassVar[str] = "onnxruntime-rtx"
+    provider: ClassVar[str] = "NvTensorRTRTXExecutionProvider"
+    plugin: ClassVar[str] = "onnxruntime_ep_nv_tensorrt_rtx"
+
+    @classmethod
+    def availability(cls) -> Availability:
+        for module in ("onnxruntime", cls.plugin):
+            if not installed(module):
+                return Availability(False, f"{module} is not installed", pip_line(cls.extra))
+        version = str(require("onnxruntime", extra=cls.extra).__version__)
+        device = cuda.availability()
+        if not device.ok:
+            return Availability(False, device.reason, device.hint, version)
+        try:
+            devices = cls._devices()
+        except EngineError as error:
+            return Availability(False, error.message, "", version)
+        if not devices:
+            return Availability(False, f"TensorRT for RTX does not run on {cuda.connect().device()}", "", version)
+        return Availability(True, version=version)
+
+    @classmethod
+    def _devices(cls) -> list[Any]:
+        """The GPUs that the plug-in takes, after it was registered.
+
+        Raises:
+            EngineError: ONNX Runtime could not load it.
+        """
+        ort, plugin = require("onnxruntime", extra=cls.extra), require(cls.plugin, extra=cls.extra)
+        if not any(device.ep_name == cls.provider for device in ort.get_ep_devices()):
+            try:
+                ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+            except Exception as error:  # the exceptions of ONNX Runtime share no base class
+                if "already registered" not in str(error).lower():
+                    raise EngineError(f"ONNX Runtime cannot load {cls.plugin}: {error}") from error
+        return [device for device in ort.get_ep_devices() if device.ep_name == cls.provider]
+
+    def _prepare(self) -> None:
+        pass  # the plug-in brings its libraries
+
+    def _new_session(self, options: Any, stream: int) -> Any:
+        options.add_provider_for_devices(self._devices()[:1], self._provider_options(stream))
+        return new_session(self._ort, self._model, options, None)
+
+    def _provider_options(self, stream: int) -> dict[str, str]:
+        # https://nvidia.github.io/TensorRT-RTX-EP-ABI/_generated/provider-options.html
+        return {
+            "has_user_compute_stream": "1",
+            "user_compute_stream": str(stream),
+            "enable_cuda_graph": "1",
+            "nv_runtime_cache_path": str(user_cache() / self.name),
+        }
+
+
+def _fixed(argument: Any, batch: int) -> tuple[int, ...]:
+    """The shape of an input or output at its session's batch.
+
+    Raises:
+        EngineInputError: another size is dynamic too.
+    """
+    shape = (batch, *argument.shape[1:])
+    if not all(isinstance(size, int) for size in shape):
+        raise EngineInputError(
+            f"{argument.name} has a dynamic size beyond the batch, {tuple(argument.shape)}: it gets no buffer",
+            hint="fix every size but the batch in the model",
+        )
+    return shape
