@@ -342,14 +342,17 @@ def examined(report: DoctorReport) -> RenderableType:
     table = Table(
         title="Engines", title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
     )
-    for header in ("engine", "runs here", "--fp32 / --fp16 / --bf16 run", "what to do"):
-        table.add_column(header)
+    for header in ("engine", "runs here", "--fp32 / --fp16 /\n--bf16 run"):
+        # Names must not lose their ends: they are what one types.
+        table.add_column(header, no_wrap=header == "engine", overflow="fold")
     for health in report.engines:
         found = health.availability
         no = "[yellow]builds only[/]" if health.builds.ok else "[red]no[/]"
         state = f"[green]yes[/], {found.version}" if found.ok else f"{no}: {escape(found.reason)}"
         if health.name == report.auto:
             state += " [dim](auto)[/]"
-        table.add_row(health.name, state, " / ".join(health.precisions.values()) or "–", escape(found.hint))
+        if found.hint:
+            state += f"\n[dim]{escape(found.hint)}[/]"
+        table.add_row(health.name, state, " / ".join(health.precisions.values()) or "–")
     problems = [Text(problem, style="bold red") for problem in report.problems]
     return Group(_facts(facts), Text(""), table, *problems)

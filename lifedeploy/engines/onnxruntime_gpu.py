@@ -203,7 +203,7 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
     def availability(cls) -> Availability:
         for module in ("onnxruntime", cls.plugin):
             if not installed(module):
-                return Availability(False, f"{module} is not installed", pip_line(cls.extra))
+                return Availability(False, f"{module.replace('_', '-')} is not installed", pip_line(cls.extra))
         version = str(require("onnxruntime", extra=cls.extra).__version__)
         device = cuda.availability()
         if not device.ok:

@@ -176,6 +176,8 @@ def test_doctor_says_what_runs_and_what_would_make_the_rest_run(lifedeploy):
     assert set(engines) == {
         "onnxruntime",
         "onnxruntime-cuda",
+        "onnxruntime-tensorrt",
+        "onnxruntime-tensorrt-rtx",
         "openvino",
         "tensorrt",
         "tensorrt-rtx",
