@@ -225,7 +225,7 @@ def bench(
     with console.benchmarking() as (say, progress):
         say("looking for engines")
         from lifedeploy.bench.measure import Stop
-        from lifedeploy.cli import render
+        from lifedeploy.cli import render_bench
         from lifedeploy.workflows.bench import BenchRequest
         from lifedeploy.workflows.bench import bench as run
 
@@ -258,7 +258,7 @@ def bench(
             from lifedeploy.viz.plots import plot_bench
 
             plot_bench(report, plot)
-    console.report(json, report.to_dict, lambda: render.measured(report))
+    console.report(json, report.to_dict, lambda: render_bench.measured(report))
     for path in (csv, plot):
         if path is not None:
             console.err.print(f"wrote {path}", highlight=False)

@@ -182,12 +182,10 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
         # https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
         return {
             "user_compute_stream": str(stream),
-            "trt_cuda_graph_enable": "1",
-            "trt_engine_cache_enable": "1",
+            "trt_cuda_graph_enable": "True",
+            "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(user_cache() / self.name),  # engines are code: they stay with this user
-            # Permission, not a demand: the graph's own types decide what is computed in half precision.
-            "trt_fp16_enable": "1" if self.options.precision == "fp16" else "0",
-            "trt_bf16_enable": "1" if self.options.precision == "bf16" else "0",
+            # No trt_fp16_enable, nor its like: they turn strong typing off, and the graph's own types are meant.
         }
 
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, Workspace, now
+from lifedeploy.artifact import TensorSpec, Workspace, now
+from lifedeploy.bench import trtexec
 from lifedeploy.bench.measure import Contender, Samples, Stop, measure
 from lifedeploy.bench.memory import peak_memory_mib
 from lifedeploy.bench.profile import Profile, summarise
 from lifedeploy.bench.report import BenchReport, Row, Subject, contender_name, make_rows
-from lifedeploy.engines import registry
-from lifedeploy.engines.base import PRECISIONS, Engine, EngineOptions
+from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, WithoutCopies, buffers
-from lifedeploy.errors import ArtifactError, ParityError, UsageError
-from lifedeploy.exporters import inspect as onnx_inspect
+from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.machine import cores, describe, gpu_state
-from lifedeploy.workflows.build import BuildRequest, build, prove
-from lifedeploy.workflows.find import find, newest_export
 from lifedeploy.workflows.progress import Say, silent
+from lifedeploy.workflows.teams import Member, Team, teams
 
 MODES = ("latency", "throughput")
 _SEED = 5
@@ -65,33 +62,6 @@ class BenchRequest:
             raise UsageError(f"a budget of {self.stop.budget_s:g} s is not allowed: it must be positive")
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One contender before it is opened."""
-
-    method: str
-    engine: type[Engine]
-    path: Path
-    precision: str
-    mac_ratio: float | None
-    weights: str
-    parity: dict[str, Any] | None
-    note: str
-
-
-@dataclass(frozen=True)
-class _Team:
-    """What is compared with each other: one model's methods on one engine."""
-
-    model: str
-    members: tuple[_Member, ...]
-
-    @property
-    def label(self) -> str:
-        first = self.members[0]
-        return f"{first.engine.name} {first.precision}"
-
-
 def bench(
     request: BenchRequest,
     workspace: Workspace,
@@ -104,15 +74,15 @@ def bench(
         UsageError, ArtifactError, EngineError: the request cannot be meant, or an engine cannot be had.
         ParityError: an engine failed its parity gate; it gets no number.
     """
-    teams = list(_teams(request, workspace, say))
+    chosen = list(teams(request.model, request.engines, workspace, say, trust=request.trust))
     before = gpu_state()
     rows: list[Row] = []
-    for team, mode, batch in product(teams, request.modes, request.batches):
+    for team, mode, batch in product(chosen, request.modes, request.batches):
         rows += _contest(team, mode, batch, request, say, progress)
     after = gpu_state()
     profiles: list[Profile] = []
     if request.profile:
-        for team, batch in product(teams, request.batches):
+        for team, batch in product(chosen, request.batches):
             profiles += _profiles(team, batch, request, say)
     machine = describe(threads=request.threads)
     if before:
@@ -120,134 +90,19 @@ def bench(
     return BenchReport(machine, tuple(rows), now(), request.command, tuple(profiles))
 
 
-def _teams(request: BenchRequest, workspace: Workspace, say: Say) -> Iterator[_Team]:
-    """The engines to measure: built ones, or an ONNX file of another tool on the engines that are to run it."""
-    target = find(request.model) if request.model is not None else None
-    if target is not None and target.artifact is None:
-        for name in request.engines or (registry.AUTO,):
-            yield _foreign_team(target.path, name, say, trust=request.trust)
-        return
-    if target is not None and target.is_engine and not request.engines:
-        assert target.artifact is not None
-        yield _team(target.artifact)
-        return
-    if not request.engines:
-        built = Workspace.engines_of(target.artifact) if target and target.artifact else workspace.engines()
-        if not built:
-            say("nothing is built yet: building")
-            built = [build(BuildRequest(request.model), workspace, say).engine]
-        yield _team(built[0])
-        return
-    export = newest_export(request.model, workspace)
-    for name in request.engines:
-        yield _team(_engine_of(export, name, workspace, say))
-
-
-def _engine_of(export: Artifact, name: str, workspace: Workspace, say: Say) -> Artifact:
-    """The newest build of ``NAME`` of this export, or the one of ``NAME:PRECISION``; built if there is none."""
-    engine, precision = _parse(name)
-    cls = registry.resolve(engine)
-    if precision is None:
-        for artifact in Workspace.engines_of(export):
-            record = artifact.manifest.engine
-            if record is not None and record.name == cls.name:
-                return artifact
-        say(f"building {cls.name}, which is not built yet")
-    return build(BuildRequest(export.manifest_path, cls.name, precision or ""), workspace, say).engine
-
-
-def _parse(name: str) -> tuple[str, str | None]:
-    engine, _, precision = name.partition(":")
-    if precision and precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} in {name!r} is unknown; there are: {', '.join(PRECISIONS)}")
-    return engine, precision or None
-
-
-def _foreign_team(path: Path, name: str, say: Say, *, trust: bool) -> _Team:
-    """A file without a manifest: an ONNX graph may be run, a plan only if trusted, since plans hold code.
-
-    Raises:
-        ArtifactError: no ONNX file, or a damaged one; or a plan that is not trusted.
-        UsageError: a plan, and not said of which engine.
-    """
-    if path.suffix == ".plan" and trust:
-        if not name.startswith("tensorrt"):
-            raise UsageError(
-                f"{path} is a TensorRT plan, and {name} opens none", hint="--engine tensorrt, or tensorrt-rtx"
-            )
-        engine, precision = _parse(name)
-        say(f"{path.name} was not built by lifedeploy: measured as it is, without baseline, schedule and parity")
-        note = "no manifest: trusted, parity unknown"
-        cls = registry.resolve(engine)
-        return _Team(path.name, (_Member("unknown", cls, path, precision or "fp32", None, "unknown", None, note),))
-    if path.suffix != ".onnx":
-        hint = "say --trust if you know where the plan comes from" if path.suffix == ".plan" else None
-        raise ArtifactError(
-            f"{path} has no manifest beside it, and only ONNX files are measured without one", hint=hint
-        )
-    say(f"{path.name} was not exported by lifedeploy: measured as it is, without baseline, schedule and parity")
-    facts = onnx_inspect.facts(onnx_inspect.load(path))
-    engine, asked = _parse(name)
-    cls = registry.resolve(engine)
-    plan = cls.plan(asked or "fp32")
-    # ONNX Runtime computes in the precision of the graph; OpenVINO in the one it is told, and says which it was.
-    precision = facts.precision if cls.name.startswith("onnxruntime") else plan.precision
-    note = "; ".join(filter(None, (plan.note, "no manifest: parity unknown")))
-    return _Team(path.name, (_Member("unknown", cls, path, precision, None, "unknown", None, note),))
-
-
-def _team(chosen: Artifact) -> _Team:
-    """The engine with its baseline and bound, checked.
-
-    Raises:
-        ParityError: one of them failed its gate, or never went through it.
-    """
-    chosen = prove(chosen)
-    members = []
-    for method in ("dense", "first-k", "life"):
-        artifact = chosen.sibling(method)
-        if artifact is None:
-            continue
-        artifact.check()
-        manifest = artifact.manifest
-        record = manifest.engine
-        if record is None:
-            raise ArtifactError(f"{artifact.manifest_path} describes no engine")
-        if not (manifest.parity or {}).get("passed"):
-            failures = (manifest.parity or {}).get("failures") or ["it was never checked"]
-            raise ParityError(
-                f"no speed for {artifact.path}: it did not pass its parity gate ({failures[0]})",
-                hint="lifedeploy build-engine --force builds and checks it again",
-            )
-        members.append(
-            _Member(
-                method,
-                registry.running(record.name, artifact.path),
-                artifact.path,
-                record.precision,
-                manifest.macs["speedup_bound"],
-                manifest.spec.provenance.weights,
-                {key: manifest.parity[key] for key in ("max_abs", "max_rel", "top1", "overlap")}
-                if manifest.parity
-                else None,
-                record.note,
-            )
-        )
-    return _Team(chosen.name, tuple(members))
-
-
-def _contest(team: _Team, mode: str, batch: int, request: BenchRequest, say: Say, progress: Progress) -> list[Row]:
+def _contest(team: Team, mode: str, batch: int, request: BenchRequest, say: Say, progress: Progress) -> list[Row]:
     """All methods of one team take turns in one mode at one batch size."""
     label = f"{team.label}, {mode}, batch {batch}"
     streams = request.streams if mode == "throughput" else 1
     say(f"opening {label}")
-    precisions = {}
+    precisions: dict[str, str] = {}
+    inputs: dict[str, tuple[TensorSpec, ...]] = {}
     ways: dict[bool | None, None] = {}  # with copies, without, or on no device that would need them
     with ExitStack() as stack:
         contenders = []
         for member in team.members:
             engine = stack.enter_context(member.engine(member.path, _options(member, request, streams, batch)))
-            precisions[member.method] = engine.precision
+            precisions[member.method], inputs[member.method] = engine.precision, engine.inputs
             lanes = tuple(_filled(engine.lane(batch), lane) for lane in range(streams))
             for copies, own in _ways(lanes, request):
                 ways[copies] = None
@@ -278,8 +133,36 @@ def _contest(team: _Team, mode: str, batch: int, request: BenchRequest, say: Say
     threads = request.threads or cores()
     rows: list[Row] = []
     for copies in ways:
-        rows += make_rows(subjects, samples, mode=mode, batch=batch, streams=streams, threads=threads, copies=copies)
+        made = make_rows(subjects, samples, mode=mode, batch=batch, streams=streams, threads=threads, copies=copies)
+        opinions = _opinions(team, batch, inputs, say) if copies is False and streams == 1 else {}
+        rows += [_with_opinion(row, opinions.get(row.method)) for row in made]
     return rows
+
+
+def _opinions(
+    team: Team, batch: int, inputs: Mapping[str, tuple[TensorSpec, ...]], say: Say
+) -> dict[str, trtexec.Opinion | str]:
+    """What NVIDIA's own tool measures of the same plans, or why it does not; nothing where it is not installed."""
+    found: dict[str, trtexec.Opinion | str] = {}
+    for member in team.members:
+        tool = trtexec.find(member.engine.name)
+        if tool is None:
+            continue
+        say(f"asking {Path(tool).name} about {member.method}, {team.label}, batch {batch}")
+        try:
+            found[member.method] = trtexec.measure(tool, member.path, inputs[member.method], batch)
+        except EngineError as error:
+            found[member.method] = error.message
+    return found
+
+
+def _with_opinion(row: Row, opinion: trtexec.Opinion | str | None) -> Row:
+    if opinion is None:
+        return row
+    if isinstance(opinion, str):
+        return replace(row, note="; ".join(filter(None, (row.note, opinion))))
+    other = {"images_per_s": opinion.images_per_s, "gpu_ms": opinion.gpu_ms}
+    return replace(row, trtexec=other | {"share": row.images_per_s / opinion.images_per_s})
 
 
 def _ways(lanes: tuple[Lane, ...], request: BenchRequest) -> Iterator[tuple[bool | None, tuple[Lane, ...]]]:
@@ -292,7 +175,7 @@ def _ways(lanes: tuple[Lane, ...], request: BenchRequest) -> Iterator[tuple[bool
         yield copies, lanes if copies else tuple(WithoutCopies(lane) for lane in on_device)
 
 
-def _profiles(team: _Team, batch: int, request: BenchRequest, say: Say) -> Iterator[Profile]:
+def _profiles(team: Team, batch: int, request: BenchRequest, say: Say) -> Iterator[Profile]:
     """Where the time of each method goes."""
     for member in team.members:
         say(f"profiling {member.method}, {team.label}, batch {batch}")
@@ -309,7 +192,7 @@ def _profiles(team: _Team, batch: int, request: BenchRequest, say: Say) -> Itera
             )
 
 
-def _options(member: _Member, request: BenchRequest, streams: int, batch: int) -> EngineOptions:
+def _options(member: Member, request: BenchRequest, streams: int, batch: int) -> EngineOptions:
     return EngineOptions(
         precision=member.precision,
         threads=request.threads,

@@ -38,8 +38,7 @@ def require_version(path: Path, record: EngineRecord, installed: str) -> None:
     """
     if record.runtime == installed:
         return
-    same_major = record.runtime.partition(".")[0] == installed.partition(".")[0]
-    if record.options.get("version_compatible") and same_major and _numbers(installed) >= _numbers(record.runtime):
+    if record.options.get("version_compatible") and _numbers(installed) >= _numbers(record.runtime):
         return
     raise EngineError(
         f"{path} was built by {record.name} {record.runtime}, and {installed} is installed", hint="build it again"
@@ -66,16 +65,14 @@ def require_valid(trt: ModuleType, runtime: Any, path: Path, data: bytes) -> Non
         EngineError: it cannot; with what it says is wrong.
     """
     validity, diagnostics = runtime.get_engine_validity(data)
-    if validity != trt.EngineValidity.INVALID:
-        return
+    if validity != trt.EngineValidity.INVALID or not diagnostics:
+        return  # invalid for no reason is how it says that it cannot tell
     wrong = [
         name.lower().replace("_", " ")
         for name, flag in trt.EngineInvalidityDiagnostics.__members__.items()
         if int(flag) & int(diagnostics)
     ]
-    raise EngineError(
-        f"{path} cannot run on this machine: {', '.join(wrong) or 'no reason was given'}", hint="build it again here"
-    )
+    raise EngineError(f"{path} cannot run on this machine: {', '.join(wrong)}", hint="build it again here")
 
 
 def refit(trt: ModuleType, engine: Any, path: Path, messages: Messages) -> None:
