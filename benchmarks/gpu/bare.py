@@ -1,0 +1,128 @@
+"""Our runtime against a bare loop over the same TensorRT plan: no checks, no classes, one CUDA graph of the kernels.
+
+    python benchmarks/gpu/bare.py FOLDER [--batch 128] [--budget 20] [--json FILE]
+
+FOLDER is one that ``lifedeploy build-engine --engine tensorrt`` (or tensorrt-rtx) made. Both take turns in one process,
+without copies, each launching and waiting per request, which is what trtexec does by default since version 11. The
+share is ours over the bare loop's throughput.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifedeploy.artifact import Artifact, now, write_json
+from lifedeploy.bench.measure import Contender, Stop, measure
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
+from lifedeploy.errors import LifedeployError
+from lifedeploy.machine import describe, gpu_state
+
+
+class Bare(Lane):
+    """The least that runs a plan; what it calls it calls with everything looked up before."""
+
+    def __init__(self, trt: Any, plan: bytes, batch: int, images: np.ndarray, *, rtx: bool) -> None:
+        super().__init__({}, {})
+        from cuda.bindings import runtime as cuda
+
+        logger = trt.Logger(trt.Logger.ERROR)
+        self._keep: list[Any] = [logger, trt.Runtime(logger)]
+        engine = self._keep[-1].deserialize_cuda_engine(plan)
+        if rtx:
+            config = engine.create_runtime_config()
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = engine.create_execution_context(config)
+            self._keep.append(config)
+        else:
+            context = engine.create_execution_context()
+        self._keep += [engine, context]
+        context.set_input_shape("images", images.shape)
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            kind = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+            size = int(np.prod(tuple(context.get_tensor_shape(name)))) * kind.itemsize
+            error, pointer = cuda.cudaMalloc(size)
+            require(error)
+            context.set_tensor_address(name, int(pointer))
+            if name == "images":
+                to_device = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+                require(cuda.cudaMemcpy(pointer, images.ctypes.data, images.nbytes, to_device)[0])
+        stream = cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)[1]
+        handle = int(stream)
+        for _ in range(3):
+            context.execute_async_v3(handle)
+        require(cuda.cudaStreamSynchronize(stream)[0])
+        self._stream, self._wait = stream, cuda.cudaStreamSynchronize
+        if rtx:  # which makes its own graphs
+            self._start, self._arguments = context.execute_async_v3, (handle,)
+            return
+        require(cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)[0])
+        context.execute_async_v3(handle)
+        graph = cuda.cudaStreamEndCapture(stream)[1]
+        executable = cuda.cudaGraphInstantiate(graph, 0)[1]
+        self._start, self._arguments = cuda.cudaGraphLaunch, (executable, stream)
+
+    def infer(self) -> None:
+        self._start(*self._arguments)
+        self._wait(self._stream)
+
+
+def require(error: Any) -> None:
+    """Stop at an error of CUDA."""
+    if int(error):
+        raise SystemExit(f"CUDA error {error}")
+
+
+def compare(folder: Path, batch: int, budget: float) -> dict[str, Any]:
+    """Both loops over the slimmed model's plan."""
+    artifact = Artifact.read(folder / "model.json")
+    artifact.check()
+    record = artifact.manifest.engine
+    if record is None or not record.name.startswith("tensorrt"):
+        raise SystemExit(f"{folder} holds no engine of TensorRT")
+    cls = registry.running(record.name, artifact.path)
+    shape = (batch, *artifact.manifest.inputs[0].shape[1:])
+    images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    with cls(artifact.path, EngineOptions(precision=record.precision)) as engine:
+        lane = engine.lane(batch)
+        lane.inputs["images"][...] = images
+        assert isinstance(lane, DeviceLane)  # every lane of TensorRT is
+        trt = cls.flavour.load()
+        bare = Bare(trt, artifact.path.read_bytes(), batch, images, rtx=record.name == "tensorrt-rtx")
+        contenders = [Contender("bare", batch, (bare,)), Contender("ours", batch, (WithoutCopies(lane),))]
+        samples = measure(contenders, Stop(budget_s=budget, half_width=0.002))
+        share = samples.ratio("ours", "bare")
+    rate = float(np.median([turn.images_per_s for turn in samples.rounds["ours"]]))
+    found = {"engine": record.name, "batch": batch, "images_per_s": rate, "rounds": samples.count}
+    found |= {"share": share.median, "low": share.low, "high": share.high, "coverage": share.coverage}
+    return found | {"machine": describe(), "gpu_state": gpu_state(), "date": now()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        found = compare(given.folder, given.batch, given.budget)
+    except LifedeployError as error:
+        raise SystemExit(f"error: {error.message}") from error
+    if given.json:
+        write_json(given.json, found)
+    print(json.dumps({name: found[name] for name in ("engine", "batch", "images_per_s", "share", "low", "high")}))
+
+
+if __name__ == "__main__":
+    main()
