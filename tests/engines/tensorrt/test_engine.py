@@ -107,6 +107,12 @@ def test_where_there_is_no_gpu_it_says_so(built):
         pass
 
 
+def test_on_the_command_line_that_is_one_line_and_exit_code_1(built, lifedeploy):
+    ended = lifedeploy("bench", str(newest(built).folder))
+    assert ended.code == 1
+    assert ended.lines[0].endswith("model.plan is built, and cannot run here: no CUDA driver")
+
+
 def test_only_a_plan_with_its_manifest_is_loaded(built):
     artifact = newest(built)
     with artifact.path.open("ab") as file:
