@@ -173,8 +173,7 @@ def table(found: Mapping[str, Any]) -> str:
         f"{' → '.join(map(str, dict.fromkeys(found['tokens'])))}. Deployed are",
         "a flat Gather, the ranking in FP32 and attention as one operator; each variant changes one of them. All equal",
         "the original in FP32 in ONNX Runtime. Kept tokens and the largest error are against the deployed form, both",
-        "emulated in half precision: noise as images. Kernels are those that the compiler generated: matrix products",
-        "outside attention come from a library and are not named in a plan.",
+        "emulated in half precision: noise as images. Kernels are all launches of the plan.",
         "",
         "| engine | variant | kernels | attention fused | TopK | build, s | MiB | error, FP32 | error, emulated "
         "| kept tokens, emulated |",

@@ -4,7 +4,7 @@
 
 For each backbone (NAME or NAME@PIXELS) the dense, first-k, order-once and per-stage graphs at keep rate 0.7, random
 weights, are turned into FP16 and built with a profile of batches 1, 8 and 128, and at a static batch; ``--forms all``
-also with attention as products and in BF16. Counted are the kernels that the compiler generated, read off the plan.
+also with attention as products and in BF16. Counted are all launches of a kernel, read off the plan.
 """
 
 from __future__ import annotations
@@ -98,8 +98,7 @@ def table(found: dict[str, Any]) -> str:
         "# What TensorRT makes of the graphs",
         "",
         "Built by TensorRT for RTX on a machine without a GPU: **nothing here has run on a GPU**, and kernels are",
-        "counted, not timed: those that the compiler generated for the graph (matrix products outside attention come",
-        "from a library and are not named in a plan). Keep rate 0.7, random weights.",
+        "counted, not timed: all launches in the program of the plan. Keep rate 0.7, random weights.",
         "",
         f"Command: `{found['command']}`{also};",
         f"tensorrt-rtx {machine['versions'].get('tensorrt-rtx')}, onnx {machine['versions'].get('onnx')}, "

@@ -13,7 +13,7 @@ from lifedeploy.engines.base import LayerTime
 GROUPS = (
     ("predictor", "", r"reducer\.predictor"),
     ("TopK", r"topk|sort", ""),
-    ("Gather", r"gather", ""),
+    ("Gather", r"gath", ""),  # TensorRT cuts operators to four letters
     ("patch embedding", "", r"patch_embed"),
     ("MLP", r"gelu", r"\bmlp\b"),
     ("attention", r"attention|softmax|_mha_", r"\battn\b"),

@@ -21,6 +21,10 @@ from lifedeploy.workflows.bench import BenchRequest, bench
         ("blocks.0.attn.qkv/MatMul", "FusedMatMul", "attention"),
         ("blocks.0.attn/Slice_2", "Slice", "attention"),  # taking queries, keys and values apart
         ("_gemm_mha_v2", "", "attention"),
+        ("[ONNX Layer: blocks.0.attn/Attention]", "_gemm_mha_v2", "attention"),
+        ("[ONNX Layer: blocks.0.mlp.act/Gelu][ONNX Layer: blocks.0.mlp.fc1/Add]", "__myl_FcAddDivCastErf", "MLP"),
+        ("[ONNX Layer: reducer.order.4/Range][ONNX Layer: reducer.order.4/Gather]", "__myl_ReplAddConcGath", "Gather"),
+        ("[ONNX Layer: reducer.order.4/TopK]", "__myl_Topk", "TopK"),
         ("reducer.order.4/TopK", "TopK", "TopK"),
         ("reducer.order.4/Gather", "Gather", "Gather"),
         ("reducer.keep.7/Slice", "Slice", "Slice"),

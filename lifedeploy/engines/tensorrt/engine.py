@@ -156,8 +156,11 @@ class TensorRT(DeviceEngine):
     def inspect(self) -> fusion.FusionReport:
         """What the engine inspector says of the open plan."""
         self._opened()
+        return fusion.of_inspector(self._information())
+
+    def _information(self) -> str:
         form = self._trt.LayerInformationFormat.JSON
-        return fusion.of_inspector(self._engine.create_engine_inspector().get_engine_information(form))
+        return str(self._engine.create_engine_inspector().get_engine_information(form))
 
     def _close(self) -> None:
         self._disconnect()
@@ -181,7 +184,7 @@ class TensorRT(DeviceEngine):
         recorder.forget()
         for _ in range(runs):
             lane.infer()
-        return recorder.layers(runs)
+        return recorder.layers(runs, fusion.origins(self._information()))
 
     def _make_lane(self, batch: int) -> CudaLane:
         return self._lane_of(self._context(), batch, capture=self.captures)

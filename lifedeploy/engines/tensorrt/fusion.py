@@ -14,8 +14,11 @@ from typing import Any
 
 from lifedeploy.errors import EngineError
 
-# A launch of a compiled kernel in the program of a plan, and the type of a tensor there.
-_LAUNCH = re.compile(rb"function=\{ name=(\S+) fqn=")
+# The program of a plan, a launch in it, and the type of a tensor. Of the blocks called main, the one that launches
+# compiled kernels is the plan's; others belong to single matrix products.
+_MAIN = re.compile(rb"\nmain \{(.*?)\n\}", re.DOTALL)
+_LAUNCH = re.compile(rb"\n\s*(function|runtime_fusion|fully_connected|corrltn)=\{ name=(\S+)")
+_LIBRARY = {"fully_connected": "matrix product", "corrltn": "convolution"}  # launched as they are, nothing fused in
 _TENSOR = re.compile(rb"tensor=\{ [^\n}]*\}? ?[^\n]* type=(\w+) ")
 _ATTENTION, _TOPK = re.compile(r"mha", re.IGNORECASE), re.compile(r"topk", re.IGNORECASE)
 _PRECISIONS = {"half": "fp16", "bf16": "bf16", "float": "fp32", "fp16": "fp16", "fp32": "fp32"}
@@ -25,8 +28,7 @@ _PRECISIONS = {"half": "fp16", "bf16": "bf16", "float": "fp32", "fp16": "fp16", 
 class FusionReport:
     """The kernels of a plan.
 
-    ``attention`` counts fused attentions, ``topk`` sorts. ``launches`` is name → how often: only what the compiler
-    generated is named in a plan's text, so matrix products of the vendor's libraries are not in it.
+    ``attention`` counts fused attentions, ``topk`` sorts. ``launches`` is name → how often, matrix products included.
     """
 
     source: str  # "plan" or "inspector"
@@ -65,7 +67,10 @@ def of_plan(plan: bytes) -> FusionReport:
     Raises:
         EngineError: there is none in it: another version, or not such a plan.
     """
-    launches = Counter(name.decode() for name in _LAUNCH.findall(plan))
+    launches: Counter[str] = Counter()
+    for program in _MAIN.findall(plan):
+        if b"function={" in program:
+            launches.update(_LIBRARY.get(kind.decode(), name.decode()) for kind, name in _LAUNCH.findall(program))
     if not launches:
         raise EngineError("this plan names no kernels, so what was fused cannot be told from it")
     types: Counter[str] = Counter()
@@ -84,10 +89,7 @@ def of_inspector(information: str) -> FusionReport:
     Raises:
         EngineError: it is not that.
     """
-    try:
-        layers = json.loads(information)["Layers"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise EngineError(f"the engine inspector's answer is not understood: {error}") from error
+    layers = _inspected(information)
     launches: Counter[str] = Counter()
     types: Counter[str] = Counter()
     for layer in layers:
@@ -101,6 +103,28 @@ def of_inspector(information: str) -> FusionReport:
             if name:
                 types[name] += 1
     return _report("inspector", launches, types)
+
+
+def origins(information: str) -> dict[str, tuple[str, str]]:
+    """Layer → its kernel, and the ONNX nodes in it, as the engine inspector says.
+
+    Raises:
+        EngineError: it is not the inspector's JSON.
+    """
+    found = {}
+    for layer in _inspected(information):
+        if not isinstance(layer, str):  # names alone, where the engine was built without detailed verbosity
+            kernel = layer.get("TacticName") or layer.get("LayerType") or ""
+            found[str(layer.get("Name"))] = str(kernel), str(layer.get("Metadata", ""))
+    return found
+
+
+def _inspected(information: str) -> list[Any]:
+    try:
+        layers: list[Any] = json.loads(information)["Layers"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise EngineError(f"the engine inspector's answer is not understood: {error}") from error
+    return layers
 
 
 def _report(source: str, launches: Counter[str], types: Counter[str]) -> FusionReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,10 @@ class Recorder:
         """Begin anew, after the warm-up."""
         self._spent.clear()
 
-    def layers(self, runs: int) -> tuple[LayerTime, ...]:
-        """Means over ``runs``. Layers have names only: they are fused from several operators."""
-        return tuple(LayerTime(name, "", total / runs) for name, total in self._spent.items())
+    def layers(self, runs: int, origins: Mapping[str, tuple[str, str]]) -> tuple[LayerTime, ...]:
+        """Means over ``runs``. Layers are fused from several operators: where it is known, those are their names."""
+        made = []
+        for name, total in self._spent.items():
+            kernel, nodes = origins.get(name, ("", ""))
+            made.append(LayerTime(nodes or name, kernel, total / runs))
+        return tuple(made)

@@ -207,7 +207,7 @@ class FakeContext:
     def execute_async_v3(self, handle):
         if self.profiler is not None:
             self.profiler.report_layer_time("blocks.0.mlp.fc1/MatMul", 3.0)
-            self.profiler.report_layer_time("TopK_reducer.order.4", 1.0)
+            self.profiler.report_layer_time("sort_myl0_7", 1.0)
 
         def work():
             images = self.layer.memory[self.addresses["images"]].view(np.float32).reshape(self.shapes["images"])
@@ -252,6 +252,8 @@ def device(monkeypatch, tmp_path):
 
         def create_engine_inspector(self):
             layers = [{"Name": "gemm", "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}]}]
+            layers.append({"Name": "sort_myl0_7", "TacticName": "__myl_Topk"})
+            layers[-1]["Metadata"] = "[ONNX Layer: reducer.order.4/TopK]"
             return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": layers}))
 
         def create_runtime_config(self):
@@ -384,9 +386,9 @@ def test_a_plan_that_does_not_load_says_why(device):
 def test_layers_are_timed_without_graphs_and_without_the_warm_up(device):
     with TensorRT(device.path, EngineOptions(trust=True)) as engine:
         layers = engine.profile({"images": images(2)}, runs=4)
-    assert [(layer.name, layer.ms) for layer in layers] == [
-        ("blocks.0.mlp.fc1/MatMul", 3.0),
-        ("TopK_reducer.order.4", 1.0),
+    assert [(layer.name, layer.kind, layer.ms) for layer in layers] == [
+        ("blocks.0.mlp.fc1/MatMul", "", 3.0),
+        ("[ONNX Layer: reducer.order.4/TopK]", "__myl_Topk", 1.0),
     ]
     assert "capture" not in device.layer.log
     with TensorRTRtx(device.path, EngineOptions(trust=True)) as engine:

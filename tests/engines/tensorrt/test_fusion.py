@@ -13,19 +13,28 @@ from lifedeploy.errors import EngineError
 def plan(attentions=2, sorts=1, kind="half"):
     """The text of a plan, between bytes that are none."""
     launches = ["_gemm_mha_v2"] * attentions + ["__myl_Topk"] * sorts + ["__myl_CastMeanSub"] * 3
-    lines = [f"  function={{ name={name} fqn={name}_0x12 args={{ a }} }}" for name in launches]
+    # A matrix product has a program of its own before the plan's, which says how it is computed.
+    lines = ["main {", '  fully_connected={ name="inner" output={"o" } }', "}", "main {", " label bb1: "]
+    lines += [f"  function={{ name={name} fqn={name}_0x12 args={{ a }} }}" for name in launches]
+    lines += ["  runtime_fusion={ name=__myl_FcAdd input_args={ a } }"] * 2
+    lines += [
+        '  fully_connected={ name="head/Gemm" output={"o" } }',
+        '  corrltn={ name="embed/Conv" output={"o" } }',
+        "}",
+    ]
     lines += [
         f'  tensor={{ alignment=128 dims={{ 1 2 }} name="t{i}" strides={{ 2 1 }} type={kind} }}' for i in range(3)
     ]
     lines += ['  tensor={ alignment=128 dims={ 1 } name="n" strides={ 1 } type=int64 }']
     lines += ['  tensor={ alignment=128 dims={ 1 } name="f" strides={ 1 } type=float }']
-    return b"\x00\xff\x80" + "\n".join(lines).encode() + b"\n\x00\xfe _gemm_mha_v2 struct"
+    return b"\x00\xff\x80\n" + "\n".join(lines).encode() + b"\n\x00\xfe _gemm_mha_v2 struct"
 
 
 def test_launches_are_counted_and_mentions_are_not():
     found = fusion.of_plan(plan(attentions=4, sorts=1))
     assert (found.source, found.attention, found.topk) == ("plan", 4, 1)
-    assert found.launches == {"_gemm_mha_v2": 4, "__myl_CastMeanSub": 3, "__myl_Topk": 1}
+    generated = {"_gemm_mha_v2": 4, "__myl_CastMeanSub": 3, "__myl_Topk": 1, "__myl_FcAdd": 2}
+    assert found.launches == generated | {"matrix product": 1, "convolution": 1}
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("half", "fp16"), ("bf16", "bf16"), ("float", "fp32")])
@@ -57,6 +66,12 @@ def test_the_inspector_says_the_same():
     ]
     found = fusion.of_inspector(json.dumps({"Layers": layers}))
     assert (found.source, found.attention, found.topk, found.precision) == ("inspector", 1, 1, "fp16")
+    with_origin = layers[0] | {"Metadata": "[ONNX Layer: blocks.0.attn/Attention]"}
+    assert fusion.origins(json.dumps({"Layers": [with_origin, *layers[1:]]})) == {
+        "a": ("_gemm_mha_v2_0xab", "[ONNX Layer: blocks.0.attn/Attention]"),
+        "b": ("__myl_Topk_0xcd", ""),
+        "c": ("sm80_xmma_gemm", ""),
+    }
     names_only = fusion.of_inspector(json.dumps({"Layers": ["__mye_mha_1", "gemm"]}))
     assert (names_only.attention, names_only.precision) == (1, "")
     with pytest.raises(EngineError, match="not understood"):
