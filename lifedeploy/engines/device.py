@@ -14,6 +14,7 @@ from lifedeploy.engines import cuda
 from lifedeploy.engines.base import Engine
 from lifedeploy.engines.cuda import Cuda
 from lifedeploy.engines.lanes import Array, DeviceLane
+from lifedeploy.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class CudaLane(DeviceLane):
     def _ready(self, *, copies: bool) -> Callable[[], None]:
         """What starts an inference; captured when it is first asked for."""
         if copies not in self._starts:
+            if self._enqueue is _closed:
+                _closed()
             work = self._work if copies else self._enqueue
             if self._captures:
                 graph = self._layer.capture(self._stream, work)
@@ -100,7 +103,7 @@ class CudaLane(DeviceLane):
         return self._starts[copies]
 
     def infer(self) -> None:
-        self._starts[True]()
+        self._ready(copies=True)()
         self._layer.wait(self._stream)
 
     def compute(self) -> None:
@@ -118,6 +121,8 @@ class CudaLane(DeviceLane):
 
     def close(self) -> None:
         """Give everything back; the arrays must not be used any more."""
+        # Whatever computes goes first: it may still hold on to the stream.
+        self._starts, self._enqueue = {}, _closed
         for pointer in self._pointers.values():
             self._layer.free(pointer)
         arrays: list[Array] = [*self.inputs.values(), *self.outputs.values()]
@@ -125,7 +130,11 @@ class CudaLane(DeviceLane):
         for array in arrays:
             self._layer.unpin(array)
         self._layer.retire(self._stream, self._events, self._graphs)
-        self._graphs, self._starts = [], {}
+        self._graphs = []
+
+
+def _closed() -> None:
+    raise EngineError("this lane is closed: its engine is")
 
 
 class DeviceEngine(Engine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -341,6 +342,10 @@ def test_lanes_have_a_context_and_buffers_of_their_own(device):
         first.infer()
         assert (second.outputs["logits"] == 0).all()
     assert (device.layer.memory, device.layer.pins) == ({}, 0)  # closed with their engine
+    context = weakref.ref(device.contexts.pop())
+    assert context() is None  # a lane that outlives its engine does not keep what belongs to it
+    with pytest.raises(EngineError, match="this lane is closed: its engine is"):
+        second.infer()
 
 
 def test_without_copies_the_device_computes_on_what_it_has(device):
