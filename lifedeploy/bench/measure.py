@@ -6,15 +6,17 @@ other round; ratios are taken within rounds. What slows the machine down for a w
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from lifedeploy.bench.stats import Interval, median_interval
-from lifedeploy.engines.lanes import DeviceLane, Lane
+from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
 
 Clock = Callable[[], float]
+Crews = dict[str, list[ThreadPoolExecutor]]  # contender → a thread per lane; none where it has one lane only
 MIN_ROUND_S = 0.2  # a round shorter than this measures the clock and the scheduler
 DEVICE_REQUESTS = 20  # of each turn, once more on the device's own clock
 
@@ -89,19 +91,21 @@ def measure(
     stop = stop or Stop()
     pairs = [(contender.name, contender.against or contenders[0].name) for contender in contenders]
     began = clock()
-    requests = _warm_up(contenders, clock)
-    samples = Samples({contender.name: [] for contender in contenders})
-    while True:
-        order = contenders if samples.count % 2 == 0 else tuple(reversed(contenders))
-        turns = {contender.name: _turn(contender, requests, clock) for contender in order}
-        for name, turn in turns.items():
-            samples.rounds[name].append(turn)
-        spent = (clock() - began) / stop.budget_s
-        width = _widest(samples, pairs)
-        share = max(spent, min(samples.count / stop.min_rounds, stop.half_width / max(width, 1e-9)))
-        progress(samples.count, min(1.0, share))
-        if _done(samples.count, spent, width, stop):
-            return samples
+    with ExitStack() as stack:
+        crews = _crews(contenders, stack)
+        requests = _warm_up(contenders, crews, clock)
+        samples = Samples({contender.name: [] for contender in contenders})
+        while True:
+            order = contenders if samples.count % 2 == 0 else tuple(reversed(contenders))
+            turns = {contender.name: _turn(contender, crews[contender.name], requests, clock) for contender in order}
+            for name, turn in turns.items():
+                samples.rounds[name].append(turn)
+            spent = (clock() - began) / stop.budget_s
+            width = _widest(samples, pairs)
+            share = max(spent, min(samples.count / stop.min_rounds, stop.half_width / max(width, 1e-9)))
+            progress(samples.count, min(1.0, share))
+            if _done(samples.count, spent, width, stop):
+                return samples
 
 
 def _done(rounds: int, spent: float, width: float, stop: Stop) -> bool:
@@ -119,49 +123,54 @@ def _widest(samples: Samples, pairs: Sequence[tuple[str, str]]) -> float:
     return max(ratio.half_width for ratio in ratios)
 
 
-def _warm_up(contenders: Sequence[Contender], clock: Clock) -> int:
+def _crews(contenders: Sequence[Contender], stack: ExitStack) -> Crews:
+    """A thread for every lane that has company, the same one in all turns: some runtimes capture graphs per thread."""
+    threads: dict[int, ThreadPoolExecutor] = {}
+    crews: Crews = {}
+    for contender in contenders:
+        lanes = [lane.lane if isinstance(lane, WithoutCopies) else lane for lane in contender.lanes]
+        if len(lanes) > 1:
+            for lane in lanes:
+                if id(lane) not in threads:
+                    threads[id(lane)] = stack.enter_context(ThreadPoolExecutor(1))
+        crews[contender.name] = [threads[id(lane)] for lane in lanes if id(lane) in threads]
+    return crews
+
+
+def _warm_up(contenders: Sequence[Contender], crews: Crews, clock: Clock) -> int:
     """Run everyone, and find out how many requests make a round that can be timed."""
     shortest = float("inf")
     for contender in contenders:
-        first = _turn(contender, 1, clock).seconds
+        crew = crews[contender.name]
+        first = _turn(contender, crew, 1, clock).seconds
         # Once is enough for what takes seconds; what takes milliseconds is still settling.
-        again = _turn(contender, 1 if first > 1 else 5, clock)
+        again = _turn(contender, crew, 1 if first > 1 else 5, clock)
         shortest = min(shortest, again.seconds / len(again.latencies_s) * len(contender.lanes))
     return max(1, round(MIN_ROUND_S / max(shortest, 1e-6)))
 
 
-def _turn(contender: Contender, requests: int, clock: Clock) -> Round:
+def _turn(contender: Contender, crew: Sequence[ThreadPoolExecutor], requests: int, clock: Clock) -> Round:
     """``requests`` requests on every lane, all lanes at the same time."""
-    if len(contender.lanes) == 1:
-        began = clock()
+    began = clock()
+    if not crew:
         latencies = _drive(contender.lanes[0], requests, clock)
-        seconds = clock() - began
     else:
-        began, latencies = clock(), []
-        failures: list[BaseException] = []
-
-        def work(lane: Lane) -> None:
-            try:
-                latencies.extend(_drive(lane, requests, clock))  # extend is atomic
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=work, args=(lane,)) for lane in contender.lanes]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        seconds = clock() - began
-        if failures:
-            raise failures[0]
+        jobs = [
+            thread.submit(_drive, lane, requests, clock) for thread, lane in zip(crew, contender.lanes, strict=True)
+        ]
+        latencies = [latency for job in jobs for latency in job.result()]
+    seconds = clock() - began
     # Apart from the requests that are timed, which nothing should disturb.
-    device = [
-        lane.device_ms(copies=True)
-        for lane in contender.lanes[:1]
-        if isinstance(lane, DeviceLane)
-        for _ in range(min(requests, DEVICE_REQUESTS))
-    ]
+    lane = contender.lanes[0]
+    device: list[float] = []
+    if isinstance(lane, DeviceLane):
+        count = min(requests, DEVICE_REQUESTS)
+        device = crew[0].submit(_device_ms, lane, count).result() if crew else _device_ms(lane, count)
     return Round(seconds, requests * len(contender.lanes) * contender.batch, tuple(latencies), tuple(device))
+
+
+def _device_ms(lane: DeviceLane, count: int) -> list[float]:
+    return [lane.device_ms(copies=True) for _ in range(count)]
 
 
 def _drive(lane: Lane, requests: int, clock: Clock) -> list[float]:

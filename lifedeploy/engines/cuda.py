@@ -175,11 +175,17 @@ class CudaPython(Cuda):
         self._call(self._rt.cudaStreamBeginCapture(stream, mode))
         try:
             work()
+        except BaseException:
+            # The capture has to end; that it then fails too is no news, and the first error is the reason.
+            error, graph = self._rt.cudaStreamEndCapture(stream)
+            if int(error) == 0:
+                self._rt.cudaGraphDestroy(graph)
+            raise
+        graph = self._call(self._rt.cudaStreamEndCapture(stream))
+        try:
+            return self._call(self._rt.cudaGraphInstantiate(graph, 0))
         finally:
-            graph = self._call(self._rt.cudaStreamEndCapture(stream))
-        executable = self._call(self._rt.cudaGraphInstantiate(graph, 0))
-        self._call(self._rt.cudaGraphDestroy(graph))
-        return executable
+            self._rt.cudaGraphDestroy(graph)
 
     def launch(self, graph: Any, stream: Any) -> None:
         self._call(self._rt.cudaGraphLaunch(graph, stream))

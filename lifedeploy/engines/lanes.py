@@ -43,17 +43,17 @@ class WithoutCopies(DeviceLane):
 
     def __init__(self, lane: DeviceLane) -> None:
         super().__init__(lane.inputs, lane.outputs)
-        self._lane = lane
+        self.lane = lane
         lane.infer()  # puts on the device what is computed on from here on
 
     def infer(self) -> None:
-        self._lane.compute()
+        self.lane.compute()
 
     def compute(self) -> None:
-        self._lane.compute()
+        self.lane.compute()
 
     def device_ms(self, *, copies: bool) -> float:
-        return self._lane.device_ms(copies=False)
+        return self.lane.device_ms(copies=False)
 
 
 def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:

@@ -154,7 +154,9 @@ def new_session(ort: Any, source: Path | bytes, options: Any, providers: list[An
         EngineError: ONNX Runtime refused.
     """
     try:
-        return ort.InferenceSession(source if isinstance(source, bytes) else str(source), options, providers=providers)
+        what = source if isinstance(source, bytes) else str(source)
+        # Without a fallback a provider that fails says why; with it another one takes over, and the reason is lost.
+        return ort.InferenceSession(what, options, providers=providers, enable_fallback=0)
     except Exception as error:  # as above: no common base class
         name = "the model" if isinstance(source, bytes) else source
         raise EngineError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from error

@@ -6,8 +6,11 @@ stream of its own, and replayed as a CUDA graph that the provider captures.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +24,7 @@ from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session
 from lifedeploy.errors import EngineError, EngineInputError
 from lifedeploy.optional import installed, pip_line, require
 
-_WARM_UP = 3  # the first run sets up, the second captures, the third replays
+_WARM_UP = 3  # the first run sets up and captures; the others are replays
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
 
 
@@ -94,7 +97,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
 
     def _make_lane(self, batch: int) -> CudaLane:
         stream = self._cuda.stream()
-        session = self._lane_session(batch, self._cuda.handle(stream))
+        session = self._lane_session(batch, self._provider_options(self._cuda.handle(stream), batch))
         binding, run = session.io_binding(), self._ort.RunOptions()
         run.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the lane waits for its stream
         tensors = [
@@ -115,12 +118,12 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
 
         return CudaLane(self._cuda, stream, tensors, bind=bind, enqueue=enqueue, capture=False, warm_up=_WARM_UP)
 
-    def _lane_session(self, batch: int, stream: int) -> Any:
+    def _lane_session(self, batch: int, provider_options: dict[str, str]) -> Any:
         options = self._session_options(self._ort, self.options)
         for name in {size for spec in self._dynamic() for size in spec}:
             options.add_free_dimension_override_by_name(name, batch)
         options.add_session_config_entry(_ASSIGNMENT, "1")
-        session = self._new_session(options, stream)
+        session = self._new_session(options, provider_options)
         self._require_provider(session)
         return session
 
@@ -131,12 +134,18 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         shapes = [value.type.tensor_type.shape.dim for value in graph.input]
         return [[size.dim_param for size in shape if size.dim_param] for shape in shapes]
 
-    def _new_session(self, options: Any, stream: int) -> Any:
-        return new_session(self._ort, self._model, options, [(self.provider, self._provider_options(stream))])
+    def _new_session(self, options: Any, provider_options: dict[str, str]) -> Any:
+        return new_session(self._ort, self._model, options, [(self.provider, provider_options)])
 
-    def _provider_options(self, stream: int) -> dict[str, str]:
+    def _provider_options(self, stream: int, batch: int) -> dict[str, str]:
         # https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
         return {"user_compute_stream": str(stream), "enable_cuda_graph": "1"}
+
+    def _cache(self) -> str:
+        """Where the provider keeps what it compiles: code, so it stays with this user. It makes no parents itself."""
+        folder = user_cache() / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
 
     def _require_provider(self, session: Any) -> None:
         """Make sure that nothing runs elsewhere: ONNX Runtime falls back in silence.
@@ -170,21 +179,29 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     @classmethod
     def availability(cls) -> Availability:
         found = super().availability()
-        if found.ok and not installed("tensorrt"):
+        if not found.ok:
+            return found
+        if not installed("tensorrt"):
             return Availability(False, "tensorrt is not installed", pip_line("tensorrt"), found.version)
+        needed, have = _tensorrt_of(cls.extra), str(require("tensorrt", extra="tensorrt").__version__)
+        if needed and have.partition(".")[0] != needed:
+            reason = f"this onnxruntime needs TensorRT {needed}, and {have} is installed"
+            return Availability(False, reason, f"pip install 'tensorrt=={needed}.*'", found.version)
         return found
 
     def _prepare(self) -> None:
         require("tensorrt", extra="tensorrt")  # its wheels load the libraries that the provider looks for
         super()._prepare()
 
-    def _provider_options(self, stream: int) -> dict[str, str]:
+    def _provider_options(self, stream: int, batch: int) -> dict[str, str]:
         # https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
         return {
             "user_compute_stream": str(stream),
             "trt_cuda_graph_enable": "True",
             "trt_engine_cache_enable": "True",
-            "trt_engine_cache_path": str(user_cache() / self.name),  # engines are code: they stay with this user
+            "trt_engine_cache_path": self._cache(),
+            # The provider's own key knows neither weights nor shapes: another model would be given this one's engine.
+            "trt_engine_cache_prefix": f"{hashlib.sha256(self._model).hexdigest()[:16]}-{batch}",
             # No trt_fp16_enable, nor its like: they turn strong typing off, and the graph's own types are meant.
         }
 
@@ -233,18 +250,26 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
     def _prepare(self) -> None:
         pass  # the plug-in brings its libraries
 
-    def _new_session(self, options: Any, stream: int) -> Any:
-        options.add_provider_for_devices(self._devices()[:1], self._provider_options(stream))
+    def _new_session(self, options: Any, provider_options: dict[str, str]) -> Any:
+        options.add_provider_for_devices(self._devices()[:1], provider_options)
         return new_session(self._ort, self._model, options, None)
 
-    def _provider_options(self, stream: int) -> dict[str, str]:
+    def _provider_options(self, stream: int, batch: int) -> dict[str, str]:
         # https://nvidia.github.io/TensorRT-RTX-EP-ABI/_generated/provider-options.html
         return {
             "has_user_compute_stream": "1",
             "user_compute_stream": str(stream),
             "enable_cuda_graph": "1",
-            "nv_runtime_cache_path": str(user_cache() / self.name),
+            "nv_runtime_cache_path": self._cache(),
         }
+
+
+def _tensorrt_of(extra: str) -> str:
+    """The major version of TensorRT that ONNX Runtime's provider is linked to; '' where that cannot be told."""
+    package = Path(str(require("onnxruntime", extra=extra).__file__)).parent
+    library = package / "capi" / "libonnxruntime_providers_tensorrt.so"
+    found = re.search(rb"libnvinfer\.so\.(\d+)", library.read_bytes()) if library.is_file() else None
+    return found[1].decode() if found else ""
 
 
 def _fixed(argument: Any, batch: int) -> tuple[int, ...]:

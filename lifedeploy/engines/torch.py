@@ -148,7 +148,10 @@ class TorchCompiled(TorchCuda):
     name: ClassVar[str] = "torch-compiled"
 
     def _ready(self, model: Any) -> Any:
-        return self._torch.compile(model, mode="reduce-overhead", dynamic=False)
+        # All models share their code, and beyond its limit of compilations torch would go on in eager mode, in silence.
+        self._torch._dynamo.config.recompile_limit = max(256, self._torch._dynamo.config.recompile_limit)
+        self._torch._dynamo.config.fail_on_recompile_limit_hit = True
+        return self._torch.compile(model, mode="reduce-overhead", dynamic=False, fullgraph=True)
 
 
 class _CudaLane(DeviceLane):
@@ -157,7 +160,7 @@ class _CudaLane(DeviceLane):
     def __init__(self, engine: TorchCuda, inputs: dict[str, Array]) -> None:
         self._torch, self._engine = engine._torch, engine
         self._host = self._torch.from_numpy(inputs["images"]).pin_memory()
-        self._resident = self._torch.empty_like(self._host, device=engine._device)
+        self._resident = self._torch.empty_like(self._host, device=engine._device, dtype=engine._dtype)
         self._stream = self._torch.cuda.Stream()
         self._events = [self._torch.cuda.Event(enable_timing=True) for _ in range(2)]
         super().__init__({"images": self._host.numpy()}, {})
@@ -177,7 +180,7 @@ class _CudaLane(DeviceLane):
 
     def _answer(self) -> Any:
         """Logits on the GPU, of the images there."""
-        return self._engine._model(self._resident.to(self._engine._dtype)).logits
+        return self._engine._model(self._resident).logits
 
     def device_ms(self, *, copies: bool) -> float:
         began, ended = self._events

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -143,3 +144,22 @@ def test_the_ratio_that_counts_is_to_the_own_reference():
 
     assert rounds(("a", "b", "b")) == 7
     assert rounds(("a", "a", "a")) == 40
+
+
+def test_a_lane_in_company_keeps_its_thread():
+    seen = {}
+
+    class Watched(OnDevice):
+        def infer(self):
+            seen.setdefault(self.name, set()).add(threading.get_ident())
+            super().infer()
+
+        compute = device_ms = lambda self, **how: self.infer() or 1.0
+
+    clock, log = Clock(), []
+    lanes = tuple(Watched(clock, name, 0.5, log) for name in ("one", "two"))
+    both = [Contender("with", 1, lanes), Contender("without", 1, tuple(WithoutCopies(lane) for lane in lanes))]
+    seen.clear()  # each was asked once when it was wrapped
+    measure(both, Stop(budget_s=100), clock=clock)
+    assert [len(threads) for threads in seen.values()] == [1, 1]
+    assert not seen["one"] & seen["two"]

@@ -157,3 +157,36 @@ def test_pycuda_without_a_gpu(pycuda):
     pycuda(broken="init")
     found = cuda.availability()
     assert (found.ok, found.reason) == (False, "no CUDA driver: cuInit failed: no CUDA-capable device is detected")
+
+
+def test_a_capture_that_fails_ends_and_the_first_reason_stands(monkeypatch):
+    ended = []
+    fake = SimpleNamespace(
+        cudaSetDevice=lambda index: (0,),
+        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
+        cudaStreamBeginCapture=lambda stream, mode: (0,),
+        cudaStreamEndCapture=lambda stream: ended.append(stream) or (901, None),
+    )
+    monkeypatch.setattr(cuda, "require", lambda module, extra: fake)
+
+    def work():
+        raise EngineError("TensorRT did not take the work")
+
+    with pytest.raises(EngineError, match="TensorRT did not take the work"):
+        cuda.CudaPython().capture("stream", work)
+    assert ended == ["stream"]
+
+
+def test_a_graph_that_was_made_executable_is_given_back(monkeypatch):
+    destroyed = []
+    fake = SimpleNamespace(
+        cudaSetDevice=lambda index: (0,),
+        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
+        cudaStreamBeginCapture=lambda stream, mode: (0,),
+        cudaStreamEndCapture=lambda stream: (0, "graph"),
+        cudaGraphInstantiate=lambda graph, flags: (0, "executable"),
+        cudaGraphDestroy=lambda graph: destroyed.append(graph) or (0,),
+    )
+    monkeypatch.setattr(cuda, "require", lambda module, extra: fake)
+    assert cuda.CudaPython().capture("stream", lambda: None) == "executable"
+    assert destroyed == ["graph"]

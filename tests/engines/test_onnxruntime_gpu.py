@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,7 @@ class OnCpu(OnnxRuntimeCuda):
     def _prepare(self):
         pass
 
-    def _provider_options(self, stream):
+    def _provider_options(self, stream, batch):
         return {}
 
 
@@ -70,7 +71,7 @@ def test_a_session_of_a_lane_is_fixed_to_its_batch(device, graph):
         options = engine._session_options(engine._ort, engine.options)
         assert engine._dynamic() == [["batch"]]
         options.add_free_dimension_override_by_name("batch", 2)
-        fixed = engine._new_session(options, 0)
+        fixed = engine._new_session(options, {})
         assert fixed.get_inputs()[0].shape == [2, 3, 64, 64]
 
 
@@ -91,7 +92,7 @@ def test_what_fell_back_is_refused(device, graph):
     class Fell(OnCpu):
         provider = "CUDAExecutionProvider"
 
-        def _new_session(self, options, stream):
+        def _new_session(self, options, provider_options):
             return onnxruntime_gpu.new_session(self._ort, self._model, options, ["CPUExecutionProvider"])
 
     with (
@@ -137,14 +138,38 @@ def test_half_graphs_are_kept_in_their_precision(device, workspace, monkeypatch)
 
 
 def test_options_of_the_providers(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not made yet"))
     path = tmp_path / "model.onnx"
-    assert OnnxRuntimeCuda(path)._provider_options(7) == {"user_compute_stream": "7", "enable_cuda_graph": "1"}
-    tensorrt = OnnxRuntimeTensorRT(path, EngineOptions(precision="fp16"))._provider_options(7)
-    assert not {"trt_fp16_enable", "trt_bf16_enable"} & set(tensorrt)  # either would turn strong typing off
-    assert tensorrt["trt_engine_cache_path"].startswith(str(tmp_path))
-    rtx = OnnxRuntimeRtx(path)._provider_options(7)
+    assert OnnxRuntimeCuda(path)._provider_options(7, 2) == {"user_compute_stream": "7", "enable_cuda_graph": "1"}
+
+    def tensorrt(model, batch):
+        engine = OnnxRuntimeTensorRT(path, EngineOptions(precision="fp16"))
+        engine._model = model
+        return engine._provider_options(7, batch)
+
+    options = tensorrt(b"one", 2)
+    assert not {"trt_fp16_enable", "trt_bf16_enable"} & set(options)  # either would turn strong typing off
+    assert Path(options["trt_engine_cache_path"]).is_dir()  # the provider would not make its parents
+    prefixes = {tensorrt(model, batch)["trt_engine_cache_prefix"] for model in (b"one", b"other") for batch in (1, 3)}
+    assert len(prefixes) == 4  # its own key knows neither weights nor shapes
+    rtx = OnnxRuntimeRtx(path)._provider_options(7, 2)
     assert (rtx["has_user_compute_stream"], rtx["user_compute_stream"], rtx["enable_cuda_graph"]) == ("1", "7", "1")
+    assert Path(rtx["nv_runtime_cache_path"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("linked", "reason"), [("10", "this onnxruntime needs TensorRT 10, and 11.4.0 is installed"), ("11", "")]
+)
+def test_the_tensorrt_that_the_provider_needs(device, monkeypatch, tmp_path, linked, reason):
+    library = tmp_path / "capi" / "libonnxruntime_providers_tensorrt.so"
+    library.parent.mkdir()
+    library.write_bytes(b"\x7fELF..libnvinfer.so." + linked.encode() + b"\x00..")
+    module = SimpleNamespace(__file__=str(tmp_path / "__init__.py"), __version__="11.4.0")
+    monkeypatch.setattr(OnnxRuntimeCuda, "availability", classmethod(lambda cls: Availability(True)))
+    monkeypatch.setattr(onnxruntime_gpu, "installed", lambda name: True)
+    monkeypatch.setattr(onnxruntime_gpu, "require", lambda name, extra: module)
+    found = OnnxRuntimeTensorRT.availability()
+    assert (found.ok, found.reason) == (not reason, reason)
 
 
 class Plugin(SimpleNamespace):

@@ -200,6 +200,10 @@ class TensorRT(DeviceEngine):
         stream = self._cuda.stream()
         handle = self._cuda.handle(stream)
 
+        def bind(tensor: DeviceTensor, pointer: int) -> None:
+            if not context.set_tensor_address(tensor.name, pointer):
+                raise EngineError(f"{self.name} did not take {tensor.name}: {self._messages.reason()}")
+
         def enqueue() -> None:
             if not context.execute_async_v3(handle):
                 raise EngineError(f"{self.name} did not take the work: {self._messages.reason()}")
@@ -208,7 +212,7 @@ class TensorRT(DeviceEngine):
             self._cuda,
             stream,
             self._tensors(context),
-            bind=lambda tensor, pointer: context.set_tensor_address(tensor.name, pointer),
+            bind=bind,
             enqueue=enqueue,
             capture=capture,
         )

@@ -12,7 +12,7 @@ from lifedeploy.engines.base import BuildJob, Built
 from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
 from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, named
 from lifedeploy.engines.tensorrt.loading import require_valid
-from lifedeploy.errors import EngineUnavailableError
+from lifedeploy.errors import EngineError, EngineUnavailableError
 
 
 class TensorRTRtx(TensorRT):
@@ -44,7 +44,8 @@ class TensorRTRtx(TensorRT):
         self._cache = self._config.create_runtime_cache()
         if self._cache_file.is_file():
             self._cache.deserialize(self._cache_file.read_bytes())  # of another version: it is then made anew
-        self._config.set_runtime_cache(self._cache)
+        if not self._config.set_runtime_cache(self._cache):
+            raise EngineError(f"{self.name} did not take its cache of kernels: {self._messages.reason()}")
         return specs
 
     def _require_machine(self, record: EngineRecord | None, data: bytes) -> None:
@@ -66,10 +67,15 @@ class TensorRTRtx(TensorRT):
         return self._require_context(self._engine.create_execution_context(config))
 
     def _close(self) -> None:
-        with atomic_file(self._cache_file) as temporary:
-            temporary.write_bytes(bytes(self._cache.serialize()))
-        super()._close()
-        del self._config, self._cache
+        try:
+            kernels = self._cache.serialize()
+            if kernels is not None:
+                with atomic_file(self._cache_file) as temporary:
+                    temporary.write_bytes(bytes(kernels))
+        finally:
+            super()._close()
+            del self._config
+            del self._cache  # last: contexts use it, and nothing else keeps it
 
     @property
     def _cache_file(self) -> Path:

@@ -204,6 +204,7 @@ class FakeContext:
 
     def set_tensor_address(self, name, pointer):
         self.addresses[name] = pointer
+        return True
 
     def execute_async_v3(self, handle):
         if self.profiler is not None:
@@ -260,7 +261,7 @@ def device(monkeypatch, tmp_path):
         def create_runtime_config(self):
             caches.append(SimpleNamespace(kernels=b"", serialize=lambda: caches[-1].kernels + b"+"))
             caches[-1].deserialize = lambda data: setattr(caches[-1], "kernels", data)
-            return SimpleNamespace(create_runtime_cache=lambda: caches[-1], set_runtime_cache=lambda cache: None)
+            return SimpleNamespace(create_runtime_cache=lambda: caches[-1], set_runtime_cache=lambda cache: True)
 
     class Logger:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, WARNING=2)

@@ -66,6 +66,14 @@ def test_the_inspector_says_the_same():
     ]
     found = fusion.of_inspector(json.dumps({"Layers": layers}))
     assert (found.source, found.attention, found.topk, found.precision) == ("inspector", 1, 1, "fp16")
+    typed = {"Name": "x/mha/y", "LayerType": "kgen", "Outputs": [{"Format/Datatype": "Row major linear BFloat16"}]}
+    found = fusion.of_inspector(json.dumps({"Layers": [typed, {"Name": "t", "LayerType": "TopK"}]}))
+    assert (found.attention, found.topk, found.precision) == (0, 1, "bf16")  # a node's name is no kernel's
+    with pytest.raises(EngineError, match="1 TopK kernels, expected 0"):
+        found.require("model", attentions=0, sorts=0, allow_unfused=False)
+    found.require(
+        "model", attentions=0, sorts=0, allow_unfused=True
+    )  # the inspector's words are not the same everywhere
     with_origin = layers[0] | {"Metadata": "[ONNX Layer: blocks.0.attn/Attention]"}
     assert fusion.origins(json.dumps({"Layers": [with_origin, *layers[1:]]})) == {
         "a": ("_gemm_mha_v2_0xab", "[ONNX Layer: blocks.0.attn/Attention]"),
