@@ -128,6 +128,7 @@ class Engine(ABC):
     taps_change_plan: ClassVar[bool] = True  # whether the model with taps may be compiled to other arithmetic
     takes: ClassVar[tuple[str, ...]] = ()  # build options that mean something here
     usual: ClassVar[str] = "fp32"  # precision where none is asked for
+    opens_onnx: ClassVar[bool] = False  # whether it opens any ONNX file as it is; others open what they have built
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
         self.path = path
@@ -181,9 +182,9 @@ class Engine(ABC):
         Raises:
             UsageError: it has none for one of them.
         """
-        unknown = [_option(name) for name in options.given if name not in cls.takes]
+        unknown = [option_name(name) for name in options.given if name not in cls.takes]
         if unknown:
-            offered = f"; it takes: {', '.join(map(_option, cls.takes))}" if cls.takes else ""
+            offered = f"; it takes: {', '.join(map(option_name, cls.takes))}" if cls.takes else ""
             raise UsageError(f"engine {cls.name} has no use for {', '.join(unknown)}{offered}")
 
     # The life of an engine.
@@ -308,5 +309,6 @@ class Engine(ABC):
                 raise EngineInputError(f"input {name} is {array.dtype} {array.shape}; the engine takes {spec}")
 
 
-def _option(name: str) -> str:
+def option_name(name: str) -> str:
+    """A build option as the command line has it."""
     return f"--{name.replace('_', '-')}"

@@ -46,6 +46,7 @@ class OnnxRuntime(Engine):
     provider: ClassVar[str] = "CPUExecutionProvider"
     taps_change_plan: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ("attention",)
+    opens_onnx: ClassVar[bool] = True
 
     @classmethod
     def availability(cls) -> Availability:

@@ -71,6 +71,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         self._ort.preload_dlls()
 
     def _read(self, model: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """What goes in and out; and ``_batch_names``, what the batch is called where it is not fixed."""
         onnx = require("onnx", extra=self.extra)
         try:
             graph = onnx.load_model_from_string(model).graph
@@ -85,8 +86,10 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
             return TensorSpec(value.name, dtype, tuple(size.dim_value or None for size in kind.shape.dim))
 
-        inputs = tuple(spec(value) for value in graph.input if value.name not in weights)
-        return inputs, tuple(spec(value) for value in graph.output)
+        fed = [value for value in graph.input if value.name not in weights]
+        first = [dim for value in fed for dim in value.type.tensor_type.shape.dim[:1]]
+        self._batch_names = {size.dim_param for size in first if size.dim_param}
+        return tuple(spec(value) for value in fed), tuple(spec(value) for value in graph.output)
 
     def _close(self) -> None:
         self._disconnect()
@@ -120,19 +123,12 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
 
     def _lane_session(self, batch: int, provider_options: dict[str, str]) -> Any:
         options = self._session_options(self._ort, self.options)
-        for name in {size for spec in self._dynamic() for size in spec}:
+        for name in self._batch_names:
             options.add_free_dimension_override_by_name(name, batch)
         options.add_session_config_entry(_ASSIGNMENT, "1")
         session = self._new_session(options, provider_options)
         self._require_provider(session)
         return session
-
-    def _dynamic(self) -> list[list[str]]:
-        """Names of sizes that are not fixed, by input."""
-        onnx = require("onnx", extra=self.extra)
-        graph = onnx.load_model_from_string(self._model).graph
-        shapes = [value.type.tensor_type.shape.dim for value in graph.input]
-        return [[size.dim_param for size in shape if size.dim_param] for shape in shapes]
 
     def _new_session(self, options: Any, provider_options: dict[str, str]) -> Any:
         return new_session(self._ort, self._model, options, [(self.provider, provider_options)])

@@ -29,6 +29,7 @@ class OpenVino(Engine):
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
     takes: ClassVar[tuple[str, ...]] = ("attention",)
+    opens_onnx: ClassVar[bool] = True
 
     @classmethod
     def availability(cls) -> Availability:

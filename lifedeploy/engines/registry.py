@@ -44,13 +44,14 @@ def get(name: str) -> type[Engine]:
     return engine
 
 
-def resolve(name: str, *, to_build: bool = False) -> type[Engine]:
+def resolve(name: str, *, to_build: bool = False, opens_onnx: bool = False) -> type[Engine]:
     """The engine class for ``name``, which may be ``auto``: the fastest that runs here.
 
-    With ``to_build`` a named engine need not run here, if it can be built here.
+    With ``to_build`` a named engine need not run here, if it can be built here. With ``opens_onnx`` it must be one
+    that opens any ONNX file as it is.
 
     Raises:
-        UsageError: there is no such engine.
+        UsageError: there is no such engine, or it opens no ONNX files.
         EngineUnavailableError: it cannot run (be built) here, or none can.
     """
     if name != AUTO:
@@ -59,10 +60,16 @@ def resolve(name: str, *, to_build: bool = False) -> type[Engine]:
         if not availability.ok:
             reason = f"engine {name} cannot {'be built' if to_build else 'run'} here: {availability.reason}"
             raise EngineUnavailableError(reason, hint=availability.hint or None)
+        if opens_onnx and not engine.opens_onnx:
+            offered = ", ".join(other for other in names() if get(other).opens_onnx)
+            raise UsageError(
+                f"engine {name} opens no ONNX file as it is; those that do: {offered}",
+                hint=f"lifedeploy build-engine --engine {name} builds an engine, which can be named instead",
+            )
         return engine
-    for candidate in AUTO_ORDER:
-        if examine(get(candidate)).ok:
-            return get(candidate)
+    for candidate in map(get, AUTO_ORDER):
+        if (not opens_onnx or candidate.opens_onnx) and examine(candidate).ok:
+            return candidate
     raise EngineUnavailableError("no inference runtime is installed", hint="pip install 'lifedeploy[cpu]', or [gpu]")
 
 

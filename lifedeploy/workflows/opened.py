@@ -12,9 +12,6 @@ from lifedeploy.evaluation import parity
 from lifedeploy.spec import METHODS, ModelSpec
 from lifedeploy.workflows.find import Target, find
 
-# Runtimes that open an ONNX file as it is; the others open what they have built.
-ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx", "openvino")
-
 
 @dataclass(frozen=True)
 class Openable:
@@ -70,7 +67,7 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
     if target.artifact is None:
         if target.path.suffix != ".onnx":
             raise ArtifactError(f"{target.path} is neither an export, an engine, an ONNX file nor a checkpoint of ours")
-        cls = _onnx_runtime(runtime)
+        cls = registry.resolve(runtime, opens_onnx=True)
         return Openable(target.name, str(target.path), cls, target.path, "fp32", "", None, False, None, ())
     target.artifact.check()
     manifest = target.artifact.manifest
@@ -78,7 +75,7 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
     return Openable(
         name=target.name,
         label=str(target.path),
-        engine=registry.running(record.name, target.path) if record else _onnx_runtime(runtime),
+        engine=registry.running(record.name, target.path) if record else registry.resolve(runtime, opens_onnx=True),
         path=target.path,
         precision=record.precision if record else "fp32",
         method=manifest.spec.method,
@@ -112,13 +109,3 @@ def named(model: Path, *, runtime: str = "onnxruntime") -> Openable:
         offered = ", ".join(sorted({target.artifact.method, *target.artifact.manifest.siblings}))
         raise ArtifactError(f"{text} was not exported under {method}; there are: {offered}")
     return openable(Target(sibling.path, sibling), runtime=runtime)
-
-
-def _onnx_runtime(name: str) -> type[Engine]:
-    cls = registry.resolve(name)
-    if cls.name not in ONNX_RUNTIMES:
-        raise UsageError(
-            f"engine {cls.name} opens no ONNX file as it is; those that do: {', '.join(ONNX_RUNTIMES)}",
-            hint=f"lifedeploy build-engine --engine {cls.name} builds an engine, which can be named instead",
-        )
-    return cls

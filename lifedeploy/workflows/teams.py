@@ -103,7 +103,7 @@ def _foreign_team(path: Path, name: str, say: Say, *, trust: bool) -> Team:
         say(f"{path.name} was not built by lifedeploy: measured as it is, without baseline, schedule and parity")
         note = "no manifest: trusted, parity unknown"
         cls = registry.resolve(engine)
-        return Team(path.name, (Member("unknown", cls, path, precision or "fp32", None, "unknown", None, note),))
+        return Team(path.name, (Member("unknown", cls, path, precision or cls.usual, None, "unknown", None, note),))
     if path.suffix != ".onnx":
         hint = "say --trust if you know where the plan comes from" if path.suffix == ".plan" else None
         raise ArtifactError(
@@ -112,8 +112,8 @@ def _foreign_team(path: Path, name: str, say: Say, *, trust: bool) -> Team:
     say(f"{path.name} was not exported by lifedeploy: measured as it is, without baseline, schedule and parity")
     facts = onnx_inspect.facts(onnx_inspect.load(path))
     engine, asked = _parse(name)
-    cls = registry.resolve(engine)
-    plan = cls.plan(asked or "fp32")
+    cls = registry.resolve(engine, opens_onnx=True)
+    plan = cls.plan(asked or cls.usual)
     # ONNX Runtime computes in the precision of the graph; OpenVINO in the one it is told, and says which it was.
     precision = facts.precision if cls.name.startswith("onnxruntime") else plan.precision
     note = "; ".join(filter(None, (plan.note, "no manifest: parity unknown")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -171,7 +172,9 @@ def test_a_contest_times_what_answers_the_same(model, tmp_path, monkeypatch):
     assert "wrong is off by" in found["wrong"]["reason"] and "ms" not in found["wrong"]
 
 
-@pytest.mark.skipif(not installed("tensorrt_rtx"), reason="TensorRT for RTX is not installed")
+@pytest.mark.skipif(
+    not installed("tensorrt_rtx") and not os.environ.get("CI"), reason="TensorRT for RTX is not installed"
+)
 def test_kernels_are_counted_and_times_are_not_made_up(model, tmp_path, monkeypatch):
     variants, rewrites = importlib.import_module("variants"), importlib.import_module("rewrites")
     some = {name: rewrites.VARIANTS[name] for name in (rewrites.DEPLOYED, "attention as products")}

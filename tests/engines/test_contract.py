@@ -11,7 +11,7 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.data.preprocess import normalise
 from lifedeploy.data.samples import parity_samples
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.base import Availability, EngineOptions
 from lifedeploy.engines.openvino import choose_precision
 from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.evaluation import parity
@@ -219,3 +219,12 @@ def test_onnxruntime_on_the_cpu_says_that_it_stays_in_fp32():
     assert plan.precision == "fp32"
     assert "FP16" in plan.note
     assert "FP32 instead" in plan.note
+
+
+def test_a_foreign_graph_goes_to_an_engine_that_opens_graphs(monkeypatch):
+    """Where TensorRT is the fastest it is not the one: it opens its own plans only."""
+    monkeypatch.setattr(registry, "examine", lambda engine, to_build=False: Availability(True))
+    assert registry.resolve(registry.AUTO).name == "tensorrt"
+    assert registry.resolve(registry.AUTO, opens_onnx=True).name == "onnxruntime-cuda"
+    with pytest.raises(UsageError, match="engine tensorrt opens no ONNX file as it is; those that do: onnxr"):
+        registry.resolve("tensorrt", opens_onnx=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from lifedeploy.artifact import Artifact, Workspace
@@ -14,7 +15,7 @@ from lifedeploy.engines import cuda, onnxruntime_gpu, registry
 from lifedeploy.engines.base import Availability, EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.engines.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxRuntimeTensorRT
-from lifedeploy.errors import EngineError, EngineUnavailableError
+from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError
 from lifedeploy.spec import ORDER_NAME
 from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build
@@ -69,10 +70,21 @@ def test_a_session_of_a_lane_is_fixed_to_its_batch(device, graph):
         assert lane.inputs["images"].shape == (2, 3, 64, 64)
         assert lane.outputs["logits"].shape == (2, 3)
         options = engine._session_options(engine._ort, engine.options)
-        assert engine._dynamic() == [["batch"]]
+        assert engine._batch_names == {"batch"}
         options.add_free_dimension_override_by_name("batch", 2)
         fixed = engine._new_session(options, {})
         assert fixed.get_inputs()[0].shape == [2, 3, 64, 64]
+
+
+def test_a_size_that_is_not_the_batch_is_not_taken_for_it(device, graph, tmp_path):
+    model = onnx.load(graph)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(model, tmp_path / "model.onnx")
+    with (
+        OnCpu(tmp_path / "model.onnx") as engine,
+        pytest.raises(EngineInputError, match="images has a dynamic size beyond the batch"),
+    ):
+        engine.lane(2)
 
 
 def test_copies_can_be_left_out(device, graph):

@@ -19,7 +19,6 @@ from lifedeploy.optional import require
 class Flavour:
     """One of the vendor's runtimes."""
 
-    name: str
     module: str
     extra: str
     ahead_of_time: bool  # builds where there is no GPU
@@ -33,8 +32,8 @@ class Flavour:
         return require(self.module, extra=self.extra)
 
 
-TENSORRT = Flavour("tensorrt", "tensorrt", "tensorrt", ahead_of_time=False)
-RTX = Flavour("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", ahead_of_time=True)
+TENSORRT = Flavour("tensorrt", "tensorrt", ahead_of_time=False)
+RTX = Flavour("tensorrt_rtx", "tensorrt-rtx", ahead_of_time=True)
 
 
 def named(trt: ModuleType, kind: str, member: str) -> Any:

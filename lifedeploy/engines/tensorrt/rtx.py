@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any, ClassVar
 
 from lifedeploy.artifact import EngineRecord, TensorSpec, atomic_file, sha256, user_cache
 from lifedeploy.engines import cuda
-from lifedeploy.engines.base import BuildJob, Built
+from lifedeploy.engines.base import BuildJob, Built, option_name
 from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
 from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, named
 from lifedeploy.engines.tensorrt.loading import require_valid
@@ -22,14 +21,11 @@ class TensorRTRtx(TensorRT):
     extra: ClassVar[str] = "tensorrt-rtx"
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "target")
     flavour: ClassVar[Flavour] = RTX
-
     captures: ClassVar[bool] = False
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
-        needing = [
-            f"--{name.replace('_', '-')}" for name in ("strip_weights", "refittable") if name in job.options.given
-        ]
+        needing = [option_name(name) for name in ("strip_weights", "refittable") if name in job.options.given]
         found = cuda.availability()
         if needing and not found.ok:  # the library would say: MyelinCheckException
             raise EngineUnavailableError(
@@ -42,6 +38,9 @@ class TensorRTRtx(TensorRT):
         specs = super()._open()
         self._config = self._configured(graphs=True)
         self._cache = self._config.create_runtime_cache()
+        # Kernels that were finished on this machine. They are code too, so they stay with this user, not the plan.
+        device = re.sub(r"\W+", "-", self._cuda.device())
+        self._cache_file = user_cache() / self.name / f"{sha256(self.path)[:16]}-{device}.cache"
         if self._cache_file.is_file():
             self._cache.deserialize(self._cache_file.read_bytes())  # of another version: it is then made anew
         if not self._config.set_runtime_cache(self._cache):
@@ -76,9 +75,3 @@ class TensorRTRtx(TensorRT):
             super()._close()
             del self._config
             del self._cache  # last: contexts use it, and nothing else keeps it
-
-    @property
-    def _cache_file(self) -> Path:
-        """Kernels that were finished on this machine. They are code too, so they stay with this user, not the plan."""
-        device = re.sub(r"\W+", "-", self._cuda.device())
-        return user_cache() / self.name / f"{sha256(self.path)[:16]}-{device}.cache"
