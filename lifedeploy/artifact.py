@@ -1,4 +1,4 @@
-"""Files that outlive a command: manifests, hashes, atomic writes, and the workspace that holds them.
+"""Files that outlive a command: manifests, and the workspace that holds them.
 
 A folder of the workspace appears under its final name only when it is complete. A manifest ``NAME.json`` beside an
 artifact says what the artifact is, where it came from and what was proven about it.
@@ -6,104 +6,18 @@ artifact says what the artifact is, where it came from and what was proven about
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lifedeploy.errors import ArtifactError
+from lifedeploy.files import now, sha256, write_json
 from lifedeploy.spec import ModelSpec
 
 SCHEMA = 1
 WORKSPACE = Path("artifacts")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def now() -> str:
-    """The time, UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def user_cache() -> Path:
-    """Where this user keeps what can be made again: ``$XDG_CACHE_HOME/lifedeploy``, else ``~/.cache/lifedeploy``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifedeploy"
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: what was at ``path`` is replaced as a whole, or stays as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            previous = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            try:
-                path.replace(previous)
-                temporary.replace(path)
-            except BaseException:
-                if not path.exists():
-                    previous.replace(path)  # if this fails too, what there was stays where it is
-                raise
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write ``data`` as readable JSON, atomically."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(readable_json(data), encoding="utf-8")
-
-
-def readable_json(data: Mapping[str, Any]) -> str:
-    """JSON with one fact per line; a list of plain values stays on its line."""
-    text = json.dumps(data, indent=2, ensure_ascii=False)
-    # A string holds no raw line end, so a bracket before one is never part of a string, and nor is white space around.
-    flat = re.sub(_PLAIN_LIST, lambda match: "[" + re.sub(r",\n *", ", ", match[1]) + "]", text)
-    return flat + "\n"
-
-
-# "[", then only scalars between raw line ends, then "]".
-_SCALAR = r'(?:"(?:[^"\\\n]|\\.)*"|[^\s"\[\]{},]+)'
-_PLAIN_LIST = rf"\[\n *({_SCALAR}(?:,\n *{_SCALAR})*)\n *\]"
 
 
 @dataclass(frozen=True)
@@ -155,7 +69,7 @@ class Manifest:
     the artifact computes what PyTorch computes, ``siblings`` the same weights under the other methods.
     """
 
-    kind: str  # "model" or "engine"
+    kind: str  # "model", "calibrated" (a quantised graph of a model) or "engine"
     file: str  # relative to the manifest's folder
     sha256: str
     spec: ModelSpec
@@ -168,6 +82,7 @@ class Manifest:
     checkpoint: str = ""
     siblings: dict[str, str] = field(default_factory=dict)  # method → manifest, same folder
     engine: EngineRecord | None = None
+    quantization: dict[str, Any] = field(default_factory=dict)  # how the graph was calibrated, and what that cost
     versions: dict[str, str] = field(default_factory=dict)
     created: str = field(default_factory=now)
 
@@ -210,6 +125,7 @@ class Manifest:
                 checkpoint=data["checkpoint"],
                 siblings=dict(data["siblings"]),
                 engine=EngineRecord(**engine) if engine else None,
+                quantization=dict(data.get("quantization") or {}),
                 versions=dict(data["versions"]),
                 created=data["created"],
             )
@@ -269,8 +185,24 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """The export's name: its folder's, whether this is the export or an engine built from it."""
-        return self.folder.parent.name if self.manifest.kind == "engine" else self.folder.name
+        """The export's name: its folder's, whether this is the export or was made of it."""
+        return self.folder.name if self.manifest.kind == "model" else self.folder.parent.name
+
+    @property
+    def export(self) -> Artifact:
+        """The export that this was made of: itself, or the one in the folder above.
+
+        Raises:
+            ArtifactError: it is gone.
+        """
+        return self if self.manifest.kind == "model" else Artifact.read(self.folder.parent / "model.json")
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: an engine's own; of a graph, its tensors'."""
+        if self.manifest.engine is not None:
+            return self.manifest.engine.precision
+        return str(self.manifest.quantization.get("precision", "fp32"))
 
     @property
     def method(self) -> str:

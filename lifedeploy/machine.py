@@ -36,6 +36,11 @@ def fast_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(features()))
 
 
+def fast_int8() -> bool:
+    """Whether the CPU multiplies 8-bit integers into 32-bit sums, in one instruction that cannot overflow."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(features()))
+
+
 def identity() -> str:
     """What an engine built here depends on: the CPU and its instruction sets."""
     return f"{processor()} ({', '.join(features()) or platform.machine()})"

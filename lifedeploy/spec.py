@@ -14,6 +14,7 @@ from lifedeploy.schedule import Schedule
 
 METHODS = ("life", "dense", "first-k")
 GRAPHS = ("order-once", "per-stage")
+QUANTIZED = ("int8", "fp8")  # precisions that need calibration
 
 # How a graph shows attention: MatMul → Softmax → MatMul, or one Attention operator (opset 23).
 ATTENTIONS = ("products", "operator")

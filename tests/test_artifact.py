@@ -11,20 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lifedeploy.artifact import (
-    Artifact,
-    EngineRecord,
-    Manifest,
-    TensorSpec,
-    Workspace,
-    atomic_file,
-    atomic_folder,
-    read_manifest,
-    readable_json,
-    sha256,
-    write_json,
-)
+from lifedeploy.artifact import Artifact, EngineRecord, Manifest, TensorSpec, Workspace, read_manifest
 from lifedeploy.errors import ArtifactError
+from lifedeploy.files import atomic_file, atomic_folder, readable_json, sha256, write_json
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance, model_name
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, now, write_json
+from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.exporters import forms
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe
 from lifedeploy.spec import ATTENTIONS, GraphForm
 

@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, now
+from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import Lane
+from lifedeploy.files import now
 from lifedeploy.machine import describe
 
 HERE = Path(__file__).parent

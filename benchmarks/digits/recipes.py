@@ -21,7 +21,7 @@ import numpy as np
 import prepare
 import tomli_w
 
-from lifedeploy.artifact import now, write_json
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe
 
 HERE = Path(__file__).parent

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, now, write_json
+from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
 from lifedeploy.errors import LifedeployError
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
 
 

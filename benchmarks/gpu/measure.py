@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.artifact import now, write_json
 from lifedeploy.engines import registry
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
 
 HERE = Path(__file__).parent

@@ -25,8 +25,8 @@ import torch
 from cases import Case, cases
 from plain import Size
 
-from lifedeploy.artifact import now, write_json
 from lifedeploy.bench.stats import Interval, median_interval
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
 
 HERE = Path(__file__).parent

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from rewrites import DEPLOYED, VARIANTS, Answer, prove, require_same, write
 
-from lifedeploy.artifact import Artifact, now, write_json
+from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildOptions, Engine, EngineOptions
@@ -33,6 +33,7 @@ from lifedeploy.engines.tensorrt.builder import build_plan
 from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.errors import EngineError, ParityError
 from lifedeploy.evaluation.parity import TOLERANCES
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
 from lifedeploy.spec import ORDER_NAME
 

@@ -18,12 +18,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from lifedeploy.artifact import now, write_json
 from lifedeploy.data.images import read_images
 from lifedeploy.data.preprocess import normalise, to_pixels
 from lifedeploy.evaluation.parity import overlap
 from lifedeploy.exporters import attention, emulation, precision
 from lifedeploy.exporters.precision import RANKING, Island
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe
 from lifedeploy.spec import ORDER_NAME
 from lifedeploy.workflows.find import find

@@ -18,7 +18,7 @@ from typing import Any
 
 from ledger import Ledger
 
-from lifedeploy.artifact import now
+from lifedeploy.files import now
 from lifedeploy.machine import describe, fast_bf16
 
 HERE = Path(__file__).parent

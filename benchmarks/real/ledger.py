@@ -11,7 +11,7 @@ from typing import Any
 
 from report import write_report
 
-from lifedeploy.artifact import write_json
+from lifedeploy.files import write_json
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ import numpy as np
 from rich.progress import track
 from sklearn.metrics import average_precision_score
 
-from lifedeploy.artifact import Artifact, now
+from lifedeploy.artifact import Artifact
 from lifedeploy.data.preprocess import normalise, read_image, to_pixels
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.evaluation.parity import overlap
+from lifedeploy.files import now
 from lifedeploy.machine import describe
 from lifedeploy.spec import ORDER_NAME
 

@@ -29,9 +29,9 @@ from ledger import Ledger
 from probe import score
 from untrained import ClsAttention, RandomScores, with_reducer
 
-from lifedeploy.artifact import now
 from lifedeploy.data.images import read_images
 from lifedeploy.data.preprocess import normalise, to_pixels
+from lifedeploy.files import now
 from lifedeploy.machine import describe
 from lifedeploy.model import checkpoint
 from lifedeploy.model.vit import SlimViT

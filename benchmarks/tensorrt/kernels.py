@@ -20,11 +20,12 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
-from lifedeploy.artifact import Artifact, now, write_json
+from lifedeploy.artifact import Artifact
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
 from lifedeploy.exporters import forms
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe
 from lifedeploy.spec import GraphForm
 

@@ -31,9 +31,10 @@ from PIL import Image
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 from torch.utils.data import DataLoader
 
-from lifedeploy.artifact import Workspace, now, write_json
+from lifedeploy.artifact import Workspace
 from lifedeploy.bench.stats import median_interval
 from lifedeploy.data.images import read_split
+from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe
 from lifedeploy.model import backbones, weights
 from lifedeploy.model.weights import ModelRequest

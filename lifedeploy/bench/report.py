@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.artifact import atomic_file, write_json
 from lifedeploy.bench.measure import Samples
 from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.stats import percentiles
+from lifedeploy.files import atomic_file, write_json
 
 SCHEMA = 1
 

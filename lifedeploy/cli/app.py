@@ -16,6 +16,7 @@ from lifedeploy import __version__
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console
 from lifedeploy.cli.build import build_engine
+from lifedeploy.cli.calibrate import calibrate
 from lifedeploy.cli.evaluate import evaluate
 from lifedeploy.cli.options import (
     JsonOption,
@@ -155,6 +156,7 @@ def export(
 app.command()(train)
 app.command()(evaluate)
 app.command()(visualize)
+app.command()(calibrate)
 app.command("build-engine")(build_engine)
 
 

@@ -29,6 +29,18 @@ def build_engine(
     fp32: Annotated[bool, typer.Option("--fp32", help="Single precision.  [default; of TensorRT: --fp16]")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, or what this machine has for it.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, or what this machine has for it.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit integers; of what lifedeploy calibrate has quantised.")
+    ] = False,
+    fp8: Annotated[bool, typer.Option("--fp8", help="8-bit floating point (TensorRT); of the same.")] = False,
+    remainder: Annotated[
+        str,
+        typer.Option(
+            "--remainder",
+            metavar="fp16|bf16",
+            help="What is not quantised of a quantised graph, on GPUs.  [default: fp16]",
+        ),
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Build again even if nothing changed.")] = False,
     attention: Annotated[
         str,
@@ -95,7 +107,7 @@ def build_engine(
 
     TensorRT for RTX also builds where there is no GPU: its graphs are checked there, its plans where they run.
     """
-    asked = precision(fp32=fp32, fp16=fp16, bf16=bf16)
+    asked = precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8, fp8=fp8)
     batches = _profile(batch) if batch else None
     with console.building() as (say, progress):
         say("looking at the model")
@@ -105,6 +117,7 @@ def build_engine(
 
         options = BuildOptions(
             attention=attention,
+            remainder=remainder,
             batch=batches,
             workspace_gib=workspace_gib,
             level=level,

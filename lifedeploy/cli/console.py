@@ -18,7 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from lifedeploy.training.loop import Progress as TrainingProgress
 
-from lifedeploy.artifact import write_json
+from lifedeploy.files import write_json
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True)

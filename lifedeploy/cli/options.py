@@ -58,13 +58,13 @@ def image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def precision(*, fp32: bool, fp16: bool, bf16: bool) -> str:
+def precision(**given: bool) -> str:
     """The one precision asked for; '' where none was: the engine's usual one.
 
     Raises:
         UsageError: more than one.
     """
-    chosen = [name for name, given in (("fp32", fp32), ("fp16", fp16), ("bf16", bf16)) if given]
+    chosen = [name for name, wanted in given.items() if wanted]
     if len(chosen) > 1:
         raise UsageError(f"--{' and --'.join(chosen)} exclude each other: an engine has one precision")
     return chosen[0] if chosen else ""

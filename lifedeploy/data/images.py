@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lifedeploy.artifact import atomic_file
 from lifedeploy.data.preprocess import decode_image
 from lifedeploy.errors import DataError
+from lifedeploy.files import atomic_file
 from lifedeploy.optional import require
 
 TRAIN_NAMES = ("train", "training")

@@ -20,9 +20,9 @@ from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.engines.lanes import Array, Lane
 from lifedeploy.errors import EngineError, EngineInputError, UsageError
 from lifedeploy.machine import identity
-from lifedeploy.spec import GraphForm
+from lifedeploy.spec import QUANTIZED, GraphForm
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", *QUANTIZED)
 Progress = Callable[[str, float], None]  # told a builder's phase, and the share of it that is done
 
 
@@ -35,6 +35,7 @@ class EngineOptions:
     streams: int = 1  # lanes that may infer at the same time
     batch: int | None = None  # compile for this batch only; None: as the model says
     taps: tuple[str, ...] = ()  # inner tensors to give as further outputs, for verification
+    literal: bool = False  # compute Q and DQ as they stand, in FP32: the reference of a quantised graph (ONNX Runtime)
     method: str = ""  # for engines that make the model from a checkpoint
     cuda_binding: str = ""  # cuda-python or pycuda; '': what is installed
     trust: bool = False  # open an engine that is executable code although no manifest vouches for it
@@ -66,6 +67,7 @@ class BuildOptions:
     """
 
     attention: str = ""  # form of attention in the graph; '': what suits the runtime
+    remainder: str = ""  # of a quantised graph, precision of what is not quantised; '': what suits the runtime
     batch: tuple[int, int, int] | None = None
     workspace_gib: float | None = None
     level: int | None = None  # how long the builder may look for kernels, 0…5
@@ -128,6 +130,7 @@ class Engine(ABC):
     taps_change_plan: ClassVar[bool] = True  # whether the model with taps may be compiled to other arithmetic
     takes: ClassVar[tuple[str, ...]] = ()  # build options that mean something here
     usual: ClassVar[str] = "fp32"  # precision where none is asked for
+    quantized: ClassVar[tuple[str, ...]] = ()  # precisions that need calibration, and that it computes in
     opens_onnx: ClassVar[bool] = False  # whether it opens any ONNX file as it is; others open what they have built
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
@@ -174,6 +177,17 @@ class Engine(ABC):
         Raises:
             EngineError: the runtime refused.
         """
+
+    @classmethod
+    def require_precision(cls, precision: str) -> None:
+        """Make sure that a quantised graph would be computed in 8 bits here, not in something else.
+
+        Raises:
+            UsageError: it would not.
+        """
+        if precision in QUANTIZED and precision not in cls.quantized:
+            offered = f"it computes in {', '.join(cls.quantized)}" if cls.quantized else "it takes no quantised graphs"
+            raise UsageError(f"engine {cls.name} has no {precision.upper()}: {offered}")
 
     @classmethod
     def require_options(cls, options: BuildOptions) -> None:

@@ -30,6 +30,7 @@ class Fake(Engine):
     name: ClassVar[str] = "fake"
     extra: ClassVar[str] = "cpu"
     taps_change_plan: ClassVar[bool] = False
+    quantized: ClassVar[tuple[str, ...]] = ("int8",)
 
     @classmethod
     def availability(cls) -> Availability:
@@ -37,8 +38,8 @@ class Fake(Engine):
 
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
-        if requested == "fp32":
-            return PrecisionPlan("fp32")
+        if requested in ("fp32", *cls.quantized):
+            return PrecisionPlan(requested)
         return PrecisionPlan("fp32", f"the fake engine knows FP32 only: not {requested.upper()}")
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,11 +22,13 @@ from lifedeploy.engines.base import (
 )
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
+from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
-from lifedeploy.spec import GraphForm
+from lifedeploy.spec import QUANTIZED, GraphForm
 
 _KERNEL = "_kernel_time"  # how the trace names a node's own time
 _WARM_UP = 3  # runs that a profile leaves out
+_INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "QLinearMatMul", "QGemm")
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -47,6 +50,7 @@ class OnnxRuntime(Engine):
     taps_change_plan: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ("attention",)
     opens_onnx: ClassVar[bool] = True
+    quantized: ClassVar[tuple[str, ...]] = ("int8",)
 
     @classmethod
     def availability(cls) -> Availability:
@@ -59,8 +63,8 @@ class OnnxRuntime(Engine):
 
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
-        if requested == "fp32":
-            return PrecisionPlan("fp32")
+        if requested in ("fp32", *cls.quantized):
+            return PrecisionPlan(requested)
         return PrecisionPlan(
             "fp32",
             f"ONNX Runtime's CPU kernels have no fast {requested.upper()} (they convert to FP32 and back): "
@@ -69,8 +73,10 @@ class OnnxRuntime(Engine):
 
     @classmethod
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
-        # As fast as the operator on a CPU (benchmarks/cpu/ATTENTION.md), and every version reads it.
-        return GraphForm(precision, options.attention or "products")  # providers run the precision of the graph
+        # As fast as the operator on a CPU (benchmarks/cpu/ATTENTION.md), and every version reads it. Providers run the
+        # precision of the graph; what is not quantised of a quantised one stays FP32 on a CPU.
+        floating = "fp32" if precision in QUANTIZED else precision
+        return GraphForm(floating, options.attention or "products")
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
@@ -78,15 +84,19 @@ class OnnxRuntime(Engine):
         options = cls._session_options(ort, EngineOptions())
         options.optimized_model_filepath = str(job.folder / f"{job.stem}.onnx")
         new_session(ort, job.graph, options, [cls.provider])
-        return Built(f"{job.stem}.onnx", (f"{job.stem}.onnx",))
+        target = job.folder / f"{job.stem}.onnx"
+        return Built(target.name, (target.name,), _integer_products(target) if job.precision in QUANTIZED else {})
 
     @staticmethod
     def _session_options(ort: Any, options: EngineOptions) -> Any:
         made = ort.SessionOptions()
         made.log_severity_level = 3  # errors; warnings go to stderr behind the progress bar
+        if options.literal:
+            made.add_session_config_entry("session.disable_quant_qdq", "1")
+        if options.precision in QUANTIZED and not fast_int8():
+            # Without VNNI its fast kernel adds pairs of products in 16 bits, which overflow in silence.
+            made.add_session_config_entry("session.x64quantprecision", "1")
         if options.threads is not None or options.streams > 1:
-            from lifedeploy.machine import cores
-
             # Each lane computes on its own thread and the pool's; together they should not exceed the threads.
             made.intra_op_num_threads = max(1, (options.threads or cores()) // options.streams)
         return made
@@ -146,6 +156,20 @@ class _BoundLane(Lane):
 
     def infer(self) -> None:
         self._session.run_with_iobinding(self._binding)
+
+
+def _integer_products(optimized: Path) -> dict[str, Any]:
+    """How many products ONNX Runtime really computes in integers, by the graph it optimised.
+
+    Raises:
+        EngineError: none: it has put Q and DQ around arithmetic in floating point.
+    """
+    onnx = require("onnx", extra=OnnxRuntime.extra)
+    kinds = Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
+    found = {kind: kinds[kind] for kind in _INTEGER_PRODUCTS if kinds[kind]}
+    if not found:
+        raise EngineError(f"ONNX Runtime computes none of the products of {optimized.name} in integers")
+    return {"integer_products": found}
 
 
 def new_session(ort: Any, source: Path | bytes, options: Any, providers: list[Any] | None) -> Any:

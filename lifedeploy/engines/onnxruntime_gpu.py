@@ -15,14 +15,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lifedeploy.artifact import TensorSpec, user_cache
+from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines import cuda
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime, PrecisionPlan
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session
 from lifedeploy.errors import EngineError, EngineInputError
+from lifedeploy.files import user_cache
 from lifedeploy.optional import installed, pip_line, require
+from lifedeploy.spec import QUANTIZED, GraphForm
 
 _WARM_UP = 3  # the first run sets up and captures; the others are replays
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
@@ -34,6 +36,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     name: ClassVar[str] = "onnxruntime-cuda"
     extra: ClassVar[str] = "gpu"
     provider: ClassVar[str] = "CUDAExecutionProvider"
+    quantized: ClassVar[tuple[str, ...]] = ()  # its Q and DQ surround products in floating point
     memory: ClassVar[str] = "cuda"  # where ONNX Runtime is told that addresses point to
 
     @classmethod
@@ -47,6 +50,11 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
         return PrecisionPlan(requested)  # providers run the precision of the graph
+
+    @classmethod
+    def form(cls, precision: str, options: BuildOptions) -> GraphForm:
+        floating = (options.remainder or "fp16") if precision in QUANTIZED else precision
+        return GraphForm(floating, options.attention or "products")
 
     @classmethod
     def target(cls, options: BuildOptions) -> str:
@@ -170,6 +178,8 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     """TensorRT behind ONNX Runtime. It builds its engine when a lane is made, and keeps it for the next time."""
 
     name: ClassVar[str] = "onnxruntime-tensorrt"
+    takes: ClassVar[tuple[str, ...]] = (*OnnxRuntimeCuda.takes, "remainder")
+    quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     provider: ClassVar[str] = "TensorrtExecutionProvider"
 
     @classmethod
@@ -206,6 +216,8 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
     """TensorRT for RTX behind ONNX Runtime, as NVIDIA's plug-in. It takes sm86, sm89, sm120 and later: no Hopper."""
 
     name: ClassVar[str] = "onnxruntime-tensorrt-rtx"
+    takes: ClassVar[tuple[str, ...]] = OnnxRuntimeTensorRT.takes
+    quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     extra: ClassVar[str] = "onnxruntime-rtx"
     provider: ClassVar[str] = "NvTensorRTRTXExecutionProvider"
     plugin: ClassVar[str] = "onnxruntime_ep_nv_tensorrt_rtx"

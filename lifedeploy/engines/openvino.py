@@ -30,6 +30,7 @@ class OpenVino(Engine):
     extra: ClassVar[str] = "openvino"
     takes: ClassVar[tuple[str, ...]] = ("attention",)
     opens_onnx: ClassVar[bool] = True
+    quantized: ClassVar[tuple[str, ...]] = ("int8",)
 
     @classmethod
     def availability(cls) -> Availability:
@@ -43,6 +44,8 @@ class OpenVino(Engine):
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
         ov = require("openvino", extra=cls.extra)
+        if requested in cls.quantized:
+            return PrecisionPlan(requested)
         fast = ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         return choose_precision(requested, bf16="BF16" in fast)
 
@@ -89,13 +92,20 @@ class OpenVino(Engine):
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[self.options.precision],
+            "INFERENCE_PRECISION_HINT": self._hint(),
             "PERFORMANCE_HINT": "LATENCY" if self.options.streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": self.options.streams,
         }
         if self.options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = self.options.threads
         return config
+
+    def _hint(self) -> str:
+        """The precision of floating-point arithmetic; of a quantised graph, of what is not quantised."""
+        if self.options.precision not in self.quantized:
+            return _HINTS[self.options.precision]
+        fast = self._ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        return _HINTS["bf16" if "BF16" in fast else "fp32"]
 
     def _name_outputs(self) -> list[str]:
         """A tap may be one of several names of its tensor: prefer the name it was asked for by."""

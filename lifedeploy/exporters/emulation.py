@@ -21,6 +21,8 @@ _SPLIT = {HALF["fp16"]: 2.0**13 + 1, HALF["bf16"]: 2.0**16 + 1}
 _MOVES = {
     *("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Gather", "GatherElements", "GatherND", "Concat"),
     *("Expand", "Split", "Identity", "TopK", "Flatten"),
+    # A scale is applied to the sum of a product in 8 bits, in FP32: what DQ gives exists nowhere.
+    "DequantizeLinear",
 }
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
-from lifedeploy.artifact import atomic_file
 from lifedeploy.errors import ArtifactError, WeightsError
+from lifedeploy.files import atomic_file
 from lifedeploy.model import backbones
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule

@@ -21,8 +21,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from lifedeploy.artifact import Workspace, sha256
+from lifedeploy.artifact import Workspace
 from lifedeploy.errors import LifedeployError, ScheduleError, WeightsError
+from lifedeploy.files import sha256
 from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.artifact import atomic_file
+from lifedeploy.files import atomic_file
 from lifedeploy.optional import require
 
 FILE = "log.csv"

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lifedeploy.artifact import atomic_file
 from lifedeploy.errors import TrainingError
+from lifedeploy.files import atomic_file
 
 FOLDER = "state"
 KEPT = 2

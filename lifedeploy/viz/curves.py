@@ -8,7 +8,7 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.artifact import atomic_file
+from lifedeploy.files import atomic_file
 from lifedeploy.training.log import LogRow
 from lifedeploy.viz.plots import check_format
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lifedeploy.artifact import atomic_file
 from lifedeploy.evaluation.lives import PatchLives, granted
+from lifedeploy.files import atomic_file
 from lifedeploy.schedule import Schedule
 from lifedeploy.viz.plots import check_format
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.artifact import atomic_file
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.errors import UsageError
+from lifedeploy.files import atomic_file
 
 FORMATS = (".png", ".svg", ".pdf")
 _COLOURS = {"dense": "#8c8c8c", "first-k": "#6baed6", "life": "#1b6ca8"}

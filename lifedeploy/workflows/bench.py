@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lifedeploy.artifact import TensorSpec, Workspace, now
+from lifedeploy.artifact import TensorSpec, Workspace
 from lifedeploy.bench import trtexec
 from lifedeploy.bench.measure import Contender, Samples, Stop, measure
 from lifedeploy.bench.memory import peak_memory_mib
@@ -19,6 +19,7 @@ from lifedeploy.bench.report import BenchReport, Row, Subject, contender_name, m
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, WithoutCopies, buffers
 from lifedeploy.errors import EngineError, UsageError
+from lifedeploy.files import now
 from lifedeploy.machine import cores, describe, gpu_state
 from lifedeploy.workflows.progress import Say, silent
 from lifedeploy.workflows.teams import Member, Team, teams

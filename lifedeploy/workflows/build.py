@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.artifact import Artifact, EngineRecord, Manifest, Workspace, atomic_folder, now, sha256
+from lifedeploy.artifact import Artifact, EngineRecord, Manifest, Workspace
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildJob, BuildOptions, Built, Engine, Progress
 from lifedeploy.engines.onnxruntime import OnnxRuntime
-from lifedeploy.errors import ArtifactError, EngineError
+from lifedeploy.errors import ArtifactError, EngineError, UsageError
 from lifedeploy.exporters import forms
+from lifedeploy.exporters.precision import HALF
+from lifedeploy.files import atomic_folder, now, sha256
 from lifedeploy.optional import versions
-from lifedeploy.spec import GraphForm
+from lifedeploy.spec import QUANTIZED, GraphForm
 from lifedeploy.workflows import gate
-from lifedeploy.workflows.find import newest_export
+from lifedeploy.workflows.find import find, newest_export
+from lifedeploy.workflows.members import members_of
 from lifedeploy.workflows.progress import Say, silent
 
 
@@ -68,14 +72,17 @@ def build(
         EngineError, ParityError: the runtime refused, or computes something else.
     """
     source = newest_export(request.model, workspace)
+    asked = request.precision or _calibrated_for(request.model)
     cls = registry.resolve(request.engine, to_build=True)
     cls.require_options(request.options)
-    requested = request.precision or cls.usual
+    requested = asked or cls.usual
+    cls.require_precision(requested)
+    _require_remainder(requested, request.options)
     plan = cls.plan(requested)
     form = cls.form(plan.precision, request.options)
     runs = registry.examine(cls)
     folder = source.folder / f"{cls.name}-{plan.precision}"
-    members = _members(source)
+    members = members_of(source, plan.precision)
     record = EngineRecord(
         name=cls.name,
         precision=plan.precision,
@@ -103,14 +110,14 @@ def build(
                 graph.unlink()
             own = replace(
                 record,
-                source=f"../{member.manifest.file}",
+                source=_above(member, folder, member.manifest.file),
                 source_sha256=member.manifest.sha256,
                 files={name: sha256(staging / name) for name in built.files},
                 graph=about,
                 details=built.details,
             )
             say(f"checking {stem} on {cls.name}")
-            manifests[method] = _finished(cls, staging, member, members, built, own)
+            manifests[method] = _finished(cls, staging, folder, member, members, built, own)
             manifests[method].write(staging / f"{stem}.json")
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=False)
 
@@ -129,14 +136,21 @@ def _in_form(member: Artifact, form: GraphForm, target: Path) -> tuple[Path, dic
         return member.path, {}
     about = forms.prepare(member.path, form, target).to_dict()
     if form.precision != "fp32" and registry.examine(OnnxRuntime).ok:
-        evidence = gate.check_graph(target, member, form.precision)
+        precision = member.precision if member.precision in QUANTIZED else form.precision
+        evidence = gate.check_graph(target, member, precision)
         evidence.require(f"{member.path.name} turned into {form.precision.upper()}")
         about["parity"] = evidence.to_dict()
     return target, about
 
 
 def _finished(
-    cls: type[Engine], staging: Path, member: Artifact, members: dict[str, Artifact], built: Built, record: EngineRecord
+    cls: type[Engine],
+    staging: Path,
+    folder: Path,
+    member: Artifact,
+    members: dict[str, Artifact],
+    built: Built,
+    record: EngineRecord,
 ) -> Manifest:
     """The manifest of what was built: with its evidence, or with the reason why there is none yet."""
     manifest = replace(
@@ -145,10 +159,11 @@ def _finished(
         file=built.main,
         sha256=record.files[built.main],
         parity=None,
-        reference=f"../{member.manifest.reference}",
-        checkpoint=f"../{member.manifest.checkpoint}",
+        reference=_above(member, folder, member.manifest.reference),
+        checkpoint=_above(member, folder, member.manifest.checkpoint),
         siblings={other: path.manifest_path.name for other, path in members.items()},
         engine=record,
+        quantization={name: value for name, value in member.manifest.quantization.items() if name != "layers"},
         versions=versions(),
         created=now(),
     )
@@ -176,14 +191,24 @@ def _proven(cls: type[Engine], path: Path, member: Artifact, manifest: Manifest)
     )
 
 
-def _members(source: Artifact) -> dict[str, Artifact]:
-    """The slimmed model and what it is compared with: method → artifact."""
-    members = {source.method: source}
-    for method in source.manifest.siblings:
-        sibling = source.sibling(method)
-        if sibling is not None:
-            members[method] = sibling
-    return members
+def _above(member: Artifact, folder: Path, name: str) -> str:
+    """A file of ``member``'s manifest as seen from ``folder``, beside or below it."""
+    return os.path.relpath(member.folder / name, folder) if name else ""
+
+
+def _calibrated_for(model: Path | None) -> str:
+    """The precision that is meant where a calibrated graph is named, or an engine of one."""
+    artifact = find(model).artifact if model is not None else None
+    return artifact.precision if artifact is not None and artifact.precision in QUANTIZED else ""
+
+
+def _require_remainder(precision: str, options: BuildOptions) -> None:
+    if not options.remainder:
+        return
+    if precision not in QUANTIZED:
+        raise UsageError(f"--remainder is for quantised graphs ({', '.join(QUANTIZED)}), and this is {precision}")
+    if options.remainder not in HALF:
+        raise UsageError(f"--remainder {options.remainder!r} is unknown; there are: {', '.join(HALF)}")
 
 
 def _unchanged(folder: Path, members: dict[str, Artifact], wanted: EngineRecord) -> BuildReport | None:
@@ -224,7 +249,7 @@ def prove(engine: Artifact) -> Artifact:
     if record is None or not record.pending:
         return engine
     registry.running(record.name, engine.path)
-    members = _members(Artifact.read(engine.folder.parent / "model.json"))
+    members = members_of(engine.export, record.precision)
     built = {method: Artifact.read(engine.folder / member.manifest_path.name) for method, member in members.items()}
     _complete(engine.folder, members, {method: artifact.manifest for method, artifact in built.items()})
     return Artifact.read(engine.manifest_path)

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from lifedeploy.artifact import Workspace, now
+from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import ImageSet, Subset, describe, read_images
 from lifedeploy.data.stream import Batch, Broken, stream
 from lifedeploy.errors import DataError, EngineError, ImageError, UsageError
 from lifedeploy.evaluation.accuracy import Accuracy, Tally, agreement
 from lifedeploy.evaluation.asking import first_unsound, shared_tokens
 from lifedeploy.evaluation.parity import Answer
+from lifedeploy.files import now
 from lifedeploy.machine import cores
 from lifedeploy.machine import describe as describe_machine
 from lifedeploy.workflows.contenders import Contender, choose, comparable, enter

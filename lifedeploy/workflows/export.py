@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lifedeploy.artifact import Artifact, Manifest, Workspace, atomic_folder, sha256
+from lifedeploy.artifact import Artifact, Manifest, Workspace
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines.base import EngineOptions
@@ -22,6 +22,7 @@ from lifedeploy.evaluation import parity
 from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.files import atomic_folder, sha256
 from lifedeploy.model import checkpoint
 from lifedeploy.model.vit import build_model, count_cost
 from lifedeploy.model.weights import LoadedModel, ModelRequest, load
@@ -135,15 +136,15 @@ def _require_replaceable(folder: Path) -> None:
         what = "the current folder or above it" if folder.is_dir() else "a file"
         raise UsageError(f"{folder} cannot be written to: it is {what}")
     ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in FILES.values() for ending in ("onnx", "json"))}
-    foreign = [path.name for path in folder.iterdir() if path.name not in ours and not _is_engine(path)]
+    foreign = [path.name for path in folder.iterdir() if path.name not in ours and not _is_made_of_one(path)]
     if foreign:
         raise UsageError(f"{folder}/ holds {foreign[0]}, which no export made and which would be lost", hint="-o DIR")
 
 
-def _is_engine(folder: Path) -> bool:
-    """Whether a folder holds an engine that was built from an export."""
+def _is_made_of_one(folder: Path) -> bool:
+    """Whether a folder holds what was made of an export: an engine, or a calibrated graph."""
     try:
-        return Artifact.read(folder / "model.json").manifest.kind == "engine"
+        return Artifact.read(folder / "model.json").manifest.kind != "model"
     except (ArtifactError, OSError):
         return False
 

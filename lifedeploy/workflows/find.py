@@ -54,7 +54,7 @@ def find(path: Path) -> Target:
 
 
 def newest_export(path: Path | None, workspace: Workspace) -> Artifact:
-    """The exported model at ``path``, or the newest in the workspace. An engine stands for the export behind it.
+    """The exported model at ``path``, or the newest in the workspace. What was made of an export stands for it.
 
     Raises:
         ArtifactError: there is none, or the file was not exported by lifedeploy.
@@ -67,7 +67,7 @@ def newest_export(path: Path | None, workspace: Workspace) -> Artifact:
             f"{path} was not exported by lifedeploy: it has no manifest beside it",
             hint="bench and inspect take any ONNX file as it is",
         )
-    return Artifact.read(target.artifact.folder.parent / "model.json") if target.is_engine else target.artifact
+    return target.artifact.export
 
 
 def _of(artifact: Artifact) -> Target:

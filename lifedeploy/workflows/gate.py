@@ -61,11 +61,17 @@ def check_graph(graph: Path, member: Artifact, precision: str) -> parity.Parity:
     return parity.compare(reference, answers, samples, precision)
 
 
-def _questions(member: Artifact) -> tuple[Sequence[Sample], list[Array], list[parity.Answer]]:
-    """The samples, as the graph takes them, and what PyTorch said."""
+def samples_of(member: Artifact) -> tuple[Sequence[Sample], list[Array]]:
+    """The samples, and what of them goes into the graph."""
     manifest = member.manifest
-    spec = manifest.spec
-    samples = parity_samples(spec.preprocess, manifest.graph.get("batch_size"))
+    preprocess = manifest.spec.preprocess
+    samples = parity_samples(preprocess, manifest.graph.get("batch_size"))
     in_graph = bool(manifest.graph.get("with_preprocess"))
-    inputs = [model_input(sample.pixels, spec.preprocess, in_graph=in_graph) for sample in samples]
-    return samples, inputs, parity.recorded(member.folder / manifest.reference, spec.method, inputs)
+    return samples, [model_input(sample.pixels, preprocess, in_graph=in_graph) for sample in samples]
+
+
+def _questions(member: Artifact) -> tuple[Sequence[Sample], list[Array], list[parity.Answer]]:
+    """The same, and what PyTorch said; of a quantised graph, what it says when computed as it stands."""
+    samples, inputs = samples_of(member)
+    manifest = member.manifest
+    return samples, inputs, parity.recorded(member.folder / manifest.reference, manifest.spec.method, inputs)

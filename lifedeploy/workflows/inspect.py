@@ -65,5 +65,5 @@ def _artifact(artifact: Artifact) -> InspectReport:
     graph = None
     if artifact.path.suffix == ".onnx":
         # An engine of ONNX Runtime holds operators of its own, which the standard's checker does not know.
-        graph = onnx_inspect.facts(onnx_inspect.load(artifact.path, check=manifest.kind == "model"))
+        graph = onnx_inspect.facts(onnx_inspect.load(artifact.path, check=manifest.kind != "engine"))
     return InspectReport(str(artifact.path), manifest, graph, manifest.spec)

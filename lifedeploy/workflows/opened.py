@@ -77,7 +77,7 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
         label=str(target.path),
         engine=registry.running(record.name, target.path) if record else registry.resolve(runtime, opens_onnx=True),
         path=target.path,
-        precision=record.precision if record else "fp32",
+        precision=target.artifact.precision,
         method=manifest.spec.method,
         spec=manifest.spec,
         in_graph=bool(manifest.graph.get("with_preprocess")),

@@ -80,7 +80,7 @@ def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
     in_graph = bool(artifact.manifest.graph.get("with_preprocess"))
     record = artifact.manifest.engine
     name = record.name if record else "onnxruntime"
-    precision = record.precision if record else "fp32"
+    precision = artifact.precision
     batch = artifact.manifest.graph.get("batch_size") or 1
     predictions: list[Prediction] = []
     with registry.resolve(name)(artifact.path, EngineOptions(precision=precision, method=spec.method)) as engine:

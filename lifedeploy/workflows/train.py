@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from lifedeploy import machine
-from lifedeploy.artifact import Workspace, atomic_file, write_json
+from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import Split, describe, read_split, write_split
 from lifedeploy.errors import TrainingError, UsageError, WeightsError
+from lifedeploy.files import atomic_file, write_json
 from lifedeploy.model import backbones, checkpoint, weights
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.model.weights import LoadedModel, ModelRequest

@@ -36,7 +36,20 @@ def test_importing_loads_nothing_heavy(code):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "export", "build-engine", "bench", "inspect", "verify", "predict", "doctor", "train", "evaluate", "visualize"],
+    [
+        "",
+        "export",
+        "build-engine",
+        "bench",
+        "inspect",
+        "verify",
+        "predict",
+        "doctor",
+        "train",
+        "evaluate",
+        "visualize",
+        "calibrate",
+    ],
 )
 def test_help_loads_nothing_heavy(command):
     arguments = [argument for argument in ("lifedeploy", command, "--help") if argument]

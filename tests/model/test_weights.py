@@ -20,8 +20,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from lifedeploy.artifact import Workspace, sha256
+from lifedeploy.artifact import Workspace
 from lifedeploy.errors import ScheduleError, UnsupportedModelError, UsageError, WeightsError
+from lifedeploy.files import sha256
 from lifedeploy.model import backbones, checkpoint, weights
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.model.weights import ModelRequest

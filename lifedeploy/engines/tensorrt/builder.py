@@ -9,10 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lifedeploy.artifact import atomic_file
 from lifedeploy.engines.base import BuildOptions, Progress
 from lifedeploy.engines.tensorrt.flavour import Messages, concise, named
 from lifedeploy.errors import EngineError, UsageError
+from lifedeploy.files import atomic_file
 
 DEFAULT_BATCH = (1, 8, 128)
 

@@ -28,9 +28,9 @@ from lifedeploy.engines.tensorrt.loading import refit, require_device, require_v
 from lifedeploy.engines.tensorrt.profiler import Recorder
 from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.optional import installed, pip_line
-from lifedeploy.spec import ORDER_NAME, GraphForm
+from lifedeploy.spec import ORDER_NAME, QUANTIZED, GraphForm
 
-SHARED = ("attention", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
+SHARED = ("attention", "remainder", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
 
 
 class TensorRT(DeviceEngine):
@@ -41,6 +41,7 @@ class TensorRT(DeviceEngine):
     taps_change_plan: ClassVar[bool] = False  # the ranking is an output of every plan
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "timing_cache", "hardware_compatible", "version_compatible")
     usual: ClassVar[str] = "fp16"  # in FP32 nothing fuses attention, and a plan without is refused
+    quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     flavour: ClassVar[Flavour] = TENSORRT
     captures: ClassVar[bool] = True  # whether the work of a lane is captured into a CUDA graph
 
@@ -70,13 +71,15 @@ class TensorRT(DeviceEngine):
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
         # The operator gives fewer kernels than the products do (benchmarks/tensorrt/RESULTS.md), and there is none
         # for FP32: TensorRT would refuse the graph.
-        attention = options.attention or ("products" if precision == "fp32" else "operator")
+        floating = (options.remainder or "fp16") if precision in QUANTIZED else precision
+        # In FP8 attention is quantised too, which the operator has no place for.
+        attention = options.attention or ("products" if precision in ("fp32", "fp8") else "operator")
         if precision == "fp32" and attention == "operator":
             raise UsageError(
                 "TensorRT has no kernel for FP32 attention as one operator",
                 hint="--fp16 or --bf16, or --attention products (which is not fused in FP32)",
             )
-        return GraphForm(precision, attention, with_order=True)
+        return GraphForm(floating, attention, with_order=True)
 
     @classmethod
     def target(cls, options: BuildOptions) -> str:

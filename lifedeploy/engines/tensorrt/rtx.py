@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from lifedeploy.artifact import EngineRecord, TensorSpec, atomic_file, sha256, user_cache
+from lifedeploy.artifact import EngineRecord, TensorSpec
 from lifedeploy.engines import cuda
 from lifedeploy.engines.base import BuildJob, Built, option_name
 from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
 from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, named
 from lifedeploy.engines.tensorrt.loading import require_valid
 from lifedeploy.errors import EngineError, EngineUnavailableError
+from lifedeploy.files import atomic_file, sha256, user_cache
 
 
 class TensorRTRtx(TensorRT):

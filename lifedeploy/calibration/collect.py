@@ -1,0 +1,73 @@
+"""Statistics of a graph's inner tensors over images, and a cache of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lifedeploy.calibration.feed import Feed
+from lifedeploy.calibration.ranges import TensorStatistics
+from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.files import atomic_file, user_cache
+
+_FORMAT = 1  # of what is cached, and of how it is computed
+Count = Callable[[int], None]  # told the images that are done
+
+
+def collect(
+    graph: Path,
+    names: Sequence[str],
+    feed: Feed,
+    *,
+    per_channel: Collection[str] = (),
+    count: Count = lambda images: None,
+) -> dict[str, TensorStatistics]:
+    """Run ``graph`` on ``feed`` and count how far the tensors ``names`` reach; some of them channel by channel too.
+
+    Raises:
+        EngineError: a tensor holds NaN or infinity, or ONNX Runtime refused.
+        ImageError: an image cannot be read.
+    """
+    found = {name: TensorStatistics(per_channel=name in per_channel) for name in names}
+    with OnnxRuntime(graph, EngineOptions(taps=tuple(names))) as engine:
+        entry = engine.inputs[0].name
+        for images, counted in feed:
+            results = engine.run({entry: images})
+            for name, statistics in found.items():
+                statistics.add(results[name][:counted])
+            count(counted)
+    return found
+
+
+def cached(
+    key: Mapping[str, Any], make: Callable[[], dict[str, TensorStatistics]], folder: Path | None = None
+) -> tuple[dict[str, TensorStatistics], bool]:
+    """The statistics under ``key``, made if they are not known; and whether they were known."""
+    path = (folder or user_cache() / "calibration") / f"{_name(key)}.json"
+    known = _read(path, key)
+    if known is not None:
+        return known, True
+    made = make()
+    tensors = {name: statistics.to_dict() for name, statistics in made.items()}
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps({"format": _FORMAT, "key": dict(key), "tensors": tensors}), encoding="utf-8")
+    return made, False
+
+
+def _name(key: Mapping[str, Any]) -> str:
+    text = json.dumps({"format": _FORMAT, **key}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> dict[str, TensorStatistics] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] != _FORMAT or data["key"] != json.loads(json.dumps(key)):
+            return None
+        return {name: TensorStatistics.from_dict(item) for name, item in data["tensors"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # not there, or damaged: it can be made again

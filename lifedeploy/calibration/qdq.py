@@ -1,0 +1,181 @@
+"""Explicit quantisation: QuantizeLinear and DequantizeLinear around the products that are to be computed in 8 bits.
+
+Symmetric throughout (zero point 0), activations per tensor, weights per output channel, biases in floating point: what
+TensorRT takes (https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html) and
+ONNX Runtime and OpenVINO too. An activation is quantised once, whoever uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lifedeploy.calibration.policy import Product
+
+OPSET = 19  # the first with FP8, and with scales in half precision
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers that an 8-bit type has, times a scale."""
+
+    precision: str
+    type: ir.DataType
+    numpy: np.dtype[np.generic]
+    largest: float
+
+    def scale(self, reach: NDArray[np.floating]) -> NDArray[np.float32]:
+        """The scale that lets ``reach`` just fit, rounded up to a number that FP16 and BF16 have too.
+
+        So the same 8-bit weights are right whatever the rest of the graph is turned into. BF16 has 8 significant bits,
+        FP16 its smallest normal number at 2⁻¹⁴.
+        """
+        wanted = np.maximum(np.asarray(reach, dtype=np.float64) / self.largest, 2.0**-14)
+        mantissa, exponent = np.frexp(wanted)
+        return np.ldexp(np.ceil(mantissa * 2**8) / 2**8, exponent).astype(np.float32)
+
+    def quantize(self, values: NDArray[Any], scale: NDArray[np.float32]) -> NDArray[np.generic]:
+        """Nearest numbers of the grid; what lies beyond becomes the largest one."""
+        scaled = np.clip(np.asarray(values, dtype=np.float32) / scale, -self.largest, self.largest)
+        if self.precision == "int8":
+            scaled = np.rint(scaled)
+        return scaled.astype(self.numpy)
+
+    def rounded(self, values: NDArray[Any], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is left of ``values`` after Q and DQ."""
+        return self.quantize(values, scale).astype(np.float32) * scale
+
+
+GRIDS = {
+    "int8": Grid("int8", ir.DataType.INT8, np.dtype(np.int8), 127.0),
+    "fp8": Grid("fp8", ir.DataType.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn), 448.0),
+}
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """What was put into a graph."""
+
+    products: int
+    activations: int  # tensors that are quantised while the model runs
+    weights: int
+    weight_bytes: int  # of them, in 8 bits
+
+
+def insert(
+    model: ir.Model,
+    products: Sequence[Product],
+    scales: Mapping[str, NDArray[np.float32]],
+    precision: str,
+    *,
+    per_channel: bool = True,
+) -> Inserted:
+    """Put Q and DQ in front of ``products``, in place.
+
+    Args:
+        model: a float graph.
+        products: products of it.
+        scales: name of an activation → its scale, a scalar.
+        precision: ``int8`` or ``fp8``.
+        per_channel: a scale per output channel of a weight; else one per weight.
+    """
+    grid = GRIDS[precision]
+    model.graph.opset_imports[""] = max(OPSET, model.graph.opset_imports.get("", 0))
+    dequantized: dict[ir.Value, ir.Value] = {}
+    zero = _constant(model, f"zero_{precision}", np.zeros((), dtype=grid.numpy), grid.type)
+    weight_bytes = 0
+    for product in products:
+        for index, value in enumerate(product.node.inputs[:2]):
+            if value is None:
+                continue
+            if value not in dequantized:
+                if value.const_value is not None:
+                    dequantized[value] = _weight(model, product, value, grid, zero, per_channel=per_channel)
+                    weight_bytes += value.const_value.size
+                else:
+                    dequantized[value] = _activation(model, value, scales[value.name or ""], grid, zero)
+            product.node.replace_input_with(index, dequantized[value])
+    for value in dequantized:
+        name = value.name or ""
+        if value.const_value is not None and not value.uses() and name in model.graph.initializers:
+            del model.graph.initializers[name]
+    weights = sum(value.const_value is not None for value in dequantized)
+    return Inserted(len(products), len(dequantized) - weights, weights, weight_bytes)
+
+
+def weight_scale(product: Product, grid: Grid, *, per_channel: bool) -> NDArray[np.float32]:
+    """Scales of a product's weight: (channels,), or a scalar."""
+    assert product.weight is not None and product.weight.const_value is not None
+    magnitudes = np.abs(product.weight.const_value.numpy())
+    if not per_channel:
+        return grid.scale(magnitudes.max())
+    others = tuple(axis for axis in range(magnitudes.ndim) if axis != product.channel_axis)
+    return grid.scale(magnitudes.max(axis=others))
+
+
+def along(scale: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
+    """A scale per channel, shaped to be multiplied with a weight of ``rank`` axes."""
+    return scale if scale.ndim == 0 else scale.reshape([-1 if other == axis else 1 for other in range(rank)])
+
+
+def _weight(
+    model: ir.Model, product: Product, value: ir.Value, grid: Grid, zero: ir.Value, *, per_channel: bool
+) -> ir.Value:
+    """An 8-bit initializer and its DequantizeLinear."""
+    assert value.const_value is not None
+    numbers = value.const_value.numpy()
+    scale = weight_scale(product, grid, per_channel=per_channel)
+    small = grid.quantize(numbers, along(scale, product.channel_axis, numbers.ndim))
+    name = value.name or product.name
+    stored = _constant(model, f"{name}_{grid.precision}", small, grid.type)
+    scales = _constant(model, f"{name}_scale", scale, ir.DataType.FLOAT)
+    zeros = zero
+    if per_channel:
+        zeros = _constant(model, f"{name}_zero", np.zeros(scale.shape, dtype=grid.numpy), grid.type)
+    node = ir.node(
+        "DequantizeLinear",
+        [stored, scales, zeros],
+        {"axis": product.channel_axis} if per_channel else {},
+        name=f"{name}/DequantizeLinear",
+    )
+    _describe(node.outputs[0], f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
+    model.graph.insert_before(product.node, node)
+    return node.outputs[0]
+
+
+def _activation(model: ir.Model, value: ir.Value, scale: NDArray[np.float32], grid: Grid, zero: ir.Value) -> ir.Value:
+    """Q and DQ directly behind the node that makes the tensor."""
+    producer = value.producer()
+    assert producer is not None  # an activation is computed
+    name = value.name or producer.name or ""
+    scales = _constant(model, f"{name}_scale", scale, ir.DataType.FLOAT)
+    quantize = ir.node("QuantizeLinear", [value, scales, zero], name=f"{name}/QuantizeLinear")
+    _describe(quantize.outputs[0], f"{name}_{grid.precision}", grid.type, value.shape)
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scales, zero], name=f"{name}/DequantizeLinear")
+    _describe(dequantize.outputs[0], f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
+    model.graph.insert_after(producer, [quantize, dequantize])
+    return dequantize.outputs[0]
+
+
+def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
+    value.name, value.dtype, value.shape = name, dtype, shape
+
+
+def _constant(model: ir.Model, name: str, numbers: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+    known = model.graph.initializers.get(name)
+    if known is not None:
+        return known
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(dtype),
+        shape=ir.Shape(numbers.shape),
+        const_value=ir.tensor(numbers, dtype=dtype, name=name),
+    )
+    model.graph.register_initializer(value)
+    return value

@@ -1,0 +1,179 @@
+"""One float graph and images in; one quantised graph out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lifedeploy.calibration import policy, qdq, ranges
+from lifedeploy.calibration.collect import Count, cached, collect
+from lifedeploy.calibration.feed import Feed
+from lifedeploy.calibration.policy import Product
+from lifedeploy.calibration.ranges import TensorStatistics
+from lifedeploy.calibration.smooth import ALPHA, seams, smooth
+from lifedeploy.errors import ExportError, UsageError
+from lifedeploy.exporters import passes
+from lifedeploy.exporters.inspect import load
+from lifedeploy.spec import QUANTIZED
+
+SMOOTHING_IMAGES = 128  # enough to find the channels that reach far
+# P·V in FP8: probabilities end at 1, so that the scale is known (NVIDIA's ModelOpt and TensorRT use the same).
+_SOFTMAX_FP8 = np.float32(1 / 448)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a graph is quantised. The default is what measured best (benchmarks/quantization)."""
+
+    precision: str = "int8"
+    method: str = "minmax"  # or percentile, entropy
+    parts: tuple[str, ...] = ()  # (): the policy's own
+    per_channel: bool = True  # scales of weights
+    smoothing: float = ALPHA  # 0: none
+    keep: tuple[str, ...] = ()  # products left in floating point, by name; * stands for anything
+
+    def __post_init__(self) -> None:
+        if self.precision not in QUANTIZED:
+            raise UsageError(f"precision {self.precision!r} needs no calibration; there are: {', '.join(QUANTIZED)}")
+        if self.method not in ranges.METHODS:
+            raise UsageError(f"method {self.method!r} is unknown; there are: {', '.join(ranges.METHODS)}")
+        if not 0 <= self.smoothing < 1:
+            raise UsageError(f"smoothing {self.smoothing:g} is not allowed: it must be in [0, 1); 0 is none")
+        if self.parts:
+            policy.check_parts(self.parts)
+
+    @property
+    def quantized_parts(self) -> tuple[str, ...]:
+        """The parts that are quantised."""
+        return self.parts or policy.default_parts(self.precision)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A float graph, and the digests that its statistics are remembered by."""
+
+    graph: Path
+    sha256: str
+    data_sha256: str
+    cache: Path | None = None  # folder; None: the user's
+
+
+@dataclass
+class Prepared:
+    """A graph with everything known that quantising it takes."""
+
+    graph: Path  # float, scales moved
+    recipe: Recipe
+    names: tuple[str, ...]  # products to quantise
+    scales: dict[str, NDArray[np.float32]]  # activation → scale
+    smoothed: int
+    cached: bool
+    statistics: dict[str, TensorStatistics] = field(repr=False, default_factory=dict)
+
+    def products(self, model: ir.Model, leave: Collection[str] = ()) -> list[Product]:
+        """Those to quantise, found in a loaded graph."""
+        wanted = set(self.names) - set(leave)
+        return [product for product in policy.products(model) if product.name in wanted]
+
+
+def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count = lambda images: None) -> Prepared:
+    """Move scales and find ranges; the float graph that this leaves is written to ``work``.
+
+    Raises:
+        ExportError: the graph holds nothing that the policy quantises.
+        UsageError: a pattern of ``keep`` fits no product.
+        ImageError, EngineError: an image cannot be read; an activation is not finite.
+    """
+    model = ir.from_proto(load(source.graph))
+    chosen = _chosen(policy.products(model), recipe, source.graph)
+    movable = seams(chosen) if recipe.smoothing else ()
+    key = {"model": source.sha256, "data": source.data_sha256, "images": len(feed)}
+    known = True
+    if movable:
+        activations = [seam.activation for seam in movable]
+        first = feed.first(SMOOTHING_IMAGES)
+        channels, known = cached(
+            key | {"what": "channels", "images": len(first), "tensors": activations},
+            lambda: collect(source.graph, activations, first, per_channel=activations, count=count),
+            source.cache,
+        )
+        reach = {name: statistics.channels for name, statistics in channels.items()}
+        smooth(movable, {name: values for name, values in reach.items() if values is not None}, recipe.smoothing)
+    graph = work / f"{source.graph.stem}.float.onnx"
+    ir.save(model, graph)
+    names = _activations(chosen, recipe)
+    statistics, also_known = cached(
+        key | {"what": "ranges", "smoothing": recipe.smoothing if movable else 0, "tensors": names},
+        lambda: collect(graph, names, feed, count=count),
+        source.cache,
+    )
+    return Prepared(
+        graph,
+        recipe,
+        tuple(product.name for product in chosen),
+        _scales(chosen, statistics, recipe),
+        len(movable),
+        known and also_known,
+        statistics,
+    )
+
+
+def write(prepared: Prepared, target: Path, leave: Collection[str] = ()) -> qdq.Inserted:
+    """Write the quantised graph, but for the products in ``leave``."""
+    model = ir.from_proto(load(prepared.graph, check=False))
+    chosen = prepared.products(model, leave)
+    done = qdq.insert(
+        model, chosen, prepared.scales, prepared.recipe.precision, per_channel=prepared.recipe.per_channel
+    )
+    passes.clean(model)
+    model.metadata_props["lifedeploy.quantization"] = prepared.recipe.precision
+    ir.save(model, target)
+    load(target)  # checks it
+    return done
+
+
+def _chosen(found: Sequence[Product], recipe: Recipe, graph: Path) -> list[Product]:
+    parts = recipe.quantized_parts
+    offered = [product for product in found if product.part in parts]
+    for pattern in recipe.keep:
+        if not any(fnmatch(product.name, pattern) for product in offered):
+            raise UsageError(
+                f"--keep {pattern!r} fits no product of {graph} that would be quantised",
+                hint=f"for example {offered[0].name}" if offered else None,
+            )
+    chosen = [item for item in offered if not any(fnmatch(item.name, pattern) for pattern in recipe.keep)]
+    if not chosen:
+        raise ExportError(f"{graph} holds no product to quantise in the parts {', '.join(parts)}")
+    return chosen
+
+
+def _activations(chosen: Sequence[Product], recipe: Recipe) -> list[str]:
+    """Tensors whose range has to be found."""
+    return list(
+        dict.fromkeys(
+            value.name or "" for product in chosen for value in product.activations if not _is_known(value, recipe)
+        )
+    )
+
+
+def _is_known(value: ir.Value, recipe: Recipe) -> bool:
+    producer = value.producer()
+    return recipe.precision == "fp8" and producer is not None and producer.op_type == "Softmax"
+
+
+def _scales(
+    chosen: Sequence[Product], statistics: Mapping[str, TensorStatistics], recipe: Recipe
+) -> dict[str, NDArray[np.float32]]:
+    threshold, grid = ranges.METHODS[recipe.method], qdq.GRIDS[recipe.precision]
+    made = {name: grid.scale(np.asarray(threshold(found))) for name, found in statistics.items()}
+    for product in chosen:
+        for value in product.activations:
+            if _is_known(value, recipe):
+                made[value.name or ""] = np.asarray(_SOFTMAX_FP8)
+    return made

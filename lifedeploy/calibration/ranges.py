@@ -1,0 +1,139 @@
+"""How far activations reach: statistics of tensors over a stream of images, and thresholds taken from them.
+
+Nothing is kept of an image but what it adds to the counts: memory does not grow with the number of images. (The
+calibrators of onnxruntime.quantization keep every activation of every image of a call.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifedeploy.errors import EngineError
+
+BINS = 2048
+LEVELS = 128  # of one sign of a symmetric INT8
+_STEP = 8  # thresholds tried by the entropy method are so many bins apart
+PERCENTILE = 99.99
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class TensorStatistics:
+    """A histogram of |x| over [0, limit), where limit is a power of two that doubles as larger values come.
+
+    Doubling merges pairs of bins, so the counts do not depend on the order or the size of the batches.
+    """
+
+    def __init__(self, *, per_channel: bool = False) -> None:
+        self.counts: Counts = np.zeros(BINS, dtype=np.int64)
+        self.limit = 0.0
+        self.largest = 0.0
+        self.channels: NDArray[np.float32] | None = None  # largest |x| per last axis, if asked for
+        self._per_channel = per_channel
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take a tensor of a batch: (…, C).
+
+        Raises:
+            EngineError: it holds NaN or infinity.
+        """
+        magnitudes = np.abs(values, dtype=np.float32)
+        largest = float(magnitudes.max(initial=0.0))
+        if not math.isfinite(largest):
+            raise EngineError("an activation is NaN or infinite: this model cannot be calibrated")
+        if self._per_channel:
+            channels = magnitudes.reshape(-1, magnitudes.shape[-1]).max(axis=0)
+            self.channels = channels if self.channels is None else np.maximum(self.channels, channels)
+        self.largest = max(self.largest, largest)
+        self._grow(largest)
+        if self.limit:
+            bins = np.minimum(magnitudes.ravel() * np.float32(BINS / self.limit), BINS - 1).astype(np.int32)
+            self.counts += np.bincount(bins, minlength=BINS)
+        else:
+            self.counts[0] += magnitudes.size
+
+    def _grow(self, largest: float) -> None:
+        if largest <= self.limit or largest == 0:
+            return
+        if self.limit == 0:
+            self.limit = 2.0 ** math.ceil(math.log2(largest))
+            return
+        while largest > self.limit:
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate([merged, np.zeros(BINS // 2, dtype=np.int64)])
+            self.limit *= 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types: what a cache keeps."""
+        used = int(np.flatnonzero(self.counts)[-1]) + 1 if self.counts.any() else 0
+        return {
+            "limit": self.limit,
+            "largest": self.largest,
+            "counts": self.counts[:used].tolist(),
+            "channels": None if self.channels is None else [float(value) for value in self.channels],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TensorStatistics:
+        """The inverse of :meth:`to_dict`."""
+        made = cls(per_channel=data["channels"] is not None)
+        counts = np.asarray(data["counts"], dtype=np.int64)
+        made.counts[: len(counts)] = counts
+        made.limit, made.largest = float(data["limit"]), float(data["largest"])
+        made.channels = None if data["channels"] is None else np.asarray(data["channels"], dtype=np.float32)
+        return made
+
+
+def minmax(statistics: TensorStatistics) -> float:
+    """The largest magnitude seen."""
+    return statistics.largest
+
+
+def percentile(statistics: TensorStatistics, percent: float = PERCENTILE) -> float:
+    """The magnitude that ``percent`` % of all values do not exceed."""
+    cumulated = np.cumsum(statistics.counts)
+    index = int(np.searchsorted(cumulated, cumulated[-1] * percent / 100))
+    return min((index + 1) * statistics.limit / BINS, statistics.largest)
+
+
+def entropy(statistics: TensorStatistics) -> float:
+    """The threshold whose 128 levels lose the least information, by Kullback-Leibler divergence.
+
+    S. Migacz, 8-bit inference with TensorRT, GTC 2017 (session 7310), slides 31 to 38.
+    """
+    counts = statistics.counts.astype(np.float64)
+    used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
+    if used <= LEVELS:
+        return statistics.largest
+    ends = [*range(LEVELS, used, _STEP), used]
+    best = min(ends, key=lambda end: _divergence(counts, end))
+    return min(best * statistics.limit / BINS, statistics.largest)
+
+
+def _divergence(counts: Floats, end: int) -> float:
+    """Of the distribution clipped after ``end`` bins from the same in 128 levels."""
+    reference = counts[:end].copy()
+    reference[-1] += counts[end:].sum()
+    # Bins of each level; its mass is spread over those of its bins that hold anything.
+    levels = np.arange(end) * LEVELS // end
+    filled = counts[:end] > 0
+    mass = np.bincount(levels, weights=counts[:end], minlength=LEVELS)
+    size = np.bincount(levels, weights=filled, minlength=LEVELS)
+    candidate = np.where(filled, mass[levels] / np.maximum(size[levels], 1), 0)
+    p, q = reference / reference.sum(), candidate / candidate.sum()
+    shared = (p > 0) & (q > 0)
+    lost = p[(p > 0) & (q == 0)].sum()  # the last bin, where only clipped values are in it
+    return float((p[shared] * np.log(p[shared] / q[shared])).sum() + lost * math.log(1e6))
+
+
+METHODS: dict[str, Callable[[TensorStatistics], float]] = {
+    "minmax": minmax,
+    "percentile": percentile,
+    "entropy": entropy,
+}

@@ -1,0 +1,116 @@
+"""``lifedeploy calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lifedeploy.artifact import WORKSPACE, Workspace
+from lifedeploy.cli import console
+from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, precision, require_folder
+from lifedeploy.errors import UsageError
+
+
+def calibrate(
+    model: ModelArgument = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Images: a folder of them or of class folders, wds/DIR, hfds/NAME."),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers.  [default]")] = False,
+    fp8: Annotated[bool, typer.Option("--fp8", help="8-bit floating point, E4M3: Hopper, Ada, Blackwell.")] = False,
+    images: Annotated[int, typer.Option("--images", metavar="N", help="How many to calibrate on.")] = 512,
+    split: Annotated[
+        str, typer.Option("--split", metavar="train|val|all|FILE", help="Which.  [default: train if there is one]")
+    ] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Of their choice.")] = 0,
+    method: Annotated[
+        str, typer.Option("--method", metavar="minmax|percentile|entropy", help="How far activations reach.")
+    ] = "minmax",
+    smoothing: Annotated[
+        float,
+        typer.Option(
+            "--smoothing", metavar="ALPHA", help="How much of it is moved into the weights (SmoothQuant); 0: none."
+        ),
+    ] = 0.5,
+    parts: Annotated[
+        str, typer.Option("--parts", metavar="PART,PART", help="Parts to quantise.  [default: see --show-policy]")
+    ] = "",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", metavar="NAME", help="Product left in floating point, as blocks.0.*; repeatable."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="POINTS",
+            help="Leave the worst layers in floating point until top-1 drops by at most this; else fail.",
+        ),
+    ] = None,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="One scale per weight, not one per output channel.")
+    ] = False,
+    check_images: Annotated[
+        int, typer.Option("--check-images", metavar="N", help="Other images, to see what it costs.")
+    ] = 64,
+    batch: Annotated[int, typer.Option("--batch", help="Images per batch.")] = 8,
+    show_policy: Annotated[
+        bool, typer.Option("--show-policy", help="Show what is quantised and why, and stop.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Calibrate again even if nothing changed.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the report here.")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    json: JsonOption = None,
+) -> None:
+    """Quantise an exported model and its baselines with images, and show what it costs.
+
+    The graphs carry explicit Q/DQ nodes, so every engine computes the same 8 bits: `build-engine --int8` takes them.
+    """
+    asked = precision(int8=int8, fp8=fp8) or "int8"
+    require_folder(json)
+    require_folder(plot)
+    if not show_policy and data is None:
+        raise UsageError("calibration needs images: --data DIR")
+    with console.counting("images") as (say, progress):
+        say("looking at the model")
+        from lifedeploy.calibration.quantize import Recipe
+        from lifedeploy.cli import render_calibration
+        from lifedeploy.workflows import calibrate as workflow
+
+        if plot is not None:
+            from lifedeploy.viz.plots import check_format
+
+            check_format(plot)
+        chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
+        recipe = Recipe(asked, method, chosen, not per_tensor, smoothing, tuple(keep or ()))
+        request = workflow.CalibrateRequest(
+            model,
+            data or "",
+            recipe,
+            split,
+            images,
+            check_images,
+            seed,
+            batch,
+            max_drop,
+            force,
+        )
+        if show_policy:
+            rows = workflow.show_policy(request, Workspace(workspace))
+        else:
+            report = workflow.calibrate(request, Workspace(workspace), say, progress)
+            if plot is not None:
+                from lifedeploy.viz.calibration import plot_calibration
+
+                plot_calibration(report.members, plot, precision=asked)
+    if show_policy:
+        console.report(json, lambda: {"schema": 1, "policy": rows}, lambda: render_calibration.policy(rows, asked))
+        return
+    for warning in report.warnings:
+        console.warn(warning, title="warning")
+    console.report(json, report.to_dict, lambda: render_calibration.calibrated(report))
+    if plot is not None:
+        console.err.print(f"wrote {plot}", highlight=False)

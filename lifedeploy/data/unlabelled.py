@@ -1,0 +1,51 @@
+"""Images whose classes do not matter: to calibrate on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lifedeploy.data.images import ImageSet, read_images
+from lifedeploy.data.preprocess import decode_image
+from lifedeploy.errors import DataError
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class LooseSet(ImageSet):
+    """The image files that lie in a folder, in the order of their names; they are of no class."""
+
+    def __init__(self, root: Path) -> None:
+        self._paths = sorted(path for path in root.iterdir() if path.suffix.lower() in _ENDINGS)
+        super().__init__(str(root), (), np.full(len(self._paths), -1, dtype=np.int64))
+
+    def filename(self, index: int) -> str:
+        return self._paths[index].name
+
+    def image(self, index: int) -> Image.Image:
+        return decode_image(self._paths[index], str(self._paths[index]))
+
+
+def read_unlabelled(source: str, *, split: str = "") -> ImageSet:
+    """Images of a folder, of class folders, of shards or of a hub data set; of its training half unless told.
+
+    What a model is measured on should not be what it was calibrated on.
+
+    Raises:
+        DataError: there are none, or the split does not exist.
+    """
+    root = Path(source)
+    if not split and root.is_dir():
+        loose = LooseSet(root)
+        if len(loose):
+            return loose
+    if split:
+        return read_images(source, split=split)
+    try:
+        return read_images(source, split="train")
+    except DataError as error:
+        if "no split" in error.message:  # a validation half alone
+            return read_images(source)
+        raise

@@ -1,0 +1,102 @@
+"""What 8 bits cost, drawn: layers along the depth of the network, and images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lifedeploy.calibration.report import LayerReport, MemberReport
+from lifedeploy.files import atomic_file
+from lifedeploy.viz.plots import check_format
+
+_COLOURS = ("#1b6ca8", "#c2571a", "#4f9d69", "#8c6bb1", "#8c8c8c", "#d4a017")
+_SAME, _CHANGED = "#1b6ca8", "#c2571a"
+
+
+def plot_calibration(members: Mapping[str, MemberReport], path: Path, *, precision: str) -> None:
+    """A row per graph: SQNR of its layers by depth, and error and kept-token overlap of the images.
+
+    Raises:
+        UsageError: a format that cannot be written.
+    """
+    check_format(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = [member for method, member in members.items() if method != "first-k"]
+    figure = Figure(figsize=(10.5, 3.2 * len(drawn) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(len(drawn), 2, squeeze=False, width_ratios=(3, 2))
+    for (left, right), member in zip(axes, drawn, strict=True):
+        _layers(left, member.layers)
+        left.set_title(f"{member.method} · {precision}: layers", loc="left", fontsize=10, fontweight="bold")
+        _images(right, member)
+        right.set_title("images", loc="left", fontsize=10, fontweight="bold")
+    figure.suptitle(
+        "SQNR: signal over quantisation noise of a layer's factors; hollow: left in floating point",
+        fontsize=8,
+        color="#555555",
+    )
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=130)
+
+
+def _layers(axis: Any, layers: Sequence[LayerReport]) -> None:
+    kinds: dict[str, list[tuple[int, LayerReport]]] = {}
+    for order, layer in enumerate(layers):
+        depth, kind = _place(layer.name, order)
+        kinds.setdefault(kind, []).append((depth, layer))
+    floor = min((layer.sqnr_db for layer in layers if layer.sqnr_db is not None), default=0.0)
+    for colour, (kind, found) in zip(_COLOURS * len(kinds), sorted(kinds.items()), strict=False):
+        found.sort(key=lambda item: item[0])
+        quantized = [(depth, layer.sqnr_db) for depth, layer in found if layer.sqnr_db is not None]
+        axis.plot(*zip(*quantized, strict=True), "o-", markersize=4, linewidth=1, color=colour, label=kind)
+        left = [depth for depth, layer in found if layer.sqnr_db is None]
+        axis.plot(left, [floor] * len(left), "o", markersize=6, markerfacecolor="none", color=colour)
+    axis.set_xlabel("layer")
+    axis.set_ylabel("SQNR, dB")
+    axis.legend(fontsize=7, frameon=False, ncols=3)
+    _tidy(axis)
+
+
+def _place(name: str, order: int) -> tuple[int, str]:
+    """Layer (from 1) and kind of a product, by its name where it tells: blocks.3.mlp.fc1/MatMul → 4, fc1."""
+    found = re.match(r"blocks\.(\d+)\.(.+)/", name)
+    if found is None:
+        return order + 1, "product"
+    kind = found[2].rpartition(".")[2]
+    kinds = {"attn": "P·V" if name.endswith("_1") else "Q·Kᵀ"}
+    return int(found[1]) + 1, kinds.get(kind, kind)
+
+
+def _images(axis: Any, member: MemberReport) -> None:
+    errors = [image.error * 100 for image in member.images]
+    colours = [_CHANGED if image.changed else _SAME for image in member.images]
+    if member.overlap is None:
+        order = sorted(range(len(errors)), key=lambda index: errors[index])
+        axis.scatter(range(len(errors)), [errors[i] for i in order], s=12, c=[colours[i] for i in order])
+        axis.set_xlabel("image, best first")
+        axis.set_ylabel("error of the logits, %")
+    else:
+        axis.scatter(errors, [(image.overlap or 0) * 100 for image in member.images], s=12, c=colours, alpha=0.7)
+        axis.set_xlabel("error of the logits, % of the largest")
+        axis.set_ylabel("same kept tokens, %")
+    changed = sum(image.changed for image in member.images)
+    axis.annotate(
+        f"{changed} of {len(errors)} answers changed",
+        (0.98, 0.03),
+        xycoords="axes fraction",
+        ha="right",
+        fontsize=8,
+        color=_CHANGED if changed else _SAME,
+    )
+    _tidy(axis)
+
+
+def _tidy(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color="#e6e6e6")
+    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=8)

@@ -1,0 +1,302 @@
+"""``calibrate``: an exported model and images in; its quantised graphs, and what that cost, out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifedeploy.artifact import Artifact, Manifest, Workspace
+from lifedeploy.calibration import compare, policy, sensitivity
+from lifedeploy.calibration.compare import Check
+from lifedeploy.calibration.feed import Draw, Feed, draw
+from lifedeploy.calibration.quantize import SMOOTHING_IMAGES, Prepared, Recipe, Source, prepare, write
+from lifedeploy.calibration.report import MemberReport
+from lifedeploy.data.images import ImageSet
+from lifedeploy.data.unlabelled import read_unlabelled
+from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.errors import ArtifactError, DataError, UsageError
+from lifedeploy.evaluation import parity
+from lifedeploy.evaluation.accuracy import map_classes
+from lifedeploy.files import atomic_folder, now, sha256, write_json
+from lifedeploy.optional import versions
+from lifedeploy.spec import ModelSpec
+from lifedeploy.workflows import gate
+from lifedeploy.workflows.find import newest_export
+from lifedeploy.workflows.members import members_of
+from lifedeploy.workflows.progress import Say, silent
+
+REPORT, PLOT, REFERENCE = "report.json", "report.png", "reference.npz"
+Progress = Callable[[int, int], None]  # images seen, images in all
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What to calibrate, how, and on which images."""
+
+    model: Path | None = None  # None: the newest export
+    data: str = ""
+    recipe: Recipe = field(default_factory=Recipe)
+    split: str = ""  # '': the training half, where there is one
+    images: int = 512
+    check_images: int = 64  # held against the float graph: others than those, if there are enough
+    seed: int = 0
+    batch: int = 8
+    max_drop: float | None = None  # points of top-1; worst layers stay in floating point until it is kept
+    force: bool = False
+    cache: Path | None = None  # of statistics; None: the user's
+
+    def __post_init__(self) -> None:
+        for name, unit in (("images", "images"), ("check_images", "images to check on"), ("batch", "images per batch")):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{getattr(self, name)} {unit} are not allowed: at least 1 is needed")
+        if self.max_drop is not None and self.max_drop < 0:
+            raise UsageError(f"a drop of {self.max_drop:g} points is not allowed: it must be at least 0")
+
+
+@dataclass(frozen=True)
+class CalibrateReport:
+    """What was made, and what it cost."""
+
+    folder: Path
+    settings: dict[str, Any]  # the recipe, max_drop, and the images: all that decides the result
+    policy: tuple[dict[str, Any], ...]
+    members: dict[str, MemberReport]  # method → report
+    warnings: tuple[str, ...]
+    created: str
+    reused: bool = False
+    cached: bool = False  # whether the statistics were known
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        members = {method: member.to_dict() for method, member in self.members.items()}
+        return {"schema": 1, **vars(self), "folder": str(self.folder), "members": members}
+
+
+def calibrate(
+    request: CalibrateRequest,
+    workspace: Workspace,
+    say: Say = silent,
+    progress: Progress = lambda seen, images: None,
+) -> CalibrateReport:
+    """Quantise the slimmed model, its dense baseline and its first-k bound into a folder of the export.
+
+    Raises:
+        ArtifactError: no model, or its files are not those of its manifest.
+        DataError, ImageError: no images, or one that cannot be read.
+        UsageError, ExportError: nothing of the model would be quantised.
+        ParityError: ``max_drop`` cannot be kept.
+    """
+    export = newest_export(request.model, workspace)
+    members = members_of(export)
+    for member in members.values():
+        member.check()
+    say(f"listing {request.data}")
+    images = read_unlabelled(request.data, split=request.split)
+    drawn = draw(images, request.images, request.check_images, request.seed)
+    feed, check_feed = (_feed(chosen, export, request.batch) for chosen in (drawn.calibration, drawn.check))
+    say(f"reading {len(feed)} images")
+    data_digest = feed.digest()
+    settings = _settings(request, images, drawn, data_digest)
+    folder = export.folder / request.recipe.precision
+    found = None if request.force else _unchanged(folder, members, settings)
+    if found:
+        return found
+
+    total = len(members) * (min(len(feed), SMOOTHING_IMAGES) + len(feed) + 3 * len(check_feed))
+    seen = 0
+
+    def count(done: int) -> None:
+        nonlocal seen
+        seen += done
+        progress(min(seen, total), total)
+
+    reports: dict[str, MemberReport] = {}
+    cached = True
+    with atomic_folder(folder) as staging, tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        answers: dict[str, list[parity.Answer]] = {}
+        for method, member in members.items():
+            stem = member.manifest_path.stem
+            say(f"calibrating {stem}")
+            source = Source(member.path, member.manifest.sha256, data_digest, request.cache)
+            prepared = prepare(source, request.recipe, feed, work, count)
+            cached = cached and prepared.cached
+            say(f"checking {stem}")
+            spec = member.manifest.spec
+            reference = compare.ask(member.path, check_feed, spec, count)
+            check = Check(member.path, check_feed, spec, reference, _labels(drawn.check, spec))
+            target = staging / f"{stem}.onnx"
+            reports[method] = _quantized(prepared, check, target, work, request, say, count)
+            _, inputs = gate.samples_of(member)
+            answers[method] = _literal(target, spec, inputs)
+            prepared.graph.unlink()
+        parity.record(staging / REFERENCE, answers, inputs)
+        report = CalibrateReport(
+            folder,
+            settings,
+            tuple(_policy(request.recipe, members[export.method])),
+            reports,
+            tuple(_warnings(request, drawn, reports)),
+            now(),
+            cached=cached,
+        )
+        for method, member in members.items():
+            _manifest(member, reports[method], report, staging).write(staging / member.manifest_path.name)
+        write_json(staging / REPORT, report.to_dict())
+        say("drawing")
+        from lifedeploy.viz.calibration import plot_calibration
+
+        plot_calibration(report.members, staging / PLOT, precision=request.recipe.precision)
+    return report
+
+
+def show_policy(request: CalibrateRequest, workspace: Workspace) -> list[dict[str, Any]]:
+    """Which products are quantised, and why; with their number in a model where there is one."""
+    model = None
+    if request.model is not None or workspace.exports():
+        model = newest_export(request.model, workspace)
+    return _policy(request.recipe, model)
+
+
+def _policy(recipe: Recipe, model: Artifact | None) -> list[dict[str, Any]]:
+    found = policy.products_in(model.path) if model is not None else ()
+    return policy.as_rows(recipe.precision, recipe.quantized_parts, found)
+
+
+def _feed(images: ImageSet, export: Artifact, batch: int) -> Feed:
+    manifest = export.manifest
+    fixed = manifest.graph.get("batch_size")
+    in_graph = bool(manifest.graph.get("with_preprocess"))
+    return Feed(images, manifest.spec.preprocess, in_graph, fixed or batch, fixed is not None)
+
+
+def _settings(request: CalibrateRequest, images: ImageSet, drawn: Draw, data_digest: str) -> dict[str, Any]:
+    recipe = asdict(request.recipe) | {"parts": list(request.recipe.quantized_parts), "keep": list(request.recipe.keep)}
+    return recipe | {
+        "max_drop": request.max_drop,
+        "data": {
+            "source": images.source,
+            "split": request.split,
+            "images": len(drawn.calibration),
+            "of": len(images),
+            "seed": request.seed,
+            "sha256": data_digest,
+            "check_images": len(drawn.check),
+        },
+    }
+
+
+def _labels(images: ImageSet, spec: ModelSpec) -> NDArray[np.int64] | None:
+    """Classes among the model's, if the images have classes that it knows."""
+    if not images.classes or spec.num_classes < 2 or spec.provenance.weights == "random":
+        return None
+    try:
+        mapped = map_classes(images.classes, spec.classes, spec.num_classes, source=images.source, model="the model")
+    except DataError:
+        return None  # of other classes: only agreement with the float graph can be told
+    return mapped.indices[images.targets]
+
+
+def _quantized(
+    prepared: Prepared,
+    check: Check,
+    target: Path,
+    work: Path,
+    request: CalibrateRequest,
+    say: Say,
+    count: Callable[[int], None],
+) -> MemberReport:
+    """Write the quantised graph; with ``max_drop``, with as many layers in floating point as that takes.
+
+    first-k is a bound on speed, not a model to use: it gets what its schedule gets, whatever its accuracy.
+    """
+    write(prepared, target)
+    made = compare.report(prepared, target, check, count=count)
+    if request.max_drop is None or made.drop <= request.max_drop or check.spec.method == "first-k":
+        return made
+    say(f"top-1 drops by {made.drop:.2f} points: looking for the layers that cause it")
+    return sensitivity.restore(prepared, check, target, work, request.max_drop, say)
+
+
+def _literal(graph: Path, spec: ModelSpec, inputs: list[NDArray[Any]]) -> list[parity.Answer]:
+    """What the quantised graph says to the parity samples: what engines built of it are held against."""
+    taps = parity.taps_for(spec)
+    with OnnxRuntime(graph, EngineOptions(taps=taps, literal=True)) as engine:
+        run = parity.asker(engine, engine if taps else None, spec.schedule.tokens[-1])
+        return [run(images) for images in inputs]
+
+
+def _manifest(member: Artifact, made: MemberReport, report: CalibrateReport, staging: Path) -> Manifest:
+    own = member.manifest
+    layers = [
+        {"name": layer.name, "sqnr_db": layer.sqnr_db, "tensors": [asdict(tensor) for tensor in layer.tensors]}
+        for layer in made.layers
+    ]
+    return replace(
+        own,
+        kind="calibrated",
+        sha256=sha256(staging / own.file),
+        parity=None,
+        reference=REFERENCE,
+        checkpoint=f"../{own.checkpoint}" if own.checkpoint else "",
+        quantization={
+            **report.settings,
+            "source_sha256": own.sha256,
+            **made.summary(),
+            "report": REPORT,
+            "layers": layers,
+        },
+        versions=versions(),
+        created=report.created,
+    )
+
+
+def _warnings(request: CalibrateRequest, drawn: Draw, reports: dict[str, MemberReport]) -> list[str]:
+    made = []
+    if len(drawn.calibration) < request.images:
+        made.append(f"{request.images} images were asked for, and there are {len(drawn.calibration)}: all were taken")
+    if drawn.shared:
+        made.append("there were no images left to check on that were not calibrated on: the check is too kind")
+    for method, report in reports.items():
+        if report.overlap is not None and report.overlap < 0.95:
+            made.append(f"{method}: only {report.overlap:.1%} of the kept tokens are those of the float graph")
+        if method != "first-k" and report.same_top1 < 0.95:
+            made.append(f"{method}: only {report.same_top1:.1%} of the answers are those of the float graph")
+    return made
+
+
+def _unchanged(folder: Path, members: dict[str, Artifact], settings: dict[str, Any]) -> CalibrateReport | None:
+    """The calibration in ``folder``, if it is of the same files with the same settings by the same version."""
+    try:
+        for member in members.values():
+            known = Artifact.read(folder / member.manifest_path.name)
+            known.check()
+            facts = known.manifest.quantization
+            if facts["source_sha256"] != member.manifest.sha256 or known.manifest.versions.get(
+                "lifedeploy"
+            ) != versions().get("lifedeploy"):
+                return None
+            if any(facts[name] != value for name, value in settings.items()):
+                return None
+        data = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        reports = {method: MemberReport.from_dict(item) for method, item in data["members"].items()}
+        return CalibrateReport(
+            folder,
+            data["settings"],
+            tuple(data["policy"]),
+            reports,
+            tuple(data["warnings"]),
+            data["created"],
+            reused=True,
+            cached=True,
+        )
+    except (ArtifactError, OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or damaged: calibrate again
