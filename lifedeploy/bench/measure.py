@@ -1,13 +1,14 @@
 """The measurement itself: contenders take turns, round by round, until their ratios are known well enough.
 
-A round gives every contender the same number of requests, one contender after the other, the order reversed every
-other round; ratios are taken within rounds. What slows the machine down for a while then slows all contenders alike.
+A round gives every contender of a team the same number of requests, one contender after the other, the order reversed
+every other round; ratios are taken within rounds. What slows the machine down for a while then slows all contenders
+alike. Teams differ in how many requests make a turn that can be timed: one runtime may be a hundred times another.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ class Contender:
     batch: int
     lanes: tuple[Lane, ...]
     against: str = ""  # whom its ratio must become tight to; '': the first contender
+    base: str = ""  # another one whom its ratio must become tight to, if there is one
+    team: str = ""  # contenders of a team get as many requests as each other
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def measure(
         progress: told the rounds made and the share of the way done, 0…1.
     """
     stop = stop or Stop()
-    pairs = [(contender.name, contender.against or contenders[0].name) for contender in contenders]
+    first = contenders[0].name
+    pairs = {(one.name, other) for one in contenders for other in (one.against or first, one.base or one.name)}
     began = clock()
     with ExitStack() as stack:
         crews = _crews(contenders, stack)
@@ -97,7 +101,7 @@ def measure(
         samples = Samples({contender.name: [] for contender in contenders})
         while True:
             order = contenders if samples.count % 2 == 0 else tuple(reversed(contenders))
-            turns = {contender.name: _turn(contender, crews[contender.name], requests, clock) for contender in order}
+            turns = {one.name: _turn(one, crews[one.name], requests[one.team], clock) for one in order}
             for name, turn in turns.items():
                 samples.rounds[name].append(turn)
             spent = (clock() - began) / stop.budget_s
@@ -115,7 +119,7 @@ def _done(rounds: int, spent: float, width: float, stop: Stop) -> bool:
     return out_of_time or tight or rounds >= stop.max_rounds
 
 
-def _widest(samples: Samples, pairs: Sequence[tuple[str, str]]) -> float:
+def _widest(samples: Samples, pairs: Collection[tuple[str, str]]) -> float:
     """The widest interval of all ratios; of its own throughput where a contender is alone."""
     ratios = [samples.ratio(name, other) for name, other in pairs if name != other]
     if not ratios:
@@ -137,16 +141,17 @@ def _crews(contenders: Sequence[Contender], stack: ExitStack) -> Crews:
     return crews
 
 
-def _warm_up(contenders: Sequence[Contender], crews: Crews, clock: Clock) -> int:
-    """Run everyone, and find out how many requests make a round that can be timed."""
-    shortest = float("inf")
+def _warm_up(contenders: Sequence[Contender], crews: Crews, clock: Clock) -> dict[str, int]:
+    """Run everyone, and find out how many requests of each team make a round that can be timed."""
+    shortest: dict[str, float] = {}
     for contender in contenders:
         crew = crews[contender.name]
         first = _turn(contender, crew, 1, clock).seconds
         # Once is enough for what takes seconds; what takes milliseconds is still settling.
         again = _turn(contender, crew, 1 if first > 1 else 5, clock)
-        shortest = min(shortest, again.seconds / len(again.latencies_s) * len(contender.lanes))
-    return max(1, round(MIN_ROUND_S / max(shortest, 1e-6)))
+        seconds = again.seconds / len(again.latencies_s) * len(contender.lanes)
+        shortest[contender.team] = min(seconds, shortest.get(contender.team, seconds))
+    return {team: max(1, round(MIN_ROUND_S / max(seconds, 1e-6))) for team, seconds in shortest.items()}
 
 
 def _turn(contender: Contender, crew: Sequence[ThreadPoolExecutor], requests: int, clock: Clock) -> Round:

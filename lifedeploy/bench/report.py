@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lifedeploy.bench.choices import Choice
 from lifedeploy.bench.measure import Samples
 from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.stats import percentiles
@@ -46,6 +47,10 @@ class Row:
     copies: bool | None = None  # to and from the device, part of each request; None: there is no other device
     device_ms: dict[str, float] | None = None  # p50, p90, p99 of single requests, by the device's clock
     trtexec: dict[str, float] | None = None  # what trtexec makes of the same plan, and our share of it
+    base: str | None = None  # the dense model of the first engine, which took turns with this
+    over_base: float | None = None  # median of per-round ratios
+    over_base_low: float | None = None
+    over_base_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class BenchReport:
     created: str
     command: str = ""
     profiles: tuple[Profile, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    images: dict[str, Any] | None = None  # what the choices were evaluated on
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -67,6 +75,9 @@ class BenchReport:
             "machine": self.machine,
             "rows": [asdict(row) for row in self.rows],
             "profiles": [asdict(profile) for profile in self.profiles],
+            "choices": [asdict(choice) for choice in self.choices],
+            "images": self.images,
+            "warnings": list(self.warnings),
         }
 
     def write_json(self, path: Path) -> None:
@@ -110,12 +121,13 @@ class Subject:
     note: str = ""
 
 
-def contender_name(method: str, copies: bool | None) -> str:
+def contender_name(team: str, method: str, copies: bool | None) -> str:
     """What a method's contender in a contest is called; with and without copies it takes part twice."""
-    return f"{method}, without copies" if copies is False else method
+    return f"{team} {method}, without copies" if copies is False else f"{team} {method}"
 
 
 def make_rows(
+    team: str,
     subjects: Sequence[Subject],
     samples: Samples,
     *,
@@ -124,12 +136,13 @@ def make_rows(
     streams: int,
     threads: int,
     copies: bool | None = None,
+    base: str | None = None,
 ) -> list[Row]:
-    """Rows from the samples of one contest."""
+    """A team's rows from the samples of one contest; ``base`` is the contender that all teams are held against."""
     rows = []
-    dense, first_k = contender_name("dense", copies), contender_name("first-k", copies)
+    dense, first_k = (contender_name(team, method, copies) for method in ("dense", "first-k"))
     for subject in subjects:
-        own = contender_name(subject.method, copies)
+        own = contender_name(team, subject.method, copies)
         turns = samples.rounds[own]
         device = [milliseconds for turn in turns for milliseconds in turn.device_ms]
         rates = [turn.images_per_s for turn in turns]
@@ -137,6 +150,7 @@ def make_rows(
         q1, median, q3 = percentiles(rates, (25, 50, 75))
         speedup = samples.ratio(own, dense) if dense in samples.rounds else None
         share = samples.ratio(own, first_k).median if first_k in samples.rounds else None
+        over_base = samples.ratio(own, base) if base else None
         bound = subject.mac_ratio
         rows.append(
             Row(
@@ -165,6 +179,10 @@ def make_rows(
                 note=subject.note,
                 copies=copies,
                 device_ms=_spread(device) if device else None,
+                base=base,
+                over_base=over_base.median if over_base else None,
+                over_base_low=over_base.low if over_base else None,
+                over_base_high=over_base.high if over_base else None,
             )
         )
     return rows

@@ -73,24 +73,23 @@ def building() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], N
 
 
 @contextmanager
-def benchmarking() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, float], None]]]:
+def benchmarking() -> Iterator[tuple[Callable[[str], None], Callable[[str, str, float], None]]]:
     """A progress bar for measurements, with a spinner for what is done between them."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[rounds]}"),
+        TextColumn("{task.fields[so_far]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=None, rounds="")
+        task = bar.add_task("", total=None, so_far="")
 
         def say(message: str) -> None:
-            bar.reset(task, description=escape(message), total=None, rounds="")
+            bar.reset(task, description=escape(message), total=None, so_far="")
 
-        def progress(label: str, rounds: int, share: float) -> None:
-            plural = "" if rounds == 1 else "s"
-            bar.update(task, description=escape(label), total=1.0, completed=share, rounds=f"{rounds} round{plural}")
+        def progress(label: str, so_far: str, share: float) -> None:
+            bar.update(task, description=escape(label), total=1.0, completed=share, so_far=so_far)
 
         yield say, progress
 

@@ -44,9 +44,9 @@ def _models(report: EvaluateReport) -> Table:
             row.precision,
             str(accuracy.images),
             f"[bold]{accuracy.top1 * 100:.1f}[/] [dim]± {accuracy.standard_error * 100:.1f}[/]",
-            _percent(accuracy.top5),
+            percent(accuracy.top5),
             f"{accuracy.loss:.3f}",
-            _percent(accuracy.average_precision),
+            percent(accuracy.average_precision),
             f"{row.images_per_s:.0f}" if row.images_per_s >= 100 else f"{row.images_per_s:.3g}",
         )
     return table
@@ -58,7 +58,7 @@ def _pairs(report: EvaluateReport) -> Table:
     table.add_column("same top-1 %", justify="right")
     table.add_column("same kept tokens %", justify="right")
     for pair in report.pairs:
-        table.add_row(f"{pair.first} and {pair.second}", _percent(pair.agreement), _percent(pair.overlap))
+        table.add_row(f"{pair.first} and {pair.second}", percent(pair.agreement), percent(pair.overlap))
     return table
 
 
@@ -69,7 +69,7 @@ def _classes(accuracy: Accuracy) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for entry in accuracy.per_class:
         values = (entry.recall, entry.precision, entry.average_precision)
-        table.add_row(escape(entry.name), str(entry.images), *map(_percent, values))
+        table.add_row(escape(entry.name), str(entry.images), *map(percent, values))
     return table
 
 
@@ -93,7 +93,8 @@ def _title(text: str) -> Text:
     return Text(f"\n{text}", style="bold")
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share as a number of percent."""
     return "–" if share is None else f"{share * 100:.1f}"
 
 

@@ -9,21 +9,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lifedeploy.bench.choices import Choice, by_setting
 from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.cli.render import plain_table
+from lifedeploy.cli.render_accuracy import percent
 
 
 def measured(report: BenchReport) -> RenderableType:
-    """What ``bench`` measured: one table per engine, mode and batch size."""
+    """What ``bench`` measured: one table per engine, mode and batch size; then engines beside each other."""
     contests: dict[tuple[Any, ...], list[Row]] = {}
     for row in report.rows:
         contests.setdefault((row.model, row.engine, row.precision, row.mode, row.streams, row.copies), []).append(row)
     parts: list[RenderableType] = []
     for (model, engine, precision, mode, streams, copies), rows in contests.items():
-        flight = f", {streams} requests in flight" if mode == "throughput" else ""
-        moved = "" if copies is None else " · with copies" if copies else " · without copies"
-        parts += [_contest(rows, f"{model} · {engine} {precision} · {mode}{flight}{moved}"), Text("")]
+        parts += [_contest(rows, f"{model} · {engine} {precision} · {_setting(mode, streams, copies)}"), Text("")]
+    parts += _side_by_side(report)
     profiled: dict[tuple[Any, ...], list[Profile]] = {}
     for profile in report.profiles:
         profiled.setdefault((profile.model, profile.engine, profile.precision, profile.batch), []).append(profile)
@@ -52,6 +53,77 @@ def measured(report: BenchReport) -> RenderableType:
     for when, states in machine.get("gpu_state", {}).items():
         parts += [Text(f"{when}: {_gpu_state(state)}", style="dim") for state in states]
     return Group(*parts)
+
+
+def _setting(mode: str, streams: int, copies: bool | None) -> str:
+    flight = f", {streams} requests in flight" if mode == "throughput" else ""
+    return mode + flight + ("" if copies is None else " · with copies" if copies else " · without copies")
+
+
+def _side_by_side(report: BenchReport) -> list[RenderableType]:
+    """Everything that took turns, setting by setting, fastest first, with its accuracy where images are labelled."""
+    engines = {(row.engine, row.precision) for row in report.rows}
+    entries: Sequence[Row | Choice] = report.choices or (report.rows if len(engines) > 1 else ())
+    if not entries:
+        return []
+    question = "Which one?" if report.choices else "Side by side"
+    parts: list[RenderableType] = []
+    for own in by_setting(entries):
+        copies = next((entry.copies for entry in own if entry.copies is not None), None)
+        where = _setting(own[0].mode, own[0].streams, copies)
+        parts += [_compared(own, f"{question} · {own[0].model} · {where} · batch {own[0].batch}"), Text("")]
+    bases = " and ".join(dict.fromkeys(entry.base for entry in entries if entry.base))
+    said = f"Base: {bases}, in the same rounds." if bases else ""
+    if report.images is not None:
+        data = report.images
+        split = f", {data['split']}" if data["split"] else ""
+        said += (
+            " ●: nothing beside it is better in speed or top-1 and as good in the other. ±: standard error, of "
+            f"{report.choices[0].images} images of {len(data['classes'])} classes in {data['source']}{split}. "
+            "Same top-1: as the base; kept tokens: as the first engine's life model."
+        )
+    return [*parts, Text(said.strip(), style="dim")]
+
+
+def _compared(entries: Sequence[Row | Choice], title: str) -> Table:
+    """Fits eighty columns with the longest name of an engine; what nothing is known of is no column."""
+    choices = [entry for entry in entries if isinstance(entry, Choice)]
+    facts = {"AP\n%": "average_precision", "same\ntop-1\n%": "same_top1", "kept\ntokens\n%": "kept_overlap"}
+    known = {
+        header: fact for header, fact in facts.items() if any(getattr(choice, fact) is not None for choice in choices)
+    }
+    headers = (
+        "",
+        "engine, precision, method",
+        "img/s",
+        "over base\n(95 %)",
+        *(["top-1\n%"] if choices else []),
+        *known,
+    )
+    table = plain_table(*headers, title=title, text_columns=2)
+    names = table.columns[1]
+    names.no_wrap, names.overflow, names.max_width = False, "fold", 24
+    for entry in entries:
+        right: list[str] = []
+        if isinstance(entry, Choice):
+            right.append(f"[bold]{entry.top1 * 100:.1f}[/] [dim]± {entry.standard_error * 100:.1f}[/]")
+            right += [percent(getattr(entry, fact)) for fact in known.values()]
+        table.add_row(
+            "●" if isinstance(entry, Choice) and entry.pareto else "",
+            f"{entry.engine} {entry.precision} {entry.method}",
+            _significant(entry.images_per_s),
+            _ratio(entry.over_base, entry.over_base_low, entry.over_base_high),
+            *right,
+        )
+    return table
+
+
+def _ratio(middle: float | None, low: float | None, high: float | None) -> str:
+    """A ratio with its interval, in few characters."""
+    if middle is None or low is None or high is None:
+        return "–"
+    digits = 2 if middle < 10 else 1 if middle < 100 else 0
+    return f"[bold]{middle:.{digits}f}[/] [dim]({low:.{digits}f}–{high:.{digits}f})[/]"
 
 
 def _opinions(rows: Sequence[Row]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from lifedeploy.calibration.report import LayerReport, MemberReport
 from lifedeploy.files import atomic_file
 from lifedeploy.viz.plots import check_format
+from lifedeploy.viz.style import tidy, title
 
 _COLOURS = ("#1b6ca8", "#c2571a", "#4f9d69", "#8c6bb1", "#8c8c8c", "#d4a017")
 _SAME, _CHANGED = "#1b6ca8", "#c2571a"
@@ -31,9 +32,9 @@ def plot_calibration(members: Mapping[str, MemberReport], path: Path, *, precisi
     axes: Any = figure.subplots(len(drawn), 2, squeeze=False, width_ratios=(3, 2))
     for (left, right), member in zip(axes, drawn, strict=True):
         _layers(left, member.layers)
-        left.set_title(f"{member.method} · {precision}: layers", loc="left", fontsize=10, fontweight="bold")
+        title(left, f"{member.method} · {precision}: layers")
         _images(right, member)
-        right.set_title("images", loc="left", fontsize=10, fontweight="bold")
+        title(right, "images")
     figure.suptitle(
         "SQNR: signal over quantisation noise of a layer's factors; hollow: left in floating point",
         fontsize=8,
@@ -58,7 +59,7 @@ def _layers(axis: Any, layers: Sequence[LayerReport]) -> None:
     axis.set_xlabel("layer")
     axis.set_ylabel("SQNR, dB")
     axis.legend(fontsize=7, frameon=False, ncols=3)
-    _tidy(axis)
+    tidy(axis)
 
 
 def _place(name: str, order: int) -> tuple[int, str]:
@@ -92,11 +93,4 @@ def _images(axis: Any, member: MemberReport) -> None:
         fontsize=8,
         color=_CHANGED if changed else _SAME,
     )
-    _tidy(axis)
-
-
-def _tidy(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(color="#e6e6e6")
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8)
+    tidy(axis)

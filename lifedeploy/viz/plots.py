@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lifedeploy.bench.choices import by_setting
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.errors import UsageError
 from lifedeploy.files import atomic_file
+from lifedeploy.viz.choices import draw, label, marked
+from lifedeploy.viz.style import colour, tidy, title
 
 FORMATS = (".png", ".svg", ".pdf")
-_COLOURS = {"dense": "#8c8c8c", "first-k": "#6baed6", "life": "#1b6ca8"}
-_OTHER = "#c2571a"
 
 
 def check_format(path: Path) -> None:
@@ -26,7 +27,7 @@ def check_format(path: Path) -> None:
 
 
 def plot_bench(report: BenchReport, path: Path) -> None:
-    """Throughput and speed-up by batch size; one row of axes per engine and mode.
+    """Throughput and speed-up by batch size, one row of axes per engine and mode; accuracy against speed below them.
 
     Raises:
         UsageError: a format that cannot be written.
@@ -38,26 +39,50 @@ def plot_bench(report: BenchReport, path: Path) -> None:
     contests: dict[tuple[str, str, str, str, bool | None], list[Row]] = {}
     for row in report.rows:
         contests.setdefault((row.model, row.engine, row.precision, row.mode, row.copies), []).append(row)
-    figure = Figure(figsize=(10.5, 3.1 * len(contests) + 1.0), layout="constrained")
+    settings = by_setting(report.choices)
+    heights = [3.1] * len(contests) + [4.2] * len(settings)
+    figure = Figure(figsize=(10.5, sum(heights) + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(contests), 2, squeeze=False)
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    axes = [[figure.add_subplot(grid[row, column]) for column in (0, 1)] for row in range(len(contests))]
     for (left, right), ((model, engine, precision, mode, copies), rows) in zip(axes, contests.items(), strict=True):
         _throughput(left, rows)
         _speedup(right, rows)
-        moved = "" if copies is None else " · with copies" if copies else " · without copies"
-        left.set_title(f"{model} · {engine} {precision} · {mode}{moved}", loc="left", fontsize=10, fontweight="bold")
+        title(left, f"{model} · {engine} {precision} · {mode}{_moved(copies)}")
+    panels = [figure.add_subplot(grid[len(contests) + row, :]) for row in range(len(settings))]
+    markers = marked(report.choices)
+    for panel, choices in zip(panels, settings, strict=True):
+        one = choices[0]
+        copies = next((choice.copies for choice in choices if choice.copies is not None), None)
+        draw(panel, choices, markers)
+        tidy(panel)
+        title(panel, f"{one.model} · {one.mode} · batch {one.batch}{_moved(copies)}")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8, frameon=False)
     machine = report.machine
     gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
     figure.suptitle(
         f"{machine['cpu']}{gpu}, {machine['threads']} threads · interleaved rounds · whiskers: quartiles (left), "
-        "95 % interval of the median ratio (right)",
+        "95 % interval of the median ratio (right)" + (_below(report) if settings else ""),
         fontsize=8,
         color="#555555",
     )
+    if settings:
+        figure.draw_without_rendering()  # lays it out
+        figure.set_layout_engine("none")
+        for panel, choices in zip(panels, settings, strict=True):
+            label(panel, choices)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
+
+
+def _moved(copies: bool | None) -> str:
+    return "" if copies is None else " · with copies" if copies else " · without copies"
+
+
+def _below(report: BenchReport) -> str:
+    images = f"{report.choices[0].images} images of {report.images['source']}" if report.images else "labelled images"
+    return f",\none standard error of {images} (below); dashed: nothing is both faster and as accurate"
 
 
 def _methods(rows: Sequence[Row]) -> list[str]:
@@ -77,13 +102,14 @@ def _throughput(axis: Any, rows: Sequence[Row]) -> None:
             [row.images_per_s - row.images_per_s_quartiles[0] for row in own.values()],
             [row.images_per_s_quartiles[1] - row.images_per_s for row in own.values()],
         ]
-        colour = _COLOURS.get(method, _OTHER)
-        bars = axis.bar(places, heights, width * 0.92, yerr=spread, label=method, color=colour, ecolor="#333333")
-        axis.bar_label(bars, fmt="{:.3g}", fontsize=7, padding=2)
+        bars = axis.bar(
+            places, heights, width * 0.92, yerr=spread, label=method, color=colour(method), ecolor="#333333"
+        )
+        axis.bar_label(bars, fmt=lambda rate: f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}", fontsize=7, padding=2)
     axis.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
     axis.set_ylabel("images/s")
     axis.margins(y=0.15)
-    _tidy(axis)
+    tidy(axis)
 
 
 def _speedup(axis: Any, rows: Sequence[Row]) -> None:
@@ -95,12 +121,11 @@ def _speedup(axis: Any, rows: Sequence[Row]) -> None:
         own = [row for row in rows if row.method == method and row.speedup is not None]
         if not own:
             continue
-        colour = _COLOURS.get(method, _OTHER)
         places = [batches.index(row.batch) + (index - (len(slimmed) - 1) / 2) * shift for row in own]
         middle = [row.speedup or 0 for row in own]
         below = [(row.speedup or 0) - (row.speedup_low or 0) for row in own]
         above = [(row.speedup_high or 0) - (row.speedup or 0) for row in own]
-        axis.errorbar(places, middle, yerr=[below, above], fmt="o", capsize=4, color=colour, label=method)
+        axis.errorbar(places, middle, yerr=[below, above], fmt="o", capsize=4, color=colour(method), label=method)
         # Labels on the outer sides, so that neighbours do not cover each other.
         side, align = (-9, "right") if index == 0 and len(slimmed) > 1 else (9, "left")
         for x, y in zip(places, middle, strict=True):
@@ -111,7 +136,7 @@ def _speedup(axis: Any, rows: Sequence[Row]) -> None:
                 xytext=(side, -3),
                 ha=align,
                 fontsize=8,
-                color=colour,
+                color=colour(method),
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
     bounds = {row.mac_ratio for row in rows if row.method not in ("dense", "first-k") and row.mac_ratio}
@@ -127,17 +152,10 @@ def _speedup(axis: Any, rows: Sequence[Row]) -> None:
             xytext=(4, 0),
             textcoords="offset points",
         )
-    axis.axhline(1, linewidth=1, color=_COLOURS["dense"])
+    axis.axhline(1, linewidth=1, color=colour("dense"))
     top = max([*bounds, *(row.speedup_high or 0 for row in rows), 1.0])
     axis.set_ylim(0.9, top * 1.08)
     axis.set_xlim(-0.5, len(batches) - 0.5)
     axis.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
     axis.set_ylabel("speed-up over dense")
-    _tidy(axis)
-
-
-def _tidy(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#e6e6e6")
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8)
+    tidy(axis)

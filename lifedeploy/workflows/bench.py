@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from lifedeploy.artifact import TensorSpec, Workspace
 from lifedeploy.bench import trtexec
-from lifedeploy.bench.measure import Contender, Samples, Stop, measure
+from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.bench.memory import peak_memory_mib
 from lifedeploy.bench.profile import Profile, summarise
 from lifedeploy.bench.report import BenchReport, Row, Subject, contender_name, make_rows
@@ -21,12 +22,14 @@ from lifedeploy.engines.lanes import Array, DeviceLane, Lane, WithoutCopies, buf
 from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.files import now
 from lifedeploy.machine import cores, describe, gpu_state
+from lifedeploy.workflows.choices import Judgement, judge
+from lifedeploy.workflows.evaluate import EvaluateRequest, listed
 from lifedeploy.workflows.progress import Say, silent
 from lifedeploy.workflows.teams import Member, Team, teams
 
 MODES = ("latency", "throughput")
 _SEED = 5
-Progress = Callable[[str, int, float], None]  # what is measured, rounds made, share of the way
+Progress = Callable[[str, str, float], None]  # what is done, how far that is, share of the way
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class BenchRequest:
     """What to measure, and how."""
 
     model: Path | None = None  # None: what was built last
-    engines: tuple[str, ...] = ()  # NAME or NAME:PRECISION; none: what was built last
+    engines: tuple[str, ...] = ()  # NAME or NAME:PRECISION; none: what was built last. The first is the base
     batches: tuple[int, ...] = (1, 8, 32)
     modes: tuple[str, ...] = ("latency",)
     streams: int = 2  # requests in flight in throughput mode
@@ -46,6 +49,9 @@ class BenchRequest:
     trust: bool = False  # measure a TensorRT plan, which is executable code, although it has no manifest
     copies: tuple[bool, ...] = (True, False)  # engines on a device: with copies to and from it, without, or both
     profile: bool = False  # also where the time goes, layer by layer
+    data: str = ""  # labelled images, for accuracy beside speed
+    split: str = ""
+    limit: int | None = None  # at most so many images, evenly over the set
 
     def __post_init__(self) -> None:
         if not self.batches or any(batch < 1 for batch in self.batches):
@@ -61,83 +67,163 @@ class BenchRequest:
             raise UsageError(f"{self.threads} threads are not allowed: at least 1 is needed")
         if self.stop.budget_s <= 0:
             raise UsageError(f"a budget of {self.stop.budget_s:g} s is not allowed: it must be positive")
+        if not self.data and (self.split or self.limit is not None):
+            raise UsageError("--split and --limit choose among labelled images, and there are none without --data")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"{self.limit} images are not allowed: at least 1 is needed")
 
 
 def bench(
     request: BenchRequest,
     workspace: Workspace,
     say: Say = silent,
-    progress: Progress = lambda label, rounds, share: None,
+    progress: Progress = lambda label, so_far, share: None,
 ) -> BenchReport:
-    """Measure every engine at every batch size in every mode.
+    """Measure every engine at every batch size in every mode; all engines take turns with each other.
+
+    Accuracy comes first: data that cannot be used end it before the minutes that measuring takes.
 
     Raises:
         UsageError, ArtifactError, EngineError: the request cannot be meant, or an engine cannot be had.
         ParityError: an engine failed its parity gate; it gets no number.
+        DataError, ImageError, WeightsError: the images are missing, broken, or not of the model's classes.
     """
-    chosen = list(teams(request.model, request.engines, workspace, say, trust=request.trust))
+    evaluation = EvaluateRequest(
+        (), request.data, request.split, max(request.batches), limit=request.limit, threads=request.threads
+    )
+    images = listed(evaluation, say) if request.data else None
+    chosen, warnings = teams(request.model, request.engines, workspace, say, trust=request.trust)
+    judgement: Judgement | None = None
+    if images is not None:
+        judgement = judge(chosen, evaluation, workspace, images, say, partial(_seen, progress))
+        warnings += judgement.report.warnings
     before = gpu_state()
-    rows: list[Row] = []
-    for team, mode, batch in product(chosen, request.modes, request.batches):
-        rows += _contest(team, mode, batch, request, say, progress)
+    rows: dict[str, list[Row]] = {team.label: [] for team in chosen}
+    for mode, batch in product(request.modes, request.batches):
+        for team, found in _contest(chosen, mode, batch, request, say, progress).items():
+            rows[team] += found
     after = gpu_state()
     profiles: list[Profile] = []
     if request.profile:
-        for team, batch in product(chosen, request.batches):
-            profiles += _profiles(team, batch, request, say)
+        for one, batch in product(chosen, request.batches):
+            profiles += _profiles(one, batch, request, say)
     machine = describe(threads=request.threads)
     if before:
         machine["gpu_state"] = {"before": before, "after": after}
-    return BenchReport(machine, tuple(rows), now(), request.command, tuple(profiles))
+    return BenchReport(
+        machine,
+        tuple(row for own in rows.values() for row in own),
+        now(),
+        request.command,
+        tuple(profiles),
+        judgement.choices(rows) if judgement else (),
+        judgement.report.data if judgement else None,
+        warnings,
+    )
 
 
-def _contest(team: Team, mode: str, batch: int, request: BenchRequest, say: Say, progress: Progress) -> list[Row]:
-    """All methods of one team take turns in one mode at one batch size."""
-    label = f"{team.label}, {mode}, batch {batch}"
+def _seen(progress: Progress, seen: int, images: int) -> None:
+    progress("evaluating", f"{seen:,} of {images:,} images", seen / images)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A member of a team, open."""
+
+    team: Team
+    member: Member
+    ways: dict[bool | None, tuple[Lane, ...]]  # with copies, without, or on no device that would need them
+    precision: str  # what runs
+    inputs: tuple[TensorSpec, ...]
+
+    def name(self, copies: bool | None) -> str:
+        """Of its contender."""
+        return contender_name(self.team.label, self.member.method, copies)
+
+
+def _contest(
+    chosen: Sequence[Team], mode: str, batch: int, request: BenchRequest, say: Say, progress: Progress
+) -> dict[str, list[Row]]:
+    """All methods of all teams take turns in one mode at one batch size: team → rows."""
+    who = chosen[0].label if len(chosen) == 1 else f"{len(chosen)} engines"
+    label = f"{who}, {mode}, batch {batch}"
     streams = request.streams if mode == "throughput" else 1
-    say(f"opening {label}")
-    precisions: dict[str, str] = {}
-    inputs: dict[str, tuple[TensorSpec, ...]] = {}
-    ways: dict[bool | None, None] = {}  # with copies, without, or on no device that would need them
     with ExitStack() as stack:
-        contenders = []
-        for member in team.members:
-            engine = stack.enter_context(member.engine(member.path, _options(member, request, streams, batch)))
-            precisions[member.method], inputs[member.method] = engine.precision, engine.inputs
-            lanes = tuple(_filled(engine.lane(batch), lane) for lane in range(streams))
-            for copies, own in _ways(lanes, request):
-                ways[copies] = None
-                against = contender_name(team.members[0].method, copies)
-                contenders.append(Contender(contender_name(member.method, copies), batch, own, against))
-        samples: Samples = measure(
-            contenders, request.stop, progress=lambda rounds, share: progress(label, rounds, share)
+        entries = []
+        for team in chosen:
+            say(f"opening {team.label}, {mode}, batch {batch}")
+            entries += [_enter(team, member, request, streams, batch, stack) for member in team.members]
+        samples = measure(
+            [contender for entry in entries for contender in _contenders(entry, entries, batch)],
+            replace(request.stop, budget_s=request.stop.budget_s * len(chosen)),
+            progress=lambda rounds, share: progress(label, f"{rounds} round{'' if rounds == 1 else 's'}", share),
         )
-    subjects = []
-    for member in team.members:
-        peak = None
-        if request.memory:
-            say(f"measuring the memory of {member.method}, {label}")
-            peak = peak_memory_mib(member.engine.name, member.path, _options(member, request, streams, batch), batch)
-        subjects.append(
-            Subject(
-                team.model,
-                member.method,
-                member.engine.name,
-                precisions[member.method],
-                member.mac_ratio,
-                member.weights,
-                member.parity,
-                peak,
-                member.note,
+    made: dict[str, list[Row]] = {}
+    for team in chosen:
+        own = [entry for entry in entries if entry.team is team]
+        subjects = [
+            _subject(entry, request, streams, batch, f"{team.label}, {mode}, batch {batch}", say) for entry in own
+        ]
+        rows: list[Row] = []
+        for copies in own[0].ways:
+            found = make_rows(
+                team.label,
+                subjects,
+                samples,
+                mode=mode,
+                batch=batch,
+                streams=streams,
+                threads=request.threads or cores(),
+                copies=copies,
+                base=_base(entries, copies),
             )
-        )
-    threads = request.threads or cores()
-    rows: list[Row] = []
-    for copies in ways:
-        made = make_rows(subjects, samples, mode=mode, batch=batch, streams=streams, threads=threads, copies=copies)
-        opinions = _opinions(team, batch, inputs, say) if copies is False and streams == 1 else {}
-        rows += [_with_opinion(row, opinions.get(row.method)) for row in made]
-    return rows
+            inputs = {entry.member.method: entry.inputs for entry in own}
+            opinions = _opinions(team, batch, inputs, say) if copies is False and streams == 1 else {}
+            rows += [_with_opinion(row, opinions.get(row.method)) for row in found]
+        made[team.label] = rows
+    return made
+
+
+def _enter(team: Team, member: Member, request: BenchRequest, streams: int, batch: int, stack: ExitStack) -> _Entry:
+    engine = stack.enter_context(member.engine(member.path, _options(member, request, streams, batch)))
+    lanes = tuple(_filled(engine.lane(batch), lane) for lane in range(streams))
+    return _Entry(team, member, dict(_ways(lanes, request)), engine.precision, engine.inputs)
+
+
+def _contenders(entry: _Entry, entries: Sequence[_Entry], batch: int) -> Iterator[Contender]:
+    for copies, lanes in entry.ways.items():
+        against = contender_name(entry.team.label, entry.team.members[0].method, copies)
+        base = _base(entries, copies) or ""
+        yield Contender(entry.name(copies), batch, lanes, against, base, entry.team.label)
+
+
+def _base(entries: Sequence[_Entry], copies: bool | None) -> str | None:
+    """The contender that all are held against: the first team's dense model, with copies or without as they are.
+
+    Where it knows no such difference, or was not asked for it, it is taken as it is.
+    """
+    first = entries[0]
+    if first.member.method != "dense":
+        return None
+    return first.name(copies if copies in first.ways else next(iter(first.ways)))
+
+
+def _subject(entry: _Entry, request: BenchRequest, streams: int, batch: int, label: str, say: Say) -> Subject:
+    member, peak = entry.member, None
+    if request.memory:
+        say(f"measuring the memory of {member.method}, {label}")
+        peak = peak_memory_mib(member.engine.name, member.path, _options(member, request, streams, batch), batch)
+    return Subject(
+        entry.team.model,
+        member.method,
+        member.engine.name,
+        entry.precision,
+        member.mac_ratio,
+        member.weights,
+        member.parity,
+        peak,
+        member.note,
+    )
 
 
 def _opinions(

@@ -114,8 +114,11 @@ def evaluate(
     workspace: Workspace,
     say: Say = silent,
     progress: Progress = lambda seen, images: None,
+    images: ImageSet | None = None,
 ) -> EvaluateReport:
     """Give every image to every model, once. Of several processes each takes its share, and all get the report.
+
+    ``images`` are those of the request, where they have been listed already.
 
     Raises:
         UsageError, ArtifactError, WeightsError: a model cannot be had, or has no classes.
@@ -126,8 +129,8 @@ def evaluate(
     processes = here()
     say("looking at the models")
     sides = choose(request.models, request.engine or "onnxruntime", workspace)
-    say(f"listing {request.data}")
-    images = _limited(read_images(request.data, split=request.split), request.limit)
+    if images is None:
+        images = listed(request, say)
     with ExitStack() as stack:
         contenders, warnings = enter(sides, images, stack, batch=request.batch, threads=request.threads, say=say)
         shard = _pass(request, images, contenders, processes, progress)
@@ -153,8 +156,16 @@ def evaluate(
     )
 
 
-def _limited(images: ImageSet, limit: int | None) -> ImageSet:
-    """``limit`` images at even distances: folders come class by class, so the first ones would be of one class."""
+def listed(request: EvaluateRequest, say: Say = silent) -> ImageSet:
+    """The request's images.
+
+    A ``limit`` takes them at even distances: folders come class by class, so the first ones would be of one class.
+
+    Raises:
+        DataError: they are missing, or there is no such split.
+    """
+    say(f"listing {request.data}")
+    images, limit = read_images(request.data, split=request.split), request.limit
     if limit is None or limit >= len(images):
         return images
     return Subset(images, np.arange(limit, dtype=np.int64) * len(images) // limit)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import PRECISIONS, Engine
+from lifedeploy.engines.base import PRECISIONS, Engine, PrecisionPlan
 from lifedeploy.errors import ArtifactError, ParityError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.workflows.build import BuildRequest, build, prove
@@ -29,6 +29,7 @@ class Member:
     weights: str
     parity: dict[str, Any] | None
     note: str
+    manifest: Path | None = None  # None: a file of another tool
 
 
 @dataclass(frozen=True)
@@ -44,50 +45,84 @@ class Team:
         return f"{first.engine.name} {first.precision}"
 
 
-def teams(model: Path | None, engines: Sequence[str], workspace: Workspace, say: Say, *, trust: bool) -> Iterator[Team]:
-    """The engines to measure: built ones, or an ONNX file of another tool on the engines that are to run it."""
+@dataclass(frozen=True)
+class _Asked:
+    """An engine as it was named, and what that comes to here."""
+
+    name: str
+    engine: type[Engine]
+    precision: str  # '': none was named
+    plan: PrecisionPlan
+    built: Artifact | None = None
+
+
+def teams(
+    model: Path | None, engines: Sequence[str], workspace: Workspace, say: Say, *, trust: bool
+) -> tuple[list[Team], tuple[str, ...]]:
+    """The engines to measure, and what has to be said about them.
+
+    They are built ones, or built for it, or an ONNX file of another tool on the engines that are to run it. What comes
+    to the same engine and precision twice is measured once.
+    """
     target = find(model) if model is not None else None
     if target is not None and target.artifact is None:
-        for name in engines or (registry.AUTO,):
-            yield _foreign_team(target.path, name, say, trust=trust)
-        return
+        return _foreign_teams(target.path, engines or (registry.AUTO,), say, trust=trust)
     if target is not None and target.is_engine and not engines:
         assert target.artifact is not None
-        yield _team(target.artifact)
-        return
+        return [_team(target.artifact)], ()
     if not engines:
         built = Workspace.engines_of(target.artifact) if target and target.artifact else workspace.engines()
         if not built:
             say("nothing is built yet: building")
             built = [build(BuildRequest(model), workspace, say).engine]
-        yield _team(built[0])
-        return
+        return [_team(built[0])], ()
     export = newest_export(model, workspace)
-    for name in engines:
-        yield _team(_engine_of(export, name, workspace, say))
+    asked, warnings = _distinct([_ask(export, name) for name in engines], say)
+    return [_team(_built(export, one, workspace, say)) for one in asked], warnings
 
 
-def _engine_of(export: Artifact, name: str, workspace: Workspace, say: Say) -> Artifact:
-    """The newest build of ``NAME`` of this export, or the one of ``NAME:PRECISION``; built if there is none."""
+def _ask(export: Artifact, name: str) -> _Asked:
+    """The newest build of ``NAME`` of this export, or the one of ``NAME:PRECISION``, which may not be built yet."""
     engine, precision = _parse(name)
     cls = registry.resolve(engine)
-    if precision is None:
+    if not precision:
         for artifact in Workspace.engines_of(export):
             record = artifact.manifest.engine
             if record is not None and record.name == cls.name:
-                return artifact
-        say(f"building {cls.name}, which is not built yet")
-    return build(BuildRequest(export.manifest_path, cls.name, precision or ""), workspace, say).engine
+                return _Asked(name, cls, "", PrecisionPlan(record.precision, record.note), artifact)
+    return _Asked(name, cls, precision, cls.plan(precision or cls.usual))
 
 
-def _parse(name: str) -> tuple[str, str | None]:
+def _distinct(asked: Sequence[_Asked], say: Say) -> tuple[list[_Asked], tuple[str, ...]]:
+    """Each engine in each precision once: twice it would take turns with itself."""
+    found: dict[tuple[str, str], _Asked] = {}
+    warnings: list[str] = []
+    for one in asked:
+        key = one.engine.name, one.plan.precision
+        other = found.setdefault(key, one)
+        if other is not one:
+            why = f" ({note})" if (note := one.plan.note or other.plan.note) else ""
+            warnings.append(f"{other.name} and {one.name} both are {' '.join(key)} here: measured once{why}")
+            say(warnings[-1])
+    return list(found.values()), tuple(warnings)
+
+
+def _built(export: Artifact, asked: _Asked, workspace: Workspace, say: Say) -> Artifact:
+    if asked.built is not None:
+        return asked.built
+    if not asked.precision:
+        say(f"building {asked.engine.name}, which is not built yet")
+    return build(BuildRequest(export.manifest_path, asked.engine.name, asked.precision), workspace, say).engine
+
+
+def _parse(name: str) -> tuple[str, str]:
     engine, _, precision = name.partition(":")
     if precision and precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} in {name!r} is unknown; there are: {', '.join(PRECISIONS)}")
-    return engine, precision or None
+    return engine, precision
 
 
-def _foreign_team(path: Path, name: str, say: Say, *, trust: bool) -> Team:
+def _foreign_teams(path: Path, names: Sequence[str], say: Say, *, trust: bool) -> tuple[list[Team], tuple[str, ...]]:
     """A file without a manifest: an ONNX graph may be run, a plan only if trusted, since plans hold code.
 
     Raises:
@@ -95,29 +130,41 @@ def _foreign_team(path: Path, name: str, say: Say, *, trust: bool) -> Team:
         UsageError: a plan, and not said of which engine.
     """
     if path.suffix == ".plan" and trust:
-        if not name.startswith("tensorrt"):
-            raise UsageError(
-                f"{path} is a TensorRT plan, and {name} opens none", hint="--engine tensorrt, or tensorrt-rtx"
-            )
-        engine, precision = _parse(name)
-        say(f"{path.name} was not built by lifedeploy: measured as it is, without baseline, schedule and parity")
-        note = "no manifest: trusted, parity unknown"
-        cls = registry.resolve(engine)
-        return Team(path.name, (Member("unknown", cls, path, precision or cls.usual, None, "unknown", None, note),))
-    if path.suffix != ".onnx":
+        kind, unknown = "built", "no manifest: trusted, parity unknown"
+        asked = [_ask_plan(path, name) for name in names]
+    elif path.suffix == ".onnx":
+        kind, unknown = "exported", "no manifest: parity unknown"
+        facts = onnx_inspect.facts(onnx_inspect.load(path))
+        asked = [_ask_graph(facts.precision, name) for name in names]
+    else:
         hint = "say --trust if you know where the plan comes from" if path.suffix == ".plan" else None
         raise ArtifactError(
             f"{path} has no manifest beside it, and only ONNX files are measured without one", hint=hint
         )
-    say(f"{path.name} was not exported by lifedeploy: measured as it is, without baseline, schedule and parity")
-    facts = onnx_inspect.facts(onnx_inspect.load(path))
+    say(f"{path.name} was not {kind} by lifedeploy: measured as it is, without baseline, schedule and parity")
+    distinct, warnings = _distinct(asked, say)
+    made = []
+    for one in distinct:
+        note = "; ".join(filter(None, (one.plan.note, unknown)))
+        member = Member("unknown", one.engine, path, one.plan.precision, None, "unknown", None, note)
+        made.append(Team(path.name, (member,)))
+    return made, warnings
+
+
+def _ask_plan(path: Path, name: str) -> _Asked:
+    if not name.startswith("tensorrt"):
+        raise UsageError(f"{path} is a TensorRT plan, and {name} opens none", hint="--engine tensorrt, or tensorrt-rtx")
+    engine, precision = _parse(name)
+    cls = registry.resolve(engine)
+    return _Asked(name, cls, precision, PrecisionPlan(precision or cls.usual))
+
+
+def _ask_graph(precision: str, name: str) -> _Asked:
+    """ONNX Runtime computes in the graph's ``precision``; OpenVINO in the one it is told, and says which it was."""
     engine, asked = _parse(name)
     cls = registry.resolve(engine, opens_onnx=True)
     plan = cls.plan(asked or cls.usual)
-    # ONNX Runtime computes in the precision of the graph; OpenVINO in the one it is told, and says which it was.
-    precision = facts.precision if cls.name.startswith("onnxruntime") else plan.precision
-    note = "; ".join(filter(None, (plan.note, "no manifest: parity unknown")))
-    return Team(path.name, (Member("unknown", cls, path, precision, None, "unknown", None, note),))
+    return _Asked(name, cls, asked, replace(plan, precision=precision) if cls.name.startswith("onnxruntime") else plan)
 
 
 def _team(chosen: Artifact) -> Team:
@@ -155,6 +202,7 @@ def _team(chosen: Artifact) -> Team:
                 if manifest.parity
                 else None,
                 record.note,
+                artifact.manifest_path,
             )
         )
     return Team(chosen.name, tuple(members))

@@ -163,3 +163,33 @@ def test_a_lane_in_company_keeps_its_thread():
     measure(both, Stop(budget_s=100), clock=clock)
     assert [len(threads) for threads in seen.values()] == [1, 1]
     assert not seen["one"] & seen["two"]
+
+
+def test_a_slow_team_does_not_make_as_many_requests_as_a_fast_one():
+    clock, _, contenders = contest({"a dense": 0.002, "a life": 0.001, "b dense": 0.4, "b life": 0.1})
+    made = [replace(one, team=one.name[0], against=f"{one.name[0]} dense", base="a dense") for one in contenders]
+    samples = measure(made, Stop(budget_s=100), clock=clock)
+    assert {name: len(turns[0].latencies_s) for name, turns in samples.rounds.items()} == {
+        "a dense": 200,
+        "a life": 200,
+        "b dense": 2,
+        "b life": 2,
+    }
+    assert samples.ratio("b life", "b dense").median == pytest.approx(4)
+    assert samples.ratio("b life", "a dense").median == pytest.approx(0.02)
+
+
+def test_the_ratio_to_the_base_has_to_be_tight_too():
+    """Two that are slowed down together have a tight ratio, but not to a third."""
+
+    def noisy(seconds):
+        calls = iter(range(10**6))
+        return lambda: seconds * (1 + next(calls) * 37 % 11)
+
+    def rounds(base):
+        clock, _, contenders = contest({"a": 0.5, "b": noisy(0.5), "c": noisy(0.25)})
+        made = [replace(one, against=other, base=base) for one, other in zip(contenders, "abb", strict=True)]
+        return measure(made, Stop(budget_s=1000, max_rounds=40), clock=clock).count
+
+    assert rounds("") == 7
+    assert rounds("a") == 40

@@ -140,6 +140,25 @@ def test_built_checked_and_measured_with_and_without_copies(device, workspace, m
     }
 
 
+def test_the_base_goes_without_copies_where_it_can(device, workspace, monkeypatch):
+    monkeypatch.setitem(registry._ENGINES, "onnxruntime-cuda", f"{__name__}:OnCpu")
+    quick = Stop(budget_s=0.01, min_rounds=3)
+
+    def bases(*engines, **changes):
+        request = BenchRequest(engines=engines, batches=(2,), stop=quick, memory=False, **changes)
+        rows = bench(request, Workspace(workspace)).rows
+        return {(row.engine, row.copies): row.base for row in rows}
+
+    dense = "onnxruntime-cuda fp32 dense"
+    assert bases("onnxruntime-cuda", "openvino") == {
+        ("onnxruntime-cuda", True): dense,
+        ("onnxruntime-cuda", False): f"{dense}, without copies",
+        ("openvino", None): dense,
+    }
+    assert set(bases("openvino", "onnxruntime-cuda").values()) == {"openvino fp32 dense"}
+    assert set(bases("onnxruntime-cuda", "openvino", copies=(False,)).values()) == {f"{dense}, without copies"}
+
+
 def test_half_graphs_are_kept_in_their_precision(device, workspace, monkeypatch):
     monkeypatch.setitem(registry._ENGINES, "onnxruntime-cuda", f"{__name__}:OnCpu")
     report = build(BuildRequest(engine="onnxruntime-cuda", precision="fp16"), Workspace(workspace))

@@ -200,8 +200,8 @@ def test_requests_that_cannot_be_meant(changes, said):
 
 
 def test_an_unknown_precision_in_an_engine_name(workspace):
-    with pytest.raises(UsageError, match="precision 'fp8' in 'fake:fp8' is unknown"):
-        bench(quick(engines=("fake:fp8",)), Workspace(workspace))
+    with pytest.raises(UsageError, match="precision 'fp4' in 'fake:fp4' is unknown"):
+        bench(quick(engines=("fake:fp4",)), Workspace(workspace))
 
 
 def test_an_empty_workspace_says_what_to_do(tmp_path: Path):

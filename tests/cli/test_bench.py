@@ -1,0 +1,98 @@
+"""The command ``bench`` with several engines and with labelled images: tables, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from lifedeploy.artifact import Workspace
+from lifedeploy.bench.measure import Stop
+from lifedeploy.cli.render_bench import measured
+from lifedeploy.workflows.bench import BenchRequest, bench
+from tests.workflows.test_evaluate import make_images
+
+SHORT = ("--batch", "2", "--budget", "0.1", "--no-memory", "--threads", "1")
+
+
+def shown(report, width=80):
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(measured(report))
+    return capture.get()
+
+
+def test_which_one_is_a_table_of_eighty_columns(workspace, lifedeploy, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    data = make_images(tmp_path / "data")
+    ended = lifedeploy(
+        *("bench", "--engine", "onnxruntime", "--engine", "onnxruntime:bf16", "--engine", "openvino:fp32", *SHORT),
+        *("--data", data, "--limit", "9", "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png"),
+    )
+    assert ended.code == 0, ended.err
+    assert max(map(len, ended.out.splitlines())) <= 80
+    assert "…" not in ended.out
+    table = ended.out.partition("Which one? · ")[2].splitlines()
+    assert table[0].rstrip().endswith("latency · batch 2")
+    lines = [line for line in table if " fp32 " in line][:4]
+    choices = json.loads((tmp_path / "b.json").read_text())["choices"]
+    assert [line.startswith("●") for line in lines] == [choice["pareto"] for choice in choices]
+    for line, choice in zip(lines, choices, strict=True):
+        assert f"{choice['engine']} fp32 {choice['method']}" in line
+        assert f"{choice['top1'] * 100:.1f} ± {choice['standard_error'] * 100:.1f}" in line
+        assert f"{choice['over_base']:.2f} ({choice['over_base_low']:.2f}–" in line
+    said = " ".join(ended.out.split())
+    assert "Base: onnxruntime fp32 dense" in said
+    assert "9 images of 3 classes in" in said
+    assert " ".join(ended.err.replace("│", "").split()).count("both are onnxruntime fp32 here: measured once") == 1
+    assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_longest_name_and_the_widest_numbers_fit(workspace, tmp_path):
+    stop = Stop(budget_s=0.1, min_rounds=3)
+    data = make_images(tmp_path / "data")
+    request = BenchRequest(engines=("onnxruntime",), batches=(2,), stop=stop, memory=False, data=str(data))
+    report = bench(request, Workspace(workspace))
+    wide = {"engine": "onnxruntime-tensorrt-rtx", "precision": "bf16", "images_per_s": 12345.6, "kept_overlap": 1.0}
+    wide |= {"over_base": 10.25, "over_base_low": 10.11, "over_base_high": 10.38, "same_top1": 1.0}
+    wide |= {"top1": 0.9, "standard_error": 0.113, "average_precision": 0.9}
+    out = shown(replace(report, choices=tuple(replace(choice, **wide) for choice in report.choices)))
+    assert "…" not in out
+    for said in ("onnxruntime-tensorrt-rtx", "12346", "10.2 (10.1–10.4)", "90.0 ± 11.3"):
+        assert said in out
+    unknown = {"average_precision": None, "same_top1": None, "kept_overlap": None}
+    out = shown(replace(report, choices=tuple(replace(choice, **unknown) for choice in report.choices)))
+    assert "AP" not in out.partition("Which one?")[2]  # more classes than it is defined for
+
+
+def test_engines_stand_side_by_side_without_images_too_and_one_engine_alone(workspace, lifedeploy):
+    both = lifedeploy("bench", "--engine", "onnxruntime", "--engine", "openvino", *SHORT)
+    assert both.code == 0, both.err
+    table = both.out.partition("Side by side · ")[2]
+    assert table.count("openvino fp32 first-k") == 1
+    assert "Base: onnxruntime fp32 dense" in table
+    assert "top-1" not in table
+    alone = lifedeploy("bench", "--engine", "onnxruntime", *SHORT)
+    assert "speed-up" in alone.out
+    assert "Side by side" not in alone.out
+    assert "Base:" not in alone.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--limit", "5"], 2, "--split and --limit choose among labelled images"),
+        (["--split", "val"], 2, "--split and --limit choose among labelled images"),
+        (["--data", "nowhere"], 1, "nowhere is no folder"),
+        (["--data", "data", "--limit", "0"], 2, "0 images are not allowed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments(workspace, lifedeploy, arguments, code, said):
+    ended = lifedeploy("bench", "--engine", "fake", *arguments)
+    assert ended.code == code, ended.err
+    assert said in ended.lines[0]
+    assert len(ended.lines) <= 2
+    assert ended.out == ""
