@@ -97,7 +97,7 @@ class TensorRT(DeviceEngine):
         path = job.folder / f"{job.stem}.plan"
         path.write_bytes(plan.data)
         report = cls._fusion(path, plan.data)
-        _require(report, job)
+        _require(report, job, cls.form(job.precision, options).precision)
         details = {"fusion": report.to_dict(), "profile": plan.profile, "warnings": list(plan.warnings)}
         files = (path.name, job.graph.name) if job.graph.parent == job.folder else (path.name,)
         return Built(path.name, files, details)
@@ -245,12 +245,16 @@ class TensorRT(DeviceEngine):
         return f"it was built for batches {smallest[0]} to {largest[0]}"
 
 
-def _require(report: fusion.FusionReport, job: BuildJob) -> None:
+def _require(report: fusion.FusionReport, job: BuildJob, floating: str) -> None:
     """Hold the plan against what was asked for: precision, fused attention, sorts."""
     spec = job.source.manifest.spec
     what = f"{job.stem} ({spec.method})"
-    if report.precision and report.precision != job.precision:
-        raise EngineError(f"{what} was built in {report.precision}, though its graph is in {job.precision}")
+    if report.floating and report.floating != floating:
+        raise EngineError(f"{what} was built in {report.floating}, though its graph is in {floating}")
+    if job.precision in QUANTIZED:
+        layers = job.source.manifest.quantization["layers"]
+        quantized = [layer["name"] for layer in layers if layer["sqnr_db"] is not None]
+        report.require_eight_bits(what, quantized, job.precision)
     ranked = spec.method not in ("dense", "first-k") and spec.schedule.prunes
     stages = len(set(spec.schedule.counts)) if job.source.manifest.graph.get("form") == "per-stage" else 1
     report.require(

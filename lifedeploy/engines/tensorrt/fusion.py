@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,10 +18,13 @@ from lifedeploy.errors import EngineError
 # The program of a plan, a launch in it, and the type of a tensor. Of the blocks called main, the one that launches
 # compiled kernels is the plan's; others belong to single matrix products.
 _MAIN = re.compile(rb"\nmain \{(.*?)\n\}", re.DOTALL)
-_LAUNCH = re.compile(rb"\n\s*(function|runtime_fusion|fully_connected|corrltn)=\{ name=(\S+)")
+_LAUNCH = re.compile(rb"\n\s*(function|runtime_fusion|fully_connected|corrltn)=\{ name=(\S+)([^\n]*)")
 _LIBRARY = {"fully_connected": "matrix product", "corrltn": "convolution"}  # launched as they are, nothing fused in
-_TENSOR = re.compile(rb"tensor=\{ [^\n}]*\}? ?[^\n]* type=(\w+) ")
+_TENSOR = re.compile(rb"tensor=\{ [^\n]*?name=(\"[^\"]+\"|\S+) [^\n]* type=(\w+) ")
+_INPUTS = re.compile(rb"input(?:_args)?=\{([^}]*)\}")
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _ATTENTION, _TOPK = re.compile(r"mha", re.IGNORECASE), re.compile(r"topk", re.IGNORECASE)
+_EIGHT_BITS = {"int8": "int8", "fp8_e4m3": "fp8", "fp8": "fp8"}
 _PRECISIONS = {"bfloat16": "bf16", "half": "fp16", "bf16": "bf16", "float": "fp32", "fp16": "fp16", "fp32": "fp32"}
 
 
@@ -36,15 +40,35 @@ class FusionReport:
     topk: int
     tensors: dict[str, int]  # precision → tensors in it
     launches: dict[str, int] = field(repr=False)
+    eight_bits: dict[str, str] = field(default_factory=dict, repr=False)  # ONNX node of a kernel that takes them → type
 
     @property
-    def precision(self) -> str:
+    def floating(self) -> str:
         """What most floating-point tensors are in; '' where the plan does not tell."""
         return max(self.tensors, key=lambda name: self.tensors[name]) if self.tensors else ""
 
+    @property
+    def precision(self) -> str:
+        """What products are computed in: 8 bits, if that is what kernels with products of quantised factors take."""
+        types = Counter(self.eight_bits.values())
+        return types.most_common(1)[0][0] if types else self.floating
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return {**asdict(self), "precision": self.precision}
+        return {**asdict(self), "precision": self.precision, "eight_bits": dict(Counter(self.eight_bits.values()))}
+
+    def require_eight_bits(self, what: str, products: Collection[str], precision: str) -> None:
+        """Make sure that the ONNX nodes ``products`` are in kernels that take their factors in 8 bits.
+
+        Raises:
+            EngineError: one is not.
+        """
+        missing = [name for name in products if self.eight_bits.get(name) != precision]
+        if missing:
+            raise EngineError(
+                f"{len(missing)} of {len(products)} products of {what} are not computed in {precision.upper()}: "
+                f"{', '.join(missing[:3])}"
+            )
 
     def require(self, what: str, *, attentions: int, sorts: int, allow_unfused: bool) -> None:
         """Make sure that every attention is one kernel and that tokens are sorted as often as the schedule says.
@@ -68,18 +92,36 @@ def of_plan(plan: bytes) -> FusionReport:
     Raises:
         EngineError: there is none in it: another version, or not such a plan.
     """
+    tensors = {name.strip(b'"').decode(): kind.decode() for name, kind in _TENSOR.findall(plan)}
     launches: Counter[str] = Counter()
+    eight_bits: dict[str, str] = {}
     for program in _MAIN.findall(plan):
-        if b"function={" in program:
-            launches.update(_LIBRARY.get(kind.decode(), name.decode()) for kind, name in _LAUNCH.findall(program))
+        if b"function={" not in program:
+            continue
+        for kind, name, rest in _LAUNCH.findall(program):
+            launches[_LIBRARY.get(kind.decode(), name.decode())] += 1
+            taken = [tensors.get(entry.strip('"'), "") for found in _INPUTS.findall(rest) for entry in _words(found)]
+            eight_bits |= _eight_bits(rest.decode(errors="replace"), taken)
     if not launches:
         raise EngineError("this plan names no kernels, so what was fused cannot be told from it")
-    types: Counter[str] = Counter()
-    for line in _TENSOR.findall(plan):
-        name = _PRECISIONS.get(line.decode())
-        if name:
-            types[name] += 1
-    return _report("plan", launches, types)
+    types = Counter(_PRECISIONS[kind] for kind in tensors.values() if kind in _PRECISIONS)
+    return _report("plan", launches, types, eight_bits)
+
+
+def _words(text: bytes) -> list[str]:
+    return text.decode(errors="replace").split()
+
+
+def _eight_bits(description: str, taken: Collection[str]) -> dict[str, str]:
+    """ONNX nodes of a kernel that dequantises what it takes in 8 bits, and that type.
+
+    A kernel that takes bytes and has no DequantizeLinear in it has other uses for them (masks, scratch memory).
+    """
+    types = [_EIGHT_BITS[kind] for kind in taken if kind in _EIGHT_BITS]
+    nodes = _NODE.findall(description)
+    if not types or not any(name.endswith("/DequantizeLinear") for name in nodes):
+        return {}
+    return {name: types[0] for name in nodes if "Linear" not in name.rpartition("/")[2]}
 
 
 def of_inspector(information: str) -> FusionReport:
@@ -93,6 +135,7 @@ def of_inspector(information: str) -> FusionReport:
     layers = _inspected(information)
     launches: Counter[str] = Counter()
     types: Counter[str] = Counter()
+    eight_bits: dict[str, str] = {}
     for layer in layers:
         if isinstance(layer, str):  # the engine was built without detailed verbosity
             launches[layer] += 1
@@ -101,11 +144,16 @@ def of_inspector(information: str) -> FusionReport:
         kernel = " ".join(filter(None, (layer.get("LayerType"), layer.get("TacticName"))))
         launches[kernel or str(layer.get("Name"))] += 1
         for tensor in layer.get("Outputs", ()):
-            kind = str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "").lower()
-            name = next((found for label, found in _PRECISIONS.items() if label in kind), "")
+            name = next((found for label, found in _PRECISIONS.items() if label in _type(tensor)), "")
             if name:
                 types[name] += 1
-    return _report("inspector", launches, types)
+        taken = [label for tensor in layer.get("Inputs", ()) for label in _EIGHT_BITS if label in _type(tensor)]
+        eight_bits |= _eight_bits(str(layer.get("Metadata", "")), taken)
+    return _report("inspector", launches, types, eight_bits)
+
+
+def _type(tensor: dict[str, Any]) -> str:
+    return str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "").lower()
 
 
 def origins(information: str) -> dict[str, tuple[str, str]]:
@@ -130,11 +178,12 @@ def _inspected(information: str) -> list[Any]:
     return layers
 
 
-def _report(source: str, launches: Counter[str], types: Counter[str]) -> FusionReport:
+def _report(source: str, launches: Counter[str], types: Counter[str], eight_bits: dict[str, str]) -> FusionReport:
     return FusionReport(
         source=source,
         attention=sum(count for name, count in launches.items() if _ATTENTION.search(name)),
         topk=sum(count for name, count in launches.items() if _TOPK.search(name)),
         tensors=dict(types),
         launches=dict(launches.most_common()),
+        eight_bits=eight_bits,
     )
