@@ -36,6 +36,7 @@ class Recipe:
     parts: tuple[str, ...] = ()  # (): the policy's own
     per_channel: bool = True  # scales of weights
     smoothing: float = ALPHA  # 0: none
+    smooth_gelu: bool = True  # behind GELU too, where it costs a multiplication
     keep: tuple[str, ...] = ()  # products left in floating point, by name; * stands for anything
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count
     """
     model = ir.from_proto(load(source.graph))
     chosen = _chosen(policy.products(model), recipe, source.graph)
-    movable = seams(chosen) if recipe.smoothing else ()
+    movable = [seam for seam in seams(chosen) if seam.free or recipe.smooth_gelu] if recipe.smoothing else []
     key = {"model": source.sha256, "data": source.data_sha256, "images": len(feed)}
     known = True
     if movable:
@@ -104,7 +105,7 @@ def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count
             source.cache,
         )
         reach = {name: statistics.channels for name, statistics in channels.items()}
-        smooth(movable, {name: values for name, values in reach.items() if values is not None}, recipe.smoothing)
+        smooth(model, movable, {name: values for name, values in reach.items() if values is not None}, recipe.smoothing)
     graph = work / f"{source.graph.stem}.float.onnx"
     ir.save(model, graph)
     names = _activations(chosen, recipe)

@@ -34,7 +34,7 @@ def calibrate(
         typer.Option(
             "--smoothing", metavar="ALPHA", help="How much of it is moved into the weights (SmoothQuant); 0: none."
         ),
-    ] = 0.5,
+    ] = 0.6,
     parts: Annotated[
         str, typer.Option("--parts", metavar="PART,PART", help="Parts to quantise.  [default: see --show-policy]")
     ] = "",
@@ -85,7 +85,7 @@ def calibrate(
 
             check_format(plot)
         chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
-        recipe = Recipe(asked, method, chosen, not per_tensor, smoothing, tuple(keep or ()))
+        recipe = Recipe(asked, method, chosen, per_channel=not per_tensor, smoothing=smoothing, keep=tuple(keep or ()))
         request = workflow.CalibrateRequest(
             model,
             data or "",

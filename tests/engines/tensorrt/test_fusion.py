@@ -84,3 +84,25 @@ def test_the_inspector_says_the_same():
     assert (names_only.attention, names_only.precision) == (1, "")
     with pytest.raises(EngineError, match="not understood"):
         fusion.of_inspector("no JSON")
+
+
+def test_the_inspector_tells_8_bits_too():
+    layers = [
+        {
+            "Name": "a",
+            "LayerType": "gemm",
+            "Metadata": "[ONNX Layer: fc1/MatMul][ONNX Layer: fc1.weight/DequantizeLinear]",
+            "Inputs": [{"Format/Datatype": "Row major Int8 format"}],
+            "Outputs": [{"Format/Datatype": "Row major Half"}],
+        },
+        {
+            "Name": "b",
+            "LayerType": "gemm",
+            "Metadata": "[ONNX Layer: fc2/MatMul]",
+            "Inputs": [{"Format/Datatype": "Half"}],
+            "Outputs": [{"Format/Datatype": "FP16"}],
+        },
+    ]
+    report = fusion.of_inspector(json.dumps({"Layers": layers}))
+    assert report.eight_bits == {"fc1/MatMul": "int8"}
+    assert report.precision == "int8"

@@ -1,0 +1,98 @@
+"""DeiT-S: what calibrating costs, and what INT8 gives on the CPU's runtimes. Adds to ``results.json``.
+
+    python benchmarks/quantization/speed.py --out DIR [--batch 8] [--budget 90] [--images 512]
+
+Weights are random and the images noise: speed and memory do not depend on them. `calibrate` runs in a process of its
+own, so that its peak memory is its own; `bench` lets all precisions of a runtime take turns in the same rounds. Run it
+on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from store import keep
+
+from lifedeploy.machine import fast_bf16
+
+FACTS = ("engine", "precision", "method", "batch", "mode", "images_per_s", "images_per_s_quartiles", "speedup")
+FACTS += ("speedup_low", "speedup_high", "base", "over_base", "over_base_low", "over_base_high", "rounds")
+
+
+def lifedeploy(*arguments: object) -> None:
+    """Run a command."""
+    subprocess.run([sys.executable, "-m", "lifedeploy", *map(str, arguments)], check=True)
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """JPEG files of noise, 500 by 375 pixels: as slow to decode as photographs are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        path = folder / f"{index:04}.jpg"
+        if not path.exists():
+            coarse = Image.fromarray(generator.integers(0, 256, (75, 100, 3), dtype=np.uint8))
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+    return folder
+
+
+def calibration(export: Path, images: Path, count: int) -> dict[str, Any]:
+    """Seconds and peak memory of ``calibrate``, nothing known from before."""
+    cache = export.parent / "cache"
+    environment = {"XDG_CACHE_HOME": str(cache / str(time.time_ns()))}
+    command = [sys.executable, "-m", "lifedeploy", "calibrate", str(export), "--int8", "--force"]
+    command += ["--data", str(images), "--images", str(count)]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, env=os.environ | environment)
+    seconds = time.perf_counter() - began
+    return {
+        "images": count,
+        "graphs": 3,
+        "seconds": seconds,
+        "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+    }
+
+
+def contest(export: Path, engine: str, batch: int, budget: float) -> list[dict[str, Any]]:
+    """All precisions of a runtime in the same rounds, over its FP32 dense model."""
+    precisions = ["fp32", *(["bf16"] if engine == "openvino" and fast_bf16() else []), "int8"]
+    target = export.parent / f"bench-{engine}.json"
+    chosen = [option for precision in precisions for option in ("--engine", f"{engine}:{precision}")]
+    measure = ("--batch", batch, "--budget", budget, "--no-memory", "--json", target)
+    lifedeploy("bench", export, *chosen, *measure)
+    return [{name: row[name] for name in FACTS} for row in json.loads(target.read_text())["rows"]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description="Cost of calibrating, and speed of INT8, for DeiT-S.")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for the models")
+    parser.add_argument("--batch", type=int, default=8, help="default: 8")
+    parser.add_argument("--budget", type=float, default=90, help="seconds per engine and precision (default: 90)")
+    parser.add_argument("--images", type=int, default=512, help="to calibrate on (default: 512)")
+    options = parser.parse_args(arguments)
+    command = shlex.join(["python", "benchmarks/quantization/speed.py", *(arguments or sys.argv[1:])])
+    export = options.out.resolve() / "deit_s"
+    if not (export / "model.json").is_file():
+        lifedeploy("export", "--backbone", "deit_s", "--rho", "0.7", "--weights", "random", "-o", export)
+    cost = calibration(export, photographs(options.out / "noise", options.images + 64), options.images)
+    keep("calibrating", cost, command)
+    for engine in ("onnxruntime", "openvino"):
+        keep(f"speed, {engine}", contest(export, engine, options.batch, options.budget), command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

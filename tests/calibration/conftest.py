@@ -1,0 +1,75 @@
+"""A tiny float graph with a hard activation in it, and images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from PIL import Image
+
+from lifedeploy.calibration.compare import Check, ask
+from lifedeploy.calibration.feed import Feed
+from lifedeploy.calibration.quantize import Prepared, Recipe, Source, prepare
+from lifedeploy.data.unlabelled import read_unlabelled
+from lifedeploy.exporters import onnx as exporter
+from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.spec import ModelSpec
+from tests.conftest import make_tiny
+
+SIZE = 32  # pixels
+
+
+def make_loose(root: Path, count: int) -> Path:
+    """Pictures of coarse noise in one folder."""
+    root.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(3)
+    for index in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        coarse.resize((40, 36)).save(root / f"{index:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def loose(tmp_path_factory) -> Path:
+    return make_loose(tmp_path_factory.mktemp("images") / "loose", 24)
+
+
+@pytest.fixture(scope="session")
+def life(tmp_path_factory) -> tuple[Path, ModelSpec]:
+    """The graph of a tiny life model; one channel behind a LayerNormalization reaches forty times as far as others."""
+    model, spec = make_tiny()
+    with torch.no_grad():
+        norm = model.backbone.blocks[1].norm1
+        norm.weight[5], norm.bias[5] = 40.0, 10.0
+    path = tmp_path_factory.mktemp("float") / "life.onnx"
+    exporter.save(exporter.trace(model, spec, GraphOptions()), path, metadata={})
+    return path, spec
+
+
+@pytest.fixture(scope="session")
+def feed(loose, life) -> Feed:
+    return Feed(read_unlabelled(str(loose)), life[1].preprocess, in_graph=False, batch=5)
+
+
+@pytest.fixture
+def prepared(life, feed, tmp_path):
+    """``prepared(recipe)``: statistics from the tiny graph, cached in the test's folder."""
+
+    def make(recipe: Recipe | None = None) -> Prepared:
+        source = Source(life[0], "graph", "data", tmp_path / "cache")
+        return prepare(source, recipe or Recipe(), feed, tmp_path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def check(life, feed) -> Check:
+    path, spec = life
+    return Check(path, feed, spec, ask(path, feed, spec))
+
+
+def operators(path: Path) -> list[str]:
+    return [node.op_type for node in ir.load(path).graph]

@@ -1,0 +1,76 @@
+"""Ranges: counts that do not depend on batches, and thresholds on distributions whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lifedeploy.calibration import ranges
+from lifedeploy.calibration.ranges import TensorStatistics
+from lifedeploy.errors import EngineError
+
+
+def counted(values, parts=1, **options):
+    statistics = TensorStatistics(**options)
+    for part in np.array_split(values, parts):
+        statistics.add(part)
+    return statistics
+
+
+@pytest.fixture
+def normal():
+    return np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("parts", [2, 7, 40])
+def test_counts_do_not_depend_on_batches_or_their_order(normal, parts):
+    values = normal * np.linspace(0.01, 30, len(normal), dtype=np.float32)[:, None]
+    once, often, backwards = counted(values), counted(values, parts), counted(values[::-1], parts)
+    for other in (often, backwards):
+        assert (other.limit, other.largest) == (once.limit, once.largest)
+        # A value on the border of two bins may fall to either side of it when the range has not grown yet.
+        assert np.abs(other.counts - once.counts).sum() <= 1e-4 * values.size
+        assert other.counts.sum() == values.size
+    assert np.log2(once.limit) % 1 == 0
+    assert once.largest <= once.limit < 2 * once.largest
+
+
+def test_nothing_but_zeros():
+    statistics = counted(np.zeros((3, 4), np.float32))
+    assert [method(statistics) for method in ranges.METHODS.values()] == [0, 0, 0]
+
+
+def test_channels(normal):
+    normal[:, 3] *= 100
+    statistics = counted(normal, 5, per_channel=True)
+    np.testing.assert_array_equal(statistics.channels, np.abs(normal).max(axis=0))
+
+
+def test_minmax_is_the_largest(normal):
+    assert ranges.minmax(counted(normal, 3)) == np.abs(normal).max()
+
+
+def test_percentile_is_numpys(normal):
+    found = ranges.percentile(counted(normal, 3))
+    assert found == pytest.approx(np.percentile(np.abs(normal), ranges.PERCENTILE), rel=0.02)
+    assert found < np.abs(normal).max()
+
+
+def test_entropy_gives_up_a_single_outlier_and_keeps_a_flat_distribution(normal):
+    normal[0, 0] = 60
+    assert 3 < ranges.entropy(counted(normal, 3)) < 15
+    flat = np.linspace(-1, 1, 100_000, dtype=np.float32)
+    assert ranges.entropy(counted(flat, 3)) > 0.97
+
+
+def test_what_is_not_finite_is_refused():
+    with pytest.raises(EngineError, match="NaN or infinite"):
+        counted(np.array([1, np.nan], np.float32))
+
+
+def test_statistics_are_read_back(normal):
+    before = counted(normal, 2, per_channel=True)
+    after = TensorStatistics.from_dict(before.to_dict())
+    assert (after.limit, after.largest) == (before.limit, before.largest)
+    np.testing.assert_array_equal(after.counts, before.counts)
+    np.testing.assert_allclose(after.channels, before.channels)

@@ -1,0 +1,60 @@
+"""Moving scales changes no answer, and makes channels reach equally far."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from lifedeploy.calibration import compare
+from lifedeploy.calibration.collect import collect
+from lifedeploy.calibration.policy import products
+from lifedeploy.calibration.quantize import Recipe, write
+from lifedeploy.calibration.smooth import seams
+
+DEPTH = 4
+HARD = "blocks.1.norm1/LayerNormalization_output_0"
+
+
+def spread(statistics):
+    return float(statistics.channels.max() / np.median(statistics.channels))
+
+
+def test_seams_are_norms_and_gelus_in_front_of_linear_layers_only(life):
+    model = ir.load(life[0])
+    chosen = [product for product in products(model) if product.part == "linear"]
+    found = seams(chosen)
+    assert [seam.free for seam in found].count(True) == 2 * DEPTH
+    assert [seam.free for seam in found].count(False) == DEPTH
+    # The predictor's own LayerNormalization, and a norm that a product outside of the choice uses, are none.
+    assert not any("predictor" in seam.activation for seam in found)
+    without = [product for product in chosen if "blocks.0.attn.qkv" not in product.name]
+    assert len(seams(without)) == len(found) - 1
+
+
+def test_the_float_graph_computes_the_same(prepared, check):
+    made = prepared(Recipe(smoothing=0.6))
+    assert made.smoothed == 3 * DEPTH
+    theirs = compare.ask(made.graph, check.feed, check.spec)
+    np.testing.assert_allclose(theirs.logits, check.answers.logits, rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(theirs.kept, check.answers.kept)
+
+
+def test_hard_channels_become_easy(life, prepared, feed):
+    before = collect(life[0], [HARD], feed, per_channel=[HARD])[HARD]
+    after = collect(prepared().graph, [HARD], feed, per_channel=[HARD])[HARD]
+    assert spread(before) > 20
+    assert spread(after) < spread(before) / 3
+
+
+def test_and_quantising_loses_less(prepared, check, tmp_path):
+    lost = {}
+    for label, alpha in (("plain", 0.0), ("smoothed", 0.5)):
+        write(prepared(Recipe(smoothing=alpha, keep=("*fc2*", "*proj*"))), tmp_path / f"{label}.onnx")
+        lost[label] = compare.noise(check.answers, compare.ask(tmp_path / f"{label}.onnx", check.feed, check.spec))
+    assert lost["smoothed"] < lost["plain"] / 2
+
+
+def test_without_gelu_nothing_is_put_into_the_graph(life, prepared):
+    made = prepared(Recipe(smooth_gelu=False))
+    assert made.smoothed == 2 * DEPTH
+    assert len(ir.load(made.graph).graph) == len(ir.load(life[0]).graph)

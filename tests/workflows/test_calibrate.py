@@ -1,0 +1,299 @@
+"""From an export and images to quantised graphs, engines of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.bench.measure import Stop
+from lifedeploy.calibration import collect as collecting
+from lifedeploy.calibration import sensitivity
+from lifedeploy.calibration.quantize import Recipe
+from lifedeploy.calibration.report import MemberReport
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import BuildJob
+from lifedeploy.errors import ArtifactError, DataError, EngineError, ImageError, ParityError, UsageError
+from lifedeploy.files import sha256
+from lifedeploy.workflows.bench import BenchRequest, bench
+from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate, show_policy
+from lifedeploy.workflows.evaluate import EvaluateRequest, evaluate
+from lifedeploy.workflows.export import _require_replaceable
+from tests.calibration.conftest import make_loose
+from tests.workflows.test_evaluate import make_images
+
+LAYERS = 6 * 4  # of the tiny model: four linear products per block
+METHODS = {"life": "model", "dense": "dense", "first-k": "first-k"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return make_images(tmp_path_factory.mktemp("labelled") / "data", count=8)
+
+
+@pytest.fixture(scope="module")
+def known(exported, images, tmp_path_factory) -> Path:
+    """A workspace with a calibrated export. Read only: copy it (``calibrated``)."""
+    root = tmp_path_factory.mktemp("calibrated") / "artifacts"
+    shutil.copytree(exported, root)
+    calibrate(request(images, cache=root.parent / "cache"), Workspace(root))
+    return root
+
+
+@pytest.fixture
+def calibrated(known, tmp_path, monkeypatch) -> Path:
+    """The export's folder, calibrated."""
+    shutil.copytree(known, tmp_path / "artifacts")
+    monkeypatch.chdir(tmp_path)
+    return next((tmp_path / "artifacts").glob("*/model.json")).parent
+
+
+def request(data: Path | str, **changes: object) -> CalibrateRequest:
+    return replace(CalibrateRequest(data=str(data), images=12, check_images=6), **changes)
+
+
+def test_all_three_graphs_are_quantised_and_say_so(calibrated, known):
+    report = json.loads((calibrated / "int8" / "report.json").read_text())
+    assert set(report["members"]) == set(METHODS)
+    for method, stem in METHODS.items():
+        artifact = Artifact.read(calibrated / "int8" / f"{stem}.json")
+        artifact.check()
+        manifest = artifact.manifest
+        assert (manifest.kind, artifact.method, artifact.precision) == ("calibrated", method, "int8")
+        assert artifact.name == calibrated.name
+        facts = manifest.quantization
+        assert facts["source_sha256"] == Artifact.read(calibrated / f"{stem}.json").manifest.sha256
+        assert facts["data"]["images"] == 12
+        assert len(facts["data"]["sha256"]) == 64
+        assert len(facts["layers"]) == LAYERS
+        assert {"name", "sqnr_db", "tensors"} == set(facts["layers"][0])
+        assert {"scale", "sqnr_db", "saturated"} <= set(facts["layers"][0]["tensors"][0])
+        assert artifact.path.stat().st_size < 0.6 * (calibrated / f"{stem}.onnx").stat().st_size
+        member = report["members"][method]
+        assert [layer["sqnr_db"] for layer in member["layers"]] == sorted(
+            layer["sqnr_db"] for layer in member["layers"]
+        )
+        assert {"file", "changed", "overlap", "top1"} <= set(member["per_image"][0])
+        assert member["accuracy_float"] is not None  # the folders are the model's classes
+    assert (calibrated / "int8" / "report.png").stat().st_size > 10_000
+    assert Workspace(known).latest_export().name == calibrated.name  # it is no export, and no engine, of its own
+
+
+def test_what_did_not_change_is_not_done_again(calibrated, images, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(collecting, "collect", lambda *a, **k: pytest.fail("statistics were known"))
+    again = calibrate(request(images, cache=cache), Workspace(calibrated.parent))
+    assert again.reused
+    assert again.members["life"].images
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    other = calibrate(request(images, cache=cache, recipe=Recipe(method="percentile")), Workspace(calibrated.parent))
+    assert not other.reused
+    third = calibrate(request(images, cache=cache, force=True), Workspace(calibrated.parent))
+    assert (third.reused, third.cached) == (False, True)
+    assert not calibrate(request(images, cache=cache, seed=1), Workspace(calibrated.parent)).reused
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "fake"])
+def test_engines_are_built_of_it(calibrated, engine):
+    report = build(BuildRequest(engine=engine, precision="int8"), Workspace(calibrated.parent))
+    assert report.engine.folder.name == f"{engine}-int8"
+    for method, manifest in report.members.items():
+        assert manifest.engine.precision == "int8"
+        assert manifest.parity["passed"]
+        assert manifest.quantization["precision"] == "int8"
+        assert manifest.engine.source == f"../int8/{METHODS[method]}.onnx"
+        assert (report.engine.folder / manifest.reference).is_file()
+        if engine == "onnxruntime":
+            assert sum(manifest.engine.details["integer_products"].values()) == LAYERS
+    assert build(BuildRequest(engine=engine, precision="int8"), Workspace(calibrated.parent)).reused
+    # The folder of the calibrated graphs means the same without saying so.
+    named = build(BuildRequest(calibrated / "int8", engine), Workspace(calibrated.parent))
+    assert named.reused
+    assert named.record.precision == "int8"
+
+
+def test_bench_and_evaluate_show_the_precision(calibrated, images):
+    workspace = Workspace(calibrated.parent)
+    quick = BenchRequest(
+        engines=("fake:fp32", "onnxruntime:int8"),
+        batches=(2,),
+        stop=Stop(budget_s=5, min_rounds=3, half_width=0.3),
+        memory=False,
+    )
+    rows = bench(quick, workspace).rows
+    assert {row.precision for row in rows if row.engine == "onnxruntime"} == {"int8"}
+    models = (calibrated / "int8", calibrated / "onnxruntime-int8", calibrated, calibrated / "int8/dense.onnx")
+    report = evaluate(EvaluateRequest(models, str(images), batch=4), workspace)
+    assert [row.precision for row in report.rows] == ["int8", "int8", "fp32", "int8"]
+    pairs = {(pair.first, pair.second): pair for pair in report.pairs}
+    assert pairs[1, 3].overlap > 0.9
+    assert pairs[1, 3].agreement > 0.9
+
+
+def test_an_export_that_is_not_calibrated_says_what_to_do(workspace):
+    with pytest.raises(ArtifactError, match=r"model\.onnx is not calibrated for INT8") as caught:
+        build(BuildRequest(engine="onnxruntime", precision="int8"), Workspace(workspace))
+    assert caught.value.hint.startswith("lifedeploy calibrate ")
+    assert caught.value.hint.endswith("--int8 --data DIR")
+
+
+def test_a_calibration_of_another_export_is_not_used(calibrated):
+    path = calibrated / "int8" / "model.json"
+    manifest = Artifact.read(path).manifest
+    replace(manifest, quantization=manifest.quantization | {"source_sha256": "0" * 64}).write(path)
+    with pytest.raises(ArtifactError, match=r"was calibrated for another model\.onnx than is there now"):
+        build(BuildRequest(engine="onnxruntime", precision="int8"), Workspace(calibrated.parent))
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "said"),
+    [
+        ("torch", "int8", "engine torch has no INT8: it takes no quantised graphs"),
+        ("onnxruntime", "fp8", "engine onnxruntime has no FP8: it computes in int8"),
+    ],
+)
+def test_engines_without_8_bits_refuse_instead_of_doing_something_else(calibrated, engine, precision, said):
+    with pytest.raises(UsageError, match=said):
+        build(BuildRequest(engine=engine, precision=precision), Workspace(calibrated.parent))
+
+
+def test_an_engine_that_computes_something_else_is_not_kept(calibrated):
+    """Scales that are doubled: the graph is valid, runs in 8 bits, and is another one."""
+    path = calibrated / "int8" / "model.onnx"
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("weight_t_scale"):
+            doubled = onnx.numpy_helper.to_array(tensor) * 2
+            tensor.CopyFrom(onnx.numpy_helper.from_array(doubled, tensor.name))
+    onnx.save(model, path)
+    manifest = Artifact.read(path.with_suffix(".json")).manifest
+    replace(manifest, sha256=sha256(path)).write(path.with_suffix(".json"))
+    with pytest.raises(ParityError, match="model on onnxruntime int8 does not compute what"):
+        build(BuildRequest(engine="onnxruntime", precision="int8"), Workspace(calibrated.parent))
+    assert not (calibrated / "onnxruntime-int8").exists()
+
+
+def test_a_float_graph_is_no_integer_engine(calibrated, tmp_path):
+    """Without Q and DQ in the graph nothing is computed in integers, and that is found out."""
+    source = Artifact.read(calibrated / "model.json")
+    with pytest.raises(EngineError, match=r"computes none of the products of model\.onnx in integers"):
+        registry.get("onnxruntime").build(BuildJob(source, source.path, tmp_path, "model", "int8"))
+
+
+def _products(folder: Path) -> list[str]:
+    layers = Artifact.read(folder / "int8/model.json").manifest.quantization["layers"]
+    return [layer["name"] for layer in layers]
+
+
+def test_a_max_drop_is_kept_or_nothing_is_written(calibrated, images, monkeypatch):
+    scan = dict.fromkeys(_products(calibrated), 1.0)
+    monkeypatch.setattr(sensitivity, "scan", lambda *_: scan)  # which is slow, and tested where it is
+    monkeypatch.setattr(MemberReport, "drop", property(lambda self: 0.0 if len(self.restored) >= 2 else 9.0))
+    report = calibrate(request(images, max_drop=0.5, force=True), Workspace(calibrated.parent))
+    assert len(report.members["life"].restored) == 2
+    assert report.members["first-k"].restored == ()
+    left = [layer for layer in report.members["life"].layers if not layer.quantized]
+    assert {layer.name for layer in left} == set(report.members["life"].restored)
+    before = (calibrated / "int8/model.onnx").read_bytes()
+    monkeypatch.setattr(MemberReport, "drop", property(lambda self: 9.0))
+    with pytest.raises(ParityError, match=r"drops by 9\.00 points with 8 of 24 layers"):
+        calibrate(request(images, max_drop=0.5, force=True), Workspace(calibrated.parent))
+    assert (calibrated / "int8/model.onnx").read_bytes() == before
+    assert not list(calibrated.glob(".*"))
+
+
+def test_images_without_classes_and_too_few_of_them(calibrated, tmp_path):
+    loose = make_loose(tmp_path / "loose", 3)
+    report = calibrate(request(loose), Workspace(calibrated.parent))
+    assert report.members["life"].accuracy is None
+    assert any("12 images were asked for, and there are 3" in warning for warning in report.warnings)
+    assert any("no images left to check on" in warning for warning in report.warnings)
+
+
+def test_bad_images_leave_nothing_behind(workspace, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        calibrate(request(tmp_path / "empty"), Workspace(workspace))
+    bad = make_loose(tmp_path / "bad", 4)
+    (bad / "002.png").write_bytes(b"\x89PNG but no more")
+    with pytest.raises(ImageError, match=r"002\.png is not an image that can be read"):
+        calibrate(request(bad), Workspace(workspace))
+    export = next(workspace.glob("*/model.json")).parent
+    assert not (export / "int8").exists()
+    assert not list(export.glob(".*"))
+
+
+def test_an_export_may_be_written_again_over_its_calibration(calibrated):
+    _require_replaceable(calibrated)
+    (calibrated / "int8" / "model.json").unlink()
+    with pytest.raises(UsageError, match="holds int8, which no export made"):
+        _require_replaceable(calibrated)
+
+
+def test_the_policy_is_shown_with_a_model_and_without(calibrated, tmp_path):
+    rows = show_policy(CalibrateRequest(calibrated), Workspace(calibrated.parent))
+    assert {row["part"]: row["count"] for row in rows}["linear"] == LAYERS
+    rows = show_policy(CalibrateRequest(recipe=Recipe(precision="fp8")), Workspace(tmp_path / "none"))
+    assert {row["part"]: row["precision"] for row in rows}["attention"] == "fp8"
+    assert rows[0]["count"] is None
+
+
+class TestCommandLine:
+    def test_calibrate_build_and_policy(self, calibrated, images, lifedeploy):
+        done = lifedeploy("calibrate", "--data", images, "--images", 12, "--check-images", 6, "--json", "c.json")
+        assert done.code == 0
+        assert "worst layers" in done.out
+        assert "worst images" in done.out
+        assert set(json.loads(Path("c.json").read_text())["members"]) == set(METHODS)
+        done = lifedeploy("build-engine", "--engine", "onnxruntime", "--int8")
+        assert done.code == 0
+        assert "int8" in done.out
+        done = lifedeploy("calibrate", "--show-policy", "--fp8")
+        assert done.code == 0
+        for part in ("linear", "attention", "embedding", "head", "ranking"):
+            assert part in done.out
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ((), "calibration needs images: --data DIR"),
+            (("--data", "x", "--int8", "--fp8"), "--int8 and --fp8 exclude each other"),
+            (("--data", "x", "--images", "0"), "0 images are not allowed: at least 1 is needed"),
+            (("--data", "x", "--method", "kl"), "method 'kl' is unknown; there are: minmax, percentile, entropy"),
+            (("--data", "x", "--parts", "norm"), "part 'norm' is unknown"),
+            (("--data", "x", "--max-drop", "-1"), "a drop of -1 points is not allowed"),
+            (("--data", "x", "--plot", "a.txt"), "a.txt is no plot file"),
+        ],
+    )
+    def test_what_cannot_be_meant(self, workspace, lifedeploy, arguments, said):
+        done = lifedeploy("calibrate", *arguments)
+        assert done.code == 2
+        assert said in done.lines[0]
+
+    def test_a_folder_that_is_not_there(self, workspace, lifedeploy):
+        done = lifedeploy("calibrate", "--data", "nowhere")
+        assert done.code == 1
+        assert "nowhere is no folder" in done.lines[0]
+
+    def test_a_remainder_is_for_quantised_graphs(self, calibrated, lifedeploy):
+        done = lifedeploy("build-engine", "--engine", "onnxruntime", "--fp32", "--remainder", "bf16")
+        assert done.code == 2
+        assert "engine onnxruntime has no use for --remainder" in done.lines[0]
+
+
+def test_scales_do_not_depend_on_the_batch(calibrated, images, tmp_path):
+    found = []
+    for batch in (3, 8):
+        calibrate(request(images, batch=batch, force=True, cache=tmp_path / str(batch)), Workspace(calibrated.parent))
+        facts = Artifact.read(calibrated / "int8/model.json").manifest.quantization
+        layers = sorted(facts["layers"], key=lambda layer: layer["name"])
+        found.append([tensor["scale"] for layer in layers for tensor in layer["tensors"]])
+    np.testing.assert_allclose(found[0], found[1], rtol=0.01)
