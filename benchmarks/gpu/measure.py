@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lifedeploy.data.samples import photo_folder
 from lifedeploy.engines import registry
 from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
@@ -33,6 +34,7 @@ ENGINES = (
 PLANS = ("tensorrt", "tensorrt-rtx")
 NEEDED = ("timm", "onnx", "onnxscript", "onnx_ir", "typer", "rich", "safetensors")
 PRECISION = "fp16"
+EIGHT_BITS = ("fp8", "int8")
 SCHEDULES = {"ρ 0.7": ("--rho", "0.7"), "127, 95, 63": ("--counts", "127,95,63")}
 IN_FLIGHT = 8  # the batch that is also measured with two requests in flight
 BUDGET_S = 6  # of one contest
@@ -82,20 +84,36 @@ class Run:
         """One of our own commands."""
         return self.command("-m", "lifedeploy", *words, what=what)
 
-    def bench(self, export: Path, engine: str, batch: int, labels: dict[str, str]) -> None:
+    def bench(
+        self, export: Path, engine: str, batch: int, labels: dict[str, str], precisions: Sequence[str] = (PRECISION,)
+    ) -> None:
         """One contest, with copies and without: rows with the fusion and parity that the manifest holds."""
         out = self.work / "bench.json"
-        words = ["bench", str(export), "--engine", f"{engine}:{PRECISION}", "--batch", str(batch), "--no-memory"]
+        words = ["bench", str(export), "--batch", str(batch), "--no-memory"]
+        words += [word for precision in precisions for word in ("--engine", f"{engine}:{precision}")]
         words += ["--mode", "latency", *(["--mode", "throughput"] if batch == IN_FLIGHT else [])]
-        what = f"{labels['backbone']}, {labels['schedule']}, {engine}, batch {batch}"
+        what = f"{labels['backbone']}, {labels['schedule']}, {engine} {'/'.join(precisions)}, batch {batch}"
         if not self.lifedeploy(*words, "--budget", str(BUDGET_S), "--json", str(out), what=what):
             return
-        manifest = json.loads((self.work / export / f"{engine}-{PRECISION}" / "model.json").read_text())
-        fusion = manifest["engine"]["details"].get("fusion", {})
         for row in json.loads(out.read_text())["rows"]:
+            manifest = json.loads((self.work / export / f"{engine}-{row['precision']}" / "model.json").read_text())
+            fusion = manifest["engine"]["details"].get("fusion", {})
             row |= labels | {"fusion": {name: fusion.get(name) for name in ("attention", "topk")}}
             self.found["rows"].append(row)
         self.write()
+
+    def eight_bits(self, export: Path, engine: str, batch: int, labels: dict[str, str]) -> None:
+        """FP8 and INT8 beside FP16, in the same rounds. With random weights four photographs calibrate well enough."""
+        built = []
+        for precision in EIGHT_BITS:
+            what = f"{labels['backbone']}, {labels['schedule']}, {engine} {precision}"
+            words = ["calibrate", str(export), f"--{precision}", "--data", str(photo_folder())]
+            if self.lifedeploy(*words, "--images", "4", "--check-images", "4", what=f"calibrating {what}"):
+                words = ["build-engine", str(export), "-e", engine, f"--{precision}", "--batch", "1,128,256"]
+                if self.lifedeploy(*words, what=f"build of {what}"):
+                    built.append(precision)
+        if built:
+            self.bench(export, engine, batch, labels, (PRECISION, *built))
 
     def bare(self, export: Path, engine: str, batch: int) -> None:
         """Our runtime against a bare loop over the same plan."""
@@ -145,6 +163,15 @@ def table(found: dict[str, Any]) -> str:
             f"- {one['engine']}, batch {one['batch']}: {one['share']:.3f} [{one['low']:.3f}, {one['high']:.3f}], "
             f"{one['rounds']} rounds"
             for one in found["bare"]
+        ]
+    eight = [row for row in found["rows"] if row.get("over_base") and row["precision"] in EIGHT_BITS]
+    if eight:
+        lines += ["", "## 8 bits, over the FP16 dense model in the same rounds", ""]
+        lines += [
+            f"- {row['engine']} {row['precision']}, batch {row['batch']}, {row['method']}: {row['over_base']:.2f} "
+            f"[{row['over_base_low']:.2f}, {row['over_base_high']:.2f}]"
+            for row in eight
+            if row["copies"] is not True
         ]
     seconds = [row for row in found["rows"] if row.get("trtexec")]
     if seconds:
@@ -197,6 +224,7 @@ def measure(run: Run, engines: Sequence[str], backbones: Sequence[str], batches:
                 for engine in built:
                     if engine in PLANS:
                         run.bare(export, engine, batches[0])
+                        run.eight_bits(export, engine, batches[0], labels)
                 run.questions()
                 run.variants(export)
                 asked = True

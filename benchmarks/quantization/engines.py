@@ -2,8 +2,8 @@
 
     python benchmarks/quantization/engines.py --out DIR [--image-size 112] [--seeds 0,1,2]
 
-After recipes.py, which exports the models. For each seed `calibrate --int8` with 512 training photographs, `build-engine
---int8` for both CPU runtimes, and one `evaluate` of all of them on all validation photographs.
+After recipes.py, which exports the models. For each seed `calibrate --int8` with 512 training photographs,
+`build-engine --int8` for both CPU runtimes, and one `evaluate` of all of them on all validation photographs.
 """
 
 from __future__ import annotations

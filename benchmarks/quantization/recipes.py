@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = exported(options.out.resolve(), options.image_size, seed)
         for stem in ("model", "dense"):
             recipes = EVERY_SEED | (FIRST_SEED if index == 0 else {})
-            rows = measure(folder, stem, recipes, options.out / "images", scan=True)
+            rows = measure(folder, stem, recipes, options.out / "images", scan=index == 0)
             found = read().get("recipes", {}).get("found", {})
             keep("recipes", found | {f"{stem}, seed {seed}": rows}, command)
     return 0

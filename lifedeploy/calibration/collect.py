@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lifedeploy.calibration.feed import Feed
 from lifedeploy.calibration.ranges import TensorStatistics
 from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.exporters.inspect import load
 from lifedeploy.files import atomic_file, user_cache
 
 _FORMAT = 1  # of what is cached, and of how it is computed
@@ -33,14 +35,20 @@ def collect(
         ImageError: an image cannot be read.
     """
     found = {name: TensorStatistics(per_channel=name in per_channel) for name in names}
-    with OnnxRuntime(graph, EngineOptions(taps=tuple(names))) as engine:
-        entry = engine.inputs[0].name
-        for images, counted in feed:
-            results = engine.run({entry: images})
-            for name, statistics in found.items():
-                statistics.add(results[name][:counted])
-            count(counted)
+    for tensors, counted in watch(graph, names, feed):
+        for name, statistics in found.items():
+            statistics.add(tensors[name])
+        count(counted)
     return found
+
+
+def watch(graph: Path, names: Sequence[str], feed: Feed) -> Iterator[tuple[dict[str, Array], int]]:
+    """Tensors of ``graph`` batch by batch, inner ones and inputs, and how many images they are of."""
+    entry = load(graph, check=False).graph.input[0].name
+    with OnnxRuntime(graph, EngineOptions(taps=tuple(name for name in names if name != entry))) as engine:
+        for images, counted in feed:
+            tensors = {entry: images} | engine.run({entry: images})
+            yield {name: tensors[name][:counted] for name in names}, counted
 
 
 def cached(

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lifedeploy.calibration import policy, qdq
-from lifedeploy.calibration.collect import Count
+from lifedeploy.calibration.collect import Count, watch
 from lifedeploy.calibration.feed import Feed
 from lifedeploy.calibration.policy import Product
 from lifedeploy.calibration.quantize import Prepared
@@ -153,13 +153,10 @@ def _activation_reports(
     grid = qdq.GRIDS[prepared.recipe.precision]
     names = list(dict.fromkeys(value.name or "" for product in chosen for value in product.activations))
     sums = {name: Noise() for name in names}
-    with OnnxRuntime(prepared.graph, EngineOptions(taps=tuple(names))) as engine:
-        entry = engine.inputs[0].name
-        for images, counted in feed:
-            results = engine.run({entry: images})
-            for name, total in sums.items():
-                total.add(results[name][:counted], prepared.scales[name], grid)
-            count(counted)
+    for tensors, counted in watch(prepared.graph, names, feed):
+        for name, total in sums.items():
+            total.add(tensors[name], prepared.scales[name], grid)
+        count(counted)
     return {name: total.report(name, "activation", prepared.scales[name]) for name, total in sums.items()}
 
 

@@ -99,7 +99,7 @@ def insert(
                     dequantized[value] = _weight(model, product, value, grid, zero, per_channel=per_channel)
                     weight_bytes += value.const_value.size
                 else:
-                    dequantized[value] = _activation(model, value, scales[value.name or ""], grid, zero)
+                    dequantized[value] = _activation(model, product, value, scales[value.name or ""], grid, zero)
             product.node.replace_input_with(index, dequantized[value])
     for value in dequantized:
         name = value.name or ""
@@ -149,17 +149,21 @@ def _weight(
     return node.outputs[0]
 
 
-def _activation(model: ir.Model, value: ir.Value, scale: NDArray[np.float32], grid: Grid, zero: ir.Value) -> ir.Value:
-    """Q and DQ directly behind the node that makes the tensor."""
+def _activation(
+    model: ir.Model, product: Product, value: ir.Value, scale: NDArray[np.float32], grid: Grid, zero: ir.Value
+) -> ir.Value:
+    """Q and DQ directly behind the node that makes the tensor; of an input, in front of the product."""
     producer = value.producer()
-    assert producer is not None  # an activation is computed
-    name = value.name or producer.name or ""
+    name = value.name or product.name
     scales = _constant(model, f"{name}_scale", scale, ir.DataType.FLOAT)
     quantize = ir.node("QuantizeLinear", [value, scales, zero], name=f"{name}/QuantizeLinear")
     _describe(quantize.outputs[0], f"{name}_{grid.precision}", grid.type, value.shape)
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scales, zero], name=f"{name}/DequantizeLinear")
     _describe(dequantize.outputs[0], f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
-    model.graph.insert_after(producer, [quantize, dequantize])
+    if producer is not None:
+        model.graph.insert_after(producer, [quantize, dequantize])
+    else:
+        model.graph.insert_before(product.node, [quantize, dequantize])
     return dequantize.outputs[0]
 
 

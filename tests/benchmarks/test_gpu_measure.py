@@ -49,8 +49,11 @@ def test_rows_become_lines(measure, workspace, tmp_path):
     run = measure.Run(tmp_path, tmp_path, minutes=1, command="measure")
     run.found["rows"] = [json.loads(json.dumps(asdict(row))) | LABELS for row in (*on_cpu, *on_gpu)]
     run.found["bare"] = [{"engine": "tensorrt", "batch": 128, "share": 0.998, "low": 0.99, "high": 1.0, "rounds": 9}]
+    eight = {"precision": "fp8", "over_base": 1.9, "over_base_low": 1.8, "over_base_high": 2.0}
+    run.found["rows"][-1] |= eight
     run.write()
     lines = (tmp_path / "RESULTS.md").read_text().splitlines()
+    assert "- onnxruntime fp8, batch 2, life: 1.90 [1.80, 2.00]" in lines
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| tiny")]
     head = next(line for line in lines if line.startswith("| backbone")).split("|")[1:-1]
     assert [len(row) for row in cells] == [len(head)] * 6

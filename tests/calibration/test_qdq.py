@@ -162,6 +162,16 @@ def test_parts_and_products_can_be_chosen(prepared, tmp_path, life):
     assert len(policy.products_in(life[0])) == 6 * DEPTH + 4
 
 
+def test_every_part_that_may_be_quantised_can_be(prepared, check, tmp_path):
+    made = prepared(Recipe(parts=("linear", "attention", "embedding", "head")))
+    done = write(made, tmp_path / "q.onnx")
+    assert (done.products, done.weights) == (6 * DEPTH + 2, 4 * DEPTH + 2)
+    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.spec)
+    assert 1e-6 < compare.noise(check.answers, theirs) < 0.05
+    report = compare.report(made, tmp_path / "q.onnx", check)
+    assert {layer.part for layer in report.layers} == {"linear", "attention", "embedding", "head"}
+
+
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
