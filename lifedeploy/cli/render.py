@@ -102,6 +102,8 @@ def inspected(report: InspectReport) -> RenderableType:
     parts: list[RenderableType] = [Text(report.path, style="bold")]
     if report.spec is not None:
         parts.append(_identity(report.spec, report.manifest))
+    if report.manifest is not None and report.manifest.quantization:
+        parts += [Text(""), _quantization(report.manifest.quantization)]
     if report.manifest is not None:
         parts += [Text(""), _layers(report.manifest)]
     if report.graph is not None:
@@ -109,6 +111,21 @@ def inspected(report: InspectReport) -> RenderableType:
     if report.manifest is None:
         parts.append(Text("Not exported by lifedeploy: no manifest, no schedule.", style="yellow"))
     return Group(*parts)
+
+
+def _quantization(facts: dict[str, Any]) -> Table:
+    data = facts["data"]
+    kept = "" if facts["overlap"] is None else f", {facts['overlap']:.1%} of the kept tokens"
+    pairs = {
+        "recipe": f"{facts['precision']}, {facts['method']}, weights "
+        f"{'per channel' if facts['per_channel'] else 'per tensor'}, smoothing {facts['smoothing']:g}",
+        "parts": ", ".join(facts["parts"]),
+        "images": f"{data['images']} of {data['source']}, seed {data['seed']}, SHA-256 {data['sha256'][:12]}…",
+        "as float": f"{facts['same_top1']:.1%} of the answers{kept}, on {facts['images']} images",
+    }
+    if facts["restored"]:
+        pairs["in float"] = ", ".join(facts["restored"])
+    return _facts(pairs, title="Calibration")
 
 
 def _facts(pairs: dict[str, str], title: str | None = None) -> Table:

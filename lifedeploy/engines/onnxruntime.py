@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,9 +81,10 @@ class OnnxRuntime(Engine):
     @classmethod
     def build(cls, job: BuildJob) -> Built:
         ort = require("onnxruntime", extra=cls.extra)
-        options = cls._session_options(ort, EngineOptions())
+        how = EngineOptions(precision=job.precision)
+        options = cls._session_options(ort, how)
         options.optimized_model_filepath = str(job.folder / f"{job.stem}.onnx")
-        new_session(ort, job.graph, options, [cls.provider])
+        new_session(ort, job.graph, options, [cls.provider], disabled=_harmful(how))
         target = job.folder / f"{job.stem}.onnx"
         return Built(target.name, (target.name,), _integer_products(target) if job.precision in QUANTIZED else {})
 
@@ -104,7 +105,8 @@ class OnnxRuntime(Engine):
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)
         source: Path | bytes = graph_bytes(self.path, self.options.taps) if self.options.taps else self.path
-        self._session = new_session(ort, source, self._session_options(ort, self.options), self._providers())
+        options = self._session_options(ort, self.options)
+        self._session = new_session(ort, source, options, self._providers(), disabled=_harmful(self.options))
         running = self._session.get_providers()[0]
         if running != self.provider:
             raise EngineError(
@@ -132,7 +134,7 @@ class OnnxRuntime(Engine):
             options = self._session_options(ort, self.options)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = new_session(ort, self.path, options, self._providers())
+            session = new_session(ort, self.path, options, self._providers(), disabled=_harmful(self.options))
             for _ in range(_WARM_UP + runs):
                 session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -172,8 +174,23 @@ def _integer_products(optimized: Path) -> dict[str, Any]:
     return {"integer_products": found}
 
 
-def new_session(ort: Any, source: Path | bytes, options: Any, providers: list[Any] | None) -> Any:
-    """A session; ``providers`` is None where the options name devices.
+def _harmful(options: EngineOptions) -> tuple[str, ...]:
+    """Optimisers to do without.
+
+    With a static batch MatMul and Add become a Gemm, which ONNX Runtime has no integer kernel for.
+    """
+    return ("MatMulAddFusion",) if options.precision in QUANTIZED else ()
+
+
+def new_session(
+    ort: Any,
+    source: Path | bytes,
+    options: Any,
+    providers: list[Any] | None,
+    *,
+    disabled: Sequence[str] = (),
+) -> Any:
+    """A session; ``providers`` is None where the options name devices, ``disabled`` names optimisers to do without.
 
     Raises:
         EngineError: ONNX Runtime refused.
@@ -181,7 +198,8 @@ def new_session(ort: Any, source: Path | bytes, options: Any, providers: list[An
     try:
         what = source if isinstance(source, bytes) else str(source)
         # Without a fallback a provider that fails says why; with it another one takes over, and the reason is lost.
-        return ort.InferenceSession(what, options, providers=providers, enable_fallback=0)
+        more = {"disabled_optimizers": list(disabled)} if disabled else {}
+        return ort.InferenceSession(what, options, providers=providers, enable_fallback=0, **more)
     except Exception as error:  # as above: no common base class
         name = "the model" if isinstance(source, bytes) else source
         raise EngineError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from error

@@ -102,7 +102,7 @@ class OpenVino(Engine):
 
     def _hint(self) -> str:
         """The precision of floating-point arithmetic; of a quantised graph, of what is not quantised."""
-        if self.options.precision not in self.quantized:
+        if self.options.precision in _HINTS:
             return _HINTS[self.options.precision]
         fast = self._ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         return _HINTS["bf16" if "BF16" in fast else "fp32"]

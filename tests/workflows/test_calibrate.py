@@ -20,13 +20,16 @@ from lifedeploy.calibration.report import MemberReport
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildJob
 from lifedeploy.errors import ArtifactError, DataError, EngineError, ImageError, ParityError, UsageError
+from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
+from lifedeploy.model.weights import ModelRequest
 from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate, show_policy
 from lifedeploy.workflows.evaluate import EvaluateRequest, evaluate
-from lifedeploy.workflows.export import _require_replaceable
+from lifedeploy.workflows.export import ExportRequest, _require_replaceable, export
 from tests.calibration.conftest import make_loose
+from tests.conftest import TINY, TINY_SIZE
 from tests.workflows.test_evaluate import make_images
 
 LAYERS = 6 * 4  # of the tiny model: four linear products per block
@@ -260,6 +263,8 @@ class TestCommandLine:
         assert done.code == 0
         for part in ("linear", "attention", "embedding", "head", "ranking"):
             assert part in done.out
+        done = lifedeploy("inspect", calibrated / "int8")
+        assert "int8, minmax, weights per channel, smoothing 0.6" in done.out
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -297,3 +302,14 @@ def test_scales_do_not_depend_on_the_batch(calibrated, images, tmp_path):
         layers = sorted(facts["layers"], key=lambda layer: layer["name"])
         found.append([tensor["scale"] for layer in layers for tensor in layer["tensors"]])
     np.testing.assert_allclose(found[0], found[1], rtol=0.01)
+
+
+def test_a_graph_that_takes_pixels_in_batches_of_four(weights_file, images, tmp_path):
+    workspace = Workspace(tmp_path / "artifacts")
+    model = ModelRequest(TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE)
+    export(ExportRequest(model, GraphOptions(batch_size=4, with_preprocess=True)), workspace)
+    report = calibrate(request(images, images=10), workspace)
+    assert report.members["life"].overlap > 0.9
+    assert len(report.members["life"].images) == 6  # two of which fill a batch of four up
+    built = build(BuildRequest(engine="onnxruntime", precision="int8"), workspace)
+    assert built.engine.manifest.parity["passed"]
