@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
     parser.add_argument("--images", type=int, default=512, help="to calibrate on (default: 512)")
     options = parser.parse_args(arguments)
-    command = shlex.join(["python", "benchmarks/quantization/engines.py", *(arguments or sys.argv[1:])])
+    command = shlex.join(["python", "benchmarks/quantization/engines.py", *(arguments or sys.argv[1:])]).replace(
+        str(options.out), "DIR"
+    )
     for seed in map(int, options.seeds.split(",")):
         folder = exported(options.out.resolve(), options.image_size, seed)
         rows = measure(options.out.resolve(), folder, options.images)

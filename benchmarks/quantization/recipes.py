@@ -118,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=112, help="of the trained models (default: 112)")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
     options = parser.parse_args(arguments)
-    command = shlex.join(["python", "benchmarks/quantization/recipes.py", *(arguments or sys.argv[1:])])
+    command = shlex.join(["python", "benchmarks/quantization/recipes.py", *(arguments or sys.argv[1:])]).replace(
+        str(options.out), "DIR"
+    )
     for index, seed in enumerate(map(int, options.seeds.split(","))):
         folder = exported(options.out.resolve(), options.image_size, seed)
         for stem in ("model", "dense"):

@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=90, help="seconds per engine and precision (default: 90)")
     parser.add_argument("--images", type=int, default=512, help="to calibrate on (default: 512)")
     options = parser.parse_args(arguments)
-    command = shlex.join(["python", "benchmarks/quantization/speed.py", *(arguments or sys.argv[1:])])
+    command = shlex.join(["python", "benchmarks/quantization/speed.py", *(arguments or sys.argv[1:])]).replace(
+        str(options.out), "DIR"
+    )
     export = options.out.resolve() / "deit_s"
     if not (export / "model.json").is_file():
         lifedeploy("export", "--backbone", "deit_s", "--rho", "0.7", "--weights", "random", "-o", export)

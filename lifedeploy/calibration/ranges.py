@@ -17,6 +17,7 @@ from lifedeploy.errors import EngineError
 
 BINS = 2048
 LEVELS = 128  # of one sign of a symmetric INT8
+_STRIDES = (5, 7, 11, 13)  # every so many values one is counted: the first that does not divide the channels
 _STEP = 8  # thresholds tried by the entropy method are so many bins apart
 PERCENTILE = 99.99
 
@@ -25,9 +26,10 @@ Floats = NDArray[np.float64]
 
 
 class TensorStatistics:
-    """A histogram of |x| over [0, limit), where limit is a power of two that doubles as larger values come.
+    """The largest |x|, and a histogram of |x| over [0, limit); limit is a power of two that doubles as values grow.
 
-    Doubling merges pairs of bins, so the counts do not depend on the order or the size of the batches.
+    Doubling merges pairs of bins, so the counts do not depend on the order of the batches. Every fifth value or so is
+    counted, which is plenty for a share of 99.99 % and costs less than the inference; the largest is of all.
     """
 
     def __init__(self, *, per_channel: bool = False) -> None:
@@ -43,20 +45,22 @@ class TensorStatistics:
         Raises:
             EngineError: it holds NaN or infinity.
         """
-        magnitudes = np.abs(values, dtype=np.float32)
-        largest = float(magnitudes.max(initial=0.0))
+        largest = float(np.maximum(values.max(), -values.min()))  # NaN stays NaN
         if not math.isfinite(largest):
             raise EngineError("an activation is NaN or infinite: this model cannot be calibrated")
         if self._per_channel:
-            channels = magnitudes.reshape(-1, magnitudes.shape[-1]).max(axis=0)
+            rows = values.reshape(-1, values.shape[-1])
+            channels = np.maximum(rows.max(axis=0), -rows.min(axis=0))
             self.channels = channels if self.channels is None else np.maximum(self.channels, channels)
         self.largest = max(self.largest, largest)
         self._grow(largest)
+        stride = next(step for step in _STRIDES if values.shape[-1] % step or step == _STRIDES[-1])
+        counted = np.abs(values.ravel()[::stride])
         if self.limit:
-            bins = np.minimum(magnitudes.ravel() * np.float32(BINS / self.limit), BINS - 1).astype(np.int32)
+            bins = np.minimum(counted * np.float32(BINS / self.limit), BINS - 1).astype(np.int32)
             self.counts += np.bincount(bins, minlength=BINS)
         else:
-            self.counts[0] += magnitudes.size
+            self.counts[0] += counted.size
 
     def _grow(self, largest: float) -> None:
         if largest <= self.limit or largest == 0:
