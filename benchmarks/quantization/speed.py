@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8, help="default: 8")
     parser.add_argument("--budget", type=float, default=90, help="seconds per engine and precision (default: 90)")
     parser.add_argument("--images", type=int, default=512, help="to calibrate on (default: 512)")
+    parser.add_argument("--engines", default="onnxruntime,openvino", help="default: onnxruntime,openvino")
+    parser.add_argument("--known", action="store_true", help="keep the calibration that is there, and what it took")
     options = parser.parse_args(arguments)
     command = shlex.join(["python", "benchmarks/quantization/speed.py", *(arguments or sys.argv[1:])]).replace(
         str(options.out), "DIR"
@@ -89,9 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export = options.out.resolve() / "deit_s"
     if not (export / "model.json").is_file():
         lifedeploy("export", "--backbone", "deit_s", "--rho", "0.7", "--weights", "random", "-o", export)
-    cost = calibration(export, photographs(options.out / "noise", options.images + 64), options.images)
-    keep("calibrating", cost, command)
-    for engine in ("onnxruntime", "openvino"):
+    if not options.known:
+        cost = calibration(export, photographs(options.out / "noise", options.images + 64), options.images)
+        keep("calibrating", cost, command)
+    for engine in options.engines.split(","):
         keep(f"speed, {engine}", contest(export, engine, options.batch, options.budget), command)
     return 0
 

@@ -132,7 +132,8 @@ def build_engine(
         report = build(BuildRequest(model, engine, asked, force, options), Workspace(workspace), say, progress)
     record = report.record
     if record.note:
-        console.warn(record.note, title=f"asked for {record.requested}, runs {record.precision}")
+        other = record.precision != record.requested
+        console.warn(record.note, title=f"asked for {record.requested}, runs {record.precision}" if other else "note")
     console.report(json, report.to_dict, lambda: render.built(report))
 
 

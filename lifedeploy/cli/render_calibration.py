@@ -52,9 +52,10 @@ def calibrated(report: CalibrateReport) -> RenderableType:
         parts += [_title(f"{slimmed.method}: worst images"), _images(slimmed)]
     data = settings["data"]
     known = " Statistics were known from an earlier run." if report.cached and not report.reused else ""
+    apart = "others" if data["check_apart"] else "of the same"
     note = (
         f"{data['images']} of {data['of']} images of {data['source']}, seed {data['seed']}, SHA-256 "
-        f"{data['sha256'][:12]}…; checked on {data['check_images']} others.{known} All of it: {REPORT}, {PLOT}."
+        f"{data['sha256'][:12]}…; checked on {data['check_images']} {apart}.{known} All of it: {REPORT}, {PLOT}."
     )
     return Group(*parts, Text(""), Text(note, style="dim"), Text(f"in {report.folder}/", style="green"))
 

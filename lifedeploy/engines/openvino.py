@@ -12,6 +12,7 @@ from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, LayerTime, PrecisionPlan
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
+from lifedeploy.machine import fast_int8
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.spec import GraphForm
 
@@ -19,8 +20,8 @@ _DEVICE = "CPU"
 _WARM_UP = 3  # runs that a profile leaves out
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
-# Kinds of executed nodes that carry the model's products: what they run in is what the engine runs in.
-_PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "Subgraph")
+# Kinds of executed nodes that carry the model's products, as they begin: what they run in is what the engine runs in.
+_PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
 
 
 class OpenVino(Engine):
@@ -45,7 +46,10 @@ class OpenVino(Engine):
     def plan(cls, requested: str) -> PrecisionPlan:
         ov = require("openvino", extra=cls.extra)
         if requested in cls.quantized:
-            return PrecisionPlan(requested)
+            slow = (
+                "" if fast_int8() else "this CPU has neither VNNI nor AMX: 8-bit integers are smaller here, not faster"
+            )
+            return PrecisionPlan(requested, slow)
         fast = ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         return choose_precision(requested, bf16="BF16" in fast)
 
@@ -125,7 +129,7 @@ class OpenVino(Engine):
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
             kind, precision = str(_value(facts, "layerType")), str(_value(facts, "runtimePrecision"))
-            if kind in _PRODUCTS and precision in _NAMES:
+            if kind.startswith(_PRODUCTS) and precision in _NAMES:
                 ran[_NAMES[precision]] += 1
         return ran.most_common(1)[0][0] if ran else self.options.precision
 

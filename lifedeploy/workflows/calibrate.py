@@ -190,6 +190,7 @@ def _settings(request: CalibrateRequest, images: ImageSet, drawn: Draw, data_dig
             "seed": request.seed,
             "sha256": data_digest,
             "check_images": len(drawn.check),
+            "check_apart": not drawn.shared,
         },
     }
 

@@ -85,6 +85,7 @@ def _ask(export: Artifact, name: str) -> _Asked:
     """The newest build of ``NAME`` of this export, or the one of ``NAME:PRECISION``, which may not be built yet."""
     engine, precision = _parse(name)
     cls = registry.resolve(engine)
+    cls.require_precision(precision)
     if not precision:
         for artifact in Workspace.engines_of(export):
             record = artifact.manifest.engine

@@ -166,6 +166,8 @@ def test_a_calibration_of_another_export_is_not_used(calibrated):
 def test_engines_without_8_bits_refuse_instead_of_doing_something_else(calibrated, engine, precision, said):
     with pytest.raises(UsageError, match=said):
         build(BuildRequest(engine=engine, precision=precision), Workspace(calibrated.parent))
+    with pytest.raises(UsageError, match=said):  # nor is it taken for the engine in another precision
+        bench(BenchRequest(engines=(f"{engine}:fp32", f"{engine}:{precision}")), Workspace(calibrated.parent))
 
 
 def test_an_engine_that_computes_something_else_is_not_kept(calibrated):
