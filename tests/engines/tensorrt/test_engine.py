@@ -169,7 +169,7 @@ def test_forms_and_options():
     assert TensorRT.form("bf16", BuildOptions(attention="products")).attention == "products"
     with pytest.raises(UsageError, match="no kernel for FP32 attention as one operator"):
         TensorRT.form("fp32", BuildOptions(attention="operator"))
-    with pytest.raises(UsageError, match="engine tensorrt has no use for --target; it takes: --attention, --batch"):
+    with pytest.raises(UsageError, match="no use for --target; it takes: --attention, --remainder, --batch"):
         TensorRT.require_options(BuildOptions(target=("sm89",)))
     with pytest.raises(UsageError, match=r"engine openvino has no use for --level; it takes: --attention$"):
         registry.get("openvino").require_options(BuildOptions(level=3))
