@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from lifedeploy.artifact import Workspace
+from lifedeploy.bench import measure
 from lifedeploy.cli import app as cli
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.model import backbones
@@ -88,7 +89,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Pa
 
 @pytest.fixture
 def workspace(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that workspace, as ``artifacts/`` of the current folder."""
+    """A copy of that workspace, as ``artifacts/`` of the current folder; what is measured in it takes short turns."""
+    monkeypatch.setattr(measure, "MIN_ROUND_S", 0.01)  # speeds are not what tests look at
     root = tmp_path / "artifacts"
     shutil.copytree(exported, root)
     monkeypatch.chdir(tmp_path)

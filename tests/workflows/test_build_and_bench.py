@@ -19,7 +19,7 @@ from lifedeploy.viz.plots import plot_bench
 from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build
 
-QUICK = Stop(budget_s=20, min_rounds=3, half_width=0.2)
+QUICK = Stop(budget_s=20, min_rounds=3, half_width=10)  # three rounds, however they differ
 
 
 def quick(**changes: object) -> BenchRequest:
@@ -114,6 +114,7 @@ def test_json_keeps_its_names(workspace, tmp_path):
 
 def test_modes_and_batches_are_rows_of_their_own(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(fake, "SECONDS_PER_GMAC", 1.0)  # sleeps that are long beside the lanes' own work
+    monkeypatch.setattr("lifedeploy.bench.measure.MIN_ROUND_S", 0.2)
     report = bench(quick(batches=(1, 3), modes=("latency", "throughput")), Workspace(workspace))
     assert [(row.mode, row.batch) for row in report.rows[::3]] == [
         ("latency", 1),

@@ -128,7 +128,7 @@ def test_bench_and_evaluate_show_the_precision(calibrated, images):
     quick = BenchRequest(
         engines=("fake:fp32", "onnxruntime:int8"),
         batches=(2,),
-        stop=Stop(budget_s=5, min_rounds=3, half_width=0.3),
+        stop=Stop(budget_s=5, min_rounds=3, half_width=10),
         memory=False,
     )
     rows = bench(quick, workspace).rows
