@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import DEFECTIVE, exported
-from store import keep, read
+from store import here, keep
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in map(int, options.seeds.split(",")):
         folder = exported(options.out.resolve(), options.image_size, seed)
         rows = measure(options.out.resolve(), folder, options.images)
-        keep("engines", read().get("engines", {}).get("found", {}) | {f"seed {seed}": rows}, command)
+        keep("engines", here("engines") | {f"seed {seed}": rows}, command)
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from store import keep, read
+from store import here, keep
 
 from lifedeploy.artifact import Artifact
 from lifedeploy.calibration import compare, sensitivity
@@ -126,8 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for stem in ("model", "dense"):
             recipes = EVERY_SEED | (FIRST_SEED if index == 0 else {})
             rows = measure(folder, stem, recipes, options.out / "images", scan=index == 0)
-            found = read().get("recipes", {}).get("found", {})
-            keep("recipes", found | {f"{stem}, seed {seed}": rows}, command)
+            keep("recipes", here("recipes") | {f"{stem}, seed {seed}": rows}, command)
     return 0
 
 
