@@ -3,7 +3,8 @@
     python benchmarks/quantization/engines.py --out DIR [--image-size 112] [--seeds 0,1,2]
 
 After recipes.py, which exports the models. For each seed `calibrate --int8` with 512 training photographs,
-`build-engine --int8` for both CPU runtimes, and one `evaluate` of all of them on all validation photographs.
+`build-engine --int8` for both CPU runtimes, OpenVINO's BF16 where the processor has it, and one `evaluate` of all of
+them on all validation photographs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any
 from recipes import DEFECTIVE, exported
 from store import here, keep
 
-ENGINES = ("onnxruntime", "openvino")
+from lifedeploy.machine import fast_bf16
+
+BUILDS = (("onnxruntime", "int8"), ("openvino", "int8"), *((("openvino", "bf16"),) if fast_bf16() else ()))
 
 
 def measure(out: Path, folder: Path, images: int) -> list[dict[str, Any]]:
@@ -31,11 +34,10 @@ def measure(out: Path, folder: Path, images: int) -> list[dict[str, Any]]:
 
     data = out / "images"
     lifedeploy("calibrate", folder, "--int8", "--data", data, "--images", images)
-    for engine in ENGINES:
-        lifedeploy("build-engine", folder, "--engine", engine, "--int8")
     models = [folder / f"{stem}.onnx" for stem in ("model", "dense")]
-    for engine in ENGINES:
-        models += [next((folder / f"{engine}-int8").glob(f"{stem}.[ox][nm]*")) for stem in ("model", "dense")]
+    for engine, precision in BUILDS:
+        lifedeploy("build-engine", folder, "--engine", engine, f"--{precision}")
+        models += [folder / f"{engine}-{precision}" / f"{stem}.json" for stem in ("model", "dense")]
     target = folder / "evaluate.json"
     lifedeploy("evaluate", *models, "--data", data, "--split", "val", "--json", target)
     report = json.loads(target.read_text())
