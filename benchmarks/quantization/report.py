@@ -94,17 +94,42 @@ def _engines(found: dict[str, Any]) -> list[str]:
 
 
 def _speed(rows: list[dict[str, Any]]) -> list[str]:
-    base = rows[0]["base"]
+    base, flight = rows[0]["base"], {"latency": "one request at a time", "throughput": "two requests in flight"}
+    lines: list[str] = []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        lines += [
+            *([""] if lines else []),
+            f"DeiT-S, ρ 0.7, batch {rows[0]['batch']}, {flight[mode]}.",
+            "",
+            f"| precision | method | img/s | over {base} | over dense of the same precision |",
+            "|---|---|---|---|---|",
+        ]
+        for row in (row for row in rows if row["mode"] == mode):
+            own = "–"
+            if row["method"] != "dense":
+                own = _interval(row["speedup"], row["speedup_low"], row["speedup_high"])
+            over = _interval(row["over_base"], row["over_base_low"], row["over_base_high"])
+            lines.append(f"| {row['precision']} | {row['method']} | {row['images_per_s']:.1f} | {over} | {own} |")
+    return lines
+
+
+def _profile(profiles: list[dict[str, Any]]) -> list[str]:
+    """Milliseconds of every part."""
+    shown = [profile for profile in profiles if profile["method"] != "first-k"]
+    groups = dict.fromkeys(name for profile in shown for name in profile["shares"])
+    names = " | ".join(f"{profile['precision']} {profile['method']}" for profile in shown)
+    totals = " | ".join(f"{profile['ms']:.1f}" for profile in shown)
     lines = [
-        f"DeiT-S, ρ 0.7, batch {rows[0]['batch']}, one request at a time.",
+        f"DeiT-S, batch {shown[0]['batch']}: milliseconds of each part, by the runtime's own profiler, which slows it",
+        "down. What is quantised counts to the product that it is fused with.",
         "",
-        f"| precision | method | img/s | over {base} | over dense of the same precision |",
-        "|---|---|---|---|---|",
+        f"| part | {names} |",
+        "|---" * (1 + len(shown)) + "|",
+        f"| all | {totals} |",
     ]
-    for row in rows:
-        own = "–" if row["method"] == "dense" else _interval(row["speedup"], row["speedup_low"], row["speedup_high"])
-        over = _interval(row["over_base"], row["over_base_low"], row["over_base_high"])
-        lines.append(f"| {row['precision']} | {row['method']} | {row['images_per_s']:.1f} | {over} | {own} |")
+    for group in groups:
+        spent = (f"{profile['shares'].get(group, 0) * profile['ms']:.2f}" for profile in shown)
+        lines.append(f"| {group} | {' | '.join(spent)} |")
     return lines
 
 
@@ -135,6 +160,9 @@ def _decibels(noise: float) -> float:
 SECTIONS: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("What the commands give", "engines", _engines),
     ("Speed, OpenVINO", "speed, openvino", _speed),
+    ("Where OpenVINO's time goes", "profile, openvino", _profile),
+    ("Speed, OpenVINO, attention in INT8 too", "speed, openvino, linear,attention", _speed),
+    ("Where its time goes", "profile, openvino, linear,attention", _profile),
     ("Speed, ONNX Runtime", "speed, onnxruntime", _speed),
     ("Cost of calibrating", "calibrating", _cost),
     ("Which recipe", "recipes", _recipes),
