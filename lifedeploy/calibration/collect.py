@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def cached(
         return known, True
     made = make()
     tensors = {name: statistics.to_dict() for name, statistics in made.items()}
-    with atomic_file(path) as temporary:
+    # Where nothing can be kept (a read-only home), there is nothing to reuse, and no reason to lose what was computed.
+    with suppress(OSError), atomic_file(path) as temporary:
         temporary.write_text(json.dumps({"format": _FORMAT, "key": dict(key), "tensors": tensors}), encoding="utf-8")
     return made, False
 

@@ -30,10 +30,13 @@ class Draw:
 
 
 def draw(images: ImageSet, calibration: int, check: int, seed: int) -> Draw:
-    """``calibration`` images at random, or all if there are fewer; and ``check`` others, or some of the same."""
+    """``calibration`` images at random, or all if there are fewer; and ``check`` others, or as many as are left.
+
+    Only where none is left are some of the same taken.
+    """
     order = np.random.default_rng(seed).permutation(len(images)).astype(np.int64)
     rest = order[calibration:]
-    shared = len(rest) < min(check, len(order))
+    shared = not len(rest)
     others = order[:check] if shared else rest[:check]
     return Draw(Subset(images, np.sort(order[:calibration])), Subset(images, np.sort(others)), seed, shared)
 

@@ -29,6 +29,7 @@ class Grid:
     type: ir.DataType
     numpy: np.dtype[np.generic]
     largest: float
+    half_step: float  # what lies beyond the largest number by no more still rounds to it
 
     def scale(self, reach: NDArray[np.floating]) -> NDArray[np.float32]:
         """The scale that lets ``reach`` just fit, rounded up to a number that FP16 and BF16 have too.
@@ -53,8 +54,8 @@ class Grid:
 
 
 GRIDS = {
-    "int8": Grid("int8", ir.DataType.INT8, np.dtype(np.int8), 127.0),
-    "fp8": Grid("fp8", ir.DataType.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn), 448.0),
+    "int8": Grid("int8", ir.DataType.INT8, np.dtype(np.int8), 127.0, 0.5),
+    "fp8": Grid("fp8", ir.DataType.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn), 448.0, 16.0),
 }
 
 

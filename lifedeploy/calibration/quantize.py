@@ -23,7 +23,8 @@ from lifedeploy.exporters.inspect import load
 from lifedeploy.spec import QUANTIZED
 
 SMOOTHING_IMAGES = 128  # enough to find the channels that reach far
-# P·V in FP8: probabilities end at 1, so that the scale is known (NVIDIA's ModelOpt and TensorRT use the same).
+# P·V in FP8: probabilities end at 1, so that the scale is known. The very number that NVIDIA's ModelOpt and TensorRT
+# use, though FP16 rounds it.
 _SOFTMAX_FP8 = np.float32(1 / 448)
 
 
@@ -88,7 +89,7 @@ def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count
 
     Raises:
         ExportError: the graph holds nothing that the policy quantises.
-        UsageError: a pattern of ``keep`` fits no product.
+        UsageError: a pattern of ``keep`` fits no product, or all patterns together fit every one.
         ImageError, EngineError: an image cannot be read; an activation is not finite.
     """
     model = ir.from_proto(load(source.graph))
@@ -109,8 +110,9 @@ def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count
     graph = work / f"{source.graph.stem}.float.onnx"
     ir.save(model, graph)
     names = _activations(chosen, recipe)
+    moved = {"smoothing": recipe.smoothing, "moved": [seam.activation for seam in movable]}
     statistics, also_known = cached(
-        key | {"what": "ranges", "smoothing": recipe.smoothing if movable else 0, "tensors": names},
+        key | {"what": "ranges", **moved, "tensors": names},
         lambda: collect(graph, names, feed, count=count),
         source.cache,
     )
@@ -142,15 +144,17 @@ def write(prepared: Prepared, target: Path, leave: Collection[str] = ()) -> qdq.
 def _chosen(found: Sequence[Product], recipe: Recipe, graph: Path) -> list[Product]:
     parts = recipe.quantized_parts
     offered = [product for product in found if product.part in parts]
+    if not offered:
+        raise ExportError(f"{graph} holds no product to quantise in the parts {', '.join(parts)}")
     for pattern in recipe.keep:
         if not any(fnmatch(product.name, pattern) for product in offered):
             raise UsageError(
                 f"--keep {pattern!r} fits no product of {graph} that would be quantised",
-                hint=f"for example {offered[0].name}" if offered else None,
+                hint=f"for example {offered[0].name}",
             )
     chosen = [item for item in offered if not any(fnmatch(item.name, pattern) for pattern in recipe.keep)]
     if not chosen:
-        raise ExportError(f"{graph} holds no product to quantise in the parts {', '.join(parts)}")
+        raise UsageError(f"--keep {' --keep '.join(recipe.keep)} leaves nothing of {graph} to quantise")
     return chosen
 
 

@@ -121,8 +121,10 @@ def entropy(statistics: TensorStatistics) -> float:
 
 
 def _divergence(counts: Floats, end: int) -> float:
-    """Of the distribution clipped after ``end`` bins from the same in 128 levels."""
+    """Of the distribution clipped after ``end`` bins from the same in 128 levels; infinite if nothing is left of it."""
     reference = counts[:end].copy()
+    if not reference.any():
+        return math.inf
     reference[-1] += counts[end:].sum()
     # Bins of each level; its mass is spread over those of its bins that hold anything.
     levels = np.arange(end) * LEVELS // end

@@ -154,8 +154,7 @@ class Noise:
         # numpy adds pairwise along the last axis, so FP32 is enough there.
         self.signal += float(np.einsum("...i,...i->...", given, given).sum(dtype=np.float64))
         self.error += float(np.einsum("...i,...i->...", error, error).sum(dtype=np.float64))
-        # Half a step beyond the largest number still rounds to it.
-        self.beyond += int(np.count_nonzero(np.abs(given) > scale * (grid.largest + 0.5)))
+        self.beyond += int(np.count_nonzero(np.abs(given) > scale * (grid.largest + grid.half_step)))
         self.values += given.size
 
     @property

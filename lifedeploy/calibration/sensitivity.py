@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lifedeploy.calibration.compare import Check, ask, noise, report
@@ -41,7 +41,7 @@ def restore(
     max_drop: float,
     say: Callable[[str], None] = lambda message: None,
 ) -> MemberReport:
-    """Leave the worst layers in floating point, 1, 2, 4, 8 … of them, until top-1 drops by ``max_drop`` points at most.
+    """Leave the worst layers in floating point, 1, 2, 4 … half of them, until top-1 drops by at most ``max_drop``.
 
     ``target`` is written anew.
 
@@ -49,19 +49,28 @@ def restore(
         ParityError: it drops by more with half of the layers in floating point; then 8 bits are not worth it.
     """
     names = prepared.names
+    most, made = len(names) // 2, None
     noises = scan(prepared, check, work, lambda name: say(f"quantising {name} alone"))
-    worst, count, made = list(noises), 1, None
-    while count <= len(names) // 2:
-        leave = worst[:count]
+    for count in _counts(most):
+        leave = list(noises)[:count]
         write(prepared, target, leave=leave)
         made = report(prepared, target, check, restored=leave, noises=noises)
         say(f"with {count} layers in floating point top-1 drops by {made.drop:.2f} points")
         if made.drop <= max_drop:
             return made
-        count *= 2
     least = f"{made.drop:.2f}" if made else "more"
     raise ParityError(
-        f"{check.spec.method}: top-1 drops by {least} points with {count // 2} of {len(names)} layers in floating "
+        f"{check.spec.method}: top-1 drops by {least} points with {most} of {len(names)} layers in floating "
         f"point, allowed {max_drop:g}",
         hint="more --images, another --method, or a larger --max-drop",
     )
+
+
+def _counts(most: int) -> Iterator[int]:
+    """1, 2, 4, 8 … up to ``most``, which is the last."""
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+    if most:
+        yield most

@@ -19,7 +19,9 @@ def calibrate(
         str | None,
         typer.Option("--data", metavar="DIR", help="Images: a folder of them or of class folders, wds/DIR, hfds/NAME."),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers.  [default]")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit integers.  [default, or what MODEL is calibrated for]")
+    ] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="8-bit floating point, E4M3: Hopper, Ada, Blackwell.")] = False,
     images: Annotated[int, typer.Option("--images", metavar="N", help="How many to calibrate on.")] = 512,
     split: Annotated[
@@ -69,22 +71,27 @@ def calibrate(
 
     The graphs carry explicit Q/DQ nodes, so every engine computes the same 8 bits: `build-engine --int8` takes them.
     """
-    asked = precision(int8=int8, fp8=fp8) or "int8"
+    asked = precision(int8=int8, fp8=fp8)
     require_folder(json)
     require_folder(plot)
-    if not show_policy and data is None:
+    if not show_policy and not data:
         raise UsageError("calibration needs images: --data DIR")
     with console.counting("images") as (say, progress):
         say("looking at the model")
+        from lifedeploy.calibration.policy import check_parts
         from lifedeploy.calibration.quantize import Recipe
         from lifedeploy.cli import render_calibration
         from lifedeploy.workflows import calibrate as workflow
+        from lifedeploy.workflows.find import quantized_precision
 
         if plot is not None:
             from lifedeploy.viz.plots import check_format
 
             check_format(plot)
+        asked = asked or quantized_precision(model) or "int8"
         chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
+        if parts:
+            check_parts(chosen)
         recipe = Recipe(asked, method, chosen, per_channel=not per_tensor, smoothing=smoothing, keep=tuple(keep or ()))
         request = workflow.CalibrateRequest(
             model,

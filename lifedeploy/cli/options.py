@@ -74,9 +74,11 @@ def require_folder(path: Path | None) -> None:
     """Find out before the work, not after, that a result cannot be written; ``-`` is standard output.
 
     Raises:
-        UsageError: the folder does not exist, or is not ours to write to.
+        UsageError: the folder does not exist, or is not ours to write to; or the file is a folder.
     """
     if path is None or str(path) == "-":
         return
+    if path.is_dir():
+        raise UsageError(f"{path} cannot be written: it is a folder, and a file is expected")
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise UsageError(f"{path} cannot be written: {path.parent}/ is no folder that can be written to")

@@ -75,7 +75,9 @@ def built(report: BuildReport) -> RenderableType:
     verb = "reused: nothing changed since it was built" if report.reused else "built"
     headline = Text.assemble((f"{record.name} {record.runtime}", "bold"), f" · {record.precision} · {verb}")
     fused = any(manifest.engine and "fusion" in manifest.engine.details for manifest in report.members.values())
-    facts = ("attention\nfused", "TopK", "kernels") if fused else ()
+    facts: tuple[str, ...] = ("attention\nfused", "TopK", "kernels") if fused else ()
+    counted = any(manifest.engine and "eight_bits" in manifest.engine.details for manifest in report.members.values())
+    facts += ("products\nin 8 bits",) if counted else ()
     table = plain_table("engine", "max rel.\nerror", "top-1", "kept\ntokens", *facts)
     for method, manifest in report.members.items():
         own = manifest.engine
@@ -85,12 +87,19 @@ def built(report: BuildReport) -> RenderableType:
             f"{manifest.file}  [dim]{_TITLES[method]}[/]",
             *_evidence(evidence),
             *(_fused(fusion, manifest.spec.schedule.depth) if fusion else ()),
+            *((_eight_bits(own.details["eight_bits"]),) if own and "eight_bits" in own.details else ()),
         )
     parts: list[RenderableType] = [headline, table]
     if record.pending:
         checked = f"its {record.precision} graph was checked, emulated" if record.graph.get("parity") else "not checked"
         parts.append(Text(f"built, cannot run here: {record.pending}; {checked}", style="yellow"))
     return Group(*parts, Text(f"in {report.engine.folder}/", style="green"))
+
+
+def _eight_bits(found: dict[str, int]) -> str:
+    """Those of the quantised graph that run in 8 bits; less than all is said out loud."""
+    text = f"{found['products']}/{found['of']}"
+    return text if found["products"] >= found["of"] else f"[yellow]{text}[/]"
 
 
 def _fused(fusion: dict[str, Any], layers: int) -> tuple[str, str, str]:

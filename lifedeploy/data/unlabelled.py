@@ -18,7 +18,7 @@ class LooseSet(ImageSet):
     """The image files that lie in a folder, in the order of their names; they are of no class."""
 
     def __init__(self, root: Path) -> None:
-        self._paths = sorted(path for path in root.iterdir() if path.suffix.lower() in _ENDINGS)
+        self._paths = sorted(path for path in root.iterdir() if _is_image(path))
         super().__init__(str(root), (), np.full(len(self._paths), -1, dtype=np.int64))
 
     def filename(self, index: int) -> str:
@@ -34,12 +34,22 @@ def read_unlabelled(source: str, *, split: str = "") -> ImageSet:
     What a model is measured on should not be what it was calibrated on.
 
     Raises:
-        DataError: there are none, or the split does not exist.
+        DataError: there are none, or the split does not exist, or it cannot be told which images are meant.
     """
     root = Path(source)
-    if not split and root.is_dir():
+    if root.is_dir():
         loose = LooseSet(root)
+        inside = _first_inside(root)
+        if len(loose) and inside is not None:
+            raise DataError(
+                f"{root}/ holds images and folders with images: {loose.filename(0)}, {inside.relative_to(root)}",
+                hint="--data takes either: name one of the folders, or take the other images away",
+            )
+        if not len(loose) and inside is None:
+            raise DataError(f"{root}/ holds no images", hint="expected images, or folders with images")
         if len(loose):
+            if split not in ("", "all"):
+                raise DataError(f"{root}/ is one set of images, so it has no split {split!r}", hint="leave out --split")
             return loose
     if split:
         return read_images(source, split=split)
@@ -49,3 +59,12 @@ def read_unlabelled(source: str, *, split: str = "") -> ImageSet:
         if "no split" in error.message:  # a validation half alone
             return read_images(source)
         raise
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _ENDINGS and path.is_file()
+
+
+def _first_inside(root: Path) -> Path | None:
+    """An image in a folder of ``root``, however deep."""
+    return next((path for path in root.glob("*/**/*") if _is_image(path)), None)

@@ -242,6 +242,11 @@ class Engine(ABC):
         """The precision that runs, as far as the runtime tells; else the one asked for."""
         return self.options.precision
 
+    @property
+    def eight_bits(self) -> int | None:
+        """How many products of a quantised graph run in 8 bits; None: the runtime does not tell."""
+        return None
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Infer once: input name → array to output name → array.
 

@@ -102,6 +102,11 @@ class OnnxRuntime(Engine):
             made.intra_op_num_threads = max(1, (options.threads or cores()) // options.streams)
         return made
 
+    @property
+    def eight_bits(self) -> int | None:
+        """Of an engine that was built: read off its optimised graph."""
+        return sum(_integer_products(self.path)["integer_products"].values())
+
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)
         source: Path | bytes = graph_bytes(self.path, self.options.taps) if self.options.taps else self.path

@@ -37,6 +37,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     extra: ClassVar[str] = "gpu"
     provider: ClassVar[str] = "CUDAExecutionProvider"
     quantized: ClassVar[tuple[str, ...]] = ()  # its Q and DQ surround products in floating point
+    eight_bits = None  # what TensorRT computes behind it, it does not tell
     memory: ClassVar[str] = "cuda"  # where ONNX Runtime is told that addresses point to
 
     @classmethod

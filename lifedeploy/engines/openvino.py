@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +24,21 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Kinds of executed nodes that carry the model's products, as they begin: what they run in is what the engine runs in.
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
+# A product of our exports among the names that a node was fused from: blocks.0.mlp.fc1/MatMul/DequantizationMultiply.
+_PRODUCT_NAME = re.compile(r"(.+/(?:MatMul|Gemm|Conv)(?:_\d+)?)(?:/|$)")
+
+
+@dataclass(frozen=True)
+class _Executed:
+    """A node of the compiled graph."""
+
+    kind: str
+    precision: str  # as OpenVINO spells it
+    origins: tuple[str, ...]  # nodes of the ONNX graph that it was fused from
+
+    @property
+    def eight_bits(self) -> bool:
+        return _NAMES[self.precision] == "int8"
 
 
 class OpenVino(Engine):
@@ -123,15 +140,26 @@ class OpenVino(Engine):
 
     @property
     def precision(self) -> str:
-        """Read back from the compiled graph: what most of its products are executed in."""
+        """Read back from the compiled graph: INT8 if products are executed in it, else what most of them are in."""
+        if self.eight_bits:
+            return "int8"
+        ran = Counter(_NAMES[node.precision] for node in self._executed() if node.kind.startswith(_PRODUCTS))
+        return ran.most_common(1)[0][0] if ran else self.options.precision
+
+    @property
+    def eight_bits(self) -> int:
+        """Products of the ONNX graph in nodes that are executed in 8 bits, by the names that they were fused from."""
+        found = [_PRODUCT_NAME.match(name) for node in self._executed() if node.eight_bits for name in node.origins]
+        return len({match[1] for match in found if match})
+
+    def _executed(self) -> Iterator[_Executed]:
         self._opened()
-        ran: Counter[str] = Counter()
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
-            kind, precision = str(_value(facts, "layerType")), str(_value(facts, "runtimePrecision"))
-            if kind.startswith(_PRODUCTS) and precision in _NAMES:
-                ran[_NAMES[precision]] += 1
-        return ran.most_common(1)[0][0] if ran else self.options.precision
+            precision = str(_value(facts, "runtimePrecision"))
+            if precision in _NAMES:
+                origins = str(_value(facts, "originalLayersNames")).split(",")
+                yield _Executed(str(_value(facts, "layerType")), precision, tuple(origins))
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:

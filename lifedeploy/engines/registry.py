@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lifedeploy.engines.base import Availability, Engine, EngineOptions
 from lifedeploy.errors import EngineUnavailableError, UsageError
+from lifedeploy.spec import QUANTIZED
 
 _ENGINES = {
     "tensorrt": "lifedeploy.engines.tensorrt.engine:TensorRT",
@@ -44,11 +45,12 @@ def get(name: str) -> type[Engine]:
     return engine
 
 
-def resolve(name: str, *, to_build: bool = False, opens_onnx: bool = False) -> type[Engine]:
+def resolve(name: str, *, to_build: bool = False, opens_onnx: bool = False, precision: str = "") -> type[Engine]:
     """The engine class for ``name``, which may be ``auto``: the fastest that runs here.
 
     With ``to_build`` a named engine need not run here, if it can be built here. With ``opens_onnx`` it must be one
-    that opens any ONNX file as it is.
+    that opens any ONNX file as it is. Where ``precision`` is one that takes a quantised graph, ``auto`` is the fastest
+    that has it; where none of those runs here, with ``to_build`` one that can be built here.
 
     Raises:
         UsageError: there is no such engine, or it opens no ONNX files.
@@ -67,9 +69,16 @@ def resolve(name: str, *, to_build: bool = False, opens_onnx: bool = False) -> t
                 hint=f"lifedeploy build-engine --engine {name} builds an engine, which can be named instead",
             )
         return engine
-    for candidate in map(get, AUTO_ORDER):
-        if (not opens_onnx or candidate.opens_onnx) and examine(candidate).ok:
-            return candidate
+    candidates = [candidate for candidate in map(get, AUTO_ORDER) if not opens_onnx or candidate.opens_onnx]
+    if precision in QUANTIZED:
+        candidates = [candidate for candidate in candidates if precision in candidate.quantized]
+    for elsewhere in (False, True) if to_build and precision in QUANTIZED else (False,):
+        for candidate in candidates:
+            if examine(candidate, to_build=elsewhere).ok:
+                return candidate
+    if precision in QUANTIZED:
+        having = ", ".join(candidate.name for candidate in candidates)
+        raise EngineUnavailableError(f"no engine here has {precision.upper()}; engines that do: {having}")
     raise EngineUnavailableError("no inference runtime is installed", hint="pip install 'lifedeploy[cpu]', or [gpu]")
 
 

@@ -46,14 +46,18 @@ def plot_calibration(members: Mapping[str, MemberReport], path: Path, *, precisi
 
 def _layers(axis: Any, layers: Sequence[LayerReport]) -> None:
     kinds: dict[str, list[tuple[int, LayerReport]]] = {}
-    for order, layer in enumerate(layers):
-        depth, kind = _place(layer.name, order)
+    for layer in layers:
+        depth, kind = _place(layer)
         kinds.setdefault(kind, []).append((depth, layer))
+    head = 1 + max((depth for found in kinds.values() for depth, _ in found), default=0)
+    if "head" in kinds:
+        kinds["head"] = [(head, layer) for _, layer in kinds["head"]]
     floor = min((layer.sqnr_db for layer in layers if layer.sqnr_db is not None), default=0.0)
     for colour, (kind, found) in zip(_COLOURS * len(kinds), sorted(kinds.items()), strict=False):
         found.sort(key=lambda item: item[0])
         quantized = [(depth, layer.sqnr_db) for depth, layer in found if layer.sqnr_db is not None]
-        axis.plot(*zip(*quantized, strict=True), "o-", markersize=4, linewidth=1, color=colour, label=kind)
+        depths, ratios = zip(*quantized, strict=True) if quantized else ((), ())
+        axis.plot(depths, ratios, "o-", markersize=4, linewidth=1, color=colour, label=kind)
         left = [depth for depth, layer in found if layer.sqnr_db is None]
         axis.plot(left, [floor] * len(left), "o", markersize=6, markerfacecolor="none", color=colour)
     axis.set_xlabel("layer")
@@ -62,13 +66,13 @@ def _layers(axis: Any, layers: Sequence[LayerReport]) -> None:
     tidy(axis)
 
 
-def _place(name: str, order: int) -> tuple[int, str]:
-    """Layer (from 1) and kind of a product, by its name where it tells: blocks.3.mlp.fc1/MatMul → 4, fc1."""
-    found = re.match(r"blocks\.(\d+)\.(.+)/", name)
+def _place(layer: LayerReport) -> tuple[int, str]:
+    """Layer (from 1) and kind of a product, by its name: blocks.3.mlp.fc1/MatMul → 4, fc1. Others: 0, their part."""
+    found = re.match(r"blocks\.(\d+)\.(.+)/", layer.name)
     if found is None:
-        return order + 1, "product"
+        return 0, layer.part
     kind = found[2].rpartition(".")[2]
-    kinds = {"attn": "P·V" if name.endswith("_1") else "Q·Kᵀ"}
+    kinds = {"attn": "P·V" if layer.name.endswith("_1") else "Q·Kᵀ"}
     return int(found[1]) + 1, kinds.get(kind, kind)
 
 

@@ -18,7 +18,7 @@ from lifedeploy.files import atomic_folder, now, sha256
 from lifedeploy.optional import versions
 from lifedeploy.spec import QUANTIZED, GraphForm
 from lifedeploy.workflows import gate
-from lifedeploy.workflows.find import find, newest_export
+from lifedeploy.workflows.find import newest_export, quantized_precision
 from lifedeploy.workflows.members import members_of
 from lifedeploy.workflows.progress import Say, silent
 
@@ -72,8 +72,8 @@ def build(
         EngineError, ParityError: the runtime refused, or computes something else.
     """
     source = newest_export(request.model, workspace)
-    asked = request.precision or _calibrated_for(request.model)
-    cls = registry.resolve(request.engine, to_build=True)
+    asked = request.precision or quantized_precision(request.model)
+    cls = registry.resolve(request.engine, to_build=True, precision=asked)
     cls.require_options(request.options)
     requested = asked or cls.usual
     cls.require_precision(requested)
@@ -182,24 +182,22 @@ def _proven(cls: type[Engine], path: Path, member: Artifact, manifest: Manifest)
     checked.evidence.require(f"{stem} on {cls.name} {checked.precision}")
     if checked.precision != record.precision:
         raise EngineError(f"{cls.name} runs {stem} in {checked.precision}, though built for {record.precision}")
+    details = record.details
+    if checked.eight_bits is not None:
+        quantized = [layer for layer in member.manifest.quantization["layers"] if layer["sqnr_db"] is not None]
+        details = details | {"eight_bits": {"products": checked.eight_bits, "of": len(quantized)}}
     return replace(
         manifest,
         inputs=checked.inputs,
         outputs=checked.outputs,
         parity=checked.evidence.to_dict(),
-        engine=replace(record, pending=""),
+        engine=replace(record, pending="", details=details),
     )
 
 
 def _above(member: Artifact, folder: Path, name: str) -> str:
     """A file of ``member``'s manifest as seen from ``folder``, beside or below it."""
     return os.path.relpath(member.folder / name, folder) if name else ""
-
-
-def _calibrated_for(model: Path | None) -> str:
-    """The precision that is meant where a calibrated graph is named, or an engine of one."""
-    artifact = find(model).artifact if model is not None else None
-    return artifact.precision if artifact is not None and artifact.precision in QUANTIZED else ""
 
 
 def _require_remainder(precision: str, options: BuildOptions) -> None:
@@ -238,14 +236,33 @@ def _unchanged(folder: Path, members: dict[str, Artifact], wanted: EngineRecord)
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=True)
 
 
+def require_current(engine: Artifact) -> None:
+    """Make sure that the graph which an engine was built of is still the one beside it, if there is one.
+
+    Raises:
+        ArtifactError: it has been calibrated or exported anew since.
+    """
+    record = engine.manifest.engine
+    if record is None or not record.source:
+        return
+    source = (engine.folder / record.source).with_suffix(".json")
+    if source.is_file() and Artifact.read(source).manifest.sha256 != record.source_sha256:
+        raise ArtifactError(
+            f"{engine.path} was built of another {record.source} than is there now",
+            hint=f"lifedeploy build-engine {engine.export.folder} --engine {record.name} --{record.requested}",
+        )
+
+
 def prove(engine: Artifact) -> Artifact:
     """Complete the evidence of an engine that was built where it could not run; others are given back as they are.
 
     Raises:
         EngineUnavailableError: it cannot run here either.
+        ArtifactError: what it was built of is no longer there to be compared with.
         ParityError, EngineError: it does not compute what PyTorch does.
     """
     record = engine.manifest.engine
+    require_current(engine)
     if record is None or not record.pending:
         return engine
     registry.running(record.name, engine.path)

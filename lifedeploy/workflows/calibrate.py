@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -57,7 +58,9 @@ class CalibrateRequest:
         for name, unit in (("images", "images"), ("check_images", "images to check on"), ("batch", "images per batch")):
             if getattr(self, name) < 1:
                 raise UsageError(f"{getattr(self, name)} {unit} are not allowed: at least 1 is needed")
-        if self.max_drop is not None and self.max_drop < 0:
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed} is not allowed: it must be at least 0")
+        if self.max_drop is not None and not self.max_drop >= 0:
             raise UsageError(f"a drop of {self.max_drop:g} points is not allowed: it must be at least 0")
 
 
@@ -103,8 +106,8 @@ def calibrate(
     drawn = draw(images, request.images, request.check_images, request.seed)
     feed, check_feed = (_feed(chosen, export, request.batch) for chosen in (drawn.calibration, drawn.check))
     say(f"reading {len(feed)} images")
-    data_digest = feed.digest()
-    settings = _settings(request, images, drawn, data_digest)
+    data_digest, check_digest = feed.digest(), check_feed.digest()
+    settings = _settings(request, images, drawn, data_digest, check_digest)
     folder = export.folder / request.recipe.precision
     found = None if request.force else _unchanged(folder, members, settings)
     if found:
@@ -178,7 +181,10 @@ def _feed(images: ImageSet, export: Artifact, batch: int) -> Feed:
     return Feed(images, manifest.spec.preprocess, in_graph, fixed or batch, fixed is not None)
 
 
-def _settings(request: CalibrateRequest, images: ImageSet, drawn: Draw, data_digest: str) -> dict[str, Any]:
+def _settings(
+    request: CalibrateRequest, images: ImageSet, drawn: Draw, data_digest: str, check_digest: str
+) -> dict[str, Any]:
+    classes = [drawn.check.classes[target] if drawn.check.classes else "" for target in drawn.check.targets]
     recipe = asdict(request.recipe) | {"parts": list(request.recipe.quantized_parts), "keep": list(request.recipe.keep)}
     return recipe | {
         "max_drop": request.max_drop,
@@ -191,6 +197,8 @@ def _settings(request: CalibrateRequest, images: ImageSet, drawn: Draw, data_dig
             "sha256": data_digest,
             "check_images": len(drawn.check),
             "check_apart": not drawn.shared,
+            "check_sha256": check_digest,
+            "check_classes_sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest(),
         },
     }
 
@@ -266,6 +274,13 @@ def _warnings(request: CalibrateRequest, drawn: Draw, reports: dict[str, MemberR
         made.append(f"{request.images} images were asked for, and there are {len(drawn.calibration)}: all were taken")
     if drawn.shared:
         made.append("there were no images left to check on that were not calibrated on: the check is too kind")
+    elif len(drawn.check) < request.check_images:
+        made.append(f"{len(drawn.check)} images are left to check on, of {request.check_images} asked for")
+    one = 100 / len(drawn.check)  # points that one image is worth
+    if request.max_drop and request.max_drop < one:
+        made.append(
+            f"--max-drop {request.max_drop:g} allows no image to be lost: one of {len(drawn.check)} is {one:.1f}"
+        )
     for method, report in reports.items():
         if report.overlap is not None and report.overlap < 0.95:
             made.append(f"{method}: only {report.overlap:.1%} of the kept tokens are those of the float graph")
@@ -277,9 +292,11 @@ def _warnings(request: CalibrateRequest, drawn: Draw, reports: dict[str, MemberR
 def _unchanged(folder: Path, members: dict[str, Artifact], settings: dict[str, Any]) -> CalibrateReport | None:
     """The calibration in ``folder``, if it is of the same files with the same settings by the same version."""
     try:
-        for member in members.values():
+        for method, member in members.items():
             known = Artifact.read(folder / member.manifest_path.name)
             known.check()
+            _, inputs = gate.samples_of(member)
+            parity.recorded(folder / REFERENCE, method, inputs)
             facts = known.manifest.quantization
             if facts["source_sha256"] != member.manifest.sha256 or known.manifest.versions.get(
                 "lifedeploy"

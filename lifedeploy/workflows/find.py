@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ArtifactError
+from lifedeploy.spec import QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ def newest_export(path: Path | None, workspace: Workspace) -> Artifact:
             hint="bench and inspect take any ONNX file as it is",
         )
     return target.artifact.export
+
+
+def quantized_precision(path: Path | None) -> str:
+    """The precision that naming ``path`` means: of a calibrated graph, or an engine of one, its own; '' of others.
+
+    Raises:
+        ArtifactError: nothing is there, or nothing that can be meant.
+    """
+    artifact = find(path).artifact if path is not None else None
+    return artifact.precision if artifact is not None and artifact.precision in QUANTIZED else ""
 
 
 def _of(artifact: Artifact) -> Target:

@@ -15,6 +15,7 @@ from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.evaluation import parity
 from lifedeploy.exporters.forms import emulated
+from lifedeploy.spec import QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Checked:
     precision: str  # what ran
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    eight_bits: int | None  # products that run in 8 bits; None: of a float graph, or the runtime does not tell
 
 
 def check(cls: type[Engine], path: Path, member: Artifact, precision: str) -> Checked:
@@ -35,6 +37,7 @@ def check(cls: type[Engine], path: Path, member: Artifact, precision: str) -> Ch
     taps = parity.taps_for(spec)
     with cls(path, options) as engine:
         ran, inputs_of, outputs_of = engine.precision, engine.inputs, engine.outputs
+        eight_bits = engine.eight_bits if precision in QUANTIZED else None
         # A probe of its own, since a further output may change what the runtime fuses: logits come from the real one.
         probe = cls(path, replace(options, taps=taps)).open() if taps else None
         try:
@@ -43,7 +46,7 @@ def check(cls: type[Engine], path: Path, member: Artifact, precision: str) -> Ch
         finally:
             if probe is not None:
                 probe.close()
-    return Checked(parity.compare(reference, answers, samples, ran), ran, inputs_of, outputs_of)
+    return Checked(parity.compare(reference, answers, samples, ran), ran, inputs_of, outputs_of, eight_bits)
 
 
 def check_graph(graph: Path, member: Artifact, precision: str) -> parity.Parity:

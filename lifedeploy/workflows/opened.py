@@ -9,7 +9,8 @@ from lifedeploy.engines import registry
 from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.evaluation import parity
-from lifedeploy.spec import METHODS, ModelSpec
+from lifedeploy.exporters import inspect
+from lifedeploy.spec import METHODS, QUANTIZED, ModelSpec
 from lifedeploy.workflows.find import Target, find
 
 
@@ -68,7 +69,9 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
         if target.path.suffix != ".onnx":
             raise ArtifactError(f"{target.path} is neither an export, an engine, an ONNX file nor a checkpoint of ours")
         cls = registry.resolve(runtime, opens_onnx=True)
-        return Openable(target.name, str(target.path), cls, target.path, "fp32", "", None, False, None, ())
+        found = inspect.facts(inspect.load(target.path)).precision
+        precision = found if found in QUANTIZED else "fp32"
+        return Openable(target.name, str(target.path), cls, target.path, precision, "", None, False, None, ())
     target.artifact.check()
     manifest = target.artifact.manifest
     record = manifest.engine

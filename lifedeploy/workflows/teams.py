@@ -13,7 +13,7 @@ from lifedeploy.engines.base import PRECISIONS, Engine, PrecisionPlan
 from lifedeploy.errors import ArtifactError, ParityError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.workflows.build import BuildRequest, build, prove
-from lifedeploy.workflows.find import find, newest_export
+from lifedeploy.workflows.find import find, newest_export, quantized_precision
 from lifedeploy.workflows.progress import Say
 
 
@@ -76,15 +76,19 @@ def teams(
             say("nothing is built yet: building")
             built = [build(BuildRequest(model), workspace, say).engine]
         return [_team(built[0])], ()
-    export = newest_export(model, workspace)
-    asked, warnings = _distinct([_ask(export, name) for name in engines], say)
+    export, usual = newest_export(model, workspace), quantized_precision(model)
+    asked, warnings = _distinct([_ask(export, name, usual) for name in engines], say)
     return [_team(_built(export, one, workspace, say)) for one in asked], warnings
 
 
-def _ask(export: Artifact, name: str) -> _Asked:
-    """The newest build of ``NAME`` of this export, or the one of ``NAME:PRECISION``, which may not be built yet."""
+def _ask(export: Artifact, name: str, usual: str) -> _Asked:
+    """The newest build of ``NAME`` of this export, or the one of ``NAME:PRECISION``, which may not be built yet.
+
+    ``usual`` is the precision that a calibrated graph was named by; ''.
+    """
     engine, precision = _parse(name)
-    cls = registry.resolve(engine)
+    precision = precision or usual
+    cls = registry.resolve(engine, precision=precision)
     cls.require_precision(precision)
     if not precision:
         for artifact in Workspace.engines_of(export):
@@ -173,6 +177,7 @@ def _team(chosen: Artifact) -> Team:
 
     Raises:
         ParityError: one of them failed its gate, or never went through it.
+        ArtifactError: it was built of another graph than is there now.
     """
     chosen = prove(chosen)
     members = []

@@ -30,6 +30,12 @@ def test_too_few_images_are_shared_and_said_to_be(loose):
     assert (len(few.calibration), len(few.check), few.shared) == (24, 6, True)
 
 
+def test_fewer_are_left_to_check_on_than_asked_for(loose):
+    few = draw(read_unlabelled(str(loose)), 21, 6, 0)
+    assert (len(few.calibration), len(few.check), few.shared) == (21, 3, False)
+    assert not set(names(few.calibration)) & set(names(few.check))
+
+
 def test_batches_and_a_fixed_one_that_is_filled_up(feed):
     assert [(images.shape, count) for images, count in feed] == [((5, 3, 32, 32), 5)] * 4 + [((4, 3, 32, 32), 4)]
     last, count = list(replace(feed, fixed=True))[-1]
@@ -57,6 +63,21 @@ def test_an_empty_folder_is_an_error(tmp_path):
         read_unlabelled(str(tmp_path))
     with pytest.raises(DataError, match="is no folder"):
         read_unlabelled(str(tmp_path / "nowhere"))
+
+
+def test_a_picture_beside_folders_of_pictures_could_mean_either(tmp_path):
+    make_loose(tmp_path / "train/a", 2)
+    make_loose(tmp_path, 1)
+    with pytest.raises(DataError, match=r"holds images and folders with images: 000\.png, train/a/00"):
+        read_unlabelled(str(tmp_path))
+
+
+def test_a_folder_of_pictures_has_no_halves_and_a_folder_is_no_picture(tmp_path):
+    folder = make_loose(tmp_path / "loose", 2)
+    (folder / "looks-like.jpg").mkdir()
+    assert len(read_unlabelled(str(folder))) == len(read_unlabelled(str(folder), split="all")) == 2
+    with pytest.raises(DataError, match="is one set of images, so it has no split 'val'"):
+        read_unlabelled(str(folder), split="val")
 
 
 def test_class_folders_give_their_training_half_and_a_lone_validation_half_is_taken(tmp_path):

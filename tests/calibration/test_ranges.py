@@ -73,6 +73,11 @@ def test_entropy_gives_up_a_single_outlier_and_keeps_a_flat_distribution(normal)
     assert ranges.entropy(counted(flat, 3)) > 0.97
 
 
+@pytest.mark.parametrize("values", [np.ones(1000), np.linspace(0.5, 1, 100_000)])
+def test_entropy_keeps_what_has_nothing_near_zero(values):
+    assert ranges.entropy(counted(values.astype(np.float32), 3)) > 0.97
+
+
 def test_what_is_not_finite_is_refused():
     with pytest.raises(EngineError, match="NaN or infinite"):
         counted(np.array([1, np.nan], np.float32))

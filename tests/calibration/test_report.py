@@ -25,6 +25,12 @@ def test_noise_is_counted_by_hand():
     assert total.report("x", "activation", np.float32(1)).saturated == pytest.approx(2 / 6)
 
 
+def test_what_still_rounds_to_the_largest_number_is_not_beyond_it():
+    total = Noise()
+    total.add(np.array([[448, 463, 465, -500]], np.float32), np.float32(1), qdq.GRIDS["fp8"])
+    assert total.beyond == 2
+
+
 def test_decibels():
     assert decibels(100.0, 1.0) == pytest.approx(20)
     assert decibels(1.0, 0.0) == 200

@@ -228,3 +228,21 @@ def test_a_foreign_graph_goes_to_an_engine_that_opens_graphs(monkeypatch):
     assert registry.resolve(registry.AUTO, opens_onnx=True).name == "onnxruntime-cuda"
     with pytest.raises(UsageError, match="engine tensorrt opens no ONNX file as it is; those that do: onnxr"):
         registry.resolve("tensorrt", opens_onnx=True)
+
+
+def test_auto_takes_an_engine_that_has_the_precision(monkeypatch):
+    here = {"openvino", "onnxruntime"}
+    buildable = {"tensorrt-rtx"}
+
+    def examine(engine, to_build=False):
+        return Availability(engine.name in here or (to_build and engine.name in buildable))
+
+    monkeypatch.setattr(registry, "examine", examine)
+    assert registry.resolve(registry.AUTO, to_build=True, precision="int8").name == "openvino"
+    assert registry.resolve(registry.AUTO, to_build=True, precision="fp8").name == "tensorrt-rtx"
+    for to_build in (False, True):
+        buildable.clear()
+        with pytest.raises(
+            EngineUnavailableError, match=r"no engine here has FP8; engines that do: tensorrt, tensorrt-rtx"
+        ):
+            registry.resolve(registry.AUTO, to_build=to_build, precision="fp8")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.measure import Stop
@@ -24,10 +25,12 @@ from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
 from lifedeploy.model.weights import ModelRequest
 from lifedeploy.workflows.bench import BenchRequest, bench
-from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.workflows.build import BuildRequest, build, prove
 from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate, show_policy
 from lifedeploy.workflows.evaluate import EvaluateRequest, evaluate
 from lifedeploy.workflows.export import ExportRequest, _require_replaceable, export
+from lifedeploy.workflows.find import find
+from lifedeploy.workflows.opened import openable
 from tests.calibration.conftest import make_loose
 from tests.conftest import TINY, TINY_SIZE
 from tests.workflows.test_evaluate import make_images
@@ -104,6 +107,39 @@ def test_what_did_not_change_is_not_done_again(calibrated, images, tmp_path, mon
     assert not calibrate(request(images, cache=cache, seed=1), Workspace(calibrated.parent)).reused
 
 
+def _drop_reference(calibrated, data):
+    (calibrated / "int8/reference.npz").unlink()
+
+
+def _change_check_image(calibrated, data):
+    report = json.loads((calibrated / "int8/report.json").read_text())
+    Image.new("RGB", (40, 40), "red").save(data / report["members"]["life"]["per_image"][0]["file"])
+
+
+def _exchange_classes(calibrated, data):
+    first, second, *_ = sorted(data.iterdir())
+    first.rename(data / "between")
+    second.rename(first)
+    (data / "between").rename(second)
+
+
+@pytest.mark.parametrize("spoiled", [_drop_reference, _change_check_image, _exchange_classes])
+def test_what_the_verdict_rests_on_is_looked_at_again(calibrated, images, tmp_path, spoiled):
+    data = shutil.copytree(images, tmp_path / "data")
+    fresh = request(data, cache=tmp_path / "cache")
+    calibrate(fresh, Workspace(calibrated.parent))
+    assert calibrate(fresh, Workspace(calibrated.parent)).reused
+    spoiled(calibrated, data)
+    assert not calibrate(fresh, Workspace(calibrated.parent)).reused
+    assert calibrate(fresh, Workspace(calibrated.parent)).reused
+
+
+def test_a_cache_that_cannot_be_written_costs_no_calibration(calibrated, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    report = calibrate(request(images, cache=tmp_path / "file", force=True), Workspace(calibrated.parent))
+    assert not report.cached
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "fake"])
 def test_engines_are_built_of_it(calibrated, engine):
     report = build(BuildRequest(engine=engine, precision="int8"), Workspace(calibrated.parent))
@@ -139,6 +175,53 @@ def test_bench_and_evaluate_show_the_precision(calibrated, images):
     pairs = {(pair.first, pair.second): pair for pair in report.pairs}
     assert pairs[1, 3].overlap > 0.9
     assert pairs[1, 3].agreement > 0.9
+
+
+def test_bench_of_a_calibrated_folder_is_of_its_precision(calibrated):
+    workspace = Workspace(calibrated.parent)
+    build(BuildRequest(engine="fake"), workspace)  # the newest is FP32
+    quick = BenchRequest(calibrated / "int8", ("fake", "fake:fp32"), (2,), stop=Stop(0.01, min_rounds=3), memory=False)
+    assert [row.precision for row in bench(quick, workspace).rows] == ["int8"] * 3 + ["fp32"] * 3
+
+
+def test_engines_of_an_earlier_calibration_are_not_measured_and_not_proven(calibrated, images):
+    workspace = Workspace(calibrated.parent)
+    built = build(BuildRequest(engine="onnxruntime", precision="int8"), workspace).engine
+    calibrate(request(images, recipe=Recipe(method="percentile"), cache=calibrated / "../cache"), workspace)
+    with pytest.raises(ArtifactError, match=r"was built of another \.\./int8/model\.onnx than is there now") as caught:
+        bench(BenchRequest(engines=("onnxruntime",), batches=(2,)), workspace)
+    assert caught.value.hint == f"lifedeploy build-engine {calibrated} --engine onnxruntime --int8"
+    pending = replace(built.manifest, parity=None, engine=replace(built.manifest.engine, pending="no GPU"))
+    pending.write(built.manifest_path)
+    with pytest.raises(ArtifactError, match="was built of another"):
+        prove(Artifact.read(built.manifest_path))
+    assert not build(BuildRequest(engine="onnxruntime", precision="int8"), workspace).reused
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_say_how_many_products_run_in_8_bits(calibrated, images, engine, lifedeploy):
+    """Half of the layers are in floating point, and that is meant; of what is quantised, nothing may be missing."""
+    workspace = Workspace(calibrated.parent)
+
+    def counted(recipe):
+        calibrate(request(images, recipe=recipe), workspace)
+        record = build(BuildRequest(engine=engine, precision="int8"), workspace).record
+        return record.details["eight_bits"]
+
+    assert counted(Recipe()) == {"products": LAYERS, "of": LAYERS}
+    half = Recipe(keep=("*fc1*", "*fc2*"))
+    assert counted(half) == {"products": LAYERS // 2, "of": LAYERS // 2}
+    assert f"{LAYERS // 2}/{LAYERS // 2}" in lifedeploy("build-engine", "--engine", engine, "--int8").out
+    found = counted(Recipe(parts=("linear", "embedding")))
+    assert found["of"] == LAYERS + 1
+    assert found["products"] == LAYERS + (engine == "openvino")  # ONNX Runtime: convolutions only with their output
+
+
+def test_a_quantised_graph_of_another_tool_is_opened_as_one(calibrated, tmp_path):
+    shutil.copy(calibrated / "int8/model.onnx", tmp_path / "foreign.onnx")
+    assert openable(find(tmp_path / "foreign.onnx")).precision == "int8"
+    shutil.copy(calibrated / "model.onnx", tmp_path / "foreign.onnx")
+    assert openable(find(tmp_path / "foreign.onnx")).precision == "fp32"
 
 
 def test_an_export_that_is_not_calibrated_says_what_to_do(workspace):
@@ -209,7 +292,7 @@ def test_a_max_drop_is_kept_or_nothing_is_written(calibrated, images, monkeypatc
     assert {layer.name for layer in left} == set(report.members["life"].restored)
     before = (calibrated / "int8/model.onnx").read_bytes()
     monkeypatch.setattr(MemberReport, "drop", property(lambda self: 9.0))
-    with pytest.raises(ParityError, match=r"drops by 9\.00 points with 8 of 24 layers"):
+    with pytest.raises(ParityError, match=r"drops by 9\.00 points with 12 of 24 layers"):
         calibrate(request(images, max_drop=0.5, force=True), Workspace(calibrated.parent))
     assert (calibrated / "int8/model.onnx").read_bytes() == before
     assert not list(calibrated.glob(".*"))
@@ -221,6 +304,9 @@ def test_images_without_classes_and_too_few_of_them(calibrated, tmp_path):
     assert report.members["life"].accuracy is None
     assert any("12 images were asked for, and there are 3" in warning for warning in report.warnings)
     assert any("no images left to check on" in warning for warning in report.warnings)
+    more = calibrate(request(make_loose(tmp_path / "more", 15), max_drop=20), Workspace(calibrated.parent))
+    assert "3 images are left to check on, of 6 asked for" in more.warnings
+    assert "--max-drop 20 allows no image to be lost: one of 3 is 33.3" in more.warnings
 
 
 def test_bad_images_leave_nothing_behind(workspace, tmp_path):
@@ -277,6 +363,13 @@ class TestCommandLine:
             (("--data", "x", "--method", "kl"), "method 'kl' is unknown; there are: minmax, percentile, entropy"),
             (("--data", "x", "--parts", "norm"), "part 'norm' is unknown"),
             (("--data", "x", "--max-drop", "-1"), "a drop of -1 points is not allowed"),
+            (("--data", "x", "--max-drop", "nan"), "a drop of nan points is not allowed"),
+            (("--data", "x", "--smoothing", "nan"), "smoothing nan is not allowed"),
+            (("--data", "x", "--seed", "-1"), "seed -1 is not allowed"),
+            (("--data", "x", "--parts", ","), "no part to quantise was named"),
+            (("--data", ""), "calibration needs images: --data DIR"),
+            (("--data", "x", "--json", "."), ". cannot be written: it is a folder"),
+            (("--data", "x", "--plot", "artifacts"), "artifacts cannot be written: it is a folder"),
             (("--data", "x", "--plot", "a.txt"), "a.txt is no plot file"),
         ],
     )
@@ -284,6 +377,13 @@ class TestCommandLine:
         done = lifedeploy("calibrate", *arguments)
         assert done.code == 2
         assert said in done.lines[0]
+
+    def test_a_calibrated_folder_is_calibrated_for_its_precision_again(self, calibrated, images, lifedeploy):
+        few = ("--data", images, "--images", 4, "--check-images", 2)
+        assert lifedeploy("calibrate", "--fp8", *few).code == 0
+        before = (calibrated / "int8/model.onnx").read_bytes()
+        assert "FP8" in lifedeploy("calibrate", calibrated / "fp8", "--smoothing", 0.5, *few).out
+        assert (calibrated / "int8/model.onnx").read_bytes() == before
 
     def test_a_folder_that_is_not_there(self, workspace, lifedeploy):
         done = lifedeploy("calibrate", "--data", "nowhere")

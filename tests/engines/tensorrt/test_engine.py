@@ -24,6 +24,7 @@ from lifedeploy.spec import ORDER_NAME, GraphForm
 from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build, prove
 from lifedeploy.workflows.find import find
+from lifedeploy.workflows.gate import Checked
 from lifedeploy.workflows.opened import openable
 from tests.engines.devices import FakeCuda
 
@@ -484,9 +485,7 @@ def test_evidence_is_completed_where_the_engine_runs(built, monkeypatch):
         asked.append(path.name)
         case = Case("noise", 3, 0.0, 0.0, 0.0, 1.0, 1.0, 0)
         manifest = Artifact.read(path.with_suffix(".json")).manifest
-        return SimpleNamespace(
-            evidence=Parity("fp16", (case,), ()), precision="fp16", inputs=manifest.inputs, outputs=manifest.outputs
-        )
+        return Checked(Parity("fp16", (case,), ()), "fp16", manifest.inputs, manifest.outputs, None)
 
     monkeypatch.setattr("lifedeploy.workflows.gate.check", check)
     monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
