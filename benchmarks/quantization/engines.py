@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,9 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
     parser.add_argument("--images", type=int, default=512, help="to calibrate on (default: 512)")
     options = parser.parse_args(arguments)
-    command = shlex.join(["python", "benchmarks/quantization/engines.py", *(arguments or sys.argv[1:])]).replace(
-        str(options.out), "DIR"
-    )
+    # Whatever seeds this run has: each is kept under its own key, beside those of earlier runs.
+    command = f"python benchmarks/quantization/engines.py --out DIR --image-size {options.image_size}"
     for seed in map(int, options.seeds.split(",")):
         folder = exported(options.out.resolve(), options.image_size, seed)
         rows = measure(options.out.resolve(), folder, options.images)

@@ -10,7 +10,6 @@ validation photographs are asked about.
 from __future__ import annotations
 
 import argparse
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -118,9 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=112, help="of the trained models (default: 112)")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
     options = parser.parse_args(arguments)
-    command = shlex.join(["python", "benchmarks/quantization/recipes.py", *(arguments or sys.argv[1:])]).replace(
-        str(options.out), "DIR"
-    )
+    # Whatever seeds this run has: each is kept under its own key, beside those of earlier runs.
+    command = f"python benchmarks/quantization/recipes.py --out DIR --image-size {options.image_size}"
     for index, seed in enumerate(map(int, options.seeds.split(","))):
         folder = exported(options.out.resolve(), options.image_size, seed)
         for stem in ("model", "dense"):
