@@ -93,6 +93,26 @@ def _engines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _choice(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"`bench --data`, batch 8, {rows[0]['images']} validation photographs, one seed; **bold**: nothing is both",
+        "faster and as accurate. Accuracies differ by less than their standard error: the picture says so.",
+        "",
+        f"| engine | method | img/s | over {rows[0]['base']} | top-1 % | mean AP | same top-1 | kept |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        name = f"**{row['engine']} {row['precision']}**" if row["pareto"] else f"{row['engine']} {row['precision']}"
+        shares = (row["average_precision"], row["same_top1"], row["kept_overlap"])
+        precision, same, kept = ("–" if share is None else f"{100 * share:.1f}" for share in shares)
+        lines.append(
+            f"| {name} | {row['method']} | {row['images_per_s']:.0f} "
+            f"| {_interval(row['over_base'], row['over_base_low'], row['over_base_high'])} "
+            f"| {100 * row['top1']:.1f} ± {100 * row['standard_error']:.1f} | {precision} | {same} | {kept} |"
+        )
+    return [*lines, "", "![accuracy against images per second](choice.png)"]
+
+
 def _speed(rows: list[dict[str, Any]]) -> list[str]:
     base, flight = rows[0]["base"], {"latency": "one request at a time", "throughput": "two requests in flight"}
     lines: list[str] = []
@@ -159,6 +179,7 @@ def _decibels(noise: float) -> float:
 
 SECTIONS: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("What the commands give", "engines", _engines),
+    ("Which one to deploy", "choice", _choice),
     ("Speed, OpenVINO", "speed, openvino", _speed),
     ("Where OpenVINO's time goes", "profile, openvino", _profile),
     ("Speed, OpenVINO, attention in INT8 too", "speed, openvino, linear,attention", _speed),
