@@ -2,10 +2,10 @@
 
     python benchmarks/quantization/recipes.py --out DIR [--image-size 112] [--seeds 0,1,2]
 
-After benchmarks/real/prepare.py and training.py with the same DIR (training.py with --cells "dense,life 0.7 distill" and
---results DIR/training.json, since it does not run again what the committed results have). The quantised graphs are computed as they stand (Q
-and DQ in FP32), so that no runtime's kernels are part of the answer; 256 training photographs calibrate, all
-validation photographs are asked about.
+After benchmarks/real/prepare.py and training.py with the same DIR; training.py with --cells "dense,life 0.7 distill"
+and --results DIR/training.json, since what the committed results have is not trained again. The quantised graphs are
+computed as they stand (Q and DQ in FP32), so that no runtime's kernels are part of the answer; 256 training
+photographs calibrate, all validation photographs are asked about.
 """
 
 from __future__ import annotations
