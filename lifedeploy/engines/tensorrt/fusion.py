@@ -80,9 +80,14 @@ class FusionReport:
         if self.topk != sorts and not (allow_unfused and self.source == "inspector"):
             raise EngineError(f"{what} was compiled to {self.topk} TopK kernels, expected {sorts}")
         if self.attention != attentions and not allow_unfused:
+            other = (
+                "calibrate --fp8 --parts linear leaves attention in half precision (FP8 over few tokens is not fused)"
+                if self.precision == "fp8"
+                else "--fp16 or --bf16 (FP32 attention has no fused kernel)"
+            )
             raise EngineError(
                 f"attention is fused in {self.attention} of {attentions} layers of {what}",
-                hint="--fp16 or --bf16 (FP32 attention has no fused kernel); --allow-unfused keeps the plan",
+                hint=f"{other}; --allow-unfused keeps the plan",
             )
 
 

@@ -65,6 +65,15 @@ def test_a_product_that_is_not_in_8_bits_is_found_out(rtx, quantized):
         report.require_eight_bits("it", [*names, "blocks.2.mlp.fc1/MatMul"], "int8")
 
 
+def test_fp8_attention_over_few_tokens_is_refused_with_the_way_out(rtx, tmp_path):
+    make = graph(tmp_path, *make_tiny())  # 16 patches
+    path, _ = make("fp8")
+    report = fusion.of_plan(build_plan(rtx, path, BuildOptions(target=("sm89",), batch=(1, 2, 4))).data)
+    with pytest.raises(EngineError, match="attention is fused in 0 of 4 layers of it") as caught:
+        report.require("it", attentions=4, sorts=1, allow_unfused=False)
+    assert caught.value.hint.startswith("calibrate --fp8 --parts linear leaves attention in half precision")
+
+
 def test_fp8_is_not_built_for_a_gpu_without(rtx, quantized):
     path, _ = quantized("fp8")
     with pytest.raises(EngineError, match=r"Cannot compile for target\(s\) sm80"):
