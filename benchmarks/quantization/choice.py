@@ -1,9 +1,9 @@
 """Which one to deploy? Speed and accuracy of all precisions in one contest. Adds to results.json, draws choice.png.
 
-    python benchmarks/quantization/choice.py --out DIR [--image-size 112] [--seed 0] [--budget 25] [--known]
+    python benchmarks/quantization/choice.py --out DIR [--image-size 112] [--seed 0] [--budget 25]
 
 After engines.py, which calibrates and builds: `bench --data` of OpenVINO in FP32, BF16 (where the processor has it) and
-INT8 on the validation photographs. With ``--known`` the report that an earlier run left in DIR is taken as it is.
+INT8 on the validation photographs.
 """
 
 from __future__ import annotations
@@ -34,15 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=112, help="of the trained models (default: 112)")
     parser.add_argument("--seed", type=int, default=0, help="of the model (default: 0)")
     parser.add_argument("--budget", type=float, default=25, help="seconds per engine (default: 25)")
-    parser.add_argument("--known", action="store_true", help="take the report that is there")
     options = parser.parse_args(arguments)
     folder = exported(options.out.resolve(), options.image_size, options.seed)
     report, plot = folder.parent / "choice.json", folder.parent / "choice.png"
-    if not options.known:
-        chosen = [option for engine in ENGINES for option in ("-e", engine)]
-        measure = ("--data", options.out / "images", "--batch", BATCH, "--budget", options.budget, "--no-memory")
-        command = ["bench", folder, *chosen, *measure, "--json", report, "--plot", plot]
-        subprocess.run([sys.executable, "-m", "lifedeploy", *map(str, command)], check=True)
+    chosen = [option for engine in ENGINES for option in ("-e", engine)]
+    measure = ("--data", options.out / "images", "--batch", BATCH, "--budget", options.budget, "--no-memory")
+    bench = ["bench", folder, *chosen, *measure, "--json", report, "--plot", plot]
+    subprocess.run([sys.executable, "-m", "lifedeploy", *map(str, bench)], check=True)
     choices = json.loads(report.read_text())["choices"]
     command = f"python benchmarks/quantization/choice.py --out DIR --seed {options.seed} --budget {options.budget:g}"
     keep("choice", [{name: choice[name] for name in FACTS} for choice in choices], command)

@@ -30,8 +30,8 @@ from store import keep
 from lifedeploy.machine import fast_bf16
 
 FACTS = ("engine", "precision", "method", "batch", "mode", "images_per_s", "images_per_s_quartiles", "speedup")
-PROFILE = ("engine", "precision", "method", "batch", "ms", "shares")
 FACTS += ("speedup_low", "speedup_high", "base", "over_base", "over_base_low", "over_base_high", "rounds")
+PROFILE = ("engine", "precision", "method", "batch", "ms", "shares")
 
 
 def lifedeploy(*arguments: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -66,5 +67,11 @@ def _is_image(path: Path) -> bool:
 
 
 def _first_inside(root: Path) -> Path | None:
-    """An image in a folder of ``root``, however deep."""
-    return next((path for path in root.glob("*/**/*") if _is_image(path)), None)
+    """An image in a folder of ``root``, however deep, links followed as timm follows them; not in hidden folders."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if Path(folder) != root:
+            found = next((path for path in (Path(folder, name) for name in files) if _is_image(path)), None)
+            if found is not None:
+                return found
+    return None

@@ -86,7 +86,12 @@ class OnnxRuntime(Engine):
         options.optimized_model_filepath = str(job.folder / f"{job.stem}.onnx")
         new_session(ort, job.graph, options, [cls.provider], disabled=_harmful(how))
         target = job.folder / f"{job.stem}.onnx"
-        return Built(target.name, (target.name,), _integer_products(target) if job.precision in QUANTIZED else {})
+        if job.precision not in QUANTIZED:
+            return Built(target.name, (target.name,))
+        found = _integer_products(target)
+        if not found:
+            raise EngineError(f"ONNX Runtime computes none of the products of {target.name} in integers")
+        return Built(target.name, (target.name,), {"integer_products": found})
 
     @staticmethod
     def _session_options(ort: Any, options: EngineOptions) -> Any:
@@ -105,7 +110,7 @@ class OnnxRuntime(Engine):
     @property
     def eight_bits(self) -> int | None:
         """Of an engine that was built: read off its optimised graph."""
-        return sum(_integer_products(self.path)["integer_products"].values())
+        return sum(_integer_products(self.path).values())
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)
@@ -165,18 +170,11 @@ class _BoundLane(Lane):
         self._session.run_with_iobinding(self._binding)
 
 
-def _integer_products(optimized: Path) -> dict[str, Any]:
-    """How many products ONNX Runtime really computes in integers, by the graph it optimised.
-
-    Raises:
-        EngineError: none: it has put Q and DQ around arithmetic in floating point.
-    """
+def _integer_products(optimized: Path) -> dict[str, int]:
+    """How many products ONNX Runtime really computes in integers, by the graph it optimised; others keep Q and DQ."""
     onnx = require("onnx", extra=OnnxRuntime.extra)
     kinds = Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
-    found = {kind: kinds[kind] for kind in _INTEGER_PRODUCTS if kinds[kind]}
-    if not found:
-        raise EngineError(f"ONNX Runtime computes none of the products of {optimized.name} in integers")
-    return {"integer_products": found}
+    return {kind: kinds[kind] for kind in _INTEGER_PRODUCTS if kinds[kind]}
 
 
 def _harmful(options: EngineOptions) -> tuple[str, ...]:

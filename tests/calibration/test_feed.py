@@ -72,6 +72,15 @@ def test_a_picture_beside_folders_of_pictures_could_mean_either(tmp_path):
         read_unlabelled(str(tmp_path))
 
 
+def test_linked_class_folders_are_folders_and_hidden_ones_are_not(tmp_path):
+    make_loose(tmp_path / "elsewhere", 3)
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/a").symlink_to(tmp_path / "elsewhere")
+    assert len(read_unlabelled(str(tmp_path / "data"))) == 3
+    make_loose(tmp_path / "elsewhere/.thumbnails", 2)
+    assert len(read_unlabelled(str(tmp_path / "elsewhere"))) == 3
+
+
 def test_a_folder_of_pictures_has_no_halves_and_a_folder_is_no_picture(tmp_path):
     folder = make_loose(tmp_path / "loose", 2)
     (folder / "looks-like.jpg").mkdir()
