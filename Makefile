@@ -36,4 +36,4 @@ test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 clean:
-	rm -rf $(VENV) demo artifacts .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

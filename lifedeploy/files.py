@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def sha256(path: Path) -> str:
@@ -29,6 +34,12 @@ def now() -> str:
 def user_cache() -> Path:
     """Where this user keeps what can be made again: ``$XDG_CACHE_HOME/lifedeploy``, else ``~/.cache/lifedeploy``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifedeploy"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves in the place of a large one that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 @contextmanager
@@ -84,10 +95,26 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def readable_json(data: Mapping[str, Any]) -> str:
     """JSON with one fact per line; a list of plain values stays on its line."""
-    text = json.dumps(data, indent=2, ensure_ascii=False)
+    text = json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
     # A string holds no raw line end, so a bracket before one is never part of a string, and nor is white space around.
     flat = re.sub(_PLAIN_LIST, lambda match: "[" + re.sub(r",\n *", ", ", match[1]) + "]", text)
     return flat + "\n"
+
+
+def compact_json(data: Any) -> str:
+    """JSON on one line, for headers and for processes of ours."""
+    return json.dumps(finite(data), allow_nan=False)
+
+
+def finite(data: Any) -> Any:
+    """``data`` with null in the place of NaN and infinity, which JSON has no words for: most readers stop at them."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return data
 
 
 # "[", then only scalars between raw line ends, then "]".

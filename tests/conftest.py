@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
@@ -24,6 +26,10 @@ from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
+
+# Examples are other ones every time, but the same ones in continuous integration; none are kept beside the code.
+settings.register_profile("lifedeploy", database=None, deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("lifedeploy")
 
 TINY = "test_vit"  # timm's own test model: 6 layers, 64 channels
 TINY_SIZE = (64, 64)  # 16 patches

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, TensorSpec, Workspace, read_manifest
 from lifedeploy.errors import ArtifactError
-from lifedeploy.files import atomic_file, atomic_folder, readable_json, sha256, write_json
+from lifedeploy.files import atomic_file, atomic_folder, compact_json, readable_json, sha256, write_json
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance, model_name
 
@@ -194,6 +196,16 @@ AWKWARD = [
 def test_readable_json_keeps_every_string_as_it_is(text):
     data = {"value": text, "list": [text, text, 1], text: [[1, 2], {"inner": [text]}], "empty": [], "none": [None]}
     assert json.loads(readable_json(data)) == data
+
+
+def test_json_never_holds_what_json_has_no_word_for():
+    data = {"a": math.nan, "b": [1.5, math.inf, (-math.inf, np.float64("nan"))], "c": {"d": -math.inf, "e": "NaN"}}
+    for text in (readable_json(data), compact_json(data)):
+        assert json.loads(text, parse_constant=pytest.fail) == {
+            "a": None,
+            "b": [1.5, None, [None, None]],
+            "c": {"d": None, "e": "NaN"},
+        }
 
 
 def test_readable_json_puts_a_plain_list_on_one_line_and_every_fact_on_its_own():

@@ -88,8 +88,17 @@ def export(
         str | None,
         typer.Option("--img-size", metavar="N|HxW", help="Image size in pixels.  [default: the backbone's own]"),
     ] = None,
+    weights_img_size: Annotated[
+        str | None,
+        typer.Option(
+            "--weights-img-size",
+            metavar="N|HxW",
+            help="Image size that the weights were trained at, where their file does not say.",
+        ),
+    ] = None,
     num_classes: Annotated[
-        int | None, typer.Option("--num-classes", help="Classes of the head.  [default: the weights' own]")
+        int | None,
+        typer.Option("--num-classes", min=0, help="Classes of the head; 0: none.  [default: the weights' own]"),
     ] = None,
     graph: Annotated[
         str,
@@ -124,6 +133,7 @@ def export(
     layers = numbers(drop_layers, "--drop-layers") if drop_layers else None
     kept = numbers(counts, "--counts") if counts else None
     size = image_size(img_size) if img_size else None
+    trained_at = image_size(weights_img_size) if weights_img_size else None
     with console.working() as say:
         say("importing torch")
         from lifedeploy.cli import render
@@ -141,6 +151,7 @@ def export(
                 weights=weights,
                 image_size=size,
                 num_classes=num_classes,
+                weights_image_size=trained_at,
             ),
             GraphOptions(graph, batch_size, with_life, with_preprocess),
             output,
@@ -149,6 +160,8 @@ def export(
         report = run(request, Workspace(workspace), say)
     if report.warning:
         console.warn(report.warning, title="warning", alarming=True)
+    for note in report.notes:
+        console.note(note)
     console.report(json, report.to_dict, lambda: render.exported(report))
 
 

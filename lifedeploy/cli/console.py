@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from lifedeploy.training.loop import Progress as TrainingProgress
 
-from lifedeploy.files import write_json
+from lifedeploy.files import readable_json, write_json
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True)
@@ -27,7 +26,7 @@ err = Console(stderr=True, soft_wrap=True)
 def report(json: Path | None, data: Callable[[], dict[str, Any]], show: Callable[[], RenderableType]) -> None:
     """Show a report, and write it as JSON if asked; with ``-``, JSON is all that goes to standard output."""
     if json is not None and str(json) == "-":
-        sys.stdout.write(jsonlib.dumps(data(), indent=2) + "\n")
+        sys.stdout.write(readable_json(data()))
         return
     out.print(show())
     if json is not None:
@@ -40,6 +39,11 @@ def warn(message: str, *, title: str, alarming: bool = False) -> None:
     border, style = ("bold red", "bold yellow") if alarming else ("yellow", "")
     # Folded: a path that is longer than the line has to be read whole.
     err.print(Panel(Text(message, overflow="fold"), title=title, border_style=border, style=style), soft_wrap=False)
+
+
+def note(message: str) -> None:
+    """One line on standard error of what should be known, and is nothing to worry about."""
+    err.print(f"[bold]note:[/] {escape(message)}", highlight=False)
 
 
 def fail(message: str, hint: str | None) -> None:

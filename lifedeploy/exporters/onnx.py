@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from lifedeploy import __version__
 from lifedeploy.errors import ExportError
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.wrapper import ExportModel, plain_attention
+from lifedeploy.files import compact_json
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.spec import ModelSpec
 
@@ -103,20 +103,33 @@ def derive(graph: ir.Model, spec: ModelSpec, method: str) -> ir.Model:
     return derived
 
 
+def require_one_file(weight_bytes: int) -> None:
+    """Make sure that weights fit into one ONNX file: protobuf's limit, less what a graph takes.
+
+    Raises:
+        ExportError: they do not.
+    """
+    if weight_bytes > _PROTOBUF_LIMIT:
+        raise ExportError(
+            f"the weights take {weight_bytes / 1024**3:.1f} GiB, and one ONNX file holds at most 2 GiB",
+            hint="a smaller backbone",
+        )
+
+
 def save(graph: ir.Model, path: Path, *, metadata: Mapping[str, object]) -> None:
     """Name everything well, put ``metadata`` into the file's own, and write it.
 
     Raises:
         ExportError: it would not fit into one ONNX file.
     """
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    if size > _PROTOBUF_LIMIT:
-        raise ExportError(f"the weights take {size / 1024**3:.1f} GiB, and one ONNX file holds at most 2 GiB")
+    require_one_file(
+        sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    )
     passes.read_well(graph)
     graph.producer_name, graph.producer_version = "lifedeploy", __version__
     graph.graph.name = str(metadata.get("lifedeploy.method", "model"))
     for key, value in metadata.items():
-        graph.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+        graph.metadata_props[key] = value if isinstance(value, str) else compact_json(value)
     ir.save(graph, path)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import timm
-from timm.data import resolve_model_data_config
+import torch
+from timm.data import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 
 from lifedeploy.errors import UnsupportedModelError, UsageError
@@ -85,6 +87,20 @@ def create(
     return checked
 
 
+def weight_bytes(name: str, *, num_classes: int | None = None) -> int:
+    """What the weights of a backbone take in FP32, found out without making any.
+
+    Raises:
+        UsageError, UnsupportedModelError: as for :func:`create`.
+    """
+    full = timm_name(name)
+    refuse_other_families(name, full)
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    with torch.device("meta"):
+        model = timm.create_model(full, pretrained=False, **options)
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
 def refuse_other_families(name: str, full: str) -> None:
     """Refuse by the module a timm model is defined in, before it is built: some take seconds and gigabytes."""
     module = timm.model_entrypoint(full.partition(".")[0]).__module__.rpartition(".")[2]
@@ -124,9 +140,16 @@ def _check_tiling(model: VisionTransformer, name: str, image_size: tuple[int, in
         )
 
 
-def preprocess_of(model: VisionTransformer, image_size: tuple[int, int] | None = None) -> PreprocessSpec:
-    """The preprocessing the backbone was trained with, at its own or at another image size."""
-    config = resolve_model_data_config(model)
+def preprocess_of(
+    model: VisionTransformer,
+    image_size: tuple[int, int] | None = None,
+    trained_with: Mapping[str, Any] | None = None,
+) -> PreprocessSpec:
+    """The preprocessing the backbone was trained with, at its own or at another image size.
+
+    ``trained_with`` is what a training script was told about it, in timm's words, and wins over the backbone's own.
+    """
+    config = resolve_data_config(dict(trained_with or {}), model=model)
     own = tuple(model.patch_embed.img_size)
     size = image_size or own
     return PreprocessSpec(

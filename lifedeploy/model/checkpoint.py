@@ -1,27 +1,31 @@
-"""Checkpoints: safetensors that carry their spec; plain timm and DeiT files are read too.
+"""Checkpoints: safetensors that carry their spec; files of other tools are read too (:mod:`lifedeploy.model.layouts`).
 
 Nothing here executes code from a file: safetensors holds none, and ``.pth`` is read with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from lifedeploy.errors import ArtifactError, WeightsError
-from lifedeploy.files import atomic_file
-from lifedeploy.model import backbones
+from lifedeploy.files import atomic_file, compact_json, is_lfs_pointer
+from lifedeploy.model import backbones, positions
+from lifedeploy.model.layouts import Facts, unpack
+from lifedeploy.model.positions import Grid
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
@@ -30,12 +34,28 @@ SPEC_KEY = "lifedeploy.spec"
 CLASSES_KEY = "classes"  # a JSON list, in plain safetensors of other tools
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of weights holds."""
+
+    path: Path
+    state: dict[str, Tensor]  # under our names where there is a spec, else under those of timm or what it converts
+    spec: ModelSpec | None  # of a file of ours
+    layout: str = ""  # of another tool's file: what was recognised; '' for a plain state dict
+    facts: Facts = field(default_factory=Facts)  # of another tool's file
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) that its position embeddings are of, if it says."""
+        return self.spec.image_size if self.spec else self.facts.image_size
+
+
 def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
     """Write the model's weights with its spec in the header, atomically."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     with atomic_file(path) as temporary:
         try:
-            save_file(state, temporary, metadata={SPEC_KEY: json.dumps(spec.to_dict()), "format": "pt"})
+            save_file(state, temporary, metadata={SPEC_KEY: compact_json(spec.to_dict()), "format": "pt"})
         except SafetensorError as error:  # how it reports a full disk
             raise WeightsError(f"{path} cannot be written: {error}") from error
 
@@ -68,6 +88,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
 def _metadata(path: Path) -> dict[str, str]:
     if path.suffix != ".safetensors":
         return {}
+    if path.is_file():
+        _require_content(path)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -76,22 +98,55 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file.
+    """The state dict in a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file; see :func:`read`."""
+    return read(path).state
+
+
+def read(path: Path) -> Checkpoint:
+    """A file of weights: ours, or another tool's.
 
     Raises:
-        WeightsError: missing, damaged, or of a kind that could carry code.
+        WeightsError: missing, damaged, of a kind that could carry code, or without a state dict of one ViT.
     """
     if not path.is_file():
         raise WeightsError(
             f"checkpoint {path} does not exist", hint="--weights takes auto, pretrained, random or a file"
         )
+    _require_content(path)
     if path.suffix == ".safetensors":
+        spec = read_spec(path)
         try:
-            return dict(load_file(path))
+            state = dict(load_file(path))
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+        if spec is not None:
+            return Checkpoint(path, state, spec)
+        found = unpack(state, path) if state else None
+        return Checkpoint(path, found.state if found else state, None, found.layout if found else "")
+    unpacked = unpack(_unpickled(path), path)
+    return Checkpoint(path, unpacked.state, None, unpacked.layout, unpacked.facts)
+
+
+def _require_content(path: Path) -> None:
+    """Refuse by their first bytes what is no file of weights, though it has the name of one."""
+    if is_lfs_pointer(path):
+        raise WeightsError(
+            f"{path} is a Git LFS pointer, not the weights it stands for", hint="git lfs pull fetches them"
+        )
+    if path.suffix in (".npz", ".npy"):
+        raise WeightsError(
+            f"{path} is a NumPy archive, as JAX and Flax models are kept in, and not read",
+            hint="timm's create_model(NAME, checkpoint_path=FILE) reads it: save its state_dict() as safetensors",
+        )
+    if path.suffix == ".json":
+        raise WeightsError(f"{path} is no file of weights", hint="of weights in several files, join them in one")
+
+
+def _unpickled(path: Path) -> Any:
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        # timm's and DeiT's training scripts keep their arguments beside the weights: plain attributes, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Not torch's first line, which advises to load it all the same.
         named = _FORBIDDEN.search(str(error))
@@ -104,7 +159,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # on bytes that are no pickle torch's reader fails in every way there is
         raise WeightsError(f"{path} is damaged or no checkpoint: {_one_line(error)}") from error
-    return _plain_state(data, path)
 
 
 # What torch's weights-only reader names when it meets something else than tensors.
@@ -121,24 +175,21 @@ def _one_line(error: Exception) -> str:
     return " ".join(part for part in (type(error).__name__, lines[0] if lines else "") if part)
 
 
-def _plain_state(data: Any, path: Path) -> dict[str, Tensor]:
-    """Unwrap ``{"model": …}`` and its relatives."""
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-            break
-    if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
-        raise WeightsError(f"{path} holds no state dict: expected a mapping of names to tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in data.items()}
-
-
-def load_into(model: SlimViT, state: dict[str, Tensor], path: Path) -> None:
+def load_into(
+    model: SlimViT, state: dict[str, Tensor], path: Path, *, image_size: tuple[int, int] | None = None
+) -> str:
     """Load ``state`` into ``model``: ours entirely, or a plain one into the backbone.
 
-    Position embeddings of another image size are resampled, as timm does.
+    Position embeddings of another image size are resampled from the grid of ``image_size``, (height, width), which the
+    file they come from is expected to say. Where it does not, they are taken for those of a grid that cannot be
+    mistaken, or refused.
+
+    Returns:
+        A line about what was taken for granted; '' where nothing was.
 
     Raises:
-        WeightsError: a tensor is missing, left over or of another shape; the first such tensor is named.
+        WeightsError: a tensor is missing, left over or of another shape; the first such tensor is named. Or the grid of
+            the position embeddings is not known.
     """
     ours = any(name.startswith("backbone.") for name in state)
     target: torch.nn.Module = model if ours else model.backbone
@@ -149,22 +200,96 @@ def load_into(model: SlimViT, state: dict[str, Tensor], path: Path) -> None:
         own = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
         found = {name: tensor for name, tensor in reducer.items() if name in own} if reducer else own
         bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if _is_backbone(name)}
-        state = {f"backbone.{name}": tensor for name, tensor in _fitted(bare, model, path).items()} | found
+        placed, note = _placed(bare, model.backbone, path, image_size)
+        state = {f"backbone.{name}": tensor for name, tensor in placed.items()} | found
     else:
-        state = _fitted(state, model, path)
+        state, note = _placed(_renamed(state, model, path), model.backbone, path, image_size)
     expected = target.state_dict()
     problem = _first_mismatch(expected, state)
     if problem:
         raise WeightsError(f"{path} does not fit this backbone: {problem}")
     target.load_state_dict(state, strict=True)
+    return note
 
 
-def _fitted(state: dict[str, Tensor], model: SlimViT, path: Path) -> dict[str, Tensor]:
-    """timm's own reading of a state dict: other spellings, position embeddings of another size."""
+def _renamed(state: dict[str, Tensor], model: SlimViT, path: Path) -> dict[str, Tensor]:
+    """timm's own reading of a state dict with other spellings; position embeddings as they are."""
+    kernel, wanted = state.get("patch_embed.proj.weight"), model.backbone.state_dict()["patch_embed.proj.weight"]
+    if kernel is not None and kernel.ndim == 4 and kernel.shape[-2:] != wanted.shape[-2:]:
+        has, expects = ("x".join(map(str, tensor.shape[-2:])) for tensor in (kernel, wanted))
+        raise WeightsError(f"{path} does not fit this backbone: its patches have {has} pixels, expected {expects}")
+    shadow: Any = _WithoutGrid(model.backbone)
     try:
-        return dict(checkpoint_filter_fn(dict(state), model.backbone))
+        named = dict(checkpoint_filter_fn(dict(state), shadow))
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} does not fit this backbone: {str(error).splitlines()[0]}") from error
+    embeddings = named.get("pos_embed")
+    if embeddings is not None and all(_storage(embeddings) != _storage(tensor) for tensor in state.values()):
+        raise WeightsError(f"{path} has position embeddings that this timm resamples by itself, from a grid it guesses")
+    return named
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class _Any(int):
+    """A number that equals all others."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+
+class _WithoutGrid:
+    """A backbone as timm's conversion of names sees it, which would else resample position embeddings too.
+
+    It guesses their grid (from a square root, or from the backbone's usual image size), even where nothing changes.
+    """
+
+    pos_embed = SimpleNamespace(shape=(1, _Any()))  # whatever comes fits
+    pretrained_cfg = MappingProxyType({"input_size": (3, 1, 1)})  # smaller than a patch: no image size to guess from
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        self._vit = vit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vit, name)
+
+
+def _placed(
+    state: dict[str, Tensor], vit: VisionTransformer, path: Path, image_size: tuple[int, int] | None
+) -> tuple[dict[str, Tensor], str]:
+    """``state`` with position embeddings of the backbone's grid; and what was taken for granted."""
+    embeddings, wanted = state.get("pos_embed"), getattr(vit, "pos_embed", None)
+    if embeddings is None or wanted is None or embeddings.ndim != 3 or embeddings.shape[2] != wanted.shape[2]:
+        return state, ""  # what is wrong with it is found in comparison
+    now: Grid = (int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1]))
+    prefix = wanted.shape[1] - now[0] * now[1]  # prefix tokens that have a position embedding
+    patches = embeddings.shape[1] - prefix
+    if image_size is not None:
+        old, note = positions.grid_of(vit, image_size), ""
+        if old[0] * old[1] != patches:
+            raise WeightsError(
+                f"{path} has {patches} position embeddings, and {image_size[0]}x{image_size[1]} pixels make "
+                f"{old[0]}x{old[1]} patches: they are of another image size"
+            )
+    else:
+        guessed, how = positions.guess_grid(patches, vit)
+        if guessed is None:
+            raise WeightsError(
+                f"{path} does not say of which grid its {patches} position embeddings are"
+                + (f" ({how} is possible)" if how else "")
+                + f", and a {now[0]}x{now[1]} grid is asked for",
+                hint="--weights-img-size HxW says which image size the weights were trained at",
+            )
+        old = guessed
+        note = "" if old == now else f"position embeddings were resampled from {old[0]}x{old[1]}, {how} grid"
+    return state | {"pos_embed": positions.resample(embeddings, old, now)}, note
 
 
 def _is_backbone(name: str) -> bool:
@@ -173,6 +298,8 @@ def _is_backbone(name: str) -> bool:
 
 def _first_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     missing = [name for name in expected if name not in found]
+    if len(missing) == len(expected):
+        return f"none of its {len(found)} tensors has a name of timm's, the first is {next(iter(found), 'nothing')}"
     if missing:
         return f"{len(missing)} of {len(expected)} tensors are missing, the first is {missing[0]}"
     for name, tensor in expected.items():
@@ -190,15 +317,14 @@ def load(
     Raises:
         WeightsError: no checkpoint of ours, damaged, or of another shape.
     """
-    spec = read_spec(path) if path.is_file() else None
-    state = read_state(path)
-    if spec is None:
+    file = read(path)
+    if file.spec is None:
         raise WeightsError(
             f"{path} carries no description of its model",
             hint="lifedeploy export --backbone NAME --weights FILE makes a checkpoint that does",
         )
-    spec = replace(spec, method=method or spec.method, schedule=schedule or spec.schedule)
+    spec = replace(file.spec, method=method or file.spec.method, schedule=schedule or file.spec.schedule)
     vit = backbones.create(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
     model = build_model(vit, spec, graph=graph)
-    load_into(model, state, path)
+    load_into(model, file.state, path, image_size=file.image_size)
     return model, spec

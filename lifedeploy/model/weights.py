@@ -5,13 +5,11 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,55 +17,19 @@ from urllib.parse import urlsplit
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.errors import LifedeployError, ScheduleError, WeightsError
-from lifedeploy.files import sha256
-from lifedeploy.model import backbones, checkpoint
-from lifedeploy.model.vit import SlimViT, build_model
-from lifedeploy.schedule import Schedule
-from lifedeploy.spec import ModelSpec, Provenance
+from lifedeploy.model import backbones, checkpoint, positions
+from lifedeploy.model.from_file import load_file
+from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
+from lifedeploy.model.vit import build_model
+from lifedeploy.spec import Provenance
 
 HUB_TIMEOUT_S = 3.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 RANDOM_SEED = 0
-DEFAULT_KEEP_RATE = 0.7
-DEFAULT_TEMPERATURE = 1.5
-_HEAD = re.compile(r"(?:backbone\.)?head(?:_dist)?\.")
 POLICIES = ("auto", "pretrained", "random")
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """What model is wanted. With neither ``keep_rate`` nor ``counts``, the schedule of the weights' own, else ρ 0.7."""
-
-    backbone: str
-    keep_rate: float | None = None
-    counts: tuple[int, ...] | None = None
-    drop_layers: tuple[int, ...] | None = None
-    method: str = "life"
-    weights: str = "auto"
-    image_size: tuple[int, int] | None = None
-    num_classes: int | None = None
-    temperature: float | None = None  # U of eq. 7; None: the weights' own, else 1.5
-    new_head: bool = False  # for training: weights of another number of classes get a new head, else are refused
-
-    def schedule(self, patches: int, depth: int) -> Schedule:
-        """The schedule asked for, on a backbone of this size."""
-        if self.counts is not None:
-            return Schedule.from_counts(patches, depth, self.counts, self.drop_layers)
-        keep_rate = DEFAULT_KEEP_RATE if self.keep_rate is None else self.keep_rate
-        return Schedule.from_keep_rate(patches, depth, keep_rate, self.drop_layers)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with weights in it. ``warning`` is set where the weights are not what one would hope for."""
-
-    model: SlimViT
-    spec: ModelSpec
-    warning: str = ""
 
 
 def load(request: ModelRequest, workspace: Workspace, *, graph: str = "order-once") -> LoadedModel:
@@ -89,7 +51,7 @@ def load(request: ModelRequest, workspace: Workspace, *, graph: str = "order-onc
         return _pretrained(request, graph)
     if request.weights == "auto":
         return _auto(request, workspace, graph)
-    return _from_file(request, Path(request.weights), graph)
+    return load_file(request, Path(request.weights), graph)
 
 
 def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedModel:
@@ -109,7 +71,7 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
             continue
         same_drops = wanted.drop_layers == spec.schedule.drop_layers
         if wanted.tokens == spec.schedule.tokens or (spec.provenance.elastic and same_drops):
-            return _from_file(request, path, graph)
+            return load_file(request, path, graph)
     reason = hub_obstacle(backbone)
     if not reason:
         try:
@@ -153,9 +115,7 @@ def _give_life_to_zeros(vit: VisionTransformer) -> None:
 def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
     try:
         with _quiet_hub():
-            vit = backbones.create(
-                request.backbone, pretrained=True, image_size=request.image_size, num_classes=request.num_classes
-            )
+            vit = backbones.create(request.backbone, pretrained=True, num_classes=request.num_classes)
     except LifedeployError:
         raise
     except Exception as error:  # the hub's client raises errors of several network libraries, with no common base
@@ -169,91 +129,23 @@ def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
             f"the pretrained head of {request.backbone} has {own_classes} classes, not {request.num_classes}",
             hint="--weights FILE with a head of that size, or --weights random",
         )
+    vit = _at_size(vit, request)
     source = config.get("hf_hub_id") or config.get("url") or ""
-    classes = () if fresh else _imagenet_names(vit.num_classes)
+    classes = () if fresh else imagenet_names(vit.num_classes)
     spec = describe(request, vit, Provenance("pretrained", source=str(source)), classes)
     return LoadedModel(build_model(vit, spec, graph=graph), spec)
 
 
-def _from_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
-    """A checkpoint of ours (safetensors with a spec), or a plain timm / DeiT state dict."""
-    state = checkpoint.read_state(path)
-    own = checkpoint.read_spec(path)
-    head = state.get("head.weight", state.get("backbone.head.weight"))
-    held = own.num_classes if own else (head.shape[0] if head is not None and head.ndim else 0)
-    classes = held if request.num_classes is None else request.num_classes
-    fresh = classes != held and request.new_head
-    size = request.image_size or (own.image_size if own else None)
-    name = own.timm_name if own else request.backbone
-    if own and own.timm_name != backbones.timm_name(request.backbone):
-        raise WeightsError(f"{path} holds {own.timm_name}, but --backbone is {request.backbone}")
-    vit = backbones.create(name, image_size=size, num_classes=classes)
-    provenance = Provenance(
-        weights=own.provenance.weights if own else "file",  # random weights stay random in a file
-        source=path.name,
-        sha256=sha256(path),
-        predictor=own.provenance.predictor if own else "identity",
-        elastic=own.provenance.elastic if own else False,
-    )
-    names = own.classes if own else checkpoint.read_classes(path) or _imagenet_names(vit.num_classes)
-    if fresh:
-        names = ()
-        state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)} | _head_of(vit, state)
-    if names and len(names) != vit.num_classes:
-        raise WeightsError(f"{path} carries {len(names)} class names for a head of {vit.num_classes} classes")
-    spec = describe(request, vit, provenance, names)
-    if own:
-        spec = _as_trained(spec, own, request)
-    model = build_model(vit, spec, graph=graph)
-    checkpoint.load_into(model, state, path)
-    return LoadedModel(model, spec)
-
-
-def _head_of(vit: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The new head's own tensors, under the names that ``state`` uses."""
-    prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
-    own = ((prefix + name, tensor) for name, tensor in vit.state_dict().items())
-    return {name: tensor for name, tensor in own if _HEAD.match(name)}
-
-
-def _as_trained(spec: ModelSpec, own: ModelSpec, request: ModelRequest) -> ModelSpec:
-    """``spec`` with what the checkpoint knows better than timm: its preprocessing, U and, unless asked, schedule."""
-    asked = request.keep_rate is not None or request.counts is not None or request.drop_layers is not None
-    same_patches = own.schedule.patches == spec.schedule.patches
-    return replace(
-        spec,
-        preprocess=replace(own.preprocess, image_size=spec.image_size),
-        temperature=own.temperature if request.temperature is None else request.temperature,
-        schedule=own.schedule if not asked and same_patches else spec.schedule,
-    )
-
-
-def describe(
-    request: ModelRequest, vit: VisionTransformer, provenance: Provenance, classes: tuple[str, ...]
-) -> ModelSpec:
-    """The spec of the model that ``request`` makes of ``vit``."""
-    return ModelSpec(
-        backbone=request.backbone,
-        timm_name=backbones.timm_name(request.backbone),
-        method=request.method,
-        schedule=request.schedule(vit.patch_embed.num_patches, len(vit.blocks)),
-        preprocess=backbones.preprocess_of(vit, request.image_size),
-        num_classes=vit.num_classes,
-        prefix_tokens=vit.num_prefix_tokens,
-        provenance=provenance,
-        temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
-        classes=classes,
-    )
-
-
-def _imagenet_names(num_classes: int) -> tuple[str, ...]:
-    """Names of the ImageNet-1k classes, where that is plainly what the head has."""
-    if num_classes != 1000:
-        return ()
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    return tuple(info.index_to_description(index) for index in range(1000))
+def _at_size(vit: VisionTransformer, request: ModelRequest) -> VisionTransformer:
+    """A pretrained model at the image size asked for: made at its own, whose grid is known, and brought over."""
+    if request.image_size in (None, tuple(vit.patch_embed.img_size)):
+        return vit
+    moved = backbones.create(request.backbone, image_size=request.image_size, num_classes=vit.num_classes)
+    state, old, new = vit.state_dict(), vit.patch_embed.grid_size, moved.patch_embed.grid_size
+    if "pos_embed" in state:
+        state["pos_embed"] = positions.resample(state["pos_embed"], old, new)
+    moved.load_state_dict(state)
+    return moved
 
 
 def hub_obstacle(name: str) -> str:
@@ -319,3 +211,6 @@ def _quiet_hub() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+__all__ = ["POLICIES", "LoadedModel", "ModelRequest", "describe", "hub_obstacle", "load"]

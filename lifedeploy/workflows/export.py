@@ -23,7 +23,7 @@ from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import atomic_folder, sha256
-from lifedeploy.model import checkpoint
+from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import build_model, count_cost
 from lifedeploy.model.weights import LoadedModel, ModelRequest, load
 from lifedeploy.optional import versions
@@ -54,11 +54,13 @@ class ExportReport:
     folder: Path
     manifests: dict[str, Manifest]  # method → manifest
     warning: str
+    notes: tuple[str, ...] = ()  # about the weights' file: what was recognised, what was taken for granted
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         members = {method: manifest.to_dict() for method, manifest in self.manifests.items()}
-        return {"schema": 1, "folder": str(self.folder), "warning": self.warning, "models": members}
+        said = {"warning": self.warning, "notes": self.notes}
+        return {"schema": 1, "folder": str(self.folder), **said, "models": members}
 
 
 def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> ExportReport:
@@ -71,6 +73,8 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     """
     if request.check_parity:
         _require_onnxruntime()
+    # Known before any weight is made, read or fetched.
+    exporter.require_one_file(backbones.weight_bytes(request.model.backbone, num_classes=request.model.num_classes))
     say("loading the model")
     loaded = load(request.model, workspace, graph=request.graph.form)
     spec, cost = loaded.spec, count_cost(loaded.model.backbone, loaded.spec.image_size)
@@ -121,7 +125,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                 versions=versions(),
             )
             manifests[method].write(staging / f"{stem}.json")
-    return ExportReport(folder, manifests, loaded.warning)
+    return ExportReport(folder, manifests, loaded.warning, loaded.notes)
 
 
 def _require_replaceable(folder: Path) -> None:

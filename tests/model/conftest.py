@@ -16,6 +16,7 @@ from torch import Tensor
 from lifedeploy.model.reducers import build_reducer
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.schedule import Schedule
+from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
 
 DEPTH = 6
 DROPS = (2, 3, 5)
@@ -96,6 +97,32 @@ def slim(
         for parameter in reducer.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return SlimViT(vit, reducer).eval()
+
+
+def described(family: str, image_size: tuple[int, int]) -> tuple[SlimViT, ModelSpec]:
+    """A tiny model of a family at an image size, and its spec."""
+    vit = tiny_vit(family, img_size=image_size)
+    model = slim(vit)
+    spec = ModelSpec(
+        backbone=family,
+        timm_name=family,
+        method="life",
+        schedule=model.schedule,
+        preprocess=PreprocessSpec(image_size),
+        num_classes=5,
+        prefix_tokens=vit.num_prefix_tokens,
+        provenance=Provenance("trained"),
+    )
+    return model, spec
+
+
+def emptied(name: str, *, image_size: tuple[int, int], num_classes: int) -> VisionTransformer:
+    """In the place of ``backbones.create``: a tiny ViT of a family, with nothing in it that could be taken over."""
+    vit = tiny_vit(name, img_size=image_size)
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.zero_()
+    return vit
 
 
 def images_for(vit: VisionTransformer, batch: int = 3) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from lifedeploy.errors import WeightsError
@@ -23,7 +22,7 @@ from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
-from tests.model.conftest import FAMILIES, images_for, slim, tiny_vit
+from tests.model.conftest import images_for, tiny_vit
 
 SMALL = "test_vit"  # timm's own test model: 6 layers, 64 channels
 SIZE = (64, 64)  # 16 patches
@@ -232,7 +231,11 @@ def test_code_behind_the_name_of_a_safetensors_file_is_not_run(tmp_path):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("data", [torch.nn.Linear(2, 2), {"model": {}, "args": argparse.Namespace(lr=1)}])
+class Other:
+    """An object that is neither code nor known."""
+
+
+@pytest.mark.parametrize("data", [torch.nn.Linear(2, 2), {"model": {}, "args": argparse.Namespace(lr=Other())}])
 def test_other_objects_are_refused_like_code(tmp_path, data):
     path = tmp_path / "module.pth"
     torch.save(data, path)
@@ -368,7 +371,6 @@ def test_a_predictor_of_which_a_part_is_missing_is_refused(saved):
     [
         ("patch_embed.proj.weight", (5,)),
         ("patch_embed.proj.weight", (64, 1, 16, 16)),
-        ("pos_embed", (1, 12, 64)),
         ("pos_embed", (64,)),
         ("pos_embed", (1, 17, 7)),
         ("cls_token", ()),
@@ -386,26 +388,3 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     error = refusal(lambda: checkpoint.load_into(model, tiny_vit().state_dict(), path), path)
     assert "does not fit this backbone" in error.message
-
-
-# --- position embeddings of another image size ------------------------------------------------------------------
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("ours", [True, False], ids=["ours", "plain"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "non-square"], indirect=True)
-def test_position_embeddings_of_another_image_size_are_resampled_as_timm_does(family, ours):
-    source = slim(tiny_vit(family))
-    patch = source.backbone.patch_embed.patch_size[0]
-    target = slim(tiny_vit(family, img_size=(6 * patch, 5 * patch)))
-    state = (source if ours else source.backbone).state_dict()
-    checkpoint.load_into(target, dict(state), Path("some.safetensors"))
-    prefix = 0 if source.backbone.no_embed_class else source.backbone.num_prefix_tokens
-    expected = resample_abs_pos_embed(
-        source.backbone.pos_embed, new_size=[6, 5], num_prefix_tokens=prefix, interpolation="bicubic", antialias=True
-    )
-    assert torch.equal(target.backbone.pos_embed, expected)
-    for name, tensor in source.backbone.state_dict().items():
-        if name != "pos_embed":
-            assert torch.equal(target.backbone.state_dict()[name], tensor), name
-    assert target(images_for(target.backbone)).logits.isfinite().all()

@@ -1,0 +1,111 @@
+"""A model with the weights of a file: what the file says of it wins over what its backbone would have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from lifedeploy.errors import WeightsError
+from lifedeploy.files import sha256
+from lifedeploy.model import backbones, checkpoint
+from lifedeploy.model.checkpoint import Checkpoint
+from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
+from lifedeploy.model.vit import build_model
+from lifedeploy.schedule import Schedule
+from lifedeploy.spec import ModelSpec, Provenance
+
+_HEAD = re.compile(r"(?:backbone\.)?head(?:_dist)?\.")
+
+
+def load_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
+    """A checkpoint of ours (safetensors with a spec), or one of another tool."""
+    file = checkpoint.read(path)
+    state, own, facts = file.state, file.spec, file.facts
+    head = state.get("head.weight", state.get("backbone.head.weight"))
+    held = own.num_classes if own else (head.shape[0] if head is not None and head.ndim else 0)
+    classes = held if request.num_classes is None else request.num_classes
+    fresh = classes != held and request.new_head
+    size = request.image_size or file.image_size or request.weights_image_size
+    name = own.timm_name if own else request.backbone
+    _require_backbone(file, request)
+    vit = backbones.create(name, image_size=size, num_classes=classes)
+    provenance = Provenance(
+        weights=own.provenance.weights if own else "file",  # random weights stay random in a file
+        source=path.name,
+        sha256=sha256(path),
+        predictor=own.provenance.predictor if own else "identity",
+        elastic=own.provenance.elastic if own else False,
+    )
+    names = own.classes if own else checkpoint.read_classes(path) or imagenet_names(vit.num_classes)
+    if fresh:
+        names = ()
+        state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)} | _head_of(vit, state)
+    if names and len(names) != vit.num_classes:
+        raise WeightsError(f"{path} carries {len(names)} class names for a head of {vit.num_classes} classes")
+    spec = describe(request, vit, provenance, names)
+    if own:
+        spec = _as_trained(spec, own, request)
+    elif facts.data_config:
+        given = {"input_size": (3, *spec.image_size), **facts.data_config}
+        spec = replace(spec, preprocess=backbones.preprocess_of(vit, spec.image_size, given))
+    model = build_model(vit, spec, graph=graph)
+    note = checkpoint.load_into(model, state, path, image_size=_trained_size(file, request, vit))
+    recognised = f"{path.name}: {file.layout}" if file.layout else ""
+    return LoadedModel(model, spec, notes=tuple(filter(None, (recognised, note))))
+
+
+def _require_backbone(file: Checkpoint, request: ModelRequest) -> None:
+    """Make sure that a file which says of which backbone it is, is of the one asked for."""
+    wanted = backbones.timm_name(request.backbone)
+    said = file.spec.timm_name if file.spec else file.facts.architecture
+    # Another tool names the architecture, and may name one that it registered itself.
+    same = said == wanted if file.spec else said.partition(".")[0] == wanted.partition(".")[0]
+    if said and not same and (file.spec or timm.is_model(said.partition(".")[0])):
+        raise WeightsError(f"{file.path} holds {said}, but --backbone is {request.backbone}")
+
+
+def _trained_size(file: Checkpoint, request: ModelRequest, vit: VisionTransformer) -> tuple[int, int] | None:
+    """The image size, (height, width), that a file's position embeddings are of; None where nobody says.
+
+    Raises:
+        WeightsError: the file says one, and another one was given.
+    """
+    said = file.image_size
+    if said is None and file.facts.at_own_size:
+        config: Any = vit.pretrained_cfg
+        said = (config["input_size"][-2], config["input_size"][-1])
+    given = request.weights_image_size
+    if said is not None and given not in (None, said):
+        one, other = ("x".join(map(str, size)) for size in (said, given or said))
+        raise WeightsError(f"{file.path} says that it was trained at {one}, and --weights-img-size is {other}")
+    return said or given
+
+
+def _head_of(vit: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The new head's own tensors, under the names that ``state`` uses."""
+    prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
+    own = ((prefix + name, tensor) for name, tensor in vit.state_dict().items())
+    return {name: tensor for name, tensor in own if _HEAD.match(name)}
+
+
+def _as_trained(spec: ModelSpec, own: ModelSpec, request: ModelRequest) -> ModelSpec:
+    """``spec`` with what the checkpoint knows better than timm: its preprocessing, U and, unless asked, schedule."""
+    asked = request.keep_rate is not None or request.counts is not None or request.drop_layers is not None
+    patches, schedule = spec.schedule.patches, spec.schedule
+    if not asked and own.schedule.patches == patches:
+        schedule = own.schedule
+    elif not asked and own.schedule.keep_rate is not None:  # a rate is one at every image size, counts are not
+        schedule = Schedule.from_keep_rate(patches, schedule.depth, own.schedule.keep_rate, own.schedule.drop_layers)
+    return replace(
+        spec,
+        preprocess=replace(own.preprocess, image_size=spec.image_size),
+        temperature=own.temperature if request.temperature is None else request.temperature,
+        schedule=schedule,
+    )

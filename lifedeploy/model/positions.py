@@ -1,0 +1,69 @@
+"""Position embeddings: the grid of patches that a file's are of, and how they are brought to another grid.
+
+The number of position embeddings does not tell their grid: 36 are 6x6, 4x9 or 9x4. A file of ours says it, and so does
+one that timm's training wrote; of others it is taken only where it cannot be mistaken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+Grid = tuple[int, int]  # rows and columns of patches
+
+
+def grid_of(vit: VisionTransformer, image_size: tuple[int, int]) -> Grid:
+    """The patches of an image (height, width) on this backbone."""
+    rows, columns = vit.patch_embed.dynamic_feat_size(image_size)
+    return int(rows), int(columns)
+
+
+def own_grid(vit: VisionTransformer) -> Grid | None:
+    """The patches at the image size that the backbone was designed for, if it says."""
+    config: Any = getattr(vit, "pretrained_cfg", None) or {}
+    size = config.get("input_size")
+    return grid_of(vit, (size[-2], size[-1])) if size else None
+
+
+def guess_grid(patches: int, vit: VisionTransformer) -> tuple[Grid | None, str]:
+    """The grid of ``patches`` position embeddings that nothing is said about; None where it could be another one too.
+
+    It is the backbone's own grid or the one that ``vit`` has now, if only one of them has as many patches, and no
+    square has: what is trained at another size than its backbone's is mostly square.
+
+    Returns:
+        The grid, or None; and how it was told, or what it could be.
+    """
+    now, own = (int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])), own_grid(vit)
+    likely = {grid: how for grid, how in ((own, "the backbone's own"), (now, "the one asked for")) if grid is not None}
+    likely = {grid: how for grid, how in likely.items() if grid[0] * grid[1] == patches}
+    side = round(patches**0.5)
+    possible = {*likely, *([(side, side)] if side * side == patches else [])}
+    if len(possible) == 1 and likely:
+        return next(iter(likely.items()))
+    return None, " or ".join(sorted(f"{rows}x{columns}" for rows, columns in possible))
+
+
+def resample(embeddings: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Position embeddings of another grid: (1, P + rows·columns, C) of ``old`` → the same of ``new``.
+
+    Bicubic with antialiasing, as timm does it; P prefix tokens stay as they are. The grid that they have already costs
+    nothing and changes no bit.
+
+    Raises:
+        ValueError: there are fewer embeddings than the old grid has patches.
+    """
+    if old == new:
+        return embeddings
+    prefix = embeddings.shape[1] - old[0] * old[1]
+    if prefix < 0:
+        raise ValueError(f"{embeddings.shape[1]} position embeddings are fewer than a {old[0]}x{old[1]} grid has")
+    # Channels stay last in memory: where they are not, torch 2.15 is wrong if the result is one column wide.
+    patches = embeddings[:, prefix:].float().contiguous().unflatten(1, old).permute(0, 3, 1, 2)  # (1, C, rows, columns)
+    patches = F.interpolate(patches, size=new, mode="bicubic", antialias=True)
+    moved = patches.flatten(2).transpose(1, 2).to(embeddings.dtype)  # (1, rows·columns, C)
+    return torch.cat([embeddings[:, :prefix], moved], dim=1)
