@@ -1,34 +1,14 @@
-"""Labelled images: folders, shards, Hugging Face data sets; splits that are written down."""
+"""Labelled images in folders; halves, and splits that are written down."""
 
 from __future__ import annotations
 
-import io
-import tarfile
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from lifedeploy.data.images import FolderSet, read_images, read_split, write_split
 from lifedeploy.errors import DataError, ImageError
-
-
-def picture(value: int, mode: str = "RGB") -> Image.Image:
-    return Image.new("RGB", (12, 10), (value, 0, 255 - value)).convert(mode)
-
-
-def folder(root: Path, counts: dict[str, int]) -> Path:
-    """Class folders with so many images each."""
-    for number, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for index in range(count):
-            picture(10 * number + index).save(root / name / f"{index}.png")
-    return root
-
-
-def names(images) -> list[str]:
-    return [images.filename(index) for index in range(len(images))]
+from tests.pictures import class_folders as folder
+from tests.pictures import names, picture
 
 
 def test_a_folder_is_read_as_timm_reads_it(tmp_path):
@@ -81,6 +61,14 @@ def test_a_split_is_written_down_and_read_again(tmp_path):
         read_images(str(moved), split=str(tmp_path / "split.csv"))
 
 
+def test_a_written_split_of_given_halves_is_read_from_its_own_half(tmp_path):
+    folder(tmp_path / "data" / "train", {"a": 3})
+    folder(tmp_path / "data" / "val", {"a": 2})  # names that training images have too
+    write_split(tmp_path / "split.csv", read_split(str(tmp_path / "data")))
+    images = read_images(str(tmp_path / "data"), split=str(tmp_path / "split.csv"))
+    assert (names(images), images.source) == (["a/0.png", "a/1.png"], str(tmp_path / "data" / "val"))
+
+
 @pytest.mark.parametrize("content", ["", "name,half\nx,val\n", None])
 def test_a_split_file_that_is_none(tmp_path, content):
     source = str(folder(tmp_path / "data", {"a": 2}))
@@ -121,85 +109,3 @@ def test_a_broken_image_is_named(tmp_path):
     (tmp_path / "data" / "a" / "1.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"a/1\.png is not an image"):
         FolderSet(tmp_path / "data").image(1)
-
-
-# --- shards -----------------------------------------------------------------------------------------------------
-
-
-def shard(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    picture(value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_shards_are_read_by_offset(tmp_path):
-    first = {"x/a.png": png(1), "x/a.cls": b"1", "x/a.json": b"{}", "b.seg.png": b"not the image", "b.png": png(2)}
-    shard(tmp_path / "data-0.tar", first | {"b.cls": b"0", "c.png": png(9)})  # c has no class
-    shard(tmp_path / "data-1.tar", {"d.PNG": png(3), "d.cls": b"2\n"})
-    (tmp_path / "classes.txt").write_text("ant\nbee\ncow\n")
-    images = read_images(f"wds/{tmp_path}")
-    assert images.classes == ("ant", "bee", "cow")
-    assert names(images) == ["data-0.tar/x/a", "data-0.tar/b", "data-1.tar/d"]
-    assert images.targets.tolist() == [1, 0, 2]
-    assert [images.image(index).getpixel((0, 0))[0] for index in (2, 0, 1)] == [3, 1, 2]
-
-
-def test_shards_of_two_halves(tmp_path):
-    shard(tmp_path / "train-0.tar", {"a.png": png(1), "a.cls": b"0", "b.png": png(2), "b.cls": b"1"})
-    shard(tmp_path / "val-0.tar", {"c.png": png(3), "c.cls": b"1"})
-    (tmp_path / "classes.txt").write_text("no\nyes")
-    split = read_split(f"wds/{tmp_path}")
-    assert (len(split.train), len(split.val)) == (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("members", "classes", "message"),
-    [
-        ({"a.txt": b"x"}, None, "without a single pair of image and .cls"),
-        ({"a.png": b"x", "a.cls": b"seven"}, None, "is no WebDataset shard that can be read"),
-        ({"a.png": b"x", "a.cls": b"4"}, "one\ntwo", "has a class 4, and classes.txt names 2"),
-    ],
-)
-def test_shards_that_are_none(tmp_path, members, classes, message):
-    shard(tmp_path / "x.tar", members)
-    if classes:
-        (tmp_path / "classes.txt").write_text(classes)
-    with pytest.raises(DataError, match=message):
-        read_images(f"wds/{tmp_path}")
-
-
-def test_a_damaged_shard_and_no_shard(tmp_path):
-    with pytest.raises(DataError, match=r"holds no \.tar shards"):
-        read_images(f"wds/{tmp_path}")
-    (tmp_path / "x.tar").write_bytes(b"no tar" * 300)
-    with pytest.raises(DataError, match=r"x\.tar is no WebDataset shard"):
-        read_images(f"wds/{tmp_path}")
-
-
-# --- Hugging Face -----------------------------------------------------------------------------------------------
-
-
-def test_a_hugging_face_data_set(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
-    for half, count in (("train", 4), ("validation", 2)):
-        rows = {"image": [picture(index) for index in range(count)], "label": [index % 2 for index in range(count)]}
-        table = datasets.Dataset.from_dict(rows, features=features)
-        (tmp_path / "set" / "data").mkdir(parents=True, exist_ok=True)
-        table.to_parquet(tmp_path / "set" / "data" / f"{half}-0.parquet")
-    split = read_split(f"hfds/{tmp_path / 'set'}")
-    assert split.train.classes == ("ant", "bee")
-    assert split.train.targets.tolist() == [0, 1, 0, 1]
-    assert names(split.val) == ["validation/0", "validation/1"]
-    assert split.train.image(3).getpixel((0, 0)) == (3, 0, 252)
-    with pytest.raises(DataError, match="cannot be found"):
-        read_images(f"hfds/{tmp_path / 'nothing'}")

@@ -72,7 +72,9 @@ def bench(
     ] = "",
     split: Annotated[
         str,
-        typer.Option("--split", metavar="train|val|all|FILE", help="Which of them.  [default: val if there is one]"),
+        typer.Option(
+            "--split", metavar="train|val|all|NAME|FILE", help="Which of them.  [default: val if there is one]"
+        ),
     ] = "",
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Take N images, evenly over the data.  [default: all]")

@@ -25,7 +25,7 @@ def calibrate(
     fp8: Annotated[bool, typer.Option("--fp8", help="8-bit floating point, E4M3: Hopper, Ada, Blackwell.")] = False,
     images: Annotated[int, typer.Option("--images", metavar="N", help="How many to calibrate on.")] = 512,
     split: Annotated[
-        str, typer.Option("--split", metavar="train|val|all|FILE", help="Which.  [default: train if there is one]")
+        str, typer.Option("--split", metavar="train|val|all|NAME|FILE", help="Which.  [default: train if there is one]")
     ] = "",
     seed: Annotated[int, typer.Option("--seed", help="Of their choice.")] = 0,
     method: Annotated[
@@ -116,7 +116,7 @@ def calibrate(
     if show_policy:
         console.report(json, lambda: {"schema": 1, "policy": rows}, lambda: render_calibration.policy(rows, asked))
         return
-    for warning in report.warnings:
+    for warning in (*report.left_out, *report.warnings):
         console.warn(warning, title="warning")
     console.report(json, report.to_dict, lambda: render_calibration.calibrated(report))
     if plot is not None:

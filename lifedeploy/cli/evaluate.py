@@ -18,7 +18,8 @@ _NAMED = 10  # broken images named on the screen; all of them are in the JSON
 
 def evaluate(
     data: Annotated[
-        str, typer.Option("--data", metavar="DIR", help="A folder of one sub-folder per class, wds/DIR or hfds/NAME.")
+        str,
+        typer.Option("--data", metavar="DIR", help="Folder of class folders, wds/DIR or hfds/NAME."),
     ],
     models: Annotated[
         list[Path] | None,
@@ -29,7 +30,10 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[
-        str, typer.Option("--split", metavar="train|val|all|FILE", help="Which images.  [default: val if there is one]")
+        str,
+        typer.Option(
+            "--split", metavar="train|val|all|NAME|FILE", help="Which images.  [default: val if there is one]"
+        ),
     ] = "",
     batch: Annotated[int, typer.Option("--batch", help="Images per batch.")] = 32,
     on_error: Annotated[

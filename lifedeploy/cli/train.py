@@ -31,7 +31,10 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="DIR", help="Folder of class folders, wds/FOLDER or hfds/NAME.", show_default=False
+            "--data",
+            metavar="DIR",
+            help="Folder of class folders, wds/DIR or hfds/NAME.",
+            show_default=False,
         ),
     ] = None,
     config: Annotated[
@@ -220,6 +223,6 @@ def train(
                 console.warn(warning, title="warning", alarming=True)
             console.err.print(render_training.started(plan, folder))
 
-        report = run(request, place, say, watch, started)
+        report = run(request, place, say, watch, started, lambda line: console.warn(line, title="warning"))
     if main_process:
         console.report(json, report.to_dict, lambda: render_training.trained(report))

@@ -25,7 +25,7 @@ def visualize(
     ] = False,
     curves: Annotated[bool, typer.Option("--curves", help="Loss, accuracy and rates of a training run.")] = False,
     data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="Images for --histogram.")] = None,
-    split: Annotated[str, typer.Option("--split", metavar="train|val|all|FILE", help="Which of them.")] = "",
+    split: Annotated[str, typer.Option("--split", metavar="train|val|all|NAME|FILE", help="Which of them.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, help="This many of them, evenly spread.")] = 256,
     json: JsonOption = None,
 ) -> None:
@@ -50,6 +50,8 @@ def visualize(
             report = workflow.histogram(model, data, output, split=split, limit=limit, say=say)
         else:
             report = workflow.visualize(model, images or [], output, say)
+    for line in report.left_out:
+        console.warn(line, title="warning")
     if report.warning:
         console.warn(report.warning, title="warning", alarming=True)
     lines = [f"wrote {report.file}"]

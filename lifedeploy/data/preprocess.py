@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from lifedeploy.data.formats import as_rgb, formats
 from lifedeploy.errors import ImageError, UsageError
+from lifedeploy.files import LFS_POINTER, is_lfs_pointer
 from lifedeploy.spec import PreprocessSpec
 
 _INTERPOLATION = {
@@ -27,7 +29,7 @@ def read_image(path: Path) -> Image.Image:
     """An image file as RGB.
 
     Raises:
-        ImageError: missing, or no image that can be decoded.
+        ImageError: missing, or no image that can be decoded, or one whose values cannot be shown in 8 bits.
     """
     return decode_image(path, str(path))
 
@@ -36,16 +38,29 @@ def decode_image(source: Path | IO[bytes], name: str) -> Image.Image:
     """An image file, or the bytes of one, as RGB; ``name`` is what errors call it.
 
     Raises:
-        ImageError: missing, or no image that can be decoded.
+        ImageError: missing, or no image that can be decoded, or one whose values cannot be shown in 8 bits.
     """
     try:
-        with Image.open(source) as image:
-            return image.convert("RGB")
+        with Image.open(source, formats=formats()) as image:
+            return as_rgb(image, name)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"image {name} does not exist") from error
-    # Pillow's word for a damaged PNG is SyntaxError.
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name} is not an image that can be read: {error}") from error
+    except Exception as error:  # of a damaged file Pillow raises what it runs into: SyntaxError, KeyError, struct.error
+        if _is_pointer(source):
+            raise ImageError(f"{name} is a Git LFS pointer, not the image", hint="git lfs pull") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose text has the address of an object in memory
+            reason = f"its content is none of {', '.join(formats())}, as far as Pillow reads them"
+        raise ImageError(f"{name} is not an image that can be read: {reason}") from error
+
+
+def _is_pointer(source: Path | IO[bytes]) -> bool:
+    if isinstance(source, Path):
+        return source.is_file() and is_lfs_pointer(source)
+    source.seek(0)
+    return source.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def to_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ import torch
 from lifedeploy import machine
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import Split, describe, read_split, write_split
+from lifedeploy.data.left_out import unique
 from lifedeploy.errors import TrainingError, UsageError, WeightsError
 from lifedeploy.files import atomic_file, write_json
 from lifedeploy.model import backbones, checkpoint, weights
@@ -97,8 +98,11 @@ def train(
     say: Say = silent,
     watch: Watch = lambda progress: None,
     started: Callable[[TrainConfig, Path, str], None] = lambda config, folder, warning: None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> TrainReport:
     """Run all stages, or those that are left of a run that was stopped.
+
+    ``warn`` hears, before anything is trained, what of the data is not used, and what was made of a file of weights.
 
     Raises:
         UsageError: the configuration cannot be meant, or the run's folder is taken.
@@ -112,10 +116,16 @@ def train(
     if not config.data:
         raise UsageError("no data to train on", hint="--data takes a folder of class folders, wds/FOLDER or hfds/NAME")
     split = read_split(config.data, val_share=config.val_share, seed=config.seed)
+    if accelerator.is_main_process:
+        for line in unique((*split.train.left_out, *split.val.left_out)):
+            warn(line)
     feeds.steps_per_epoch(len(split.train), config, accelerator.num_processes)  # refused before a folder is made
     say("making the model")
     config, warning = _resolved(config, split.train.classes, workspace)
     loaded = _load(config, split.train.classes, workspace)
+    if accelerator.is_main_process:
+        for line in loaded.notes:
+            warn(line)
     drop_paths(loaded.model, config.drop_path)
     require_watchable(loaded.model, config)
     folder = workspace.root / "checkpoints" / (request.name or run_name(config, loaded.spec))

@@ -162,6 +162,7 @@ def test_json_keeps_its_names(precise, workspace, data, tmp_path):
         "source": str(data),
         "images": 15,
         "classes": {"cat": 5, "cup": 5, "rocket": 5},
+        "left_out": [],
         "split": "",
     }
 

@@ -1,0 +1,123 @@
+"""A folder with one sub-folder per class, or two such folders for training and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from lifedeploy.data.left_out import LeftOut, printable
+from lifedeploy.data.preprocess import decode_image
+from lifedeploy.data.sets import ImageSet, as_targets, nothing_found
+from lifedeploy.data.walk import Found, Identity, natural_key, walk
+from lifedeploy.errors import DataError
+
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "validation", "valid", "test")
+_EXPECTED = "expected one sub-folder of images per class"
+
+
+class FolderSet(ImageSet):
+    """One folder per class, which is named by its path below ``root``; classes and images are in natural order.
+
+    Raises:
+        DataError: there are no images, or some are in no class.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str] | None = None, left_out: tuple[LeftOut, ...] = ()) -> None:
+        if names is None:
+            found = look_through(root)
+            names, left_out = found.files, found.passed.but((), str(root))
+        if not names:
+            raise DataError(nothing_found(f"{root}/ holds no images", left_out), hint=_EXPECTED)
+        loose = next((name for name in names if "/" not in name), None)
+        if loose is not None:
+            raise DataError(f"{root}/ holds images that are in no class: {loose}", hint=_EXPECTED)
+        folders = [name.rpartition("/")[0] for name in names]
+        classes = sorted(set(folders), key=natural_key)
+        numbers = {name: number for number, name in enumerate(classes)}
+        super().__init__(str(root), classes, as_targets(numbers[folder] for folder in folders))
+        self.left_out = left_out
+        self._root = root
+        self._names = tuple(names)
+
+    def filename(self, index: int) -> str:
+        return self._names[index]
+
+    def image(self, index: int) -> Image.Image:
+        path = self._root / self._names[index]
+        return decode_image(path, str(path))
+
+
+def folder_halves(root: Path, found: Found | None = None) -> dict[str, ImageSet]:
+    """``train`` and ``val``, or ``train``, or ``val`` alone, or ``all``; what was found in ``root``, if that is known.
+
+    Raises:
+        DataError: a half, or the whole, is no folder of class folders.
+    """
+    found = look_through(root) if found is None else found
+    halves = half_folders(found.folders)
+    if not halves:
+        return {"all": FolderSet(root, found.files, found.passed.but((), str(root)))}
+    if len(halves) == 2:
+        found = _apart(found, **halves)
+    beside = _beside(found, tuple(halves.values()))
+    return {
+        name: FolderSet(root / folder, found.below(folder), (*found.passed.of(folder, str(root / folder)), *beside))
+        for name, folder in halves.items()
+    }
+
+
+def look_through(root: Path) -> Found:
+    """What a folder of images holds; halves before what lies beside them, which they may link to.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    return walk(root, first=lambda folders: half_folders(folders).values())
+
+
+def half_folders(folders: Sequence[str]) -> dict[str, str]:
+    """Which of the folders in a root are its halves, by the first of a half's names that there is, in any case.
+
+    A folder called like a validation half, with others beside it and none to train on, is a class like them.
+    """
+    halves = {}
+    for half, names in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
+        folder = next((folder for name in names for folder in folders if folder.lower() == name), None)
+        if folder is not None:
+            halves[half] = folder
+    return halves if "train" in halves or len(folders) == 1 else {}
+
+
+def _beside(found: Found, halves: Sequence[str]) -> tuple[LeftOut, ...]:
+    """What lies in the root and in neither half."""
+    where = str(found.root)
+    others = [name for name in found.files if "/" not in name or name.partition("/")[0] not in halves]
+    reason = f"image outside {' and '.join(f'{half}/' for half in halves)}"
+    images = (LeftOut(reason, len(others), printable(others[0]), where),) if others else ()
+    return images + found.passed.but(halves, where)
+
+
+def _apart(found: Found, train: str, val: str) -> Found:
+    """Without links to files that the other half has too: nothing is measured on what was trained on.
+
+    The file itself stays; of two links to one file that lies elsewhere, the validation half's.
+    """
+    if not found.links:
+        return found
+    halves = {name: name.partition("/")[0] for name in found.files if name.startswith((f"{train}/", f"{val}/"))}
+    lies_in: dict[Identity, set[str]] = {}
+    for name, half in halves.items():
+        if name not in found.links:
+            status = (found.root / name).stat()
+            lies_in.setdefault((status.st_dev, status.st_ino), set()).add(half)
+    linked = {name: found.links[name] for name in halves if name in found.links}
+    shared = {name for name, file in linked.items() if halves[name] not in lies_in.get(file, {halves[name]})}
+    measured = {file for name, file in linked.items() if halves[name] == val and name not in shared}
+    shared |= {name for name, file in linked.items() if halves[name] == train and file in measured}
+    for name in sorted(shared, key=natural_key):
+        found.passed.add(f"link to an image of {val if halves[name] == train else train}/", name)
+    return replace(found, files=tuple(name for name in found.files if name not in shared))
