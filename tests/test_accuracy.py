@@ -125,6 +125,10 @@ def test_classes_are_matched_by_name_then_by_position():
     assert (by_position.indices.tolist(), by_position.by) == ([0, 1], "position")
     assert (by_name.names, by_position.names) == (("rocket", "cup", "cat"), ("n01", "n02"))
     assert maps(["a", "b"], [], 2).by == "position"
+    assert by_name.warning == ""
+    assert "'n01' for 'cat', 'n02' for 'cup' are taken" in by_position.warning
+    many = maps([str(index) for index in range(10)], [], 10).warning
+    assert "'0' for class 0, '1' for class 1, …, '9' for class 9 are taken" in many
 
 
 @pytest.mark.parametrize(

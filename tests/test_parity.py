@@ -72,6 +72,15 @@ def test_what_another_token_changes_is_no_error_of_arithmetic():
     assert "relative error 0.2" in compare(logits, swapped(3), "fp16").failures[0]  # where none did, all count
 
 
+def test_a_reference_that_is_no_number_proves_nothing():
+    for bad in (np.nan, np.inf):
+        given = LOGITS.copy()
+        given[1, 1] = bad
+        for other in (given, LOGITS):
+            found = parity.compare([Answer(given, KEPT)], [Answer(other, KEPT)], SAMPLES, "fp32")
+            assert found.failures == ("photographs, batch 3: the reference itself is not finite",)
+
+
 def test_infinities_and_nans_fail():
     for bad in (np.nan, np.inf):
         logits = LOGITS.copy()

@@ -135,7 +135,7 @@ def table(found: dict[str, Any], command: str) -> str:
     lines += [
         "",
         "The logits and the predictor's normalisation in FP32 change nothing beyond chance, so they are not islands.",
-        "The ranking is one: ONNX has no TopK in BF16 before opset 24. FP16's range is not emulated.",
+        "The ranking is one: ONNX has no TopK in BF16 before opset 24. What FP16 cannot hold is infinite here too.",
     ]
     return "\n".join(lines) + "\n"
 

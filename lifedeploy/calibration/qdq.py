@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lifedeploy.calibration.policy import Product
+from lifedeploy.errors import ExportError
 
 OPSET = 19  # the first with FP8, and with scales in half precision
 
@@ -175,6 +176,9 @@ def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | 
 def _constant(model: ir.Model, name: str, numbers: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
     known = model.graph.initializers.get(name)
     if known is not None:
+        held = known.const_value
+        if held is None or known.dtype != dtype or not np.array_equal(held.numpy(), numbers):
+            raise ExportError(f"{name} is a constant of this graph already, with another value")
         return known
     value = ir.Value(
         name=name,

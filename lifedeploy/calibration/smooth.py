@@ -20,6 +20,7 @@ from lifedeploy.calibration.policy import Product
 
 ALPHA = 0.6  # measured best of 0.5, 0.6 and 0.7 (benchmarks/quantization)
 _SMALLEST = 1e-5
+_PARAMETERS = ("input", "scale", "bias")  # of a LayerNormalization
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,13 @@ def _scale(seam: Seam, channels: NDArray[np.float32], alpha: float) -> NDArray[n
 
 
 def _own(model: ir.Model, node: ir.Node, index: int, value: ir.Value) -> ir.Value:
-    """The constant as this node's alone: exporters share equal ones, such as the ones and zeros of untrained norms."""
+    """The constant as this place's alone: exporters share equal ones, such as the ones and zeros of untrained norms.
+
+    A norm may share them with itself: its copies are named by their place.
+    """
     if len(value.uses()) == 1:
         return value
-    name = f"{node.name}/{value.name}"
+    name = f"{node.name}/{_PARAMETERS[index]}"
     own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
     model.graph.register_initializer(own)
     node.replace_input_with(index, own)

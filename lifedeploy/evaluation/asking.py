@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.engines.base import Engine
 from lifedeploy.engines.lanes import Array
+from lifedeploy.errors import EngineError
 from lifedeploy.evaluation.parity import Answer, asker, overlap
 from lifedeploy.spec import PreprocessSpec
 
@@ -65,7 +67,15 @@ def shared_tokens(first: Array, second: Array) -> list[float]:
     return [overlap(few[None], many[None]) for few, many in zip(small, large, strict=True)]
 
 
-def first_unsound(logits: Array) -> int | None:
-    """The first image whose answer holds NaN or infinity."""
-    rows = np.flatnonzero(~np.isfinite(logits.reshape(len(logits), -1)).all(axis=1))
-    return int(rows[0]) if len(rows) else None
+def require_sound(answer: Array, images: Sequence[str], what: str) -> None:
+    """Make sure that an answer to ``images``, a row for each, is all numbers; ``what`` gave it.
+
+    Raises:
+        EngineError: one holds NaN or infinity; with the first image whose answer does.
+    """
+    unsound = np.flatnonzero(~np.isfinite(answer.reshape(len(answer), -1)).all(axis=1))
+    if len(unsound):
+        raise EngineError(
+            f"{what} gives NaN or infinity for {images[int(unsound[0])]}",
+            hint="lifedeploy verify tells whether it computes what its checkpoint does",
+        )

@@ -146,9 +146,12 @@ def compare(
         where = f"{sample.kind}, batch {sample.batch}"
         if theirs.logits.shape != ours.logits.shape:
             raise ParityError(f"{where}: the output is {theirs.logits.shape}, expected {ours.logits.shape}")
-        case = _compare_one(sample, ours, theirs, tolerance)
+        with np.errstate(invalid="ignore"):  # what is not finite is found below
+            case = _compare_one(sample, ours, theirs, tolerance)
         cases.append(case)
-        if not np.isfinite(theirs.logits).all():
+        if not np.isfinite(ours.logits).all():  # nothing compares with NaN, so nothing would be seen
+            failures.append(f"{where}: the reference itself is not finite")
+        elif not np.isfinite(theirs.logits).all():
             failures.append(f"{where}: the output is not finite")
         elif case.max_rel_same > tolerance.relative:
             failures.append(f"{where}: relative error {case.max_rel_same:.2g}, allowed {tolerance.relative:g}")

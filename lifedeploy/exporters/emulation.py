@@ -3,10 +3,12 @@
 ONNX Runtime's CPU provider computes an FP16 graph in FP32 and removes the roundings between two such nodes (its
 "precision-free" casts), and knows BF16 hardly at all: what it answers for a half-precision graph proves little. Here
 every tensor that the graph declares to be half is FP32, rounded to half after the node that makes it, in arithmetic
-that no optimiser may simplify.
+that no optimiser may simplify. What the type cannot hold becomes infinite, as it would there.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -15,8 +17,33 @@ from lifedeploy.errors import ExportError
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.precision import HALF
 
-# Veltkamp's splitting constant 2^s + 1: x rounded to 24 - s bits is c - (c - x) with c = (2^s + 1) x.
-_SPLIT = {HALF["fp16"]: 2.0**13 + 1, HALF["bf16"]: 2.0**16 + 1}
+LARGEST = "/largest"  # behind a tensor's name: an output that gives its largest magnitude
+
+
+@dataclass(frozen=True)
+class _Half:
+    """How FP32 numbers are rounded to a type: Veltkamp's splitting, and the end of its range.
+
+    With c = (2^s + 1) x, c - (c - x) is x rounded to 24 - s bits. BF16 reaches as far as FP32, where c would not be
+    finite, so there x is scaled down before and up after.
+    """
+
+    name: str
+    split: float
+    largest: float
+    infinite: float  # the smallest number that rounds to more than the largest: half a step beyond it
+    down: float = 1.0
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """What the arithmetic needs besides x."""
+        return {"split": self.split, "infinite": self.infinite, "down": self.down, "up": 1 / self.down}
+
+
+_HALVES = {
+    HALF["fp16"]: _Half("fp16", 2.0**13 + 1, 65504.0, 65520.0),
+    HALF["bf16"]: _Half("bf16", 2.0**16 + 1, 2.0**128 - 2.0**120, 2.0**128 - 2.0**119, down=2.0**-24),
+}
 # Operators that only move numbers: what goes in rounded comes out rounded.
 _MOVES = {
     *("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Gather", "GatherElements", "GatherND", "Concat"),
@@ -26,12 +53,22 @@ _MOVES = {
 }
 
 
-def emulate(model: ir.Model) -> int:
+def largest_of(precision: str) -> float:
+    """The largest number that ``fp16`` or ``bf16`` has."""
+    return _HALVES[HALF[precision]].largest
+
+
+def emulate(model: ir.Model, *, watch: bool = False) -> int:
     """Turn a half-precision graph into an FP32 one that rounds where the former would, in place.
 
-    Products are accumulated in FP32, as tensor cores do. FP16's overflow and its loss of small numbers are not
-    emulated: an overflowing tensor would come out right here and infinite there, so look at the range of activations
-    as well (:func:`lifedeploy.exporters.precision.to_half` refuses weights that overflow).
+    Products are accumulated in FP32, as tensor cores do. What rounds to more than the type can hold becomes infinite:
+    beyond 65,504 in FP16, 3.39e38 in BF16. FP8 needs no help: QuantizeLinear saturates at its largest number, 448 of
+    E4M3, as ONNX defines it and hardware does. Not emulated: FP16's loss of numbers below 6e-5.
+
+    Args:
+        model: a graph of :func:`lifedeploy.exporters.precision.to_half`.
+        watch: give the largest magnitude of every rounded tensor as a further output, called as the tensor with
+            :data:`LARGEST` behind; in the order in which they are computed.
 
     Returns:
         The number of roundings.
@@ -40,16 +77,15 @@ def emulate(model: ir.Model) -> int:
         ExportError: nothing in the graph is half.
     """
     rounded = 0
-    halves = {value: _SPLIT[value.dtype] for value in _values(model) if value.dtype in _SPLIT}
+    halves = {value: _HALVES[value.dtype] for value in _values(model) if value.dtype in _HALVES}
     if not halves:
         raise ExportError("nothing in this graph is in half precision: there is nothing to emulate")
     for value in list(model.graph.initializers.values()):
         if value in halves:
             full = value.const_value.numpy().astype(np.float32)  # type: ignore[union-attr]  # an initializer has one
             value.const_value, value.dtype = ir.tensor(full, name=value.name), ir.DataType.FLOAT
-    splits: dict[float, ir.Value] = {}
     for node in list(model.graph):
-        if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in _SPLIT:
+        if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in _HALVES:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
         for value in node.outputs:
             if value not in halves:
@@ -57,29 +93,46 @@ def emulate(model: ir.Model) -> int:
             value.dtype = ir.DataType.FLOAT
             if node.op_type in _MOVES:
                 continue
-            split = halves[value]
-            if split not in splits:
-                splits[split] = _constant(model, split)
-            _round_after(model, node, value, splits[split])
+            _round_after(model, node, value, halves[value], watch=watch)
             rounded += 1
     passes.clean(model)
     return rounded
 
 
-def _round_after(model: ir.Model, node: ir.Node, value: ir.Value, split: ir.Value) -> None:
-    scaled = ir.node("Mul", [value, split], name=f"{value.name}/scaled")
-    rest = ir.node("Sub", [scaled.outputs[0], value], name=f"{value.name}/rest")
-    result = ir.node("Sub", [scaled.outputs[0], rest.outputs[0]], name=f"{value.name}/rounded")
-    for made in (scaled, rest, result):
-        made.outputs[0].name, made.outputs[0].dtype = made.name, ir.DataType.FLOAT
-    users = [use for use in value.uses() if use.node is not scaled and use.node is not rest]
+def _round_after(model: ir.Model, node: ir.Node, value: ir.Value, half: _Half, *, watch: bool) -> None:
+    constants = {name: _constant(model, f"{half.name}_{name}", number) for name, number in half.constants.items()}
+    users = list(value.uses())
+    made: list[ir.Node] = []
+
+    def compute(operator: str, inputs: list[ir.Value], what: str, **attributes: int) -> ir.Value:
+        one = ir.node(operator, inputs, attributes, name=f"{value.name}/{what}")
+        one.outputs[0].name = one.name
+        one.outputs[0].dtype = ir.DataType.BOOL if operator == "GreaterOrEqual" else ir.DataType.FLOAT
+        made.append(one)
+        return one.outputs[0]
+
+    small = compute("Mul", [value, constants["down"]], "down") if half.down != 1 else value
+    scaled = compute("Mul", [small, constants["split"]], "scaled")
+    rest = compute("Sub", [scaled, small], "rest")
+    nearest = compute("Sub", [scaled, rest], "nearest")
+    size = compute("Abs", [value], "size")  # of x itself: what was infinite before stays so
+    beyond = compute("GreaterOrEqual", [size, constants["infinite"]], "beyond")
+    infinite = compute("Mul", [value, _constant(model, "huge", float(np.finfo(np.float32).max))], "infinite")
+    finite = compute("Mul", [nearest, constants["up"]], "up") if half.down != 1 else nearest
+    result = compute("Where", [beyond, infinite, finite], "rounded")
+    if watch:
+        reach = compute("ReduceMax", [size], "reach", keepdims=0)
+        reach.name, reach.shape = f"{value.name}{LARGEST}", ir.Shape([])
+        model.graph.outputs.append(reach)
     for user, index in users:
-        user.replace_input_with(index, result.outputs[0])
-    model.graph.insert_after(node, [scaled, rest, result])
+        user.replace_input_with(index, result)
+    model.graph.insert_after(node, made)
 
 
-def _constant(model: ir.Model, number: float) -> ir.Value:
-    name = f"split_{number:.0f}"
+def _constant(model: ir.Model, name: str, number: float) -> ir.Value:
+    known = model.graph.initializers.get(name)
+    if known is not None:
+        return known
     tensor = ir.tensor(np.array(number, dtype=np.float32), name=name)
     value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]), const_value=tensor)
     model.graph.register_initializer(value)

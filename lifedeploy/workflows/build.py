@@ -137,9 +137,9 @@ def _in_form(member: Artifact, form: GraphForm, target: Path) -> tuple[Path, dic
     about = forms.prepare(member.path, form, target).to_dict()
     if form.precision != "fp32" and registry.examine(OnnxRuntime).ok:
         precision = member.precision if member.precision in QUANTIZED else form.precision
-        evidence = gate.check_graph(target, member, precision)
+        evidence, reach = gate.check_graph(target, member, precision, form.precision)
         evidence.require(f"{member.path.name} turned into {form.precision.upper()}")
-        about["parity"] = evidence.to_dict()
+        about |= {"parity": evidence.to_dict(), "reach": reach.to_dict()}
     return target, about
 
 

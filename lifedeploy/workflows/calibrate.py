@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lifedeploy.artifact import Artifact, Manifest, Workspace
@@ -25,7 +24,7 @@ from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, DataError, UsageError
 from lifedeploy.evaluation import parity
-from lifedeploy.evaluation.accuracy import map_classes
+from lifedeploy.evaluation.accuracy import ClassMap, map_classes
 from lifedeploy.files import atomic_folder, now, sha256, write_json
 from lifedeploy.optional import versions
 from lifedeploy.spec import ModelSpec
@@ -76,6 +75,7 @@ class CalibrateReport:
     created: str
     reused: bool = False
     cached: bool = False  # whether the statistics were known
+    left_out: tuple[str, ...] = ()  # of the images' source: what is not used, and why
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -109,10 +109,12 @@ def calibrate(
     data_digest, check_digest = feed.digest(), check_feed.digest()
     settings = _settings(request, images, drawn, data_digest, check_digest)
     folder = export.folder / request.recipe.precision
+    left_out = tuple(map(str, images.left_out))
     found = None if request.force else _unchanged(folder, members, settings)
-    if found:
-        return found
+    if found:  # of the same images; what else lies beside them may have changed
+        return replace(found, left_out=left_out)
 
+    mapped = _classes(drawn.check, export.manifest.spec)  # the same for all members
     total = len(members) * (min(len(feed), SMOOTHING_IMAGES) + len(feed) + 3 * len(check_feed))
     seen = 0
 
@@ -135,7 +137,8 @@ def calibrate(
             say(f"checking {stem}")
             spec = member.manifest.spec
             reference = compare.ask(member.path, check_feed, spec, count)
-            check = Check(member.path, check_feed, spec, reference, _labels(drawn.check, spec))
+            labels = mapped.indices[drawn.check.targets] if mapped else None
+            check = Check(member.path, check_feed, spec, reference, labels)
             target = staging / f"{stem}.onnx"
             reports[method] = _quantized(prepared, check, target, work, request, say, count)
             _, inputs = gate.samples_of(member)
@@ -147,9 +150,10 @@ def calibrate(
             settings,
             tuple(_policy(request.recipe, members[export.method])),
             reports,
-            tuple(_warnings(request, drawn, reports)),
+            tuple(([mapped.warning] if mapped and mapped.warning else []) + _warnings(request, drawn, reports)),
             now(),
             cached=cached,
+            left_out=left_out,
         )
         for method, member in members.items():
             _manifest(member, reports[method], report, staging).write(staging / member.manifest_path.name)
@@ -203,15 +207,14 @@ def _settings(
     }
 
 
-def _labels(images: ImageSet, spec: ModelSpec) -> NDArray[np.int64] | None:
-    """Classes among the model's, if the images have classes that it knows."""
+def _classes(images: ImageSet, spec: ModelSpec) -> ClassMap | None:
+    """Where the images' classes are among the model's, if they have classes that it knows."""
     if not images.classes or spec.num_classes < 2 or spec.provenance.weights == "random":
         return None
     try:
-        mapped = map_classes(images.classes, spec.classes, spec.num_classes, source=images.source, model="the model")
+        return map_classes(images.classes, spec.classes, spec.num_classes, source=images.source, model="the model")
     except DataError:
         return None  # of other classes: only agreement with the float graph can be told
-    return mapped.indices[images.targets]
 
 
 def _quantized(

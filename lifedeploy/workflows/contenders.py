@@ -70,7 +70,8 @@ def enter(
         if comparable(*(sides[number] for number in pair))
         for number in pair
     }
-    contenders, warnings = [], []
+    contenders: list[Contender] = []
+    warnings: list[str] = []
     for number, side in enumerate(sides):
         say(f"opening {side.name} ({side.method or 'another tool'}, {side.engine.name})")
         free = number in tapped and not side.engine.taps_change_plan
@@ -83,6 +84,7 @@ def enter(
         if side.spec is None:
             contender, note = _foreign(side, engine, sides, images)
             warnings.append(note)
+            mapped = contender.map
         else:
             spec = side.spec
             ask = Asking(engine, probe, spec.schedule.tokens[-1], spec.preprocess, in_graph=side.in_graph)
@@ -90,6 +92,8 @@ def enter(
             contender = Contender(side, ask, spec.preprocess, spec.num_classes, mapped, engine.precision)
             if spec.provenance.weights == "random":
                 warnings.append(f"{side.label} has random weights: its accuracy means nothing")
+        if mapped.warning and mapped.warning not in warnings:  # of several models the same
+            warnings.append(mapped.warning)
         contenders.append(contender)
     return contenders, warnings
 

@@ -14,9 +14,9 @@ import numpy as np
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import ImageSet, Subset, describe, read_images
 from lifedeploy.data.stream import Batch, Broken, stream
-from lifedeploy.errors import DataError, EngineError, ImageError, UsageError
+from lifedeploy.errors import DataError, ImageError, UsageError
 from lifedeploy.evaluation.accuracy import Accuracy, Tally, agreement
-from lifedeploy.evaluation.asking import first_unsound, shared_tokens
+from lifedeploy.evaluation.asking import require_sound, shared_tokens
 from lifedeploy.evaluation.parity import Answer
 from lifedeploy.files import now
 from lifedeploy.machine import cores
@@ -152,7 +152,7 @@ def evaluate(
         ),
         pairs=_pairs(contenders, whole),
         skipped=tuple(skipped),
-        warnings=tuple(warnings),
+        warnings=(*map(str, images.left_out), *warnings),
     )
 
 
@@ -213,13 +213,7 @@ def _pass(
 
 def _answer(contender: Contender, batch: Batch) -> Answer:
     answer = contender.ask(batch.pixels[contender.preprocess])
-    unsound = first_unsound(answer.logits)
-    if unsound is not None:
-        raise EngineError(
-            f"{contender.side.label} on {contender.side.engine.name} gives NaN or infinity for "
-            f"{batch.filenames[unsound]}",
-            hint="lifedeploy verify tells whether it computes what its checkpoint does",
-        )
+    require_sound(answer.logits, batch.filenames, f"{contender.side.label} on {contender.side.engine.name}")
     return answer
 
 

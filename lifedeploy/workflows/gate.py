@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.data.preprocess import model_input
@@ -13,9 +14,11 @@ from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.errors import ParityError
 from lifedeploy.evaluation import parity
+from lifedeploy.exporters.emulation import LARGEST, largest_of
 from lifedeploy.exporters.forms import emulated
-from lifedeploy.spec import QUANTIZED
+from lifedeploy.spec import ORDER_NAME, QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,67 @@ def check(cls: type[Engine], path: Path, member: Artifact, precision: str) -> Ch
     return Checked(parity.compare(reference, answers, samples, ran), ran, inputs_of, outputs_of, eight_bits)
 
 
-def check_graph(graph: Path, member: Artifact, precision: str) -> parity.Parity:
-    """The numbers of a half-precision ONNX graph, emulated in ONNX Runtime on the CPU: no GPU is needed."""
+@dataclass(frozen=True)
+class Reach:
+    """The tensor of a half-precision graph that comes nearest to the end of its type, or first goes beyond."""
+
+    tensor: str
+    largest: float  # magnitude, over all samples
+    limit: float  # the largest number that the type has
+    sample: str  # where
+
+    @property
+    def overflows(self) -> bool:
+        """Whether it is beyond."""
+        return not self.largest <= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def check_graph(graph: Path, member: Artifact, precision: str, half: str) -> tuple[parity.Parity, Reach]:
+    """The numbers of a half-precision ONNX graph, emulated in ONNX Runtime on the CPU: no GPU is needed.
+
+    ``precision`` is what the graph is held to, ``half`` what its floating-point tensors are in.
+
+    Raises:
+        ParityError: a tensor goes beyond the range of ``half``; it is named.
+    """
     samples, inputs, reference = _questions(member)
     spec = member.manifest.spec
     taps = parity.taps_for(spec)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "emulated.onnx"
-        emulated(graph, path)
+        emulated(graph, path, watch=True)
         # The order may be an output of the graph already; as a tap it is found under the same name either way.
         with OnnxRuntime(path, EngineOptions(taps=taps)) as engine:
-            run = parity.asker(engine, engine if taps else None, spec.schedule.tokens[-1])
-            answers = [run(images) for images in inputs]
-    return parity.compare(reference, answers, samples, precision)
+            answers, reach = [], Reach("", 0.0, largest_of(half), "")
+            for sample, images in zip(samples, inputs, strict=True):
+                results = engine.run({engine.inputs[0].name: images})
+                kept = results[ORDER_NAME][:, : spec.schedule.tokens[-1]] if taps else None
+                answers.append(parity.Answer(results[engine.outputs[0].name], kept))
+                reach = _further(reach, results, f"{sample.kind}, batch {sample.batch}")
+    if reach.overflows:
+        raise ParityError(
+            f"{member.path.name} does not fit into {half.upper()}: {reach.tensor} reaches {reach.largest:.3g} "
+            f"({reach.sample}), and {half.upper()} ends at {reach.limit:.3g}",
+            hint=None if half == "bf16" else "--bf16 has the range of FP32",
+        )
+    return parity.compare(reference, answers, samples, precision), reach
+
+
+def _further(reach: Reach, results: Mapping[str, Array], sample: str) -> Reach:
+    """``reach``, or what comes nearer to the limit; where several are beyond, the one that is computed first.
+
+    What follows from an infinite tensor is infinite or no number: the first one is the cause.
+    """
+    for name, value in results.items():
+        if name.endswith(LARGEST) and not reach.overflows:
+            largest = float(value)
+            if not largest <= reach.largest:
+                reach = replace(reach, tensor=name.removesuffix(LARGEST), largest=largest, sample=sample)
+    return reach
 
 
 def samples_of(member: Artifact) -> tuple[Sequence[Sample], list[Array]]:

@@ -15,6 +15,7 @@ from lifedeploy.data.preprocess import model_input, read_image, to_pixels
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import ArtifactError, WeightsError
+from lifedeploy.evaluation.asking import require_sound
 from lifedeploy.workflows.find import find
 
 
@@ -64,6 +65,7 @@ def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
     Raises:
         WeightsError: the model's weights are random: it has no classes to name.
         ImageError: a file is no image.
+        EngineError: the engine gives NaN or infinity.
     """
     artifact = _choose(request.model, workspace)
     spec = artifact.manifest.spec
@@ -90,9 +92,10 @@ def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
             if not predictions:
                 engine.run({feed: images})  # the first run allocates, and would be timed for it
             began = time.perf_counter()
-            logits = engine.run({feed: images})[answer][0]
+            logits = engine.run({feed: images})[answer]
             elapsed = (time.perf_counter() - began) * 1000
-            predictions.append(Prediction(str(path), _best(logits, spec.classes, request.top), elapsed))
+            require_sound(logits[:1], [str(path)], f"{artifact.path} on {name} {precision}")
+            predictions.append(Prediction(str(path), _best(logits[0], spec.classes, request.top), elapsed))
     return PredictReport(artifact.name, f"{name} {precision}", tuple(predictions))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lifedeploy.data.images import read_images
 from lifedeploy.data.preprocess import model_input, read_image, to_pixels
 from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.errors import ArtifactError, UsageError
+from lifedeploy.evaluation.asking import require_sound
 from lifedeploy.evaluation.lives import PatchLives, alive_after, lives, patch_grid
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME, ModelSpec
 from lifedeploy.training.log import FILE, read_log
@@ -37,6 +38,7 @@ class VisualizeReport:
     granted_mean: float | None = None  # μ and σ of the schedule
     granted_std: float | None = None
     warning: str = ""
+    left_out: tuple[str, ...] = ()  # of the data set: what is not used, and why
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -85,13 +87,15 @@ def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, s
             say(f"asking about image {start + 1} of {len(chosen)}")
             part = chosen[start : start + _batch(side)]
             pixels = np.stack([to_pixels(found.image(int(index)), spec.preprocess) for index in part])
-            collected.append(lives(_run(engine, side, spec, pixels)[SCORES_NAME], spec.schedule))
+            names = [found.filename(int(index)) for index in part]
+            collected.append(lives(_run(engine, side, spec, pixels, names)[SCORES_NAME], spec.schedule))
     say("drawing")
     from lifedeploy.viz.lives import draw_histogram
 
     measured = np.concatenate(collected)
     draw_histogram(measured, spec.schedule, output, note=f"{len(measured)} images of {data} · {_caption(side, spec)}")
-    return _report(output, "histogram", measured, spec, _warning(spec))
+    report = _report(output, "histogram", measured, spec, _warning(spec))
+    return replace(report, left_out=tuple(map(str, found.left_out)))
 
 
 def curves(run: Path, output: Path) -> VisualizeReport:
@@ -134,25 +138,33 @@ def _batch(side: Openable) -> int:
     return side.batch_size or _BATCH
 
 
-def _run(engine: Engine, side: Openable, spec: ModelSpec, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """Answers to up to a batch of images; a model fixed to a batch gets the last one repeated."""
+def _run(
+    engine: Engine, side: Openable, spec: ModelSpec, pixels: NDArray[np.uint8], names: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """Answers to up to a batch of images; a model fixed to a batch gets the last one repeated.
+
+    Raises:
+        EngineError: logits or scores are not all numbers.
+    """
     count = len(pixels)
     if side.batch_size and count < side.batch_size:
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], side.batch_size - count, axis=0)])
     answers = engine.run({engine.inputs[0].name: model_input(pixels, spec.preprocess, in_graph=side.in_graph)})
-    return {name: value[:count] for name, value in answers.items()}
+    answers = {name: value[:count] for name, value in answers.items()}
+    for name in (engine.outputs[0].name, SCORES_NAME):
+        require_sound(answers[name], names, f"{side.label} on {side.engine.name}")
+    return answers
 
 
 def _ask(
     engine: Engine, side: Openable, spec: ModelSpec, pixels: NDArray[np.uint8], names: Sequence[str]
 ) -> list[PatchLives]:
-    answers = _run(engine, side, spec, pixels)
-    scores = answers[SCORES_NAME]
+    answers = _run(engine, side, spec, pixels, names)
+    scores, logits = answers[SCORES_NAME], answers[engine.outputs[0].name]
     # The tapped order ends where the first drop does; ties beyond it are nobody's business.
     alive = alive_after(answers[ORDER_NAME], spec.schedule)
     life = lives(scores, spec.schedule)
     grid = patch_grid(spec.image_size, spec.schedule.patches)
-    logits = answers[engine.outputs[0].name]
     return [
         PatchLives(
             name,

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
+import torch
 
 from lifedeploy.calibration import compare
 from lifedeploy.calibration.collect import collect
 from lifedeploy.calibration.policy import products
-from lifedeploy.calibration.quantize import Recipe, write
+from lifedeploy.calibration.quantize import Recipe, Source, prepare, write
 from lifedeploy.calibration.smooth import seams
+from lifedeploy.exporters import onnx as exporter
+from lifedeploy.exporters.onnx import GraphOptions
+from tests.conftest import make_tiny
 
 DEPTH = 4
 HARD = "blocks.1.norm1/LayerNormalization_output_0"
@@ -58,3 +63,27 @@ def test_without_gelu_nothing_is_put_into_the_graph(life, prepared):
     made = prepared(Recipe(smooth_gelu=False))
     assert made.smoothed == 2 * DEPTH
     assert len(ir.load(made.graph).graph) == len(ir.load(life[0]).graph)
+
+
+@pytest.mark.parametrize("blocks", [(1,), (1, 2)], ids=["one", "two"])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_norms_whose_weight_and_bias_are_one_constant_are_taken_apart(tmp_path, feed, blocks, value):
+    """An exporter keeps equal constants once: a norm shares them with others, or with itself."""
+    model, spec = make_tiny()
+    with torch.no_grad():
+        for block in blocks:
+            for parameter in model.backbone.blocks[block].norm2.parameters():
+                parameter.fill_(value)
+    path = tmp_path / "shared.onnx"
+    exporter.save(exporter.trace(model, spec, GraphOptions()), path, metadata={})
+    norms = [node for node in ir.load(path).graph if node.name == f"blocks.{blocks[0]}.norm2/LayerNormalization"]
+    assert norms[0].inputs[1] is norms[0].inputs[2], "nothing is shared, so nothing is tested"
+    made = prepare(Source(path, "graph", "data", tmp_path / "cache"), Recipe(smoothing=0.6), feed, tmp_path)
+    assert made.smoothed == 3 * DEPTH
+    before, after = compare.ask(path, feed, spec), compare.ask(made.graph, feed, spec)
+    np.testing.assert_allclose(after.logits, before.logits, rtol=2e-3, atol=2e-3)
+    for norm in [node for node in ir.load(made.graph).graph if "norm2" in (node.name or "")]:
+        scale, bias = (value.const_value.numpy() for value in norm.inputs[1:])
+        assert scale.shape == bias.shape == (32,)
+    write(made, tmp_path / "int8.onnx")
+    assert np.isfinite(compare.ask(tmp_path / "int8.onnx", feed, spec).logits).all()

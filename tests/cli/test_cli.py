@@ -12,8 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lifedeploy.artifact import Workspace
 from lifedeploy.data.samples import photo_folder
-from tests.conftest import TINY
+from lifedeploy.model.weights import ModelRequest
+from lifedeploy.workflows import export as exporting
+from lifedeploy.workflows.export import ExportRequest, export
+from tests.conftest import TINY, TINY_SIZE
 
 CAT = photo_folder() / "chelsea.jpg"
 
@@ -159,6 +163,50 @@ def test_predict_names_classes(workspace, lifedeploy):
     assert "ms)" in lifedeploy("predict", CAT).out
 
 
+@pytest.fixture
+def sick(tmp_path, weights_file):
+    """An export, unchecked, of weights with a NaN among them."""
+    state = load_file(weights_file)
+    state["head.bias"][1] = float("nan")
+    save_file(state, tmp_path / "sick.safetensors", metadata={"classes": '["cat", "cup", "rocket"]'})
+    request = ModelRequest(TINY, weights=str(tmp_path / "sick.safetensors"), image_size=TINY_SIZE)
+    export(ExportRequest(request, check_parity=False, output=tmp_path / "sick"), Workspace(tmp_path))
+    return tmp_path / "sick"
+
+
+def test_an_answer_that_is_no_number_is_never_shown(sick, lifedeploy, tmp_path):
+    said = "on onnxruntime fp32 gives NaN or infinity for "
+    ended = lifedeploy("predict", CAT, "--model", sick, "--json", "-")
+    assert (ended.code, ended.out) == (1, "")
+    assert said in ended.lines[0] and str(CAT) in ended.lines[0]
+    ended = lifedeploy("visualize", sick, CAT, "-o", tmp_path / "lives.png")
+    assert ended.code == 1
+    assert "gives NaN or infinity for " in ended.lines[0]
+    assert not (tmp_path / "lives.png").exists()
+
+
+def test_weights_that_are_no_numbers_do_not_pass_the_gate(sick, lifedeploy, tmp_path):
+    ended = lifedeploy("export", "-b", TINY, "--weights", sick / "weights.safetensors", "-w", tmp_path / "w")
+    assert ended.code == 1
+    assert "the reference itself is not finite" in ended.lines[0]
+    assert not list((tmp_path / "w").glob("*"))
+
+
+def test_json_on_standard_output_has_no_nan(sick, lifedeploy):
+    ended = lifedeploy("verify", sick / "weights.safetensors", sick / "model.onnx", "--json", "-")
+    assert ended.code == 1
+    report = json.loads(ended.out, parse_constant=pytest.fail)
+    assert report["parity"]["passed"] is False and report["parity"]["max_abs"] is None
+
+
+def test_a_model_that_fits_into_no_onnx_file_is_refused_before_it_is_made(lifedeploy, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "load", lambda *arguments, **options: pytest.fail("weights were made"))
+    ended = lifedeploy("export", "-b", "vit_giant_patch14_dinov2", "--weights", "random", "-w", tmp_path / "w")
+    assert ended.code == 1
+    assert "the weights take 4.2 GiB, and one ONNX file holds at most 2 GiB" in ended.lines[0]
+    assert not (tmp_path / "w").exists()
+
+
 def test_predict_refuses_random_weights(workspace, lifedeploy):
     path = next(workspace.glob("*/fake-fp32/model.json"))
     path.write_text(path.read_text().replace('"weights": "file"', '"weights": "random"'))
@@ -226,6 +274,8 @@ def bad_checkpoint(folder: Path, kind: str) -> Path:
         (["export", "--counts", "90,x"], 2, "--counts '90,x' is no list of whole numbers", ""),
         (["export", "--drop-layers", "4,12,13"], 2, "drop layer 12 is out of range", ""),
         (["export", "--drop-layers", "7,4,10"], 2, "drop layers 7, 4, 10 do not rise", ""),
+        (["export", "--num-classes", "-1"], 2, "'--num-classes'", ""),
+        (["export", "--weights-img-size", "4x5x6"], 2, "image size '4x5x6' is not allowed", ""),
         (["export", "--img-size", "225"], 2, "225", ""),
         (["export", "--img-size", "big"], 2, "image size 'big' is not allowed", ""),
         (["export", "--graph", "magic"], 2, "graph 'magic' is unknown; there are: order-once, per-stage", ""),

@@ -148,6 +148,13 @@ def test_a_broken_image_is_left_out_by_name(data, folder):
     assert sum(map(sum, whole.confusion)) - sum(map(sum, accuracy.confusion)) == 1
 
 
+def test_matching_by_position_is_said_where_it_cannot_be_missed(tmp_path, folder, lifedeploy):
+    images = make_images(tmp_path / "numbers", ("0", "1", "2"), count=1)
+    ended = lifedeploy("evaluate", folder, "--data", images)
+    assert ended.code == 0
+    assert "BY POSITION" in ended.err and "'0' for 'cat'" in ended.err
+
+
 def test_nothing_but_broken_images_is_an_error(tmp_path, folder):
     make_images(tmp_path / "bad", NAMES, count=1)
     for path in (tmp_path / "bad").glob("*/*.png"):
@@ -172,8 +179,12 @@ def test_classes_are_found_by_name(data, folder, tmp_path):
 
 def test_classes_without_known_names_are_found_by_position(tmp_path, folder):
     images = make_images(tmp_path / "numbers", ("n0", "n1", "n2"), count=1)
-    (row,) = run(images, folder).rows
+    report = run(images, folder, f"{folder}:dense")
+    row, _ = report.rows
     assert row.classes_by == "position"
+    (warning,) = report.warnings  # once, for both models
+    assert warning.startswith("classes are matched BY POSITION")
+    assert "'n0' for 'cat', 'n1' for 'cup', 'n2' for 'rocket' are taken" in warning
     assert {entry.name for entry in row.accuracy.per_class} == {"n0", "n1", "n2"}
     with pytest.raises(DataError, match=r"two has 2 classes, and .*model\.onnx has 3"):
         run(make_images(tmp_path / "two", ("n0", "n1"), count=1), folder)
