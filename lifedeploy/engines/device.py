@@ -140,6 +140,8 @@ def _closed() -> None:
 class DeviceEngine(Engine):
     """An engine on an NVIDIA GPU: each batch size that ``run`` is asked for has a lane, and all end with the engine."""
 
+    concurrent = False  # threads share those lanes' buffers, whatever the runtime itself would take
+
     def _connect(self) -> None:
         self._cuda = cuda.connect(self.options.cuda_binding)
         self._lanes: list[CudaLane] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,6 +48,7 @@ class OpenVino(Engine):
     extra: ClassVar[str] = "openvino"
     takes: ClassVar[tuple[str, ...]] = ("attention",)
     opens_onnx: ClassVar[bool] = True
+    concurrent: ClassVar[bool] = True
     quantized: ClassVar[tuple[str, ...]] = ("int8",)
 
     @classmethod
@@ -89,7 +90,8 @@ class OpenVino(Engine):
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ov = require("openvino", extra=self.extra)
         self._compiled = self._compile({})
-        self._request = self._compiled.create_infer_request()
+        # A request holds one inference's inputs and outputs. `run` borrows one for itself, or makes one more.
+        self._idle: deque[Any] = deque([self._compiled.create_infer_request()])
         self._output_names = self._name_outputs()
         outputs = tuple(
             _spec(port, name) for port, name in zip(self._compiled.outputs, self._output_names, strict=True)
@@ -136,7 +138,7 @@ class OpenVino(Engine):
         ]
 
     def _close(self) -> None:
-        del self._request, self._compiled
+        del self._idle, self._compiled
 
     @property
     def precision(self) -> str:
@@ -163,10 +165,16 @@ class OpenVino(Engine):
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            results = self._request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
+            request = self._idle.pop()
+        except IndexError:  # all are busy
+            request = self._compiled.create_infer_request()
+        try:
+            results = request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {_reason(error)}") from error
-        return {name: np.array(results[index]) for index, name in enumerate(self._output_names)}
+        answer = {name: np.array(results[index]) for index, name in enumerate(self._output_names)}
+        self._idle.append(request)  # after its outputs were copied
+        return answer
 
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
         request = self._compile({"PERF_COUNT": True}).create_infer_request()

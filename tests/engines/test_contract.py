@@ -16,6 +16,7 @@ from lifedeploy.engines.openvino import choose_precision
 from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME
+from tests.engines.hammer import wrong_answers
 
 RUNNABLE = ["fake", "onnxruntime", "openvino", "torch"]
 
@@ -149,6 +150,23 @@ def test_lanes_infer_at_the_same_time(name, exported):
         for number, lane in enumerate(lanes):
             images = np.full((1, 3, 64, 64), number + 0.5, np.float32)
             np.testing.assert_allclose(lane.outputs["logits"], engine.run({"images": images})["logits"], atol=1e-5)
+
+
+def test_threads_get_the_answers_to_their_own_inputs(opened):
+    """4 x 5,000 inferences on what is deployed on CPUs; fewer where one takes long."""
+    engine, _ = opened
+    runs = {"onnxruntime": 5000, "openvino": 5000}.get(engine.name, 200)
+    assert wrong_answers(engine, runs) == []
+
+
+def test_an_answer_is_the_callers_to_change(opened):
+    engine, source = opened
+    sample = parity_samples(source.manifest.spec.preprocess)[0]
+    feeds = {"images": normalise(sample.pixels, source.manifest.spec.preprocess)}
+    answer = engine.run(feeds)["logits"]
+    before = answer.copy()
+    answer[...] = -1
+    np.testing.assert_allclose(engine.run(feeds)["logits"], before, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "ending"), [("onnxruntime", "onnx"), ("openvino", "xml"), ("fake", "fake.json")])

@@ -11,6 +11,7 @@ from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.torch import Torch, TorchCuda
 from lifedeploy.errors import EngineUnavailableError
 from lifedeploy.spec import ORDER_NAME
+from tests.engines.hammer import wrong_answers
 
 
 class OnCpu(TorchCuda):
@@ -38,6 +39,11 @@ def test_the_whole_model_runs_in_the_precision_asked_for(weights, precision, all
     assert (error > 0) == (precision != "fp32")
     for ours, theirs in zip(found[ORDER_NAME], reference[ORDER_NAME], strict=True):
         assert len(np.intersect1d(ours, theirs)) >= len(theirs) - 1
+
+
+def test_threads_get_the_answers_to_their_own_inputs(weights):
+    with OnCpu(weights) as engine:
+        assert wrong_answers(engine, 100) == []
 
 
 @pytest.mark.parametrize("name", ["torch-cuda", "torch-compiled"])

@@ -27,6 +27,7 @@ from lifedeploy.workflows.find import find
 from lifedeploy.workflows.gate import Checked
 from lifedeploy.workflows.opened import openable
 from tests.engines.devices import FakeCuda
+from tests.engines.hammer import wrong_answers
 
 NO_DRIVER = Availability(False, "no CUDA driver", "install one")
 
@@ -308,6 +309,12 @@ def test_answers_come_back_and_the_ranking_only_if_asked_for(device):
         assert set(found) == {"logits"}
     with TensorRT(device.path, EngineOptions(trust=True, taps=(ORDER_NAME,))) as engine:
         assert engine.run({"images": images(2)})[ORDER_NAME].tolist() == [[2, 0, 1]] * 2
+
+
+def test_threads_get_the_answers_to_their_own_inputs(device):
+    with TensorRT(device.path, EngineOptions(trust=True)) as engine:
+        assert wrong_answers(engine, 300) == []
+        assert len(device.contexts) == 2  # one for each batch, not for each thread
 
 
 def test_a_batch_size_is_captured_once_and_its_buffers_are_used_again(device):
