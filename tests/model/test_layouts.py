@@ -83,6 +83,25 @@ def test_the_grid_is_the_one_it_was_trained_at(tmp_path, said, size):
     assert elsewhere.notes == ("checkpoint.pth: timm training checkpoint, model",)  # nothing had to be guessed
 
 
+@pytest.mark.parametrize(("text", "size"), [("[64, 144]", SIZE), ("96", (96, 96))])
+def test_safetensors_may_say_their_image_size(tmp_path, text, size):
+    path = tmp_path / "mine.safetensors"
+    content = state(image_size=size)
+    torch.nn.init.normal_(content["pos_embed"])
+    save_file(content, path, metadata={"image_size": text})
+    loaded = load(path)
+    assert (loaded.spec.image_size, loaded.notes) == (size, ())
+    assert torch.equal(loaded.model.backbone.pos_embed, content["pos_embed"])
+    assert load(path, image_size=(32, 64)).notes == ()
+
+
+@pytest.mark.parametrize("text", ["large", "[64]", "0", "[-16, 16]", '"64"'])
+def test_an_image_size_that_is_none_is_refused(tmp_path, text):
+    save_file(state(), tmp_path / "mine.safetensors", metadata={"image_size": text})
+    with pytest.raises(WeightsError, match="image"):
+        load(tmp_path / "mine.safetensors")
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": state(), "args": arguments(model="deit_small_patch16_224.fb_in1k", img_size=224)}, path)
