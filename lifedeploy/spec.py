@@ -16,8 +16,10 @@ METHODS = ("life", "dense", "first-k")
 GRAPHS = ("order-once", "per-stage")
 QUANTIZED = ("int8", "fp8")  # precisions that need calibration
 
-# How a graph shows attention: MatMul → Softmax → MatMul, or one Attention operator (opset 23).
-ATTENTIONS = ("products", "operator")
+# How a graph shows attention: MatMul → Softmax → MatMul, one Attention operator (ONNX, opset 23), or ONNX Runtime's own
+# operator for it (com.microsoft.MultiHeadAttention, a "contrib" operator, which no other runtime reads).
+ATTENTIONS = ("products", "operator", "contrib")
+STANDARD_ATTENTIONS = ("products", "operator")
 
 # Inner tensors that every form of a life model can be asked for, under these names.
 ORDER_NAME = "life_order"  # (B, n_{t_base+1}), original patch numbers, longest life first

@@ -23,7 +23,7 @@ from lifedeploy.engines.base import EngineOptions
 from lifedeploy.exporters import forms
 from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe
-from lifedeploy.spec import ATTENTIONS, GraphForm
+from lifedeploy.spec import STANDARD_ATTENTIONS, GraphForm
 
 HERE = Path(__file__).parent
 ENGINES = ("onnxruntime", "openvino")
@@ -45,7 +45,7 @@ def contest(name: str, graphs: dict[tuple[str, str], Path], batch: int, budget: 
         ratio = samples.ratio(f"{method} operator", f"{method} products")
         rates = {
             attention: float(np.median([turn.images_per_s for turn in samples.rounds[f"{method} {attention}"]]))
-            for attention in ATTENTIONS
+            for attention in STANDARD_ATTENTIONS
         }
         row = {"engine": name, "method": method, "batch": batch, "rounds": samples.count, "images_per_s": rates}
         rows.append(row | {"ratio": ratio.median, "low": ratio.low, "high": ratio.high, "coverage": ratio.coverage})
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         graphs = {}
         for method, source in (("life", given.model), ("dense", given.model.with_name("dense.onnx"))):
-            for attention in ATTENTIONS:
+            for attention in STANDARD_ATTENTIONS:
                 graphs[method, attention] = Path(folder) / f"{method}.{attention}.onnx"
                 forms.prepare(source, GraphForm(attention=attention), graphs[method, attention])
         rows = [row for name in ENGINES for row in contest(name, graphs, given.batch, given.budget)]

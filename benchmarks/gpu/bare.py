@@ -4,7 +4,8 @@
 
 FOLDER is one that ``lifedeploy build-engine --engine tensorrt`` (or tensorrt-rtx) made. Both take turns in one process,
 without copies, each launching and waiting per request, which is what trtexec does by default since version 11. The
-share is ours over the bare loop's throughput.
+share is ours over the bare loop's throughput. Of the engine that stands in for them in a dry run, the bare loop is
+another lane.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import numpy as np
 from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.base import Engine, EngineOptions
+from lifedeploy.engines.fake import FakeDevice
 from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
+from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.errors import LifedeployError
 from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
@@ -83,12 +86,23 @@ def require(error: Any) -> None:
         raise SystemExit(f"CUDA error {error}")
 
 
+def bare_loop(engine: Engine, batch: int, images: np.ndarray) -> Lane:
+    """What an open engine's lane is held against."""
+    if isinstance(engine, TensorRT):
+        plan = engine.path.read_bytes()
+        return Bare(engine.flavour.load(), plan, batch, images, rtx=engine.name == "tensorrt-rtx")
+    lane = engine.lane(batch)
+    lane.inputs["images"][...] = images
+    assert isinstance(lane, DeviceLane)  # the stand-in's is
+    return WithoutCopies(lane)
+
+
 def compare(folder: Path, batch: int, budget: float) -> dict[str, Any]:
     """Both loops over the slimmed model's plan."""
     artifact = Artifact.read(folder / "model.json")
     artifact.check()
     record = artifact.manifest.engine
-    if record is None or not record.name.startswith("tensorrt"):
+    if record is None or not (record.name.startswith("tensorrt") or record.name == FakeDevice.name):
         raise SystemExit(f"{folder} holds no engine of TensorRT")
     cls = registry.running(record.name, artifact.path)
     shape = (batch, *artifact.manifest.inputs[0].shape[1:])
@@ -97,8 +111,7 @@ def compare(folder: Path, batch: int, budget: float) -> dict[str, Any]:
         lane = engine.lane(batch)
         lane.inputs["images"][...] = images
         assert isinstance(lane, DeviceLane)  # every lane of TensorRT is
-        trt = cls.flavour.load()
-        bare = Bare(trt, artifact.path.read_bytes(), batch, images, rtx=record.name == "tensorrt-rtx")
+        bare = bare_loop(engine, batch, images)
         contenders = [Contender("bare", batch, (bare,)), Contender("ours", batch, (WithoutCopies(lane),))]
         samples = measure(contenders, Stop(budget_s=budget, half_width=0.002))
         share = samples.ratio("ours", "bare")

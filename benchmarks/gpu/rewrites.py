@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,9 @@ def require_same(
     return {"kept": kept, "error": error}
 
 
-def prove(source: Path, spec: ModelSpec, work: Path, half: str) -> dict[str, dict[str, Any]]:
+def prove(
+    source: Path, spec: ModelSpec, work: Path, half: str, variants: Mapping[str, Variant] | None = None
+) -> dict[str, dict[str, Any]]:
     """Hold every variant against the original: in FP32, where it has to be equal, and emulated in half precision.
 
     Raises:
@@ -181,7 +183,7 @@ def prove(source: Path, spec: ModelSpec, work: Path, half: str) -> dict[str, dic
     plain, graph = work / "original.onnx", work / "variant.onnx"
     forms.prepare(source, GraphForm(with_order=True), plain)
     original, rounded = answer(plain, images), None
-    for name, variant in VARIANTS.items():
+    for name, variant in (VARIANTS if variants is None else variants).items():
         write(source, variant, "", graph)
         found = answer(graph, images)
         row = require_same(original, found, f"{name} in FP32", counts=counts, tolerance=SAME, least=1.0)

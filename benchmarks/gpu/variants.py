@@ -5,7 +5,8 @@
 MODEL is an order-once export with its manifest (``lifedeploy export``). One thing at a time is changed of the form that
 is deployed: the Gather, the precision of the ranking, the form of attention. Each variant is first held against the
 original in ONNX Runtime, in FP32 (``rewrites.py``); what it computes in FP16 is told from an emulation, and where the
-engine runs, from the engine itself, before it is timed.
+engine runs, from the engine itself, before it is timed. ``--dry`` times the emulated graphs in ONNX Runtime instead,
+where there is no GPU: that says that the script works, and nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -27,18 +28,22 @@ from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildOptions, Engine, EngineOptions
-from lifedeploy.engines.lanes import DeviceLane, WithoutCopies
+from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
+from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
 from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.errors import EngineError, ParityError
 from lifedeploy.evaluation.parity import TOLERANCES
+from lifedeploy.exporters.forms import emulated
 from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
 from lifedeploy.spec import ORDER_NAME
 
 HERE = Path(__file__).parent
 ENGINES = ("tensorrt-rtx", "tensorrt")
+LEAST_S = 5.0  # a contest that has less is not begun
+DRY = "**Dry run: times are of emulated graphs in ONNX Runtime on a CPU. They mean nothing.**"
 
 
 def built(engine: type[TensorRT], graph: Path, path: Path, batch: tuple[int, int, int]) -> dict[str, Any]:
@@ -57,16 +62,33 @@ def built(engine: type[TensorRT], graph: Path, path: Path, batch: tuple[int, int
     return row | {"launches": found.launches}
 
 
+def emulation_of(graph: Path) -> Path:
+    """The graph beside it that computes the same in FP32."""
+    target = graph.with_suffix(".emulated.onnx")
+    emulated(graph, target)
+    return target
+
+
 def contest(
     engines: Mapping[str, Engine], batch: int, budget_s: float, counts: Sequence[int], half: str
 ) -> dict[str, dict[str, Any]]:
     """Time open engines against the first, request by request without copies, after their answers were compared.
 
-    An engine that answers something else gets no time but the reason.
+    An engine that has no lane for the batch, or answers something else, gets no time but the reason.
+
+    Raises:
+        EngineError: the first has no lane: there is nothing to hold the others against.
     """
     tolerance, first = TOLERANCES[half], next(iter(engines))
-    lanes = {name: engine.lane(batch) for name, engine in engines.items()}
     facts: dict[str, dict[str, Any]] = {name: {"batch": batch} for name in engines}
+    lanes: dict[str, Lane] = {}
+    for name, engine in engines.items():
+        try:
+            lanes[name] = engine.lane(batch)
+        except EngineError as error:
+            if name == first:
+                raise
+            facts[name]["reason"] = error.message
     answers: dict[str, Answer] = {}
     for name, lane in lanes.items():
         generator = np.random.default_rng(1)  # the same images for all
@@ -97,12 +119,12 @@ def contest(
 class Run:
     """One engine after the other, with a clock that ends the timing, and files that are written after each step."""
 
-    def __init__(self, source: Path, out: Path, minutes: float, half: str, command: str) -> None:
-        self.source, self.out, self.half = source, out, half
+    def __init__(self, source: Path, out: Path, minutes: float, half: str, command: str, *, dry: bool = False) -> None:
+        self.source, self.out, self.half, self.dry = source, out, half, dry
         self.spec = Artifact.read(source.with_suffix(".json")).manifest.spec
         self.ends = time.monotonic() + 60 * minutes
         self.found: dict[str, Any] = {"rows": [], "not_timed": {}, "machine": describe(), "date": now()}
-        self.found |= {"command": command, "backbone": self.spec.backbone, "precision": half}
+        self.found |= {"dry": dry, "command": command, "backbone": self.spec.backbone, "precision": half}
         self.found |= {"weights": self.spec.provenance.weights, "tokens": list(self.spec.schedule.tokens)}
         self.found |= {"gpu_state": {"before": gpu_state()}}
 
@@ -130,20 +152,26 @@ class Run:
         if DEPLOYED not in plans:
             return  # and nothing to hold the others against
         runs = registry.examine(kind)
-        if not runs.ok:
+        if not runs.ok and not self.dry:
             self.found["not_timed"][name] = f"not run on a GPU: {runs.reason}"
             return
         options = EngineOptions(precision=self.half, trust=True, taps=(ORDER_NAME,))
+        timed_kind: type[Engine] = kind
+        if self.dry:
+            timed_kind, options = OnnxRuntime, EngineOptions(taps=(ORDER_NAME,))
+            plans = {one: emulation_of(path.with_name(f"{one}.onnx")) for one, path in plans.items()}
         try:
             with ExitStack() as stack:
-                engines = {one: stack.enter_context(kind(path, options)) for one, path in plans.items()}
+                engines = {one: stack.enter_context(timed_kind(path, options)) for one, path in plans.items()}
                 for number, batch in enumerate(batches):
                     share = (self.ends - time.monotonic()) / (len(batches) - number)
-                    if share < 5:
+                    if share < LEAST_S:
                         self.found["not_timed"][name] = f"no time for batch {', '.join(map(str, batches[number:]))}"
                         break
                     print(f"[{self.ends - time.monotonic():4.0f} s left] {name}: batch {batch}", flush=True)
-                    timed = contest(engines, batch, min(share, 20), self.spec.schedule.counts, self.half)
+                    timed = contest(
+                        engines, batch, min(share, 0.3 if self.dry else 20), self.spec.schedule.counts, self.half
+                    )
                     for one, columns in timed.items():
                         rows[one]["times"].append(columns)
                     self.write()
@@ -166,6 +194,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [
         "# Other forms of the graph, as TensorRT compiles them",
         "",
+        *([DRY, ""] if found["dry"] else []),
         f"Command: `{found['command']}`;",
         f"{', '.join(machine['gpu']) or 'no GPU'}, {versions}, {machine['cpu']}, {machine['cores']} cores; "
         f"{found['date'][:10]}.",
@@ -236,7 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--engine", default="", help=f"default: those of {', '.join(ENGINES)} that can build here")
     parser.add_argument("--batches", default="128,8,1")
+    parser.add_argument("--dry", action="store_true", help="time emulated graphs on this CPU, to test this script")
     given = parser.parse_args(arguments)
+    if given.dry and given.out.resolve() == HERE:
+        raise SystemExit(f"a dry run does not write to {HERE}, where results are; name another folder with --out")
     names = given.engine.split(",") if given.engine else [one for one in ENGINES if registry.get(one).can_build().ok]
     if not names or not set(names) <= set(ENGINES):
         reasons = "; ".join(f"{one}: {registry.get(one).can_build().reason}" for one in ENGINES)
@@ -244,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     options = sys.argv[1:] if arguments is None else list(arguments)
     shown = ["MODEL.onnx" if one == str(given.model) else one for one in options]
-    run = Run(given.model, given.out, given.minutes, "fp16", f"python benchmarks/gpu/variants.py {shlex.join(shown)}")
+    command = f"python benchmarks/gpu/variants.py {shlex.join(shown)}"
+    run = Run(given.model, given.out, given.minutes, "fp16", command, dry=given.dry)
     with tempfile.TemporaryDirectory() as work:
         facts = prove(given.model, run.spec, Path(work), run.half)
         for name in names:

@@ -16,7 +16,8 @@ from pathlib import Path
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.errors import EngineError
 
-TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}  # engine → what the tool is called
+# Engine → what the tool is called; a dry run brings one for the engine that stands in for a GPU's.
+TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx", "fake-device": "fake_trtexec"}
 RUNS = 3
 _SECONDS = 2
 # Between 10 and 11 the defaults changed: CUDA graphs came on and transfers went off. Asked for is what the tool's own

@@ -46,8 +46,9 @@ def build_engine(
         str,
         typer.Option(
             "--attention",
-            metavar="operator|products",
-            help="One Attention operator (opset 23), or MatMul, Softmax, MatMul.  [default: what suits the engine]",
+            metavar="operator|products|contrib",
+            help="One Attention operator (opset 23); MatMul, Softmax, MatMul; or ONNX Runtime's own operator.  "
+            "[default: what suits the engine]",
         ),
     ] = "",
     batch: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -90,10 +91,24 @@ def built(report: BuildReport) -> RenderableType:
             *((_eight_bits(own.details["eight_bits"]),) if own and "eight_bits" in own.details else ()),
         )
     parts: list[RenderableType] = [headline, table]
+    reach = _reach(report)
+    if reach:
+        parts.append(Text(reach, style="dim"))
+    for stem, text in _fusion_notes(report):
+        parts.append(Text(f"{stem}: {text}", style="yellow"))
     if record.pending:
         checked = f"its {record.precision} graph was checked, emulated" if record.graph.get("parity") else "not checked"
         parts.append(Text(f"built, cannot run here: {record.pending}; {checked}", style="yellow"))
     return Group(*parts, Text(f"in {report.engine.folder}/", style="green"))
+
+
+def _reach(report: BuildReport) -> str:
+    """How near the graphs come to the end of their type, where they were looked at."""
+    graphs = [manifest.engine.graph for manifest in report.members.values() if manifest.engine]
+    found = max((graph["reach"] for graph in graphs if "reach" in graph), key=lambda one: one["largest"], default=None)
+    if found is None:
+        return ""
+    return f"largest activation {found['largest']:.3g} of {found['limit']:.3g} that it may be: {found['tensor']}"
 
 
 def _eight_bits(found: dict[str, int]) -> str:
@@ -103,7 +118,23 @@ def _eight_bits(found: dict[str, int]) -> str:
 
 
 def _fused(fusion: dict[str, Any], layers: int) -> tuple[str, str, str]:
-    return f"{fusion['attention']}/{layers}", str(fusion["topk"]), str(sum(fusion["launches"].values()))
+    """Fused attentions, sorts and kernels; what the runtime does not tell is a question mark."""
+    attention = fusion["attention"]
+    text = f"{'?' if attention is None else attention}/{layers}"
+    launches = fusion.get("launches")
+    kernels = str(sum(launches.values())) if launches else "?"
+    return text if attention == layers else f"[yellow]{text}[/]", str(fusion["topk"]), kernels
+
+
+def _fusion_notes(report: BuildReport) -> Iterator[tuple[str, str]]:
+    """What has to be said about attention that is not fused, or not known to be; once where all are alike."""
+    notes = {
+        manifest.file: fusion["note"]
+        for manifest in report.members.values()
+        if manifest.engine and (fusion := manifest.engine.details.get("fusion", {})).get("note")
+    }
+    alike = len(set(notes.values())) == 1 and len(notes) == len(report.members)
+    yield from {"all": next(iter(notes.values()))}.items() if alike else notes.items()
 
 
 def inspected(report: InspectReport) -> RenderableType:

@@ -2,15 +2,18 @@
 
 The base class checks, the subclass works. Three ways in:
 
-* ``run`` takes and gives dictionaries of arrays, checks every name, dtype and shape first, and suits everyone.
+* ``run`` takes and gives dictionaries of arrays, checks every name, dtype and shape first, and suits everyone, from any
+  number of threads at once.
 * ``lane`` gives preallocated buffers and an ``infer`` that does nothing but infer: for measuring and for serving.
 * several lanes may infer at the same time, from one thread each, if the engine was opened with as many ``streams``.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +23,7 @@ from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.engines.lanes import Array, Lane
 from lifedeploy.errors import EngineError, EngineInputError, UsageError
 from lifedeploy.machine import identity
-from lifedeploy.spec import QUANTIZED, GraphForm
+from lifedeploy.spec import ATTENTIONS, QUANTIZED, STANDARD_ATTENTIONS, GraphForm
 
 PRECISIONS = ("fp32", "fp16", "bf16", *QUANTIZED)
 Progress = Callable[[str, float], None]  # told a builder's phase, and the share of it that is done
@@ -129,14 +132,17 @@ class Engine(ABC):
     extra: ClassVar[str]  # what to pip install, as lifedeploy[extra]
     taps_change_plan: ClassVar[bool] = True  # whether the model with taps may be compiled to other arithmetic
     takes: ClassVar[tuple[str, ...]] = ()  # build options that mean something here
+    attentions: ClassVar[tuple[str, ...]] = STANDARD_ATTENTIONS  # forms of attention that it reads
     usual: ClassVar[str] = "fp32"  # precision where none is asked for
     quantized: ClassVar[tuple[str, ...]] = ()  # precisions that need calibration, and that it computes in
     opens_onnx: ClassVar[bool] = False  # whether it opens any ONNX file as it is; others open what they have built
+    concurrent: ClassVar[bool] = False  # whether `_run` may be in several threads at once; else they take turns
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
         self.path = path
         self.options = options or EngineOptions()
         self._specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] | None = None
+        self._turn = nullcontext() if self.concurrent else threading.Lock()
 
     # What a runtime can do here, asked before anything is built.
 
@@ -200,6 +206,11 @@ class Engine(ABC):
         if unknown:
             offered = f"; it takes: {', '.join(map(option_name, cls.takes))}" if cls.takes else ""
             raise UsageError(f"engine {cls.name} has no use for {', '.join(unknown)}{offered}")
+        if options.attention in ATTENTIONS and options.attention not in cls.attentions:
+            raise UsageError(
+                f"engine {cls.name} cannot read attention as {options.attention!r}; it takes: "
+                f"{', '.join(cls.attentions)}"
+            )
 
     # The life of an engine.
 
@@ -248,13 +259,14 @@ class Engine(ABC):
         return None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Infer once: input name → array to output name → array.
+        """Infer once: input name → array to output name → array. Threads get the answers to their own inputs.
 
         Raises:
             EngineInputError: a name, dtype or shape is not what the engine takes.
         """
         self._check(feeds)
-        return self._run(feeds)
+        with self._turn:
+            return self._run(feeds)
 
     def lane(self, batch: int) -> Lane:
         """Buffers for ``batch`` images.
@@ -294,7 +306,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Infer; everything has been checked."""
+        """Infer; everything has been checked. What it gives is the caller's, and stays as it is."""
 
     @abstractmethod
     def _lane(self, batch: int) -> Lane:

@@ -1,7 +1,8 @@
-"""An engine without a runtime: it replays recorded answers and takes time in proportion to the model's MACs.
+"""Engines without a runtime: they replay recorded answers and take time in proportion to the model's MACs.
 
 Shipped with the package, so that benchmarks, workflows and command lines, ours and others', can be tested in
-milliseconds. ``--engine fake`` works wherever an engine is named, and nothing ever chooses it by itself.
+milliseconds. ``--engine fake`` works wherever an engine is named, ``fake-device`` stands in for those on GPUs, and
+nothing ever chooses either by itself.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.samples import digest
-from lifedeploy.engines.base import Availability, BuildJob, Built, Engine, PrecisionPlan
-from lifedeploy.engines.lanes import Array, Lane, buffers
+from lifedeploy.engines import attention_kernels
+from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
+from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
 from lifedeploy.errors import EngineError
-from lifedeploy.spec import ORDER_NAME
+from lifedeploy.optional import require
+from lifedeploy.spec import ATTENTIONS, ORDER_NAME, QUANTIZED, GraphForm
 
 SECONDS_PER_GMAC = 0.02
 
@@ -31,6 +36,7 @@ class Fake(Engine):
     extra: ClassVar[str] = "cpu"
     taps_change_plan: ClassVar[bool] = False
     quantized: ClassVar[tuple[str, ...]] = ("int8",)
+    speed: ClassVar[float] = 1.0  # beside SECONDS_PER_GMAC
 
     @classmethod
     def availability(cls) -> Availability:
@@ -63,7 +69,7 @@ class Fake(Engine):
             script = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise EngineError(f"{self.path} is no script of the fake engine: {error}") from error
-        self.seconds_per_image = script["gmacs"] * SECONDS_PER_GMAC
+        self.seconds_per_image = script["gmacs"] * SECONDS_PER_GMAC / self.speed
         self._recorded = self._read_answers(script["method"])
         inputs = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in script["inputs"])
         outputs = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in script["outputs"])
@@ -95,7 +101,7 @@ class Fake(Engine):
         made: dict[str, Array] = {}
         for spec in self.outputs:
             if names.get(spec.name) in known:
-                made[spec.name] = known[names[spec.name]]
+                made[spec.name] = known[names[spec.name]].copy()
                 continue
             shape = [len(first) if size is None else size for size in spec.shape]
             made[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
@@ -112,3 +118,70 @@ class _FakeLane(Lane):
 
     def infer(self) -> None:
         self.outputs = self._engine._run(self.inputs)
+
+
+class FakeDevice(Fake):
+    """A GPU's engine without a GPU, for dry runs: any precision, graphs in any form, lanes with copies and without.
+
+    Its builds ask for the graphs that those engines ask for, so that the conversion to half precision and its proof run
+    as they would; the kernels that it reports are the graph's operators.
+    """
+
+    name: ClassVar[str] = "fake-device"
+    usual: ClassVar[str] = "fp16"
+    takes: ClassVar[tuple[str, ...]] = ("attention", "remainder", "batch", "allow_unfused")
+    attentions: ClassVar[tuple[str, ...]] = ATTENTIONS
+    quantized: ClassVar[tuple[str, ...]] = QUANTIZED
+    speed: ClassVar[float] = 5.0  # dry runs should be short
+
+    @classmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        return PrecisionPlan(requested)
+
+    @classmethod
+    def form(cls, precision: str, options: BuildOptions) -> GraphForm:
+        floating = (options.remainder or "fp16") if precision in QUANTIZED else precision
+        products = precision in ("fp32", "fp8")  # as TensorRT: none is fused in FP32, FP8 quantises inside
+        return GraphForm(floating, options.attention or ("products" if products else "operator"), with_order=True)
+
+    @classmethod
+    def build(cls, job: BuildJob) -> Built:
+        built = super().build(job)
+        return Built(
+            built.main, built.files, {"fusion": _operators(job.graph, job.source.manifest.spec.schedule.depth)}
+        )
+
+    def _lane(self, batch: int) -> Lane:
+        return _FakeDeviceLane(self, buffers(self.inputs, batch))
+
+
+class _FakeDeviceLane(_FakeLane, DeviceLane):
+    """Buffers on both sides: an inference without copies answers what was copied there last."""
+
+    def __init__(self, engine: Fake, inputs: dict[str, Array]) -> None:
+        super().__init__(engine, inputs)
+        self._there = {name: array.copy() for name, array in inputs.items()}
+        self._answer: dict[str, Array] = {}
+
+    def infer(self) -> None:
+        for name, array in self.inputs.items():
+            self._there[name][...] = array
+        self.compute()
+        self.outputs = self._answer
+
+    def compute(self) -> None:
+        self._answer = self._engine._run(self._there)
+
+    def device_ms(self, *, copies: bool) -> float:
+        began = time.perf_counter()
+        (self.infer if copies else self.compute)()
+        return 1000 * (time.perf_counter() - began)
+
+
+def _operators(graph: Path, layers: int) -> dict[str, Any]:
+    """A report of kernels, one per node of the graph."""
+    nodes = require("onnx", extra=Fake.extra).load(graph, load_external_data=False).graph.node
+    launches = Counter(node.op_type for node in nodes)
+    told = {node.name: "NUMPY" for node in nodes if node.op_type in attention_kernels.OPERATORS}
+    found = attention_kernels.report(len(told), layers, launches["TopK"], told, "")
+    return found.to_dict() | {"source": "fake", "launches": dict(launches.most_common())}

@@ -24,7 +24,7 @@ from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
-from lifedeploy.spec import QUANTIZED, GraphForm
+from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
 
 _KERNEL = "_kernel_time"  # how the trace names a node's own time
 _WARM_UP = 3  # runs that a profile leaves out
@@ -49,7 +49,9 @@ class OnnxRuntime(Engine):
     provider: ClassVar[str] = "CPUExecutionProvider"
     taps_change_plan: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ("attention",)
+    attentions: ClassVar[tuple[str, ...]] = ATTENTIONS
     opens_onnx: ClassVar[bool] = True
+    concurrent: ClassVar[bool] = True  # sessions are made to be shared
     quantized: ClassVar[tuple[str, ...]] = ("int8",)
 
     @classmethod

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import TensorSpec
-from lifedeploy.engines import cuda
+from lifedeploy.engines import attention_kernels, cuda
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime, PrecisionPlan
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
@@ -24,7 +24,7 @@ from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session
 from lifedeploy.errors import EngineError, EngineInputError
 from lifedeploy.files import user_cache
 from lifedeploy.optional import installed, pip_line, require
-from lifedeploy.spec import QUANTIZED, GraphForm
+from lifedeploy.spec import ATTENTIONS, QUANTIZED, STANDARD_ATTENTIONS, GraphForm
 
 _WARM_UP = 3  # the first run sets up and captures; the others are replays
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
@@ -36,6 +36,13 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     name: ClassVar[str] = "onnxruntime-cuda"
     extra: ClassVar[str] = "gpu"
     provider: ClassVar[str] = "CUDAExecutionProvider"
+    takes: ClassVar[tuple[str, ...]] = (*OnnxRuntime.takes, "allow_unfused")
+    attentions: ClassVar[tuple[str, ...]] = ATTENTIONS
+    # The first version whose com.microsoft.MultiHeadAttention has a fused kernel (flash attention) in a precision:
+    # https://github.com/microsoft/onnxruntime/pull/17227, https://github.com/microsoft/onnxruntime/pull/26083. Since
+    # https://github.com/microsoft/onnxruntime/pull/28849 it prefers cuDNN's from SM 90 on. FP32 has none for so few
+    # tokens as a ViT's.
+    fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {"fp16": (1, 16), "bf16": (1, 24)}
     quantized: ClassVar[tuple[str, ...]] = ()  # its Q and DQ surround products in floating point
     eight_bits = None  # what TensorRT computes behind it, it does not tell
     memory: ClassVar[str] = "cuda"  # where ONNX Runtime is told that addresses point to
@@ -55,7 +62,17 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     @classmethod
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
         floating = (options.remainder or "fp16") if precision in QUANTIZED else precision
-        return GraphForm(floating, options.attention or "products")
+        return GraphForm(floating, options.attention or cls._usual_attention(floating))
+
+    @classmethod
+    def _usual_attention(cls, precision: str) -> str:
+        """ONNX Runtime's own operator, where this version has a fused kernel for it.
+
+        ONNX's ``Attention``, fused since 1.25 (https://github.com/microsoft/onnxruntime/pull/27542), takes its heads
+        apart and has to put them together for that kernel: it is to be had (``--attention operator``), not the default.
+        """
+        since = cls.fused_since.get(precision)
+        return "contrib" if since is not None and _version_of(cls.extra) >= since else "products"
 
     @classmethod
     def target(cls, options: BuildOptions) -> str:
@@ -66,7 +83,26 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         # Nothing is compiled ahead: what a provider makes of the graph depends on the batch and the GPU.
         target = job.folder / f"{job.stem}.onnx"
         shutil.copyfile(job.graph, target)
-        return Built(target.name, (target.name,))
+        return Built(target.name, (target.name,), cls._told_of(target, job))
+
+    @classmethod
+    def _told_of(cls, graph: Path, job: BuildJob) -> dict[str, Any]:
+        """Which kernels compute attention, for the manifest.
+
+        Raises:
+            EngineError: one operator in half precision is computed in several kernels, and that is not allowed.
+        """
+        if not cls.fused_since:
+            return {}  # another runtime computes, and does not tell
+        layers = job.source.manifest.spec.schedule.depth
+        found = attention_kernels.read_back(graph, cls.provider, layers)
+        # FP32 has no fused kernel to ask for, and products were asked for as they are.
+        if job.precision in cls.fused_since and found.unfused and not job.options.allow_unfused:
+            raise EngineError(
+                f"{found.note}: {graph.name} in {job.precision.upper()} on {cls.target(job.options)}",
+                hint="--allow-unfused keeps it; --attention operator, contrib or products may be faster",
+            )
+        return {"fusion": found.to_dict()}
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ort: Any = require("onnxruntime", extra=self.extra)
@@ -179,7 +215,9 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     """TensorRT behind ONNX Runtime. It builds its engine when a lane is made, and keeps it for the next time."""
 
     name: ClassVar[str] = "onnxruntime-tensorrt"
-    takes: ClassVar[tuple[str, ...]] = (*OnnxRuntimeCuda.takes, "remainder")
+    takes: ClassVar[tuple[str, ...]] = (*OnnxRuntime.takes, "remainder")
+    attentions: ClassVar[tuple[str, ...]] = STANDARD_ATTENTIONS  # what TensorRT cannot read, others would compute
+    fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {}
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     provider: ClassVar[str] = "TensorrtExecutionProvider"
 
@@ -218,6 +256,8 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
 
     name: ClassVar[str] = "onnxruntime-tensorrt-rtx"
     takes: ClassVar[tuple[str, ...]] = OnnxRuntimeTensorRT.takes
+    attentions: ClassVar[tuple[str, ...]] = STANDARD_ATTENTIONS
+    fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {}
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     extra: ClassVar[str] = "onnxruntime-rtx"
     provider: ClassVar[str] = "NvTensorRTRTXExecutionProvider"
@@ -271,6 +311,12 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
             "enable_cuda_graph": "1",
             "nv_runtime_cache_path": self._cache(),
         }
+
+
+def _version_of(extra: str) -> tuple[int, ...]:
+    """(major, minor) of ONNX Runtime; of a nightly build that of the release it leads to."""
+    version = str(require("onnxruntime", extra=extra).__version__)
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _tensorrt_of(extra: str) -> str:

@@ -21,15 +21,17 @@ _ENGINES = {
     "torch-cuda": "lifedeploy.engines.torch:TorchCuda",
     "torch-compiled": "lifedeploy.engines.torch:TorchCompiled",
     "fake": "lifedeploy.engines.fake:Fake",
+    "fake-device": "lifedeploy.engines.fake:FakeDevice",
 }
+_HIDDEN = ("fake", "fake-device")
 # What `auto` tries, fastest first.
 AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
 AUTO = "auto"
 
 
 def names(*, hidden: bool = False) -> tuple[str, ...]:
-    """Engines that can be named; the fake one only if asked for."""
-    return tuple(name for name in _ENGINES if hidden or name != "fake")
+    """Engines that can be named; the fake ones only if asked for."""
+    return tuple(name for name in _ENGINES if hidden or name not in _HIDDEN)
 
 
 def get(name: str) -> type[Engine]:

@@ -1,17 +1,25 @@
-"""Attention as one operator: MatMul → Softmax → MatMul turned into ONNX's ``Attention`` (opset 23).
+"""Attention as one operator: MatMul → Softmax → MatMul turned into one node.
 
-TensorRT recommends the operator as the form that is sure to be fused; ONNX Runtime and OpenVINO fuse the three.
+There are two such operators. ONNX's ``Attention`` (opset 23) takes queries, keys and values per head; TensorRT
+recommends it as the form that is sure to be fused. ONNX Runtime's own ``MultiHeadAttention`` takes them side by side as
+the projection gives them, so that nothing has to be moved before and after
+(https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MultiHeadAttention).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from lifedeploy.exporters import passes
 
 OPSET = 23  # the first with Attention, and with BF16 in every operator of a ViT (Conv: 22)
+CONTRIB = ("com.microsoft", "MultiHeadAttention")  # domain and operator
+_HEADS_FIRST = (2, 0, 3, 1, 4)  # (B, N, 3, H, D) → (3, B, H, N, D)
+_HEADS_BACK = (0, 2, 1, 3)  # (B, H, N, D) → (B, N, H, D)
 
 
 def raise_opset(model: ir.Model, opset: int = OPSET) -> None:
@@ -49,18 +57,78 @@ def fuse(model: ir.Model) -> int:
             "Attention",
             [found.query, found.key, found.value],
             {"scale": found.scale},
-            name=f"{(softmax.name or '').rpartition('/')[0]}/Attention",
+            name=f"{_scope(softmax)}/Attention",
         )
-        node.outputs[0].type, node.outputs[0].shape = found.output.type, found.output.shape
-        name = found.output.name
-        model.graph.insert_before(softmax, node)
-        ir.convenience.replace_all_uses_with(found.output, node.outputs[0])
-        found.output.name, node.outputs[0].name = None, name
+        _replace(model, [node], before=softmax, output=found.output)
         fused += 1
     if fused:
         raise_opset(model)
         passes.clean(model)
     return fused
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What a block's attention is made of: queries, keys and values side by side, (B, N, 3·H·D), and its heads."""
+
+    tokens: ir.Value
+    heads: int
+    output: ir.Value  # (B, N, H·D)
+
+
+def fuse_contrib(model: ir.Model) -> int:
+    """Put a Split and ONNX Runtime's ``MultiHeadAttention`` in the place of a block's attention; how many there were.
+
+    Condition: that of :func:`fuse`; and queries, keys and values are the parts of one tensor (B, N, 3·H·D), reshaped,
+    transposed to (3, B, H, N, D) and sliced, with nothing between (a norm of queries and keys would be), and heads are
+    put side by side again afterwards. All of these nodes go. What has another form stays as it is.
+    """
+    fused = 0
+    for softmax in list(model.graph):
+        found = _match(softmax) if softmax.op_type == "Softmax" else None
+        packed = _packed(found) if found is not None else None
+        if found is None or packed is None:
+            continue
+        scope = _scope(softmax)
+        split = ir.node("Split", [packed.tokens], {"axis": 2, "num_outputs": 3}, num_outputs=3, name=f"{scope}/Split")
+        for part, value in zip(("query", "key", "value"), split.outputs, strict=True):
+            value.name = f"{scope}/{part}"
+            if packed.output.dtype is not None:
+                value.type = ir.TensorType(packed.output.dtype)  # each its own: to change one is to change that one
+        domain, operator = CONTRIB
+        node = ir.node(
+            operator,
+            split.outputs,
+            {"num_heads": packed.heads, "scale": found.scale},
+            domain=domain,
+            name=f"{scope}/{operator}",
+        )
+        _replace(model, [split, node], before=softmax, output=packed.output)
+        fused += 1
+    if fused:
+        model.graph.opset_imports[CONTRIB[0]] = 1
+        passes.clean(model)
+    return fused
+
+
+def is_contrib(node: ir.Node) -> bool:
+    """Whether a node is ONNX Runtime's own attention."""
+    return (node.domain, node.op_type) == CONTRIB
+
+
+def count(model: ir.Model) -> int:
+    """Attentions that are one operator."""
+    return sum(is_contrib(node) or (node.op_type == "Attention" and not node.domain) for node in model.graph)
+
+
+def _replace(model: ir.Model, nodes: Sequence[ir.Node], *, before: ir.Node, output: ir.Value) -> None:
+    """Insert ``nodes``, the last of which gives what ``output`` was, under its name."""
+    made = nodes[-1].outputs[0]
+    made.type, made.shape = output.type, output.shape
+    name = output.name
+    model.graph.insert_before(before, nodes)
+    ir.convenience.replace_all_uses_with(output, made)
+    output.name, made.name = None, name
 
 
 def _match(softmax: ir.Node) -> _Attention | None:
@@ -80,9 +148,57 @@ def _match(softmax: ir.Node) -> _Attention | None:
     return _Attention(query, key, value, float(constant.numpy().item()), last.outputs[0])
 
 
+def _packed(found: _Attention) -> _Packed | None:
+    parts = [_part(value) for value in (found.query, found.key, found.value)]
+    sources = {source for source, _ in parts}
+    turned = next(iter(sources))
+    if len(sources) != 1 or [index for _, index in parts] != [0, 1, 2] or turned is None:
+        return None
+    reshaped = _made_by(turned.inputs[0], "Reshape") if _permutation(turned) == _HEADS_FIRST else None
+    back = _only_user(found.output, "Transpose")
+    merged = _only_user(back.outputs[0], "Reshape") if back is not None and _permutation(back) == _HEADS_BACK else None
+    if reshaped is None or merged is None:
+        return None
+    tokens, sizes, joined = reshaped.inputs[0], _integers(reshaped.inputs[1]), _integers(merged.inputs[1])
+    if tokens is None or tokens.shape is None or len(tokens.shape) != 3 or len(sizes) != 5 or sizes[2] != 3:
+        return None
+    _, _, _, heads, width = sizes
+    keeps = all(new == 0 or new == old for new, old in zip(sizes[:2], tokens.shape, strict=False))
+    whole = heads > 0 and width > 0 and tokens.shape[2] == 3 * heads * width
+    side_by_side = len(joined) == 3 and (joined[2] == heads * width or (joined[2] == -1 and joined[1] == 0))
+    return _Packed(tokens, heads, merged.outputs[0]) if keeps and whole and side_by_side else None
+
+
+def _part(value: ir.Value) -> tuple[ir.Node | None, int | None]:
+    """The Transpose that a value (B, H, N, D) is one part of, and which part."""
+    squeezed = _made_by(value, "Squeeze")
+    sliced = _made_by(squeezed.inputs[0], "Slice") if squeezed is not None else None
+    if squeezed is None or sliced is None or _integers(squeezed.inputs[1]) != (0,):
+        return None, None
+    begin, end, axes, *steps = (_integers(bound) for bound in sliced.inputs[1:])
+    if axes != (0,) or len(begin) != 1 or end != (begin[0] + 1,) or any(step != (1,) for step in steps):
+        return None, None
+    return _made_by(sliced.inputs[0], "Transpose"), begin[0]
+
+
+def _scope(softmax: ir.Node) -> str:
+    return (softmax.name or "").rpartition("/")[0]
+
+
 def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == operator else None
+
+
+def _only_user(value: ir.Value, operator: str) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and uses[0].node.op_type == operator else None
+
+
+def _integers(value: ir.Value | None) -> tuple[int, ...]:
+    """The numbers of a constant; none where it is no constant."""
+    constant = value.const_value if value is not None else None
+    return () if constant is None else tuple(int(number) for number in np.ravel(constant.numpy()))
 
 
 def _over_last_axis(softmax: ir.Node) -> bool:

@@ -12,6 +12,8 @@ from lifedeploy.exporters import attention, emulation, precision
 from lifedeploy.exporters.inspect import load
 from lifedeploy.spec import ATTENTIONS, ORDER_NAME, GraphForm
 
+_FUSE = {"operator": attention.fuse, "contrib": attention.fuse_contrib}
+
 
 @dataclass(frozen=True)
 class FormReport:
@@ -19,7 +21,7 @@ class FormReport:
 
     form: GraphForm
     opset: int
-    attentions: int  # Attention operators in it
+    attentions: int  # those that are one operator
     casts: int
     islands: dict[str, tuple[str, ...]]  # what stayed FP32 → its operators
     subnormal: int  # weights other than 0 that became 0
@@ -42,13 +44,20 @@ def prepare(source: Path, form: GraphForm, target: Path) -> FormReport:
     attentions, done = 0, precision.Conversion("fp32", {}, 0, 0)
     if form.with_order:
         _expose_order(model)
-    if form.attention == "operator":
-        attentions = attention.fuse(model)
+    if form.attention in _FUSE:
+        attentions = _FUSE[form.attention](model)
         left = sum(node.op_type == "Softmax" for node in model.graph)
         if left or not attentions:
-            raise ExportError(f"{left} of {left + attentions} attentions in {source} have a form that is not known")
+            raise ExportError(
+                f"{left} of {left + attentions} attentions in {source} have a form that is not known, so they cannot "
+                f"become {form.attention!r}",
+                hint="; ".join(f"--attention {other}" for other in ATTENTIONS if other != form.attention),
+            )
     if form.precision != "fp32":
-        attention.raise_opset(model)  # BF16 convolutions
+        if form.precision == "bf16":
+            # For convolutions. FP16 does without: kernels of later operator versions came late to ONNX Runtime's CUDA
+            # provider (https://github.com/microsoft/onnxruntime/issues/26065).
+            attention.raise_opset(model)
         done = precision.to_half(model, form.precision)
         precision.require_half(model, form.precision)
     ir.save(model, target)
@@ -56,10 +65,10 @@ def prepare(source: Path, form: GraphForm, target: Path) -> FormReport:
     return FormReport(form, model.graph.opset_imports[""], attentions, done.casts, done.islands, done.subnormal)
 
 
-def emulated(source: Path, target: Path) -> None:
-    """Write a half-precision graph as the FP32 graph that computes the same."""
+def emulated(source: Path, target: Path, *, watch: bool = False) -> None:
+    """Write a half-precision graph as the FP32 graph that computes the same; see :func:`emulation.emulate`."""
     model = ir.from_proto(load(source))
-    emulation.emulate(model)
+    emulation.emulate(model, watch=watch)
     ir.save(model, target)
 
 

@@ -22,9 +22,11 @@ _KEEP = re.compile(r"(^|\.)reducer\.keep\.(\d+)$")
 
 
 def clean(model: ir.Model) -> None:
-    """Drop what nothing uses any more, then infer all shapes anew."""
+    """Drop what nothing uses any more, then infer all shapes anew; what ONNX knows no shapes of keeps those it has."""
     common.RemoveUnusedNodesPass()(model)
     for node in model.graph:
+        if node.domain not in ("", "ai.onnx"):
+            continue
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from lifedeploy.errors import ExportError
 from lifedeploy.exporters import passes
+from lifedeploy.exporters.attention import is_contrib
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -110,7 +111,9 @@ def require_half(model: ir.Model, precision: str, islands: Sequence[Island] = IS
             if source is not None and source.op_type == "Cast":
                 raise ExportError(f"{node.name} casts what {source.name} cast")
             around = [source, *(use.node for use in node.outputs[0].uses())]
-            if any(near is not None and near.op_type in ("Softmax", "Attention") for near in around):
+            if any(
+                near is not None and (near.op_type in ("Softmax", "Attention") or is_contrib(near)) for near in around
+            ):
                 raise ExportError(f"{node.name} casts inside an attention: no runtime will fuse it")
             continue
         for value in node.outputs:
@@ -146,7 +149,8 @@ class _Converter:
             if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
                 raise ExportError(f"{value.name} is {value.dtype.name} already: only an FP32 graph can be converted")
         for node in self.model.graph:
-            if node.op_type in _UNSUPPORTED or node.domain not in ("", "ai.onnx"):
+            known = node.domain in ("", "ai.onnx") or is_contrib(node)  # which takes all its tensors in one type
+            if node.op_type in _UNSUPPORTED or not known:
                 raise ExportError(
                     f"{node.name} is a {node.domain}::{node.op_type}, and how it is converted is not known",
                     hint="export the model with lifedeploy, or build from FP32",

@@ -91,7 +91,7 @@ def _arguments(given: Mapping[str, Any], architecture: str) -> Facts:
 
 def size_of(size: Any) -> tuple[int, int] | None:
     """224, (192, 256) or (3, 192, 256) as (height, width); None of anything else."""
-    if isinstance(size, int):
+    if isinstance(size, int) and not isinstance(size, bool):
         return size, size
     if isinstance(size, (list, tuple)) and len(size) in (2, 3) and all(isinstance(side, int) for side in size):
         return size[-2], size[-1]

@@ -1,9 +1,15 @@
-"""The script for a GPU, as far as a CPU can tell: its clock, its lists of what failed and was skipped, its tables."""
+"""The script for a GPU, as far as a CPU can tell: its clock, its lists of what failed and was skipped, its tables.
+
+And all of it from start to end, dry.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,9 +17,11 @@ import pytest
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench.measure import Stop
+from lifedeploy.optional import installed
 from lifedeploy.workflows.bench import BenchRequest, bench
 
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
+OPINION = {"share": 0.995, "images_per_s": 1000.0, "gpu_ms": 1.5}
 LABELS = {"backbone": "tiny", "schedule": "ρ 0.7", "fusion": {"attention": 6, "topk": 1}}
 
 
@@ -27,17 +35,55 @@ def measure(monkeypatch):
 
 def test_the_clock_ends_it_and_failures_are_written_down(measure, tmp_path):
     run = measure.Run(tmp_path, tmp_path, minutes=1, command="measure")
-    assert run.command("-c", "pass", what="nothing")
-    assert not run.command("-c", "import sys; sys.exit('some\\nerror: no such engine')", what="a build")
+    assert run.command("-c", "pass", what="nothing", limit_s=30)
+    assert not run.command("-c", "import sys; sys.exit('some\\nerror: no such engine')", what="a build", limit_s=30)
+    text = (tmp_path / "RESULTS.md").read_text()  # after every step
+    assert "- a build: error: no such engine" in text and "| nothing |" in text
     assert run.found["failed"] == [{"what": "a build", "reason": "error: no such engine"}]
-    assert not run.command("-c", "pass", what="too late", least_s=100)
+    assert not run.command("-c", "pass", what="too late", limit_s=30, least_s=100)
     run.ends -= 59
-    assert not run.command("-c", "import time; time.sleep(30)", what="too long", least_s=0)
+    assert not run.command("-c", "import time; time.sleep(30)", what="too long", limit_s=30, least_s=0)
     assert run.found["skipped"] == ["too late", "too long (cut off)"]
-    run.write()
-    text = (tmp_path / "RESULTS.md").read_text()
-    assert "- a build: error: no such engine" in text
-    assert "- too late" in text
+    assert "- too late" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_a_step_that_hangs_ends_at_its_limit_with_all_that_it_began(measure, tmp_path):
+    """A grandchild that holds on to the output must not hold up the others."""
+    child = f"import time; open({str(tmp_path / 'alive')!r}, 'w').close(); time.sleep(30)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    run = measure.Run(tmp_path, tmp_path, minutes=1, command="measure")
+    began = time.monotonic()
+    assert not run.command("-c", code, what="hangs", limit_s=2)
+    assert (tmp_path / "alive").exists() and time.monotonic() - began < 15
+    assert run.found["failed"] == [{"what": "hangs", "reason": "took over 2 s, and was ended"}]
+    assert run.command("-c", "pass", what="the next", limit_s=30)
+
+
+def test_what_matters_most_comes_first(measure, tmp_path, monkeypatch):
+    """And what fails takes nothing else with it."""
+    done = []
+
+    def command(run, *words, what, **limits):
+        done.append(what)
+        return "torch-compiled" not in what and "export of deit_b, ρ" not in what
+
+    monkeypatch.setattr(measure.Run, "command", command)
+    monkeypatch.setattr(measure.Run, "fusion", lambda *_: {})
+    monkeypatch.setattr(
+        measure.Run, "bench", lambda run, export, engine, batch, labels, *_: done.append((engine, batch))
+    )
+    monkeypatch.setattr(measure.Run, "bare", lambda run, export, engine, batch: done.append("bare"))
+    run = measure.Run(tmp_path, tmp_path, minutes=1, command="measure")
+    measure.measure(run, ("onnxruntime-cuda", "torch-compiled", "tensorrt", "torch-cuda"))
+    assert done[:9] == [
+        *("export of deit_s, ρ 0.7", "build of deit_s, ρ 0.7, onnxruntime-cuda", ("onnxruntime-cuda", 128)),
+        *("build of deit_s, ρ 0.7, torch-compiled", "build of deit_s, ρ 0.7, tensorrt", ("tensorrt", 128), "bare"),
+        *("forms of attention on ONNX Runtime", "open questions, asked of PyTorch"),
+    ]
+    ported = [what for what in done if isinstance(what, str) and what.startswith("export")]
+    assert ported == [f"export of {one}, {other}" for one in ("deit_s", "deit_b") for other in ("ρ 0.7", "127, 95, 63")]
+    assert done.index(("onnxruntime-cuda", 8)) < done.index("export of deit_s, 127, 95, 63")
+    assert done[-1] == ("torch-cuda", 256)
 
 
 def test_rows_become_lines(measure, workspace, tmp_path):
@@ -45,10 +91,11 @@ def test_rows_become_lines(measure, workspace, tmp_path):
     request = BenchRequest(engines=("onnxruntime",), batches=(2,), stop=quick, memory=False)
     on_cpu = bench(request, Workspace(workspace)).rows
     device = {"p50": 1.25, "p90": 2.0, "p99": 3.0}
-    on_gpu = [replace(row, copies=False, device_ms=device, trtexec={"share": 0.995}) for row in on_cpu]
+    on_gpu = [replace(row, copies=False, device_ms=device, trtexec=OPINION) for row in on_cpu]
     run = measure.Run(tmp_path, tmp_path, minutes=1, command="measure")
     run.found["rows"] = [json.loads(json.dumps(asdict(row))) | LABELS for row in (*on_cpu, *on_gpu)]
     run.found["bare"] = [{"engine": "tensorrt", "batch": 128, "share": 0.998, "low": 0.99, "high": 1.0, "rounds": 9}]
+    run.found["kernels"] = {"tiny, ρ 0.7, onnxruntime-cuda": "6 × FLASH_ATTENTION"}
     eight = {"precision": "fp8", "over_base": 1.9, "over_base_low": 1.8, "over_base_high": 2.0}
     run.found["rows"][-1] |= eight
     run.write()
@@ -62,6 +109,11 @@ def test_rows_become_lines(measure, workspace, tmp_path):
     life = next(row for row in cells if row[6] == "life")
     assert life[13] == "6, 1"
     assert "- tensorrt, batch 128: 0.998 [0.990, 1.000], 9 rounds" in lines
+    assert "- tiny, ρ 0.7, onnxruntime-cuda: 6 × FLASH_ATTENTION" in lines
+    assert "- onnxruntime fp32, batch 2, dense: 0.995 of its 1000 img/s (1.500 ms on the GPU)" in lines
+    run.found["rows"][2]["fusion"] = {"attention": None, "topk": 1}
+    run.write()
+    assert "| ?, 1 |" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_where_nothing_runs_it_says_why_and_where_only_torch_is_it_asks_torch(measure, monkeypatch, tmp_path):
@@ -69,7 +121,9 @@ def test_where_nothing_runs_it_says_why_and_where_only_torch_is_it_asks_torch(me
     from lifedeploy.engines.base import Availability
 
     monkeypatch.setattr(registry, "examine", lambda engine: Availability(False, "no GPU"))
-    with pytest.raises(SystemExit, match="no engine runs on a GPU here: tensorrt: no GPU; tensorrt-rtx: no GPU"):
+    with pytest.raises(
+        SystemExit, match="no engine runs on a GPU here: onnxruntime-cuda: no GPU; torch-compiled: no GPU; tens"
+    ):
         measure.main(["--out", str(tmp_path)])
     asked = []
     monkeypatch.setattr(measure, "NEEDED", ("a_module_that_nobody_has",))
@@ -78,3 +132,47 @@ def test_where_nothing_runs_it_says_why_and_where_only_torch_is_it_asks_torch(me
     measure.main(["--out", str(tmp_path)])
     assert len(asked) == 1
     assert "all engines: not installed are a_module_that_nobody_has" in (tmp_path / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("words", [["--dry"], ["--dry", "--out", str(GPU)]])
+def test_a_dry_run_never_writes_where_results_are(measure, words):
+    with pytest.raises(SystemExit, match=r"a dry run needs --out FOLDER, and not .*benchmarks/gpu, where results are"):
+        measure.main(words)
+
+
+@pytest.mark.skipif(
+    not installed("tensorrt_rtx") and not os.environ.get("CI"), reason="TensorRT for RTX is not installed"
+)
+def test_everything_runs_dry_from_start_to_end(tmp_path):
+    """Every step and every table, without a GPU: no device time is lost to a typing error."""
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(GPU / "run.sh"), "--dry", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=570)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["failed"] == found["skipped"] == [] and found["dry"]
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert text.splitlines()[2].startswith("**Dry run:") and text.splitlines()[2].endswith("mean nothing.**")
+    seen = {(row["engine"], row["precision"], row["batch"], row["streams"], row["copies"]) for row in found["rows"]}
+    for engine in ("onnxruntime-cuda", "torch-compiled", "tensorrt"):
+        assert {(engine, "fp16", 4, 1, True), (engine, "fp16", 4, 1, False)} <= seen
+    assert {("tensorrt", "fp8", 4, 1, False), ("tensorrt", "int8", 4, 1, False)} <= seen
+    assert {("onnxruntime-cuda", "fp16", 8, streams, copies) for streams in (1, 2) for copies in (True, False)} <= seen
+    assert len({row["schedule"] for row in found["rows"]}) == 2
+    head, *lines = [line for line in text.splitlines() if line.startswith(("| backbone |", "| test_vit |"))]
+    assert len(lines) == len(found["rows"]) and {line.count("|") for line in lines} == {head.count("|")}
+    for section in ("a bare loop", "8 bits", "trtexec", "Attention kernels", "Steps"):
+        body = text.partition(section)[2]
+        assert body.partition("\n## ")[0].strip().count("\n") >= 1, section
+    assert found["bare"][0]["engine"] == "tensorrt"
+    forms = json.loads((tmp_path / "attentions.json").read_text())
+    assert [row["variant"] for row in forms["rows"]] == ["products", "operator", "contrib"]
+    assert all(row["times"][0]["ms"] > 0 and row["times"][0]["kept"] == 1 for row in forms["rows"])
+    variants = json.loads((tmp_path / "variants.json").read_text())
+    assert len(variants["rows"]) == 5 and variants["not_timed"] == {}
+    assert all(row["times"][0]["ms"] > 0 for row in variants["rows"])
+    questions = json.loads((tmp_path / "questions.json").read_text())
+    assert questions["rows"] and questions["failed"] == questions["skipped"] == []
+    for name in ("ATTENTIONS", "QUESTIONS", "VARIANTS"):
+        text = (tmp_path / f"{name}.md").read_text()
+        assert "**Run on a CPU: this says that" in text or "**Dry run: times are of emulated" in text

@@ -13,6 +13,7 @@ SCRIPTS = (
     "cpu/targets.py",
     "digits/prepare.py",
     "digits/recipes.py",
+    "gpu/attentions.py",
     "gpu/bare.py",
     "gpu/measure.py",
     "gpu/questions.py",

@@ -20,6 +20,7 @@ from lifedeploy.spec import ORDER_NAME
 from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build
 from tests.engines.devices import FakeCuda
+from tests.engines.hammer import wrong_answers
 
 
 class OnCpu(OnnxRuntimeCuda):
@@ -61,6 +62,12 @@ def test_answers_are_those_of_the_cpu_engine_and_every_batch_has_its_lane(device
             np.testing.assert_array_equal(found[ORDER_NAME], expected[batch][ORDER_NAME])
         assert len(engine._lanes) == 2
     assert (device.memory, device.pins, device.events) == ({}, 0, 0)
+
+
+def test_threads_get_the_answers_to_their_own_inputs(device, graph):
+    with OnCpu(graph) as engine:
+        assert wrong_answers(engine, 200) == []
+        assert len(engine._lanes) == 2  # one for each batch, not for each thread
 
 
 def test_a_session_of_a_lane_is_fixed_to_its_batch(device, graph):

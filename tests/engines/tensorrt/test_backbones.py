@@ -24,6 +24,7 @@ from lifedeploy.model.weights import ModelRequest, load
 from lifedeploy.spec import GraphForm
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
+from lifedeploy.workflows.gate import Reach
 
 BACKBONES = {"deit_t": None, "deit_s": None, "deit_b": None, "vit_small_patch14_dinov2": (224, 224)}
 TWINS = {"deit_t": "vit_t", "deit_s": "vit_s", "deit_b": "vit_b"}  # the same network, trained differently
@@ -73,7 +74,7 @@ def test_the_sidecar_of_a_real_backbone(rtx, tmp_path, monkeypatch):
     answer = SimpleNamespace(logits=np.zeros((1, 1)), kept=None)
     monkeypatch.setattr("lifedeploy.workflows.export._torch_answers", lambda *_: [answer])
     monkeypatch.setattr("lifedeploy.evaluation.parity.record", lambda path, *_: path.write_bytes(b""))
-    monkeypatch.setattr("lifedeploy.workflows.gate.check_graph", lambda *_: passed)
+    monkeypatch.setattr("lifedeploy.workflows.gate.check_graph", lambda *_: (passed, Reach("a", 1.0, 65504.0, "noise")))
     monkeypatch.setattr(cuda, "availability", lambda: Availability(False, "no CUDA driver"))
     workspace = Workspace(tmp_path / "artifacts")
     request = ModelRequest("deit_s", keep_rate=0.7, weights="random")

@@ -1,0 +1,155 @@
+"""Attention in every form that ONNX Runtime reads, against each other on its CUDA provider; and which kernel each ran.
+
+    python benchmarks/gpu/attentions.py MODEL.onnx [--out DIR] [--batches 128,8,1] [--engine onnxruntime-cuda]
+
+MODEL is an order-once export with its manifest (``lifedeploy export``). The forms are MatMul → Softmax → MatMul, ONNX's
+Attention operator, and ONNX Runtime's own (``contrib``). Each is first held against the original in FP32 and emulated
+in half precision (``rewrites.py``), then against the products on the engine itself, before it is timed. ``--engine
+onnxruntime --precision fp32`` runs it on a CPU, which says that the script works, and nothing about a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rewrites import Variant, prove, write
+from variants import contest, one_time, small
+
+from lifedeploy.artifact import Artifact
+from lifedeploy.engines import attention_kernels, registry
+from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.errors import EngineError
+from lifedeploy.exporters.precision import HALF
+from lifedeploy.files import now, write_json
+from lifedeploy.machine import describe, gpu_state
+from lifedeploy.spec import ATTENTIONS, ORDER_NAME
+
+HERE = Path(__file__).parent
+ENGINES = ("onnxruntime-cuda", "onnxruntime")
+CPU = "**Run on a CPU: this says that the script works, and nothing about a GPU.**"
+
+
+class Run:
+    """All forms, with files that are written after each step."""
+
+    def __init__(self, source: Path, out: Path, engine: str, precision: str, command: str) -> None:
+        self.source, self.out, self.precision = source, out, precision
+        self.kind = registry.get(engine)
+        self.spec = Artifact.read(source.with_suffix(".json")).manifest.spec
+        self.found: dict[str, Any] = {"rows": [], "machine": describe(), "date": now(), "command": command}
+        self.found |= {"engine": engine, "precision": precision, "backbone": self.spec.backbone, "not_timed": {}}
+        self.found |= {"gpu_state": {"before": gpu_state()}}
+
+    def forms(self, work: Path) -> dict[str, Path]:
+        """Write and prove all forms: name → graph; a row for each, with the kernels that ran."""
+        variants = {name: Variant(attention=name) for name in ATTENTIONS}
+        half = self.precision if self.precision in HALF else "fp16"
+        facts = prove(self.source, self.spec, work, half, variants)
+        assert issubclass(self.kind, OnnxRuntime)  # the names come from ENGINES
+        graphs = {}
+        for name, variant in variants.items():
+            print(f"{self.kind.name}: {name}", flush=True)
+            graphs[name] = work / f"{name}.onnx"
+            write(self.source, variant, self.precision if self.precision in HALF else "", graphs[name])
+            kernels = attention_kernels.read_back(graphs[name], self.kind.provider, self.spec.schedule.depth)
+            row = {"engine": self.kind.name, "variant": name, "fusion": kernels.to_dict(), "times": []}
+            self.found["rows"].append(row | facts[name])
+        self.write()
+        return graphs
+
+    def contests(self, graphs: Mapping[str, Path], batches: Sequence[int], seconds: float) -> None:
+        """Time all forms at every batch size."""
+        options = EngineOptions(precision=self.precision, taps=(ORDER_NAME,))
+        with ExitStack() as stack:
+            engines = {name: stack.enter_context(self.kind(path, options)) for name, path in graphs.items()}
+            for batch in batches:
+                print(f"{self.kind.name}: batch {batch}", flush=True)
+                try:
+                    timed = contest(engines, batch, seconds, self.spec.schedule.counts, self.precision)
+                except EngineError as error:  # at another batch it may work
+                    self.found["not_timed"][f"batch {batch}"] = error.message
+                    continue
+                for row in self.found["rows"]:
+                    row["times"].append(timed[row["variant"]])
+                self.write()
+
+    def write(self) -> None:
+        """What there is so far."""
+        self.found["gpu_state"]["after"] = gpu_state()
+        write_json(self.out / "attentions.json", self.found)
+        (self.out / "ATTENTIONS.md").write_text(table(self.found), encoding="utf-8")
+
+
+def told(fusion: Mapping[str, Any]) -> str:
+    """The kernels of a form, and what has to be said about them."""
+    kernels = ", ".join(f"{count} × {kernel}" for kernel, count in fusion["kernels"].items())
+    return "; ".join(filter(None, (kernels, fusion["note"]))) or "not told"
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """As Markdown."""
+    machine = found["machine"]
+    lines = [
+        "# Attention in every form that ONNX Runtime reads",
+        "",
+        f"Command: `{found['command']}`;",
+        f"{', '.join(machine['gpu']) or 'no GPU'}, onnxruntime {machine['versions'].get('onnxruntime', '?')}, "
+        f"{machine['cpu']}; {found['date'][:10]}.",
+        "",
+        f"{found['backbone']}, {found['precision'].upper()}, ordered once, random weights. `products` is MatMul,",
+        "Softmax and MatMul, `operator` ONNX's Attention, `contrib` ONNX Runtime's MultiHeadAttention. Kernels are in",
+        "ONNX Runtime's own words; MATH is not fused.",
+    ]
+    if found["engine"] == "onnxruntime":
+        lines += ["", CPU]
+    lines += ["", "| form | kernels | error, FP32 | error, emulated | kept tokens, emulated |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row['variant']} | {told(row['fusion'])} | {small(row['error_fp32'])} | {small(row['error_emulated'])} "
+        f"| {100 * row['kept_emulated']:.1f} % |"
+        for row in found["rows"]
+    ]
+    lines += ["", "## Time", "", "Without copies. Ratio: the products' time over the form's; above 1 is faster.", ""]
+    lines += ["| engine | batch | form | ms | ratio | kept tokens | error |", "|---|---|---|---|---|---|---|"]
+    for batch in dict.fromkeys(times["batch"] for row in found["rows"] for times in row["times"]):
+        lines += [one_time(row, times) for row in found["rows"] for times in row["times"] if times["batch"] == batch]
+    lines += [""] + [f"- {what}: not timed: {reason}" for what, reason in found["not_timed"].items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, prove, ask, time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    parser.add_argument("--precision", choices=("fp32", *HALF), default="fp16")
+    parser.add_argument("--batches", default="128,8,1")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of measuring per batch size")
+    given = parser.parse_args(arguments)
+    health = registry.examine(registry.get(given.engine))
+    if not health.ok:
+        raise SystemExit(f"engine {given.engine} cannot run here: {health.reason}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    options = sys.argv[1:] if arguments is None else list(arguments)
+    shown = ["MODEL.onnx" if one == str(given.model) else one for one in options]
+    command = f"python benchmarks/gpu/attentions.py {shlex.join(shown)}"
+    run = Run(given.model, given.out, given.engine, given.precision, command)
+    with tempfile.TemporaryDirectory() as work:
+        graphs = run.forms(Path(work))
+        run.contests(graphs, [int(batch) for batch in given.batches.split(",")], given.seconds)
+    run.write()
+    print((given.out / "ATTENTIONS.md").read_text(encoding="utf-8"))
+    if run.found["not_timed"]:
+        raise SystemExit(f"error: {next(iter(run.found['not_timed'].values()))}")
+
+
+if __name__ == "__main__":
+    main()

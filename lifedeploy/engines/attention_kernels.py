@@ -1,0 +1,160 @@
+"""Which kernel computed each attention on ONNX Runtime's CUDA provider, in its own words.
+
+With ``ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO=1`` its attention operators say so on standard output, at every run. That
+is printed by C++, so a process of its own infers once and what it prints is read (``AttentionKernelDebugInfo::Print``
+in https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cuda/bert/attention_kernel_options.cc).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifedeploy.errors import EngineError
+from lifedeploy.optional import require
+
+VARIABLE = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
+UNFUSED = "MATH"  # what ONNX Runtime calls MatMul, Softmax, MatMul
+TIMEOUT_S = 120.0
+OPERATORS = ("Attention", "MultiHeadAttention")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_TOLD = re.compile(r"Operator=(?P<operator>\S+)(?: Node=(?P<node>.*?))? DataType=(?P<type>\S+)(?P<rest>[^\r\n]*)")
+_NAMED = re.compile(r"\bSdpaKernel=(\w+)")  # since ONNX Runtime 1.20
+_FLAGGED = re.compile(r"\b([A-Z]\w*)=1\b")  # before
+
+
+@dataclass(frozen=True)
+class AttentionKernels:
+    """What computes a graph's attentions. Keys are those of TensorRT's report where they mean the same.
+
+    ``attention`` is how many are one fused kernel, None where that is not known; ``of`` is how many there are,
+    ``kernels`` is kernel → how many, ``topk`` counts the sorts in the graph, each of which is a kernel.
+    """
+
+    attention: int | None
+    of: int
+    topk: int
+    kernels: dict[str, int] = field(default_factory=dict)
+    note: str = ""
+    source: str = "onnxruntime"
+
+    @property
+    def unfused(self) -> int:
+        """Attentions that ONNX Runtime said it computes in several kernels."""
+        return self.kernels.get(UNFUSED, 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def parse(text: str) -> dict[str, str]:
+    """Node → kernel, from what ONNX Runtime printed; the last word counts where a node ran more than once.
+
+    A node without a name is known by its place. A kernel that is named in neither of the two ways is left out.
+    """
+    kernels: dict[str, str] = {}
+    for number, told in enumerate(_TOLD.finditer(_COLOUR.sub("", text))):
+        rest = told["rest"]
+        named, flagged = _NAMED.search(rest), _FLAGGED.findall(rest)
+        # Earlier versions list what is on, and nothing where that is none of the fused kernels.
+        kernel = named[1] if named else next(iter(flagged), "" if rest.strip() else UNFUSED)
+        if kernel:
+            kernels[told["node"] or f"#{number} {told['operator']}"] = kernel
+    return kernels
+
+
+def report(operators: int, layers: int, topk: int, told: Mapping[str, str], silence: str) -> AttentionKernels:
+    """What the nodes of a graph were computed by.
+
+    Args:
+        operators: attentions in the graph that are one operator.
+        layers: attentions in the model.
+        topk: sorts in the graph.
+        told: node → kernel.
+        silence: why nothing may have been told.
+    """
+    kernels = dict(Counter(told.values()).most_common())
+    fused = sum(number for kernel, number in kernels.items() if kernel != UNFUSED)
+    if not operators and not told:
+        return AttentionKernels(0, layers, topk, note="attention is MatMul, Softmax, MatMul in this graph")
+    if len(told) < operators:
+        seen = f"{len(told)} of {operators} attention kernels are known: {silence}"
+        return AttentionKernels(None, layers, topk, kernels, seen)
+    note = f"{kernels[UNFUSED]} of {layers} attentions are not fused by ONNX Runtime" if UNFUSED in kernels else ""
+    return AttentionKernels(fused, layers, topk, kernels, note)
+
+
+def read_back(graph: Path, provider: str, layers: int) -> AttentionKernels:
+    """Infer once in a process of its own and report which kernels ran. Nothing that fails there ends the build.
+
+    Args:
+        graph: an ONNX file that ``provider`` runs.
+        provider: ONNX Runtime's name of it.
+        layers: attentions in the model.
+    """
+    onnx = require("onnx", extra="gpu")
+    found = Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
+    operators, topk = sum(found[name] for name in OPERATORS), found["TopK"]
+    if not operators:
+        return report(0, layers, topk, {}, "")
+    try:
+        told, silence = parse(_listen(graph, provider)), "this onnxruntime does not tell"
+    except EngineError as error:
+        told, silence = {}, error.message
+    return report(operators, layers, topk, told, silence)
+
+
+def _listen(graph: Path, provider: str) -> str:
+    """What one inference prints.
+
+    Raises:
+        EngineError: it failed.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(graph), provider],
+            env=os.environ | {VARIABLE: "1"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"one inference of {graph.name} took over {TIMEOUT_S:.0f} s") from error
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise EngineError(f"one inference of {graph.name} in a process of its own failed: {reason}")
+    return done.stdout
+
+
+def _child(graph: str, provider: str) -> None:
+    """One inference of zeros, at batch 1 where the batch is free."""
+    ort: Any = require("onnxruntime", extra="gpu")
+    if provider == "CUDAExecutionProvider":
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
+    if session.get_providers()[0] != provider:  # ONNX Runtime falls back in silence
+        raise EngineError(f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}")
+    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+    feeds = {
+        given.name: np.zeros([size if isinstance(size, int) else 1 for size in given.shape], kinds[given.type])
+        for given in session.get_inputs()
+    }
+    session.run(None, feeds)
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])

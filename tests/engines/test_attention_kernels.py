@@ -1,0 +1,207 @@
+"""Which kernel computed attention: what ONNX Runtime prints, read; and what a build makes of it, without a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.cli import render
+from lifedeploy.cli.console import out
+from lifedeploy.engines import attention_kernels, cuda, onnxruntime_gpu, registry
+from lifedeploy.engines.attention_kernels import parse, read_back, report
+from lifedeploy.engines.base import Availability, BuildOptions
+from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.engines.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxRuntimeTensorRT
+from lifedeploy.engines.openvino import OpenVino
+from lifedeploy.engines.tensorrt.engine import TensorRT
+from lifedeploy.errors import EngineError, UsageError
+from lifedeploy.exporters import forms
+from lifedeploy.spec import GraphForm
+from lifedeploy.workflows.build import BuildRequest, build
+from tests.engines.devices import FakeCuda
+
+LAYERS = 6  # of timm's test_vit
+
+
+def line(node: str, kernel: str, operator: str = "MultiHeadAttention", dtype: str = "fp16") -> str:
+    """As ONNX Runtime 1.20 and later print it: coloured."""
+    name = f" Node={node}" if node else ""
+    return f"\x1b[36mOperator={operator}{name} DataType={dtype} SdpaKernel={kernel}\x1b[0m\n"
+
+
+OPTIONS = (
+    "\x1b[36mAttentionKernelOptions: FLASH_ATTENTION=1 EFFICIENT_ATTENTION=1 TRT_FUSED_ATTENTION=1 "
+    "CUDNN_FLASH_ATTENTION=0 TRT_FLASH_ATTENTION=1 TRT_CROSS_ATTENTION=1 TRT_CAUSAL_ATTENTION=0 MATH=1\x1b[0m\n"
+)
+
+
+def printed(kernel: str, times: int = 1) -> str:
+    return OPTIONS + "".join(line(f"blocks.{block}.attn/Attention", kernel) for block in range(LAYERS)) * times
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("a line of something else\n", {}),
+        (OPTIONS, {}),  # what is allowed is not what ran
+        (OPTIONS + line("a", "FLASH_ATTENTION"), {"a": "FLASH_ATTENTION"}),
+        (line("a", "MATH") + line("a", "CUDNN_FLASH_ATTENTION"), {"a": "CUDNN_FLASH_ATTENTION"}),  # two runs
+        (line("a b", "MATH", "Attention", "bf16"), {"a b": "MATH"}),
+        (
+            line("", "EFFICIENT_ATTENTION") + line("", "MATH"),
+            {"#0 MultiHeadAttention": "EFFICIENT_ATTENTION", "#1 MultiHeadAttention": "MATH"},
+        ),
+        (
+            "Operator=Attention Node=a DataType=fp16 FLASH_ATTENTION=1\nOperator=Attention Node=b DataType=fp32\n",
+            {"a": "FLASH_ATTENTION", "b": "MATH"},  # 1.19: what is on, or nothing
+        ),
+        ("Operator=Attention Node=a DataType=fp16 in words of a later version\n", {}),
+        (line("a", "FLASH_ATTENTION").replace("\n", "\r\n"), {"a": "FLASH_ATTENTION"}),
+    ],
+)
+def test_what_is_printed_is_read(text, expected):
+    assert parse(text) == expected
+
+
+def test_fusion_is_only_claimed_of_what_was_told():
+    told = {f"b{number}": "FLASH_ATTENTION" for number in range(4)}
+    every = report(4, 4, 1, told, "silent")
+    assert (every.attention, every.of, every.topk, every.kernels, every.note) == (4, 4, 1, {"FLASH_ATTENTION": 4}, "")
+    some = report(4, 4, 1, told | {"b3": "MATH"}, "silent")
+    assert (some.attention, some.unfused) == (3, 1)
+    assert some.note == "1 of 4 attentions are not fused by ONNX Runtime"
+    silent = report(4, 4, 1, {}, "this onnxruntime does not tell")
+    assert (silent.attention, silent.kernels) == (None, {})
+    assert silent.note == "0 of 4 attention kernels are known: this onnxruntime does not tell"
+    assert report(4, 4, 1, {"b0": "FLASH_ATTENTION"}, "silent").attention is None
+    products = report(0, 4, 0, {}, "silent")
+    assert products.attention == 0 and "MatMul, Softmax, MatMul" in products.note
+    assert set(every.to_dict()) == {"attention", "of", "topk", "kernels", "note", "source"}
+
+
+@pytest.fixture
+def graph(exported, tmp_path) -> Path:
+    """An FP32 graph with ONNX Runtime's own attention."""
+    target = tmp_path / "contrib.onnx"
+    forms.prepare(next(exported.glob("*/model.onnx")), GraphForm(attention="contrib"), target)
+    return target
+
+
+def test_a_process_of_its_own_infers_once(graph, tmp_path, monkeypatch):
+    """The CPU provider prints nothing, and that is said; a provider that is not there gives its reason."""
+    silent = read_back(graph, "CPUExecutionProvider", LAYERS)
+    assert (silent.attention, silent.of, silent.topk) == (None, LAYERS, 1)
+    assert silent.note == f"0 of {LAYERS} attention kernels are known: this onnxruntime does not tell"
+    missing = read_back(graph, "CUDAExecutionProvider", LAYERS)
+    assert missing.attention is None
+    assert "in a process of its own failed" in missing.note and "fell back from CUDAExecutionProvider" in missing.note
+    monkeypatch.setattr(attention_kernels, "TIMEOUT_S", 0.01)
+    assert "took over 0 s" in read_back(graph, "CPUExecutionProvider", LAYERS).note
+
+
+def test_what_c_prints_in_that_process_is_heard(graph, tmp_path, monkeypatch):
+    """Not Python's own output: the child writes to the descriptor, as C++ does, and only if the variable is set."""
+    code = "import os; os.write(1, os.environ['TOLD'].encode() if os.environ[{!r}] == '1' else b'')"
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f"#!{sys.executable}\n{code.format(attention_kernels.VARIABLE)}\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setenv("TOLD", printed("FLASH_ATTENTION", times=2))
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    found = read_back(graph, "CUDAExecutionProvider", LAYERS)
+    assert (found.attention, found.kernels, found.note) == (LAYERS, {"FLASH_ATTENTION": LAYERS}, "")
+
+
+@pytest.mark.parametrize(
+    ("version", "forms_of"),
+    [
+        ("1.15.1", {"fp32": "products", "fp16": "products", "bf16": "products"}),
+        ("1.23.2", {"fp32": "products", "fp16": "contrib", "bf16": "products"}),
+        ("1.31.1", {"fp32": "products", "fp16": "contrib", "bf16": "contrib"}),
+        ("1.33.0.dev20261101", {"fp32": "products", "fp16": "contrib", "bf16": "contrib"}),
+        ("2.0.0", {"fp32": "products", "fp16": "contrib", "bf16": "contrib"}),
+    ],
+)
+def test_the_form_of_attention_is_the_one_that_the_installed_version_fuses(monkeypatch, version, forms_of):
+    monkeypatch.setattr(onnxruntime_gpu, "require", lambda name, extra: SimpleNamespace(__version__=version))
+    found = {precision: OnnxRuntimeCuda.form(precision, BuildOptions()).attention for precision in forms_of}
+    assert found == forms_of
+    for other in ("operator", "products"):
+        assert OnnxRuntimeCuda.form("fp16", BuildOptions(attention=other)).attention == other
+    for behind in (OnnxRuntimeTensorRT, OnnxRuntimeRtx):
+        assert {behind.form(precision, BuildOptions()).attention for precision in forms_of} == {"products"}
+
+
+@pytest.mark.parametrize("engine", [OpenVino, TensorRT, OnnxRuntimeTensorRT, OnnxRuntimeRtx])
+def test_who_cannot_read_it_refuses_it(engine):
+    with pytest.raises(UsageError, match=f"{engine.name} cannot read attention as 'contrib'; it takes: products, oper"):
+        engine.require_options(BuildOptions(attention="contrib"))
+    engine.require_options(BuildOptions(attention="operator"))
+    OnnxRuntime.require_options(BuildOptions(attention="contrib"))
+    OnnxRuntimeCuda.require_options(BuildOptions(attention="contrib", allow_unfused=True))
+
+
+@pytest.fixture
+def built_with(workspace, monkeypatch):
+    """Build in FP16 where ONNX Runtime prints what is given; the CPU provider answers."""
+    monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
+    monkeypatch.setattr(cuda, "connect", lambda binding="": FakeCuda())
+
+    def run(told: str, precision: str = "fp16", **options):
+        monkeypatch.setattr(attention_kernels, "_listen", lambda graph, provider: told)
+        request = BuildRequest(engine="onnxruntime-cuda", precision=precision, options=BuildOptions(**options))
+        return build(request, Workspace(workspace))
+
+    monkeypatch.setitem(registry._ENGINES, "onnxruntime-cuda", "tests.engines.test_onnxruntime_gpu:OnCpu")
+    return run
+
+
+def shown(made) -> str:
+    with out.capture() as captured:
+        out.print(render.built(made))
+    return captured.get()
+
+
+def test_the_manifest_says_which_kernels_ran(built_with):
+    made = built_with(printed("FLASH_ATTENTION"))
+    record = Artifact.read(made.engine.folder / "model.json").manifest.engine
+    fusion = {"attention": LAYERS, "of": LAYERS, "topk": 1, "kernels": {"FLASH_ATTENTION": LAYERS}, "note": ""}
+    assert record.details["fusion"] == fusion | {"source": "onnxruntime"}
+    assert record.graph["form"]["attention"] == "contrib"
+    assert record.graph["attentions"] == LAYERS
+    assert made.members["dense"].engine.details["fusion"]["topk"] == 0
+    text = shown(made)
+    assert f"{LAYERS}/{LAYERS}" in text and "not fused" not in text
+
+
+def test_what_is_not_told_is_a_question_mark(built_with):
+    text = shown(built_with(""))
+    assert f"?/{LAYERS}" in text
+    assert f"all: 0 of {LAYERS} attention kernels are known: this onnxruntime does not tell" in text
+
+
+def test_unfused_attention_in_half_precision_is_refused_unless_it_is_allowed(built_with):
+    with pytest.raises(
+        EngineError, match=rf"{LAYERS} of {LAYERS} attentions are not fused .*: .* in FP16 on numpy"
+    ) as e:
+        built_with(printed("MATH"))
+    assert e.value.hint is not None and "--allow-unfused" in e.value.hint
+    made = built_with(printed("MATH"), allow_unfused=True)
+    assert made.members["life"].engine.details["fusion"]["attention"] == 0
+    text = shown(made)
+    assert f"0/{LAYERS}" in text
+    assert f"all: {LAYERS} of {LAYERS} attentions are not fused by ONNX Runtime" in text
+
+
+def test_products_are_what_was_asked_for(built_with):
+    text = shown(built_with("", attention="products"))
+    assert f"0/{LAYERS}" in text and "all: attention is MatMul, Softmax, MatMul in this graph" in text
+
+
+def test_fp32_has_no_fused_kernel_to_ask_for(built_with):
+    made = built_with(printed("MATH"), precision="fp32", attention="contrib")
+    assert made.members["life"].engine.details["fusion"]["kernels"] == {"MATH": LAYERS}
