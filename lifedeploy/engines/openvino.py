@@ -190,23 +190,28 @@ class OpenVino(Engine):
     def _lane(self, batch: int) -> Lane:
         request = self._compiled.create_infer_request()
         inputs = buffers(self.inputs, batch)
-        for name, array in inputs.items():
-            request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
-        return _RequestLane(request, inputs, self._output_names)
+        # Where the batch is dynamic, OpenVINO (2026.4) goes on to read and write a buffer that it was lent for one
+        # request in the inferences of all others: their answers are wrong, and the buffer may be gone.
+        lent = all(spec.shape and spec.shape[0] is not None for spec in self.inputs)
+        if lent:
+            for name, array in inputs.items():
+                request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
+        return _RequestLane(request, inputs, self._output_names, lent=lent)
 
 
 class _RequestLane(Lane):
-    """One infer request over shared buffers; outputs are the request's own memory."""
+    """One infer request, over the lane's own buffers or with a copy of them; outputs are the request's own memory."""
 
-    def __init__(self, request: Any, inputs: dict[str, Array], names: list[str]) -> None:
+    def __init__(self, request: Any, inputs: dict[str, Array], names: list[str], *, lent: bool) -> None:
         super().__init__(inputs, {})
         self._request = request
         self._names = names
+        self._lent = lent
         self.infer()
 
     def infer(self) -> None:
-        # Without arguments and results, the synchronous call would still build a dictionary of copies.
-        self._request.start_async()
+        # The synchronous call would build a dictionary of copies of all results.
+        self._request.start_async(None if self._lent else self.inputs)
         self._request.wait()
         self.outputs = {name: self._request.get_output_tensor(index).data for index, name in enumerate(self._names)}
 

@@ -159,6 +159,20 @@ def test_threads_get_the_answers_to_their_own_inputs(opened):
     assert wrong_answers(engine, runs) == []
 
 
+@pytest.mark.parametrize("batch", [None, 2], ids=["dynamic", "static"])
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_lane_beside_runs_disturbs_nobody(name, batch, exported):
+    source = Workspace(exported).latest_export()
+    path = source.folder / source.manifest.checkpoint if name == "torch" else None
+    path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
+    with registry.get(name)(path, EngineOptions(batch=batch, method="life", threads=2)) as engine:
+        runs, lanes = ((2, 2), (2,)) if batch else ((1, 2), (3,))
+        assert wrong_answers(engine, 60, runs, lanes) == []
+        for _ in range(5):  # and lanes that are gone are gone
+            engine.lane(2).infer()
+        assert wrong_answers(engine, 10, runs) == []
+
+
 def test_an_answer_is_the_callers_to_change(opened):
     engine, source = opened
     sample = parity_samples(source.manifest.spec.preprocess)[0]
