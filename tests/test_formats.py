@@ -151,10 +151,14 @@ def test_eight_bits_are_what_pillow_and_timm_make_of_them(mode):
         (tiff(VALUES.astype("<f4").tobytes(), SIZE, 32, sample=FLOAT), "TIFF of mode F (floating-point numbers)"),
         (b"Pf\n%d 1\n-1.0\n" % SIZE[0] + VALUES.astype("<f4").tobytes(), "PPM of mode F (floating-point numbers)"),
         (tiff(VALUES.astype("<u4").tobytes(), SIZE, 32), "TIFF of mode I (integers of more than 16 bits or"),
-        (tiff(VALUES.astype("<i4").tobytes(), SIZE, 32, sample=SIGNED), "TIFF of mode I (integers of more than"),
-        (tiff(LITTLE, SIZE, 16, sample=SIGNED), "TIFF of mode I (integers of more than 16 bits or with a sign)"),
+        (tiff(VALUES.astype("<i4").tobytes(), SIZE, 32, sample=SIGNED), "TIFF of mode I (numbers with a sign)"),
+        (tiff(LITTLE, SIZE, 16, sample=SIGNED), "TIFF of mode I (numbers with a sign)"),
+        (
+            tiff(bytes(index % 256 for index in range(SIZE[0])), SIZE, 8, sample=SIGNED),
+            "TIFF of mode L (numbers with a sign)",
+        ),
     ],
-    ids=["float-tiff", "pfm", "unsigned-32", "signed-32", "signed-16"],
+    ids=["float-tiff", "pfm", "unsigned-32", "signed-32", "signed-16", "signed-8"],
 )
 def test_values_without_black_and_white_are_refused(tmp_path, content, found):
     path = tmp_path / "depth.tif"

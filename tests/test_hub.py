@@ -125,6 +125,7 @@ def test_of_several_columns_the_usual_names_are_meant(save):
         ("label=text", "has no label column 'text'; its columns are:"),
         ("imgae=image", "is asked for 'imgae=image'; expected columns of image and label"),
         ("image=", "is asked for 'image='; expected"),
+        ("image=image&image=label", "is asked for 'image=image&image=label'; expected"),
         ("image", "is asked for 'image'; expected"),
     ],
 )
@@ -245,3 +246,9 @@ def test_images_that_cannot_be_read_are_named(save, tmp_path):
         images.image(1)
     assert images.image(2).getpixel((0, 0)) == (3, 0, 252)
     assert Path(images.source).name == "set"
+
+
+def test_a_label_that_no_data_set_reaches_is_named(save):
+    source = save(train={"image": (PICTURES, [picture(0), picture(1)]), "label": (NUMBERS, [0, 300_000_000])})
+    with pytest.raises(DataError, match=r"has a label 300,000,000 and no names of classes; expected below 1,000,000"):
+        read_images(source)

@@ -213,3 +213,19 @@ def test_a_list_of_classes_in_another_encoding_is_refused(tmp_path):
         read_images(f"wds/{tmp_path}")
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfant\r\n")  # as Windows writes it
     assert read_images(f"wds/{tmp_path}").classes == ("ant",)
+
+
+def test_a_shard_and_a_link_to_it_are_one(tmp_path):
+    members = {f"{key}.png": encoded(index) for index, key in enumerate("abcd")}
+    shard(tmp_path / "train-0.tar", members | {f"{key}.cls": b"0" for key in "abcd"})
+    (tmp_path / "val-0.tar").symlink_to("train-0.tar")
+    split = read_split(f"wds/{tmp_path}", val_share=0.5)
+    assert not set(names(split.train)) & set(names(split.val))
+    assert reasons(split.train) == {"link to a file that is read under another name": 1}
+    assert len(read_images(f"wds/{tmp_path}")) == 4
+
+
+def test_a_label_that_no_data_set_reaches_is_named(tmp_path):
+    shard(tmp_path / "x.tar", {"a.png": encoded(1), "a.cls": b"200000000"})
+    with pytest.raises(DataError, match=r"has a label 200,000,000 and no names of classes; expected below 1,000,000"):
+        read_images(f"wds/{tmp_path}")

@@ -20,6 +20,7 @@ from tests.pictures import class_folders, names, picture, reasons
 
 NOT_AN_IMAGE = "no image by ending"
 ELSEWHERE = "link to a folder that is read under another name"
+LINKED = "link to a file that is read under another name"
 ABOVE = "link to a folder that it lies in"
 
 
@@ -109,8 +110,19 @@ ZOO: dict[str, tuple[dict[str, str], list[str], dict[str, int], int]] = {
     ),
     "links to files": (
         files("a/1.png") | {"a/2.png": "1.png", "b/1.png": "../a/1.png"},
-        ["a/1.png", "a/2.png", "b/1.png"],
-        {},
+        ["a/1.png"],
+        {LINKED: 2},
+        0,
+    ),
+    "links to files outside": (
+        files("a/1.png")
+        | {
+            "a/2.png": "../../outside/x/1.png",
+            "b/2.png": "../../outside/x/1.png",
+            "b/3.png": "../../outside/x/y/2.png",
+        },
+        ["a/1.png", "a/2.png", "b/3.png"],
+        {LINKED: 1},
         0,
     ),
     "links to nowhere": (
@@ -266,7 +278,7 @@ def test_a_report_holds_what_is_not_used(tmp_path):
                 "val/a/3.png": "../../.pool/3.png",
                 "train/a/again.png": "1.png",
             },
-            ["a/1.png", "a/again.png"],
+            ["a/1.png"],
             ["a/2.png", "a/3.png"],
             {"hidden": 1},
             0,
@@ -365,3 +377,21 @@ def test_class_folders_are_calibrated_on_by_their_training_half(tmp_path):
 def test_a_folder_set_can_be_made_of_a_path(tmp_path):
     lay_out(tmp_path, files("a/1.png", "x.txt"))
     assert reasons(FolderSet(tmp_path)) == {f"{NOT_AN_IMAGE} (.txt)": 1}
+
+
+def test_a_share_that_is_held_out_has_no_image_that_is_trained_on(tmp_path):
+    """Not by another name either."""
+    layout = files(*(f"{name}/{index}.png" for name in "ab" for index in range(6)))
+    layout |= {f"{name}/copy{index}.png": f"{index}.png" for name in "ab" for index in range(6)}
+    root = lay_out(tmp_path, layout)
+    split = read_split(str(root), val_share=0.5)
+    train, val = ({(root / name).resolve() for name in names(half)} for half in (split.train, split.val))
+    assert (len(train), len(val)) == (6, 6)
+    assert not train & val
+    assert reasons(split.train) == {LINKED: 12}
+
+
+def test_data_that_is_not_named_is_not_the_current_folder():
+    for read in (read_images, read_split, read_unlabelled):
+        with pytest.raises(DataError, match="no data is named"):
+            read("")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +10,7 @@ from PIL import Image
 from lifedeploy.data.left_out import LeftOut, printable
 from lifedeploy.data.preprocess import decode_image
 from lifedeploy.data.sets import ImageSet, as_targets, nothing_found
-from lifedeploy.data.walk import Found, Identity, natural_key, walk
+from lifedeploy.data.walk import Found, natural_key, once, walk
 from lifedeploy.errors import DataError
 
 TRAIN_NAMES = ("train", "training")
@@ -61,8 +60,6 @@ def folder_halves(root: Path, found: Found | None = None) -> dict[str, ImageSet]
     halves = half_folders(found.folders)
     if not halves:
         return {"all": FolderSet(root, found.files, found.passed.but((), str(root)))}
-    if len(halves) == 2:
-        found = _apart(found, **halves)
     beside = _beside(found, tuple(halves.values()))
     return {
         name: FolderSet(root / folder, found.below(folder), (*found.passed.of(folder, str(root / folder)), *beside))
@@ -73,10 +70,14 @@ def folder_halves(root: Path, found: Found | None = None) -> dict[str, ImageSet]
 def look_through(root: Path) -> Found:
     """What a folder of images holds; halves before what lies beside them, which they may link to.
 
+    Each real file is there once; of two links to one that lies elsewhere, the validation half's.
+
     Raises:
         DataError: it cannot be opened.
     """
-    return walk(root, first=lambda folders: half_folders(folders).values())
+    found = walk(root, first=lambda folders: half_folders(folders).values())
+    measured = half_folders(found.folders).get("val")
+    return once(found, lambda name: measured is not None and name.startswith(measured + "/"))
 
 
 def half_folders(folders: Sequence[str]) -> dict[str, str]:
@@ -99,25 +100,3 @@ def _beside(found: Found, halves: Sequence[str]) -> tuple[LeftOut, ...]:
     reason = f"image outside {' and '.join(f'{half}/' for half in halves)}"
     images = (LeftOut(reason, len(others), printable(others[0]), where),) if others else ()
     return images + found.passed.but(halves, where)
-
-
-def _apart(found: Found, train: str, val: str) -> Found:
-    """Without links to files that the other half has too: nothing is measured on what was trained on.
-
-    The file itself stays; of two links to one file that lies elsewhere, the validation half's.
-    """
-    if not found.links:
-        return found
-    halves = {name: name.partition("/")[0] for name in found.files if name.startswith((f"{train}/", f"{val}/"))}
-    lies_in: dict[Identity, set[str]] = {}
-    for name, half in halves.items():
-        if name not in found.links:
-            status = (found.root / name).stat()
-            lies_in.setdefault((status.st_dev, status.st_ino), set()).add(half)
-    linked = {name: found.links[name] for name in halves if name in found.links}
-    shared = {name for name, file in linked.items() if halves[name] not in lies_in.get(file, {halves[name]})}
-    measured = {file for name, file in linked.items() if halves[name] == val and name not in shared}
-    shared |= {name for name, file in linked.items() if halves[name] == train and file in measured}
-    for name in sorted(shared, key=natural_key):
-        found.passed.add(f"link to an image of {val if halves[name] == train else train}/", name)
-    return replace(found, files=tuple(name for name in found.files if name not in shared))

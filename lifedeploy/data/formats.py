@@ -5,6 +5,7 @@ A closed list: Pillow would hand PostScript to Ghostscript, and guesses at forma
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import numpy as np
@@ -18,8 +19,11 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "JPEG2000
 _EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _WORDS = {"I": "integers of more than 16 bits or with a sign", "F": "floating-point numbers"}
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
-_WHITE_IS_ZERO = 0
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+
+# A large picture is read; Pillow refuses the ones that are twice as large by an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @cache
@@ -43,16 +47,22 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
     Raises:
         ImageError: its values have no range that black and white could be told from.
     """
-    if image.mode in _EIGHT_BITS:
+    if image.mode in _EIGHT_BITS and not _signed(image):
         return image.convert("RGB")
     # Pillow keeps 16-bit grey in 32 bits for PGM, and did so for PNG before 11; elsewhere "I" may hold anything.
     if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _scaled(image).convert("RGB")
-    found = _WORDS.get(image.mode, "values of more than 8 bits")
+    found = "numbers with a sign" if _signed(image) else _WORDS.get(image.mode, "values of more than 8 bits")
     raise ImageError(
         f"{name} is a {image.format} of mode {image.mode} ({found}); expected 8 bits per channel, or 16 bits of grey",
         hint="save it again with 8 bits: only whoever made it knows which of its values are black and white",
     )
+
+
+def _signed(image: Image.Image) -> bool:
+    """Whether a TIFF's numbers have a sign, which Pillow reads as if they had none."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    return any(kind == _SIGNED for kind in tags.get(_SAMPLE_FORMAT, ()))
 
 
 def _scaled(image: Image.Image) -> Image.Image:

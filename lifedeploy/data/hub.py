@@ -17,7 +17,7 @@ from PIL import Image
 from lifedeploy.data.folders import TRAIN_NAMES, VAL_NAMES
 from lifedeploy.data.left_out import Tally
 from lifedeploy.data.preprocess import decode_image
-from lifedeploy.data.sets import ImageSet
+from lifedeploy.data.sets import ImageSet, numbered
 from lifedeploy.errors import DataError
 from lifedeploy.optional import require
 
@@ -39,9 +39,10 @@ class _Source:
     @classmethod
     def parse(cls, text: str) -> _Source:
         name, _, query = text.partition("?")
-        chosen = dict(parse_qsl(query, keep_blank_values=True))
+        pairs = parse_qsl(query, keep_blank_values=True)
+        chosen = dict(pairs)
         unknown = [key for key in chosen if key not in ("image", "label")]
-        if unknown or not all(chosen.values()) or (query and not chosen):
+        if unknown or not all(chosen.values()) or len(chosen) < len(pairs) or (query and not chosen):
             raise DataError(
                 f"hfds/{name} is asked for {query!r}; expected columns of image and label",
                 hint="hfds/NAME?image=COLUMN&label=COLUMN",
@@ -85,7 +86,7 @@ class HubSet(ImageSet):
         ):
             if rest.any():
                 passed.add(reason, f"{split}/{int(np.flatnonzero(rest)[0])}", count=int(rest.sum()))
-        classes = names or [str(index) for index in range(int(labels.max()) + 1)]
+        classes = names or numbered(int(labels.max()), f"{where} column {label},")
         super().__init__(f"hfds/{name}", classes, labels[used])
         self.left_out = passed.but((), f"hfds/{source.name}", unit="row")
         self._rows = rows.select_columns([image])

@@ -142,6 +142,8 @@ def offered(source: str, found: Found | None = None) -> Offered:
     Raises:
         DataError: there is no such source, or it holds no images.
     """
+    if not source:
+        raise DataError("no data is named", hint="--data takes a folder, wds/FOLDER or hfds/NAME")
     kind, _, rest = source.partition("/")
     if kind == "hfds" and rest:
         return Offered(source, hub_halves(rest))

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lifedeploy.data.left_out import LeftOut
+from lifedeploy.errors import DataError
+
+MOST_CLASSES = 1_000_000
 
 
 class ImageSet(ABC):
@@ -73,6 +76,17 @@ def describe(images: ImageSet) -> dict[str, Any]:
 def as_targets(values: Iterable[int]) -> NDArray[np.int64]:
     """Class indices, (N,)."""
     return np.fromiter(values, dtype=np.int64)
+
+
+def numbered(largest: int, where: str) -> list[str]:
+    """Names for classes that have none: their numbers.
+
+    Raises:
+        DataError: there would be more than any data set has, so ``largest`` is no class.
+    """
+    if largest >= MOST_CLASSES:
+        raise DataError(f"{where} has a label {largest:,} and no names of classes; expected below {MOST_CLASSES:,}")
+    return [str(index) for index in range(largest + 1)]
 
 
 def nothing_found(what: str, left: Sequence[LeftOut]) -> str:

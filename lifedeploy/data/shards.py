@@ -16,8 +16,8 @@ from lifedeploy.data.folders import TRAIN_NAMES
 from lifedeploy.data.formats import endings
 from lifedeploy.data.left_out import LeftOut, Tally
 from lifedeploy.data.preprocess import decode_image
-from lifedeploy.data.sets import ImageSet, as_targets, nothing_found
-from lifedeploy.data.walk import walk
+from lifedeploy.data.sets import ImageSet, as_targets, nothing_found, numbered
+from lifedeploy.data.walk import once, walk
 from lifedeploy.errors import DataError
 from lifedeploy.files import is_lfs_pointer
 
@@ -45,7 +45,7 @@ class ShardSet(ImageSet):
             message = f"{root}/ has {len(shards)} shards without a single pair of image and .cls in them"
             raise DataError(nothing_found(message, inside))
         top = max(member.label for member in members)
-        classes = _class_names(root / CLASSES) or [str(index) for index in range(top + 1)]
+        classes = _class_names(root / CLASSES) or numbered(top, f"wds/{root}")
         if top >= len(classes):
             raise DataError(f"{root}/ has a class {top}, and {CLASSES} names {len(classes)}")
         super().__init__(f"wds/{root}", classes, as_targets(member.label for member in members))
@@ -71,6 +71,7 @@ def shard_halves(root: Path) -> dict[str, ImageSet]:
         DataError: there are no shards, or they cannot be read.
     """
     found = walk(root, {".tar"}, word="shard", known=(CLASSES,))
+    found = once(found, lambda name: name.lower().startswith(_VAL_STARTS))
     names = [name for name in found.files if "/" not in name]
     beside = found.passed
     for name in found.files:

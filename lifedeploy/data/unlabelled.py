@@ -42,7 +42,7 @@ def read_unlabelled(source: str, *, split: str = "") -> ImageSet:
         DataError: there are none, or the split does not exist, or it cannot be told which images are meant.
     """
     root, found = Path(source), None
-    if root.is_dir():
+    if source and root.is_dir():
         found = look_through(root)
         loose = LooseSet(root, found)
         inside = next((name for name in found.files if "/" in name), None)

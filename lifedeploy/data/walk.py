@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lifedeploy.data.formats import endings
@@ -30,6 +30,27 @@ class Found:
     def below(self, folder: str) -> tuple[str, ...]:
         """The files below one folder, by their names there."""
         return tuple(name[len(folder) + 1 :] for name in self.files if name.startswith(folder + "/"))
+
+
+def once(found: Found, prefer: Callable[[str], bool] = lambda name: False) -> Found:
+    """``found`` with every real file once: a link to a file that is found too is passed over.
+
+    Of several links to one file that is not, the first that ``prefer`` chooses stays, else the first. Hard links are
+    copies here: nothing tells which of them is the file.
+    """
+    if not found.links:
+        return found
+    named: dict[Identity, str] = {}
+    for name in found.files:
+        if name not in found.links:
+            named.setdefault(_identity(f"{found.root}/{name}"), name)
+    links = [name for name in found.files if name in found.links]
+    for name in sorted(links, key=lambda name: not prefer(name)):  # stable: in natural order otherwise
+        named.setdefault(found.links[name], name)
+    second = {name for name in links if named[found.links[name]] != name}
+    for name in (name for name in links if name in second):
+        found.passed.add("link to a file that is read under another name", name)
+    return replace(found, files=tuple(name for name in found.files if name not in second))
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

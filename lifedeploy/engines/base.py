@@ -225,10 +225,11 @@ class Engine(ABC):
         return self
 
     def close(self) -> None:
-        """Free the model. An engine can be opened again."""
-        if self._specs is not None:
-            self._close()
-            self._specs = None
+        """Free the model, after what is inferring has ended. An engine can be opened again."""
+        with self._turn:
+            if self._specs is not None:
+                self._specs = None
+                self._close()
 
     def __enter__(self) -> Engine:
         return self.open()
@@ -266,7 +267,12 @@ class Engine(ABC):
         """
         self._check(feeds)
         with self._turn:
-            return self._run(feeds)
+            self._opened()  # another thread may have closed it meanwhile
+            try:
+                return self._run(feeds)
+            except AttributeError:
+                self._opened()  # or does so now: then that is the reason
+                raise
 
     def lane(self, batch: int) -> Lane:
         """Buffers for ``batch`` images.

@@ -63,7 +63,8 @@ def emulate(model: ir.Model, *, watch: bool = False) -> int:
 
     Products are accumulated in FP32, as tensor cores do. What rounds to more than the type can hold becomes infinite:
     beyond 65,504 in FP16, 3.39e38 in BF16. FP8 needs no help: QuantizeLinear saturates at its largest number, 448 of
-    E4M3, as ONNX defines it and hardware does. Not emulated: FP16's loss of numbers below 6e-5.
+    E4M3, as ONNX defines it and hardware does. Not emulated: FP16's loss of numbers below 6e-5. What an attention
+    operator keeps to itself is FP32 here, as in fused kernels; as products its scores are tensors like all others.
 
     Args:
         model: a graph of :func:`lifedeploy.exporters.precision.to_half`.

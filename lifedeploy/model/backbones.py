@@ -87,6 +87,12 @@ def create(
     return checked
 
 
+def own_image_size(name: str) -> tuple[int, int] | None:
+    """(height, width) that a backbone was designed for, if it says."""
+    config: Any = timm.get_pretrained_cfg(timm_name(name), allow_unregistered=True)
+    return (config.input_size[-2], config.input_size[-1]) if config is not None else None
+
+
 def weight_bytes(name: str, *, num_classes: int | None = None) -> int:
     """What the weights of a backbone take in FP32, found out without making any.
 

@@ -1,31 +1,25 @@
-"""Checkpoints: safetensors that carry their spec; files of other tools are read too (:mod:`lifedeploy.model.layouts`).
-
-Nothing here executes code from a file: safetensors holds none, and ``.pth`` is read with ``weights_only=True``.
-"""
+"""Checkpoints: safetensors that carry their spec; what other tools write is read too (``raw.py``, ``layouts.py``)."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
-import re
-import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from lifedeploy.errors import ArtifactError, WeightsError
-from lifedeploy.files import atomic_file, compact_json, is_lfs_pointer
+from lifedeploy.files import atomic_file, compact_json
 from lifedeploy.model import backbones, positions
 from lifedeploy.model.layouts import Facts, size_of, unpack
 from lifedeploy.model.positions import Grid
+from lifedeploy.model.raw import is_safetensors, read_header, read_tensors, require_content, unpickle
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
@@ -64,7 +58,7 @@ def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
 
 def read_spec(path: Path) -> ModelSpec | None:
     """The spec in a checkpoint of ours; None if the file carries none. Reads the header only."""
-    text = _metadata(path).get(SPEC_KEY)
+    text = read_header(path).get(SPEC_KEY)
     if text is None:
         return None
     try:
@@ -92,30 +86,13 @@ def _read_image_size(path: Path) -> tuple[int, int] | None:
 
 def _fact(path: Path, key: str, without: Any) -> Any:
     """A value of the header, or what stands for there being none."""
-    text = _metadata(path).get(key)
+    text = read_header(path).get(key)
     if not text:
         return without
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise WeightsError(f"{path} carries {key} that cannot be read: {error}") from error
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    if path.suffix != ".safetensors":
-        return {}
-    if path.is_file():
-        _require_content(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file; see :func:`read`."""
-    return read(path).state
 
 
 def read(path: Path) -> Checkpoint:
@@ -128,67 +105,15 @@ def read(path: Path) -> Checkpoint:
         raise WeightsError(
             f"checkpoint {path} does not exist", hint="--weights takes auto, pretrained, random or a file"
         )
-    _require_content(path)
-    if path.suffix == ".safetensors":
-        spec = read_spec(path)
-        try:
-            state = dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    require_content(path)
+    if is_safetensors(path):
+        state, spec = read_tensors(path), read_spec(path)
         if spec is not None:
             return Checkpoint(path, state, spec)
         found = unpack(state, path)
         return Checkpoint(path, found.state, None, found.layout, Facts(image_size=_read_image_size(path)))
-    unpacked = unpack(_unpickled(path), path)
+    unpacked = unpack(unpickle(path), path)
     return Checkpoint(path, unpacked.state, None, unpacked.layout, unpacked.facts)
-
-
-def _require_content(path: Path) -> None:
-    """Refuse by their first bytes what is no file of weights, though it has the name of one."""
-    if is_lfs_pointer(path):
-        raise WeightsError(
-            f"{path} is a Git LFS pointer, not the weights it stands for", hint="git lfs pull fetches them"
-        )
-    if path.suffix in (".npz", ".npy"):
-        raise WeightsError(
-            f"{path} is a NumPy archive, as JAX and Flax models are kept in, and not read",
-            hint="timm's create_model(NAME, checkpoint_path=FILE) reads it: save its state_dict() as safetensors",
-        )
-    if path.suffix == ".json":
-        raise WeightsError(f"{path} is no file of weights", hint="of weights in several files, join them in one")
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        # timm's and DeiT's training scripts keep their arguments beside the weights: plain attributes, no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Not torch's first line, which advises to load it all the same.
-        named = _FORBIDDEN.search(str(error))
-        if named is None and not _is_pickle(path):  # the page of a download that failed, say
-            raise WeightsError(f"{path} is damaged or no checkpoint: it is no pickle") from error
-        raise WeightsError(
-            f"{path} holds more than tensors and is not loaded, since that could run code: "
-            + (named[1] if named else "a pickle that torch did not write"),
-            hint="save it again as safetensors, or as a plain state dict",
-        ) from error
-    except Exception as error:  # on bytes that are no pickle torch's reader fails in every way there is
-        raise WeightsError(f"{path} is damaged or no checkpoint: {_one_line(error)}") from error
-
-
-# What torch's weights-only reader names when it meets something else than tensors.
-_FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|instantiate|Trying to load unsupported GLOBAL) ([\w.]+)")
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == pickle.PROTO or zipfile.is_zipfile(path)
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()]
-    return " ".join(part for part in (type(error).__name__, lines[0] if lines else "") if part)
 
 
 def load_into(
@@ -197,8 +122,8 @@ def load_into(
     """Load ``state`` into ``model``: ours entirely, or a plain one into the backbone.
 
     Position embeddings of another image size are resampled from the grid of ``image_size``, (height, width), which the
-    file they come from is expected to say. Where it does not, they are taken for those of a grid that cannot be
-    mistaken, or refused.
+    file they come from is expected to say. Where it does not, they are taken for those of the backbone's own grid or of
+    a square one (:func:`positions.guess_grid`), or refused.
 
     Returns:
         A line about what was taken for granted; '' where nothing was.
@@ -287,6 +212,8 @@ def _placed(
     now: Grid = (int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1]))
     prefix = wanted.shape[1] - now[0] * now[1]  # prefix tokens that have a position embedding
     patches = embeddings.shape[1] - prefix
+    if patches < 1:
+        return state, ""
     if image_size is not None:
         old, note = positions.grid_of(vit, image_size), ""
         if old[0] * old[1] != patches:

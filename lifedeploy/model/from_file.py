@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import timm
 from timm.models.vision_transformer import VisionTransformer
@@ -18,8 +17,7 @@ from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.checkpoint import Checkpoint
 from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
 from lifedeploy.model.vit import build_model
-from lifedeploy.schedule import Schedule
-from lifedeploy.spec import ModelSpec, Provenance
+from lifedeploy.spec import Provenance
 
 _HEAD = re.compile(r"(?:backbone\.)?head(?:_dist)?\.")
 
@@ -43,22 +41,28 @@ def load_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
         predictor=own.provenance.predictor if own else "identity",
         elastic=own.provenance.elastic if own else False,
     )
-    names = own.classes if own else checkpoint.read_classes(path) or imagenet_names(vit.num_classes)
+    given = own.classes if own else checkpoint.read_classes(path)
+    names = given or (() if own else imagenet_names(vit.num_classes))
+    taken = "its 1,000 classes are taken for ImageNet's" if names and not given else ""
     if fresh:
         names = ()
         state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)} | _head_of(vit, state)
     if names and len(names) != vit.num_classes:
         raise WeightsError(f"{path} carries {len(names)} class names for a head of {vit.num_classes} classes")
-    spec = describe(request, vit, provenance, names)
+    spec = describe(request, vit, provenance, names, own.schedule if own else None)
     if own:
-        spec = _as_trained(spec, own, request)
+        spec = replace(
+            spec,
+            preprocess=replace(own.preprocess, image_size=spec.image_size),
+            temperature=own.temperature if request.temperature is None else request.temperature,
+        )
     elif facts.data_config:
-        given = {"input_size": (3, *spec.image_size), **facts.data_config}
-        spec = replace(spec, preprocess=backbones.preprocess_of(vit, spec.image_size, given))
+        trained_with = {"input_size": (3, *spec.image_size), **facts.data_config}
+        spec = replace(spec, preprocess=backbones.preprocess_of(vit, spec.image_size, trained_with))
     model = build_model(vit, spec, graph=graph)
-    note = checkpoint.load_into(model, state, path, image_size=_trained_size(file, request, vit))
+    note = checkpoint.load_into(model, state, path, image_size=_trained_size(file, request))
     recognised = f"{path.name}: {file.layout}" if file.layout else ""
-    return LoadedModel(model, spec, notes=tuple(filter(None, (recognised, note))))
+    return LoadedModel(model, spec, notes=tuple(filter(None, (recognised, note, taken))))
 
 
 def _require_backbone(file: Checkpoint, request: ModelRequest) -> None:
@@ -71,21 +75,19 @@ def _require_backbone(file: Checkpoint, request: ModelRequest) -> None:
         raise WeightsError(f"{file.path} holds {said}, but --backbone is {request.backbone}")
 
 
-def _trained_size(file: Checkpoint, request: ModelRequest, vit: VisionTransformer) -> tuple[int, int] | None:
+def _trained_size(file: Checkpoint, request: ModelRequest) -> tuple[int, int] | None:
     """The image size, (height, width), that a file's position embeddings are of; None where nobody says.
 
     Raises:
         WeightsError: the file says one, and another one was given.
     """
-    said = file.image_size
-    if said is None and file.facts.at_own_size:
-        config: Any = vit.pretrained_cfg
-        said = (config["input_size"][-2], config["input_size"][-1])
-    given = request.weights_image_size
-    if said is not None and given not in (None, said):
-        one, other = ("x".join(map(str, size)) for size in (said, given or said))
+    said, given = file.image_size, request.weights_image_size
+    if file.spec is not None and given not in (None, said):
+        one, other = ("x".join(map(str, size)) for size in (file.spec.image_size, given or ()))
         raise WeightsError(f"{file.path} says that it was trained at {one}, and --weights-img-size is {other}")
-    return said or given
+    if file.facts.at_own_size:
+        said = backbones.own_image_size(request.backbone)
+    return given or said  # of another tool's file somebody may know better
 
 
 def _head_of(vit: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,19 +95,3 @@ def _head_of(vit: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, T
     prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
     own = ((prefix + name, tensor) for name, tensor in vit.state_dict().items())
     return {name: tensor for name, tensor in own if _HEAD.match(name)}
-
-
-def _as_trained(spec: ModelSpec, own: ModelSpec, request: ModelRequest) -> ModelSpec:
-    """``spec`` with what the checkpoint knows better than timm: its preprocessing, U and, unless asked, schedule."""
-    asked = request.keep_rate is not None or request.counts is not None or request.drop_layers is not None
-    patches, schedule = spec.schedule.patches, spec.schedule
-    if not asked and own.schedule.patches == patches:
-        schedule = own.schedule
-    elif not asked and own.schedule.keep_rate is not None:  # a rate is one at every image size, counts are not
-        schedule = Schedule.from_keep_rate(patches, schedule.depth, own.schedule.keep_rate, own.schedule.drop_layers)
-    return replace(
-        spec,
-        preprocess=replace(own.preprocess, image_size=spec.image_size),
-        temperature=own.temperature if request.temperature is None else request.temperature,
-        schedule=schedule,
-    )

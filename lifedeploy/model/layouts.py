@@ -7,12 +7,14 @@ reads them; Lightning's and whatever else keeps the ViT in an attribute. Names t
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lifedeploy.errors import WeightsError
@@ -33,8 +35,8 @@ class Facts:
     """What a file says of its model besides the weights; what it does not say is empty."""
 
     architecture: str = ""  # timm's name
-    image_size: tuple[int, int] | None = None  # (height, width) that its position embeddings are of
-    at_own_size: bool = False  # they are of the backbone's own image size
+    image_size: tuple[int, int] | None = None  # (height, width) that it was trained at
+    at_own_size: bool = False  # its position embeddings are of the backbone's own image size all the same
     data_config: Mapping[str, Any] = field(default_factory=dict)  # its preprocessing, in timm's words
 
 
@@ -55,38 +57,88 @@ def unpack(data: Any, path: Path) -> Unpacked:
     """
     key = next((key for key in _KEYS if isinstance(data, dict) and isinstance(data.get(key), dict)), "")
     found = data[key] if key else data
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    if not _is_state(found):
+        others = [name for name, part in data.items() if _is_state(part)] if isinstance(data, dict) else []
+        if others:  # DINO's student and teacher, say
+            raise WeightsError(
+                f"{path} holds state dicts as {', '.join(map(repr, others))}; expected one, or {', '.join(_KEYS)}",
+                hint="save the one that is meant",
+            )
         raise WeightsError(f"{path} holds no state dict: expected a mapping of names to tensors")
-    kind, facts = _origin(data) if key else ("", Facts())
+    odd = next((name for name, tensor in found.items() if not _is_plain(tensor)), None)
+    if odd is not None:
+        raise WeightsError(f"{path} holds {odd} as a sparse, complex or empty tensor; expected plain real numbers")
+    kind, facts = _origin(data, path) if key else ("", Facts())
     layout = f"{kind}, {key}" if kind else key
     state, inside = _alone({_unwrapped(name): tensor for name, tensor in found.items()}, path)
     return Unpacked(state, ", ".join(part for part in (layout, inside) if part), facts)
 
 
-def _origin(data: Mapping[str, Any]) -> tuple[str, Facts]:
+def _is_state(data: Any) -> bool:
+    return (
+        isinstance(data, dict)
+        and bool(data)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in data.items())
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
+
+
+def _origin(data: Mapping[str, Any], path: Path) -> tuple[str, Facts]:
     """Which tool wrote a checkpoint, and what it wrote down beside the weights."""
     if _LIGHTNING in data:
         return "Lightning checkpoint", Facts()
     arguments = data.get("args")
-    if isinstance(arguments, argparse.Namespace) and hasattr(arguments, "model"):
-        return "timm training checkpoint", _arguments(vars(arguments), str(data.get("arch") or ""))
+    given = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    if isinstance(given, dict) and "model" in given:
+        kind = "DeiT training checkpoint" if "eval_crop_ratio" in given else "timm training checkpoint"
+        return kind, _arguments(given, str(data.get("arch") or ""), path)
     if "arch" in data and "state_dict" in data:
         return "timm training checkpoint", Facts(architecture=str(data["arch"]))
     return "", Facts()
 
 
-def _arguments(given: Mapping[str, Any], architecture: str) -> Facts:
+def _arguments(given: Mapping[str, Any], architecture: str, path: Path) -> Facts:
     """Of the arguments of timm's ``train.py`` or DeiT's ``main.py``."""
     more = given.get("model_kwargs")
-    size = (more.get("img_size") if isinstance(more, dict) else None) or given.get("input_size")
-    found = size_of(size or given.get("img_size"))
+    more = more if isinstance(more, dict) else {}
+    found = size_of(more.get("img_size") or given.get("input_size") or given.get("img_size"))
     said = any(name in given for name in ("input_size", "img_size"))
+    config = {name: given[name] for name in _DATA_CONFIG if given.get(name)}
+    if given.get("eval_crop_ratio"):  # DeiT's word for it
+        config.setdefault("crop_pct", given["eval_crop_ratio"])
+    _require_config(config, path)
     return Facts(
         architecture=architecture or str(given["model"]),
         image_size=found,
-        at_own_size=said and found is None,
-        data_config={name: given[name] for name in _DATA_CONFIG if given.get(name)},
+        at_own_size=said and (found is None or bool(more.get("dynamic_img_size"))),  # resampled as the model runs
+        data_config=config,
     )
+
+
+def _require_config(config: Mapping[str, Any], path: Path) -> None:
+    """Make sure that preprocessing is what its words mean.
+
+    Raises:
+        WeightsError: it is not.
+    """
+
+    def numbers(value: Any, count: int) -> bool:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        return len(parts) == count and all(isinstance(part, (int, float)) and math.isfinite(part) for part in parts)
+
+    fits = {
+        "mean": lambda value: numbers(value, 3),
+        "std": lambda value: numbers(value, 3) and min(value) > 0,
+        "crop_pct": lambda value: numbers(value, 1) and 0 < value <= 1,
+        "interpolation": lambda value: isinstance(value, str),
+        "crop_mode": lambda value: isinstance(value, str),
+    }
+    wrong = next((name for name, value in config.items() if not fits[name](value)), None)
+    if wrong is not None:
+        raise WeightsError(f"{path} says that it was trained with {wrong} {config[wrong]!r}, which cannot be")
 
 
 def size_of(size: Any) -> tuple[int, int] | None:

@@ -1,11 +1,12 @@
 """Position embeddings: the grid of patches that a file's are of, and how they are brought to another grid.
 
 The number of position embeddings does not tell their grid: 36 are 6x6, 4x9 or 9x4. A file of ours says it, and so does
-one that timm's training wrote; of others it is taken only where it cannot be mistaken.
+one that timm's training wrote; of others only the backbone's own grid and a square one are taken for granted.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -32,19 +33,19 @@ def own_grid(vit: VisionTransformer) -> Grid | None:
 def guess_grid(patches: int, vit: VisionTransformer) -> tuple[Grid | None, str]:
     """The grid of ``patches`` position embeddings that nothing is said about; None where it could be another one too.
 
-    It is the backbone's own grid or the one that ``vit`` has now, if only one of them has as many patches, and no
-    square has: what is trained at another size than its backbone's is mostly square.
+    It is the backbone's own grid or, if that is a square, the one that ``vit`` has now. Not if both have as many
+    patches, and not if another square has; and a grid that is neither could be turned, so it has to be said.
 
     Returns:
         The grid, or None; and how it was told, or what it could be.
     """
     now, own = (int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])), own_grid(vit)
-    likely = {grid: how for grid, how in ((own, "the backbone's own"), (now, "the one asked for")) if grid is not None}
-    likely = {grid: how for grid, how in likely.items() if grid[0] * grid[1] == patches}
-    side = round(patches**0.5)
-    possible = {*likely, *([(side, side)] if side * side == patches else [])}
-    if len(possible) == 1 and likely:
-        return next(iter(likely.items()))
+    side = math.isqrt(max(patches, 0))
+    possible = {grid for grid in (own, now, (side, side)) if grid is not None and grid[0] * grid[1] == patches}
+    if possible == {own}:
+        return own, "the backbone's own"
+    if possible == {now} and now[0] == now[1]:
+        return now, "the one asked for"
     return None, " or ".join(sorted(f"{rows}x{columns}" for rows, columns in possible))
 
 

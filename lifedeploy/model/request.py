@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from timm.models.vision_transformer import VisionTransformer
 
-from lifedeploy.errors import UsageError
+from lifedeploy.errors import ScheduleError, UsageError
 from lifedeploy.model import backbones
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.schedule import Schedule
@@ -18,7 +18,7 @@ DEFAULT_TEMPERATURE = 1.5
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What model is wanted. With neither ``keep_rate`` nor ``counts``, the schedule of the weights' own, else ρ 0.7."""
+    """What model is wanted. What is not said of its schedule is the weights' own, else that of keep rate 0.7."""
 
     backbone: str
     keep_rate: float | None = None
@@ -39,12 +39,29 @@ class ModelRequest:
                 f"{self.num_classes} classes are not allowed: expected at least 1, or 0 for a model without a head"
             )
 
-    def schedule(self, patches: int, depth: int) -> Schedule:
-        """The schedule asked for, on a backbone of this size."""
+    def schedule(self, patches: int, depth: int, own: Schedule | None = None) -> Schedule:
+        """The schedule asked for, on a backbone of this size; what is not asked for is that of the weights' ``own``.
+
+        Raises:
+            ScheduleError: it cannot be, or the weights' own counts are of another number of patches.
+        """
+        layers = self.drop_layers
+        if own is None or not own.drop_layers:
+            own = None
+        elif layers is None and (self.counts is None or len(self.counts) == len(own.drop_layers)):
+            layers = own.drop_layers  # lives are predicted after the first of them, and were trained there
         if self.counts is not None:
-            return Schedule.from_counts(patches, depth, self.counts, self.drop_layers)
-        keep_rate = DEFAULT_KEEP_RATE if self.keep_rate is None else self.keep_rate
-        return Schedule.from_keep_rate(patches, depth, keep_rate, self.drop_layers)
+            return Schedule.from_counts(patches, depth, self.counts, layers)
+        if self.keep_rate is None and own is not None and own.keep_rate is None:
+            if own.patches != patches:
+                raise ScheduleError(
+                    f"the weights' own counts, {', '.join(map(str, own.counts))}, are of {own.patches} patches, and "
+                    f"{patches} are asked for",
+                    hint="--rho or --counts says what is to be kept",
+                )
+            return Schedule.from_counts(patches, depth, own.counts, layers)
+        usual = DEFAULT_KEEP_RATE if own is None or own.keep_rate is None else own.keep_rate
+        return Schedule.from_keep_rate(patches, depth, usual if self.keep_rate is None else self.keep_rate, layers)
 
 
 @dataclass(frozen=True)
@@ -58,14 +75,18 @@ class LoadedModel:
 
 
 def describe(
-    request: ModelRequest, vit: VisionTransformer, provenance: Provenance, classes: tuple[str, ...]
+    request: ModelRequest,
+    vit: VisionTransformer,
+    provenance: Provenance,
+    classes: tuple[str, ...],
+    own: Schedule | None = None,
 ) -> ModelSpec:
-    """The spec of the model that ``request`` makes of ``vit``."""
+    """The spec of the model that ``request`` makes of ``vit``, whose weights may have a schedule of their ``own``."""
     return ModelSpec(
         backbone=request.backbone,
         timm_name=backbones.timm_name(request.backbone),
         method=request.method,
-        schedule=request.schedule(vit.patch_embed.num_patches, len(vit.blocks)),
+        schedule=request.schedule(vit.patch_embed.num_patches, len(vit.blocks), own),
         preprocess=backbones.preprocess_of(vit, request.image_size),
         num_classes=vit.num_classes,
         prefix_tokens=vit.num_prefix_tokens,

@@ -55,7 +55,7 @@ def load(request: ModelRequest, workspace: Workspace, *, graph: str = "order-onc
 
 
 def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedModel:
-    backbone = backbones.timm_name(request.backbone)
+    backbone, near = backbones.timm_name(request.backbone), ""
     for path in workspace.checkpoints():
         try:
             spec = checkpoint.read_spec(path)
@@ -63,10 +63,11 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
             continue
         if spec is None or spec.timm_name != backbone or spec.method != request.method:
             continue
+        near = near or f"; {path} has another schedule, image size or number of classes"
         if request.image_size not in (None, spec.image_size) or request.num_classes not in (None, spec.num_classes):
             continue
         try:
-            wanted = request.schedule(spec.schedule.patches, spec.schedule.depth)
+            wanted = request.schedule(spec.schedule.patches, spec.schedule.depth, spec.schedule)
         except ScheduleError:  # at this checkpoint's image size; at the one that is made in the end it may be fine
             continue
         same_drops = wanted.drop_layers == spec.schedule.drop_layers
@@ -83,7 +84,7 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
         loaded.model,
         loaded.spec,
         warning=(
-            f"RANDOM WEIGHTS: no trained checkpoint in {workspace.root}/ and no pretrained weights ({reason}). "
+            f"RANDOM WEIGHTS: no trained checkpoint in {workspace.root}/ and no pretrained weights ({reason}{near}). "
             "Speed does not depend on weights, and speed is all this model is good for: its classes mean nothing."
         ),
     )

@@ -172,12 +172,15 @@ def macs(spec: ModelSpec, cost: Cost) -> dict[str, Any]:
 
 def _name(spec: ModelSpec, request: ExportRequest) -> str:
     graph = request.graph
+    asked = request.model.image_size
+    if asked is None and spec.image_size != backbones.own_image_size(spec.timm_name):
+        asked = spec.image_size  # the weights' own, which is not the backbone's
     name = model_name(
         spec.backbone,
         spec.method,
         spec.schedule,
         graph=graph.form,
-        image_size=request.model.image_size,
+        image_size=asked,
         batch_size=graph.batch_size,
     )
     return name + ("-uint8" if graph.with_preprocess else "") + ("-with-life" if graph.with_life else "")

@@ -61,13 +61,19 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
 
         spec = checkpoint.read_spec(target.path)
         if spec is None:
-            raise ArtifactError(f"{target.path} carries no description of its model, so it cannot be run")
+            raise ArtifactError(
+                f"{target.path} carries no description of its model, so it cannot be run",
+                hint="lifedeploy export --backbone NAME --weights FILE makes a checkpoint that does",
+            )
         cls, taps = registry.resolve("torch"), parity.taps_for(spec)
         label = str(target.path)
         return Openable(target.name, label, cls, target.path, "fp32", spec.method, spec, False, None, taps)
     if target.artifact is None:
         if target.path.suffix != ".onnx":
-            raise ArtifactError(f"{target.path} is neither an export, an engine, an ONNX file nor a checkpoint of ours")
+            raise ArtifactError(
+                f"{target.path} is neither an export, an engine, an ONNX file nor a checkpoint of ours",
+                hint="lifedeploy export --backbone NAME --weights FILE makes one of weights",
+            )
         cls = registry.resolve(runtime, opens_onnx=True)
         found = inspect.facts(inspect.load(target.path)).precision
         precision = found if found in QUANTIZED else "fp32"

@@ -17,7 +17,8 @@ from lifedeploy import machine
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import Split, describe, read_split, write_split
 from lifedeploy.data.left_out import unique
-from lifedeploy.errors import TrainingError, UsageError, WeightsError
+from lifedeploy.errors import ExportError, TrainingError, UsageError, WeightsError
+from lifedeploy.exporters.onnx import require_one_file
 from lifedeploy.files import atomic_file, write_json
 from lifedeploy.model import backbones, checkpoint, weights
 from lifedeploy.model.vit import SlimViT
@@ -120,6 +121,8 @@ def train(
         for line in unique((*split.train.left_out, *split.val.left_out)):
             warn(line)
     feeds.steps_per_epoch(len(split.train), config, accelerator.num_processes)  # refused before a folder is made
+    if accelerator.is_main_process:
+        _warn_of_size(config, warn)
     say("making the model")
     config, warning = _resolved(config, split.train.classes, workspace)
     loaded = _load(config, split.train.classes, workspace)
@@ -234,6 +237,14 @@ def _accelerator(config: TrainConfig) -> tuple[Any, str]:
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     mixed = "no" if precision == "fp32" else precision
     return Accelerator(mixed_precision=mixed, kwargs_handlers=handlers), precision
+
+
+def _warn_of_size(config: TrainConfig, warn: Callable[[str], None]) -> None:
+    """Say before hours of training that what comes out of them cannot be exported."""
+    try:
+        require_one_file(backbones.weight_bytes(config.backbone))
+    except ExportError as error:
+        warn(f"{config.backbone} can be trained and not exported: {error.message}")
 
 
 def _resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> tuple[TrainConfig, str]:

@@ -173,6 +173,29 @@ def test_a_lane_beside_runs_disturbs_nobody(name, batch, exported):
         assert wrong_answers(engine, 10, runs) == []
 
 
+def test_an_engine_that_is_closed_meanwhile_says_so(opened):
+    engine, source = opened
+    sample = parity_samples(source.manifest.spec.preprocess)[0]
+    feeds, said = {"images": normalise(sample.pixels, source.manifest.spec.preprocess)}, []
+
+    def ask():
+        while True:
+            try:
+                engine.run(feeds)
+            except Exception as error:
+                said.append(error)
+                return
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    engine.close()
+    for thread in threads:
+        thread.join()
+    assert {type(error) for error in said} == {EngineError}
+    assert "is not open" in str(said[0])
+
+
 def test_an_answer_is_the_callers_to_change(opened):
     engine, source = opened
     sample = parity_samples(source.manifest.spec.preprocess)[0]

@@ -128,19 +128,18 @@ def far(tmp_path_factory, weights_file):
     return Workspace(folder / "artifacts")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None and not os.environ.get("CI"),
-    reason="TensorRT for RTX is not installed",
-)
-def test_activations_that_fp16_cannot_hold_stop_a_build_without_a_gpu_and_are_named(far):
-    export_of = far.latest_export()
+@pytest.mark.parametrize("engine", ["tensorrt-rtx", "fake-device"])
+def test_activations_that_fp16_cannot_hold_stop_a_build_without_a_gpu_and_are_named(far, engine):
+    if engine == "tensorrt-rtx" and importlib.util.find_spec("tensorrt_rtx") is None and not os.environ.get("CI"):
+        pytest.skip("TensorRT for RTX is not installed")
+    folder = far.latest_export().folder
     with pytest.raises(ParityError) as refused:
-        build(BuildRequest(engine="tensorrt-rtx", precision="fp16"), far)
+        build(BuildRequest(engine=engine, precision="fp16"), far)
     message = refused.value.message
     assert "does not fit into FP16: " in message and "blocks.2.mlp.fc1" in message and "6.55e+04" in message
     assert refused.value.hint == "--bf16 has the range of FP32"
-    assert not (export_of.folder / "tensorrt-rtx-fp16").exists()
-    built = build(BuildRequest(engine="tensorrt-rtx", precision="bf16"), far)
+    assert not (folder / f"{engine}-fp16").exists()
+    built = build(BuildRequest(engine=engine, precision="bf16"), far)
     reach = Artifact.read(built.engine.folder / "model.json").manifest.engine.graph["reach"]
     assert "blocks.2.mlp" in reach["tensor"] and reach["limit"] == pytest.approx(3.39e38, rel=1e-3)
     assert 1e5 < reach["largest"] < reach["limit"]

@@ -214,7 +214,7 @@ def pickled(data: object, how: str) -> bytes:
 def test_code_in_a_checkpoint_is_not_run(tmp_path, suffix, how, evil):
     target, path = tmp_path / "executed", tmp_path / f"evil{suffix}"
     path.write_bytes(pickled({"model": {"head.weight": torch.ones(2), "x": evil(target)}}, how))
-    error = refusal(lambda: checkpoint.read_state(path), path)
+    error = refusal(lambda: checkpoint.read(path).state, path)
     assert not target.exists()
     assert "holds more than tensors and is not loaded, since that could run code" in error.message
     assert error.hint == "save it again as safetensors, or as a plain state dict"
@@ -226,7 +226,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, suffix, how, evil):
 def test_code_behind_the_name_of_a_safetensors_file_is_not_run(tmp_path):
     target, path = tmp_path / "executed", tmp_path / "evil.safetensors"
     path.write_bytes(pickled(Touch(target), "zip"))
-    assert "is not a readable safetensors file" in refusal(lambda: checkpoint.read_state(path), path).message
+    assert "is not a readable safetensors file" in refusal(lambda: checkpoint.read(path).state, path).message
     assert "is not a readable safetensors file" in refusal(lambda: checkpoint.load(path), path).message
     assert not target.exists()
 
@@ -239,7 +239,7 @@ class Other:
 def test_other_objects_are_refused_like_code(tmp_path, data):
     path = tmp_path / "module.pth"
     torch.save(data, path)
-    assert "holds more than tensors" in refusal(lambda: checkpoint.read_state(path), path).message
+    assert "holds more than tensors" in refusal(lambda: checkpoint.read(path).state, path).message
 
 
 # --- damaged files ----------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_truncated_safetensors_file_is_refused(saved, share):
     path, _, _ = saved
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    for call in (checkpoint.load, checkpoint.read_state, checkpoint.read_spec, checkpoint.read_classes):
+    for call in (checkpoint.load, checkpoint.read, checkpoint.read_spec, checkpoint.read_classes):
         assert "is not a readable safetensors file" in refusal(lambda call=call: call(path), path).message
 
 
@@ -268,7 +268,7 @@ def test_a_truncated_pth_file_is_refused_wherever_it_was_cut(tmp_path, how):
     content = pickled({"a": torch.ones(3), "b": torch.zeros(2, 2)}, how)
     for length in range(0, len(content) - 40, 23):
         path.write_bytes(content[:length])
-        refusal(lambda: checkpoint.read_state(path), path)
+        refusal(lambda: checkpoint.read(path).state, path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -277,13 +277,13 @@ def test_any_other_bytes_are_refused(tmp_path):
     for prefix in (b"", b"\x80\x02", b"\x80\x04", b"PK\x03\x04"):
         for _ in range(150):
             path.write_bytes(prefix + generator.randbytes(generator.randrange(60)))
-            refusal(lambda: checkpoint.read_state(path), path)
+            refusal(lambda: checkpoint.read(path).state, path)
 
 
 def test_text_is_called_damaged_and_not_dangerous(tmp_path):
     path = tmp_path / "page.pth"
     path.write_text("<html>not found</html>\n")
-    assert "is damaged or no checkpoint" in refusal(lambda: checkpoint.read_state(path), path).message
+    assert "is damaged or no checkpoint" in refusal(lambda: checkpoint.read(path).state, path).message
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_pth_file_without_a_state_dict_is_refused(tmp_path, data):
     path = tmp_path / "odd.pth"
     torch.save(data, path)
     assert "holds no state dict: expected a mapping of names to tensors" in (
-        refusal(lambda: checkpoint.read_state(path), path).message
+        refusal(lambda: checkpoint.read(path).state, path).message
     )
 
 
@@ -320,7 +320,7 @@ def test_every_form_of_state_dict_loads_into_the_backbone(tmp_path, form):
     write_state(path, source.backbone.state_dict(), form)
     spec = small_model()[1]
     target = build_model(backbones.create(SMALL, image_size=SIZE, num_classes=3), spec)
-    checkpoint.load_into(target, checkpoint.read_state(path), path)
+    checkpoint.load_into(target, checkpoint.read(path).state, path)
     images = images_for(target.backbone)
     assert torch.equal(target.backbone(images), source.backbone(images))
     assert torch.equal(target.reducer.predictor.weight, torch.eye(64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from lifedeploy.artifact import Workspace
 from lifedeploy.errors import WeightsError
 from lifedeploy.model import backbones, checkpoint, weights
+from lifedeploy.model.positions import resample
 from lifedeploy.model.weights import ModelRequest
 
 SMALL = "test_vit"
@@ -166,6 +168,98 @@ def test_a_git_lfs_pointer_says_that_it_is_one(tmp_path, name):
         with pytest.raises(WeightsError, match="is a Git LFS pointer, not the weights it stands for") as refused:
             call(path)
         assert refused.value.hint == "git lfs pull fetches them"
+
+
+@pytest.mark.parametrize("form", ["namespace", "dict"])
+def test_a_checkpoint_of_deits_training_says_its_crop(tmp_path, form):
+    path = tmp_path / "checkpoint.pth"
+    said = arguments(input_size=64, eval_crop_ratio=0.875)
+    torch.save({"model": state(image_size=(64, 64)), "args": said if form == "namespace" else vars(said)}, path)
+    loaded = load(path)
+    assert loaded.spec.preprocess.crop_pct == 0.875
+    assert loaded.notes == ("checkpoint.pth: DeiT training checkpoint, model",)
+
+
+def test_embeddings_that_were_resampled_as_the_model_ran_are_of_its_own_size(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    content = state(image_size=(160, 160))
+    torch.nn.init.normal_(content["pos_embed"])
+    torch.save({"model": content, "args": arguments(img_size=96, model_kwargs={"dynamic_img_size": True})}, path)
+    loaded = load(path)
+    assert loaded.spec.image_size == (96, 96)
+    expected = resample(content["pos_embed"], (10, 10), (6, 6))
+    assert torch.equal(loaded.model.backbone.pos_embed, expected)
+
+
+def test_somebody_may_know_better_than_another_tools_file(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    content = state()
+    torch.save({"model": content, "args": arguments(img_size=96)}, path)
+    loaded = load(path, image_size=SIZE, weights_image_size=SIZE)
+    assert torch.equal(loaded.model.backbone.pos_embed, content["pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"mean": [0.1, 0.2]}, "mean [0.1, 0.2]"),
+        ({"std": (0.1, 0.0, 0.1)}, "std (0.1, 0.0, 0.1)"),
+        ({"crop_pct": 7.0}, "crop_pct 7.0"),
+        ({"interpolation": 3}, "interpolation 3"),
+    ],
+)
+def test_preprocessing_that_cannot_be_is_refused(tmp_path, said, shown):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": state(), "args": arguments(input_size=(3, *SIZE), **said)}, path)
+    with pytest.raises(WeightsError) as refused:
+        load(path)
+    assert refused.value.message == f"{path} says that it was trained with {shown}, which cannot be"
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.SafeTensors", "weights.bin"])
+def test_safetensors_are_known_by_their_content(tmp_path, name):
+    save_file(state(6.0), tmp_path / name, metadata={"image_size": "[64, 144]", "classes": '["a", "b", "c"]'})
+    loaded = load(tmp_path / name)
+    assert (mark_of(loaded), loaded.spec.classes, loaded.spec.image_size) == (6.0, ("a", "b", "c"), SIZE)
+
+
+@pytest.mark.filterwarnings("error")
+def test_torchscript_is_named_and_refused(tmp_path):
+    path = tmp_path / "traced.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    with pytest.raises(WeightsError, match="is a TorchScript archive, which holds code") as refused:
+        load(path)
+    assert "torch.jit.load" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({1: torch.ones(2)}, "holds no state dict"),
+        ({"model": {1: torch.ones(2)}}, "holds no state dict"),
+        (
+            {"student": {"a": torch.ones(2)}, "teacher": {"a": torch.ones(2)}},
+            "holds state dicts as 'student', 'teacher'",
+        ),
+        ({"a": torch.ones(2, 2).to_sparse()}, "holds a as a sparse, complex or empty tensor"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "holds a as a sparse, complex or empty tensor"),
+        ({"a": torch.ones(2, device="meta")}, "holds a as a sparse, complex or empty tensor"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, content, message):
+    path = tmp_path / "odd.pth"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=message):
+        load(path)
+
+
+def test_no_position_embeddings_do_not_fit(tmp_path):
+    path = tmp_path / "odd.pth"
+    torch.save(state() | {"pos_embed": torch.ones(1, 0, 64)}, path)
+    with pytest.raises(WeightsError, match=r"does not fit this backbone: pos_embed is \(1, 0, 64\)"):
+        load(path)
 
 
 def test_an_archive_of_jax_is_named_and_refused(tmp_path):

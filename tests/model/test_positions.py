@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lifedeploy.artifact import Workspace
-from lifedeploy.errors import WeightsError
+from lifedeploy.errors import ScheduleError, WeightsError
 from lifedeploy.model import backbones, checkpoint, positions, weights
 from lifedeploy.model.vit import build_model
 from lifedeploy.model.weights import ModelRequest
@@ -194,7 +194,7 @@ def loaded_at(
     return weights.load(request, Workspace(path.parent))
 
 
-@pytest.mark.parametrize("grid", [(10, 10), (4, 4), (5, 7), (1, 8)])
+@pytest.mark.parametrize("grid", [(10, 10), (4, 4), (7, 7)])
 def test_a_plain_file_at_its_own_size_is_taken_as_it_is(tmp_path, grid):
     embeddings = plain(tmp_path / "a.safetensors", grid)
     loaded = loaded_at(tmp_path / "a.safetensors", grid)
@@ -212,6 +212,9 @@ def test_a_plain_file_at_its_own_size_is_taken_as_it_is(tmp_path, grid):
         ((6, 6), (8, 8), "6x6"),
         ((8, 18), (9, 16), "12x12 or 9x16"),
         ((5, 7), (8, 8), ""),
+        ((5, 7), (5, 7), "5x7"),  # or turned
+        ((2, 6), (6, 2), "6x2"),
+        ((2, 6), (3, 4), "3x4"),
     ],
 )
 def test_a_grid_that_could_be_another_is_asked_for(tmp_path, held, asked, possible):
@@ -268,6 +271,40 @@ def test_pretrained_weights_are_brought_over_from_their_own_grid(monkeypatch, tm
     expected = direct(made_by_timm[0].pos_embed.detach(), (10, 10), (5, 20))
     torch.testing.assert_close(loaded.model.backbone.pos_embed, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(loaded.model.backbone.head.weight, made_by_timm[0].head.weight)
+
+
+OWN = Schedule.from_keep_rate(16, 6, 0.5, (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "patches", "expected"),
+    [
+        (OWN, {}, 16, OWN),
+        (OWN, {}, 36, Schedule.from_keep_rate(36, 6, 0.5, (1, 2, 3))),
+        (OWN, {"keep_rate": 0.7}, 16, Schedule.from_keep_rate(16, 6, 0.7, (1, 2, 3))),
+        (OWN, {"drop_layers": (2, 3, 4)}, 16, Schedule.from_keep_rate(16, 6, 0.5, (2, 3, 4))),
+        (OWN, {"counts": (9, 5, 3)}, 16, Schedule.from_counts(16, 6, (9, 5, 3), (1, 2, 3))),
+        (OWN, {"counts": (9, 5), "drop_layers": (1, 4)}, 16, Schedule.from_counts(16, 6, (9, 5), (1, 4))),
+        (Schedule.from_counts(16, 6, (9, 5, 3), (1, 2, 3)), {}, 16, Schedule.from_counts(16, 6, (9, 5, 3), (1, 2, 3))),
+        (
+            Schedule.from_counts(16, 6, (9, 5, 3), (1, 2, 3)),
+            {"keep_rate": 0.7},
+            36,
+            Schedule.from_keep_rate(36, 6, 0.7, (1, 2, 3)),
+        ),
+        (Schedule.dense(16, 6), {}, 16, Schedule.from_keep_rate(16, 6, 0.7)),
+        (None, {}, 16, Schedule.from_keep_rate(16, 6, 0.7)),
+    ],
+)
+def test_what_is_not_asked_of_a_schedule_is_the_weights_own(own, asked, patches, expected):
+    assert ModelRequest(SMALL, **asked).schedule(patches, 6, own) == expected
+
+
+def test_counts_of_another_number_of_patches_are_asked_for():
+    own = Schedule.from_counts(16, 6, (9, 5, 3), (1, 2, 3))
+    with pytest.raises(ScheduleError, match="own counts, 9, 5, 3, are of 16 patches, and 36 are asked for") as refused:
+        ModelRequest(SMALL).schedule(36, 6, own)
+    assert refused.value.hint == "--rho or --counts says what is to be kept"
 
 
 def test_a_keep_rate_goes_along_to_another_size(tmp_path):

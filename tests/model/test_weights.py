@@ -152,7 +152,7 @@ def test_auto_finds_the_one_that_fits_among_newer_ones_that_do_not(workspace, of
     leave_trained(workspace, "fits", mark=1.0, age_s=100)
     leave_trained(workspace, "other-rate", mark=2.0, request=replace(REQUEST, keep_rate=0.5))
     leave_trained(workspace, "other-layers", mark=3.0, request=replace(REQUEST, drop_layers=(1, 2, 3)))
-    loaded = weights.load(REQUEST, workspace)
+    loaded = weights.load(replace(REQUEST, keep_rate=0.7, drop_layers=(2, 4, 5)), workspace)
     assert mark_of(loaded) == 1.0
     assert loaded.spec.schedule.keep_rate == 0.7
 
@@ -176,6 +176,20 @@ def test_auto_takes_no_checkpoint_of_something_else(workspace, offline, changes)
     assert loaded.spec.provenance.weights == "random"
     assert mark_of(loaded) != 3.0
     assert loaded.warning.startswith("RANDOM WEIGHTS")
+
+
+def test_auto_takes_the_newest_where_no_schedule_is_asked_for(workspace, offline):
+    leave_trained(workspace, "older", mark=1.0, age_s=100)
+    leave_trained(workspace, "newer", mark=2.0, request=replace(REQUEST, keep_rate=0.5, drop_layers=(1, 2, 3)))
+    loaded = weights.load(REQUEST, workspace)
+    assert mark_of(loaded) == 2.0
+    assert loaded.spec.schedule == Schedule.from_keep_rate(16, 6, 0.5, (1, 2, 3))
+
+
+def test_auto_names_what_it_did_not_take(workspace, offline):
+    path = leave_trained(workspace, "run", mark=3.0)
+    warning = weights.load(replace(REQUEST, keep_rate=0.5), workspace).warning
+    assert f"; {path} has another schedule, image size or number of classes)" in warning
 
 
 def test_auto_passes_over_a_checkpoint_of_a_smaller_image_when_counts_are_asked_for(workspace, offline):
@@ -350,6 +364,7 @@ def test_a_plain_file_of_a_thousand_classes_gets_imagenets_names(workspace, tmp_
     path = plain_file(tmp_path / "mine.safetensors", 1000)
     loaded = weights.load(ModelRequest(SMALL, image_size=SIZE, weights=str(path)), workspace)
     assert loaded.spec.classes[0].startswith("tench")
+    assert loaded.notes == ("its 1,000 classes are taken for ImageNet's",)
 
 
 def test_as_many_class_names_as_classes_are_expected(workspace, tmp_path):

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def weights_of(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return checkpoint.read_state(folder / f"{name}.safetensors")
+    return checkpoint.read(folder / f"{name}.safetensors").state
 
 
 def digest(state: dict[str, torch.Tensor], *, backbone: bool) -> str:
