@@ -223,6 +223,8 @@ def train(
                 console.warn(warning, title="warning", alarming=True)
             console.err.print(render_training.started(plan, folder))
 
-        report = run(request, place, say, watch, started, lambda line: console.warn(line, title="warning"))
+        report = run(
+            request, place, say, watch, started, lambda line: console.warn(line, title="warning"), console.note
+        )
     if main_process:
         console.report(json, report.to_dict, lambda: render_training.trained(report))

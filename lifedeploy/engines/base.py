@@ -207,10 +207,8 @@ class Engine(ABC):
             offered = f"; it takes: {', '.join(map(option_name, cls.takes))}" if cls.takes else ""
             raise UsageError(f"engine {cls.name} has no use for {', '.join(unknown)}{offered}")
         if options.attention in ATTENTIONS and options.attention not in cls.attentions:
-            raise UsageError(
-                f"engine {cls.name} cannot read attention as {options.attention!r}; it takes: "
-                f"{', '.join(cls.attentions)}"
-            )
+            taken = ", ".join(cls.attentions)
+            raise UsageError(f"engine {cls.name} cannot read attention as {options.attention!r}; it takes: {taken}")
 
     # The life of an engine.
 

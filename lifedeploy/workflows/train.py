@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from lifedeploy.model.weights import LoadedModel, ModelRequest
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
 from lifedeploy.training import feeds
+from lifedeploy.training.accelerator import accelerator_for
 from lifedeploy.training.config import TrainConfig, read_toml
 from lifedeploy.training.distillation import require_watchable
 from lifedeploy.training.log import FILE, read_log
@@ -100,10 +100,12 @@ def train(
     watch: Watch = lambda progress: None,
     started: Callable[[TrainConfig, Path, str], None] = lambda config, folder, warning: None,
     warn: Callable[[str], None] = lambda message: None,
+    note: Callable[[str], None] = lambda message: None,
 ) -> TrainReport:
     """Run all stages, or those that are left of a run that was stopped.
 
-    ``warn`` hears, before anything is trained, what of the data is not used, and what was made of a file of weights.
+    ``warn`` hears, before anything is trained, what of the data is not used, and ``note`` what was made of a file of
+    weights.
 
     Raises:
         UsageError: the configuration cannot be meant, or the run's folder is taken.
@@ -111,7 +113,7 @@ def train(
         WeightsError: the weights to start from are.
         TrainingError: a gradient is not finite, or the state on disk is another run's.
     """
-    accelerator, precision = _accelerator(request.config)
+    accelerator, precision = accelerator_for(request.config)
     say("reading the images' names")
     config = request.config
     if not config.data:
@@ -128,7 +130,7 @@ def train(
     loaded = _load(config, split.train.classes, workspace)
     if accelerator.is_main_process:
         for line in loaded.notes:
-            warn(line)
+            note(line)
     drop_paths(loaded.model, config.drop_path)
     require_watchable(loaded.model, config)
     folder = workspace.root / "checkpoints" / (request.name or run_name(config, loaded.spec))
@@ -215,28 +217,6 @@ def run_name(config: TrainConfig, spec: ModelSpec) -> str:
     name = model_name(config.backbone, spec.method, schedule, image_size=config.size)
     extras = [word for word in ("single_stage", "hard", "distill", "elastic") if getattr(config, word)]
     return "-".join([name, *(word.replace("_stage", "") for word in extras)])
-
-
-def _accelerator(config: TrainConfig) -> tuple[Any, str]:
-    """accelerate's view of this process and its fellows, and the precision that runs."""
-    from accelerate import Accelerator, PartialState
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    # Without being told, accelerate does not look for fellow processes on a machine that has no GPU.
-    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    device = PartialState(cpu=on_cpu).device
-    AcceleratorState._reset_state()  # it keeps the precision of an earlier run in this process
-    precision = config.precision
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else machine.fast_bf16()
-        precision = "bf16" if fast else "fp32"
-    if precision == "fp16" and device.type == "cpu":
-        raise UsageError("fp16 training needs a GPU: a CPU has no loss scaler", hint="--precision bf16 or fp32")
-    # Gradients live in the buckets they travel in: one copy less.
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    mixed = "no" if precision == "fp32" else precision
-    return Accelerator(mixed_precision=mixed, kwargs_handlers=handlers), precision
 
 
 def _warn_of_size(config: TrainConfig, warn: Callable[[str], None]) -> None:
