@@ -208,7 +208,8 @@ def train(
     with console.training(quiet=not main_process) as (say, watch):
         say("importing torch")
         from lifedeploy.cli import render_training
-        from lifedeploy.workflows.train import TrainRequest, newest_run, resumed, settled
+        from lifedeploy.workflows.runs import newest_run
+        from lifedeploy.workflows.train import TrainRequest, resumed, settled
         from lifedeploy.workflows.train import train as run
 
         place = Workspace(workspace)

@@ -209,15 +209,19 @@ def map_classes(found: Sequence[str], names: Sequence[str], classes: int, *, sou
             f"{source} has {len(found)} classes, and {model} has {classes}",
             hint="folders named as the model's classes may be fewer than these; otherwise there must be as many",
         )
-    ours = [repr(name) for name in names] or [f"class {index}" for index in range(classes)]
-    pairs = [f"{name!r} for {own}" for name, own in zip(found, ours, strict=True)]
-    shown = ", ".join([*pairs[:2], *(["…"] if len(pairs) > 3 else []), *pairs[2:][-1:]])
     warning = (
-        f"classes are matched BY POSITION, since none of {source} has the name of one of the model's: {shown} are "
-        "taken. If their order is not the same, every figure of accuracy here is wrong; folders named as the model's "
-        "classes are matched by name"
+        f"classes are matched BY POSITION, since none of {source} has the name of one of the model's: "
+        f"{by_position(found, names)} are taken. If their order is not the same, every figure of accuracy here is "
+        "wrong; folders named as the model's classes are matched by name"
     )
     return ClassMap(np.arange(classes, dtype=np.int64), "position", tuple(found), warning)
+
+
+def by_position(found: Sequence[str], names: Sequence[str]) -> str:
+    """What is taken for what, to be read, where the n-th class of one is that of the other: the first and the last."""
+    ours = [repr(name) for name in names] or [f"class {index}" for index in range(len(found))]
+    pairs = [f"{name!r} for {own}" for name, own in zip(found, ours, strict=True)]
+    return ", ".join([*pairs[:2], *(["…"] if len(pairs) > 3 else []), *pairs[2:][-1:]])
 
 
 def _log_odds(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -62,7 +62,7 @@ def load_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
     model = build_model(vit, spec, graph=graph)
     note = checkpoint.load_into(model, state, path, image_size=_trained_size(file, request))
     recognised = f"{path.name}: {file.layout}" if file.layout else ""
-    return LoadedModel(model, spec, notes=tuple(filter(None, (recognised, note, taken))))
+    return LoadedModel(model, spec, notes=tuple(filter(None, (recognised, note, taken))), new_head=fresh)
 
 
 def _require_backbone(file: Checkpoint, request: ModelRequest) -> None:

@@ -72,6 +72,7 @@ class LoadedModel:
     spec: ModelSpec
     warning: str = ""
     notes: tuple[str, ...] = ()  # what was recognised in a file, and what was taken for granted
+    new_head: bool = False  # drawn, as the weights have none of this number of classes
 
 
 def describe(

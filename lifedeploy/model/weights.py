@@ -134,7 +134,7 @@ def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
     source = config.get("hf_hub_id") or config.get("url") or ""
     classes = () if fresh else imagenet_names(vit.num_classes)
     spec = describe(request, vit, Provenance("pretrained", source=str(source)), classes)
-    return LoadedModel(build_model(vit, spec, graph=graph), spec)
+    return LoadedModel(build_model(vit, spec, graph=graph), spec, new_head=fresh)
 
 
 def _at_size(vit: VisionTransformer, request: ModelRequest) -> VisionTransformer:

@@ -16,7 +16,8 @@ from lifedeploy import machine
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import Split, describe, read_split, write_split
 from lifedeploy.data.left_out import unique
-from lifedeploy.errors import ExportError, TrainingError, UsageError, WeightsError
+from lifedeploy.errors import ExportError, UsageError, WeightsError
+from lifedeploy.evaluation.accuracy import by_position
 from lifedeploy.exporters.onnx import require_one_file
 from lifedeploy.files import atomic_file, write_json
 from lifedeploy.model import backbones, checkpoint, weights
@@ -32,8 +33,8 @@ from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Progress, Trainer
 from lifedeploy.training.stages import drop_paths
 from lifedeploy.workflows.progress import Say, silent
+from lifedeploy.workflows.runs import CONFIG, run_config
 
-CONFIG = "config.toml"
 REPORT = "report.json"
 SPLIT = "split.csv"
 LAST = "last.safetensors"
@@ -131,6 +132,8 @@ def train(
     if accelerator.is_main_process:
         for line in loaded.notes:
             note(line)
+        if others := _other_classes(loaded, split.train.classes):
+            warn(others)
     drop_paths(loaded.model, config.drop_path)
     require_watchable(loaded.model, config)
     folder = workspace.root / "checkpoints" / (request.name or run_name(config, loaded.spec))
@@ -191,23 +194,6 @@ def resumed(folder: Path, command: str = "") -> TrainRequest:
         UsageError: there is none.
     """
     return TrainRequest(run_config(folder), folder.name, resume=True, command=command)
-
-
-def newest_run(workspace: Workspace) -> Path:
-    """The run that wrote something last.
-
-    Raises:
-        TrainingError: there is none.
-    """
-    runs = [path.parent for path in (workspace.root / "checkpoints").glob(f"*/{CONFIG}")]
-    if not runs:
-        raise TrainingError(f"no training run in {workspace.root}/checkpoints/", hint="lifedeploy train --data DIR")
-    return max(runs, key=lambda run: max(path.stat().st_mtime_ns for path in run.rglob("*")))
-
-
-def run_config(folder: Path) -> TrainConfig:
-    """The configuration that a run was started with."""
-    return TrainConfig.from_dict(read_toml(folder / CONFIG), str(folder / CONFIG))
 
 
 def run_name(config: TrainConfig, spec: ModelSpec) -> str:
@@ -280,9 +266,20 @@ def _warning(loaded: LoadedModel, config: TrainConfig) -> str:
     start = loaded.spec.provenance
     if not config.dense and start.weights == "random":
         return "lives are about to be trained on random weights: fine-tune a model first (lifedeploy train --dense)"
-    if not config.dense and not loaded.spec.classes:
+    if not config.dense and loaded.new_head:
         return "the head is new: fine-tune a dense model on these classes first (lifedeploy train --dense)"
     return ""
+
+
+def _other_classes(loaded: LoadedModel, classes: Sequence[str]) -> str:
+    """What the classes of a head are taken for that was trained on others, or has no names; '' of all other heads."""
+    spec = loaded.spec
+    if loaded.new_head or spec.provenance.weights == "random" or spec.classes == tuple(classes):
+        return ""
+    return (
+        f"the head of {spec.provenance.source} is kept, and its classes are matched BY POSITION: "
+        f"{by_position(classes, spec.classes)}"
+    )
 
 
 def _fingerprint(config: TrainConfig, loaded: LoadedModel) -> str:

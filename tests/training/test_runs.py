@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.errors import ImageError, TrainingError, UsageError
-from lifedeploy.model import checkpoint
+from lifedeploy.model import backbones, checkpoint
 from lifedeploy.training import loop
 from lifedeploy.training.log import read_log
-from lifedeploy.workflows import train as workflow
+from lifedeploy.workflows.runs import run_config
 from lifedeploy.workflows.train import TrainRequest, resumed, train
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def test_lives_start_from_the_dense_model_of_these_classes(settings, workspace):
     assert Path(report.config.weights) in (dense / "best.safetensors", dense / "last.safetensors")
     assert report.warning == ""
     assert report.spec.provenance.predictor == "trained"
-    stored = workflow.run_config(report.folder)
+    stored = run_config(report.folder)
     assert stored == report.config
     other = train(TrainRequest(settings(weights="auto"), "again"), workspace)
     assert other.config.weights == report.config.weights  # the life run's own checkpoints are no dense model
@@ -342,3 +343,19 @@ def test_the_workspace_offers_the_best_of_the_newest_run(settings, tmp_path):
         "old/last",
         "old/after-dense",
     ]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["other names", "no names"])
+def test_a_head_of_other_classes_is_taken_by_position_and_that_is_said(settings, workspace, tmp_path, named):
+    vit = backbones.create("test_vit", image_size=(64, 64), num_classes=3)
+    header = {"image_size": "64"} | ({"classes": '["sky", "grass", "fire"]'} if named else {})
+    save_file(vit.state_dict(), tmp_path / "mine.safetensors", metadata=header)
+    said: list[str] = []
+    config = settings(weights=str(tmp_path / "mine.safetensors"), stage2_epochs=0)
+    report = train(TrainRequest(config), workspace, warn=said.append)
+    given = ("'sky'", "'grass'", "'fire'") if named else ("class 0", "class 1", "class 2")
+    assert said == [
+        "the head of mine.safetensors is kept, and its classes are matched BY POSITION: "
+        f"'blue' for {given[0]}, 'green' for {given[1]}, 'red' for {given[2]}"
+    ]
+    assert "the head is new" not in report.warning
