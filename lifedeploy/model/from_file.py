@@ -43,7 +43,7 @@ def load_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
     )
     given = own.classes if own else checkpoint.read_classes(path)
     names = given or (() if own else imagenet_names(vit.num_classes))
-    taken = "its 1,000 classes are taken for ImageNet's" if names and not given else ""
+    taken = "its 1,000 classes are taken for ImageNet's" if names and not given and not fresh else ""
     if fresh:
         names = ()
         state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)} | _head_of(vit, state)

@@ -125,14 +125,16 @@ def _require_config(config: Mapping[str, Any], path: Path) -> None:
         WeightsError: it is not.
     """
 
-    def numbers(value: Any, count: int) -> bool:
-        parts = value if isinstance(value, (list, tuple)) else [value]
-        return len(parts) == count and all(isinstance(part, (int, float)) and math.isfinite(part) for part in parts)
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+
+    def per_channel(value: Any) -> bool:  # one number is that of all channels
+        return isinstance(value, (list, tuple)) and len(value) in (1, 3) and all(map(number, value))
 
     fits = {
-        "mean": lambda value: numbers(value, 3),
-        "std": lambda value: numbers(value, 3) and min(value) > 0,
-        "crop_pct": lambda value: numbers(value, 1) and 0 < value <= 1,
+        "mean": per_channel,
+        "std": lambda value: per_channel(value) and min(value) > 0,
+        "crop_pct": lambda value: number(value) and 0 < value <= 1,
         "interpolation": lambda value: isinstance(value, str),
         "crop_mode": lambda value: isinstance(value, str),
     }

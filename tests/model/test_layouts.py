@@ -170,6 +170,13 @@ def test_a_git_lfs_pointer_says_that_it_is_one(tmp_path, name):
         assert refused.value.hint == "git lfs pull fetches them"
 
 
+def test_one_mean_is_that_of_all_channels(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": state(), "args": arguments(input_size=(3, *SIZE), mean=[0.5], std=(0.25,))}, path)
+    preprocess = load(path).spec.preprocess
+    assert (preprocess.mean, preprocess.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
 @pytest.mark.parametrize("form", ["namespace", "dict"])
 def test_a_checkpoint_of_deits_training_says_its_crop(tmp_path, form):
     path = tmp_path / "checkpoint.pth"
@@ -205,6 +212,8 @@ def test_somebody_may_know_better_than_another_tools_file(tmp_path):
         ({"mean": [0.1, 0.2]}, "mean [0.1, 0.2]"),
         ({"std": (0.1, 0.0, 0.1)}, "std (0.1, 0.0, 0.1)"),
         ({"crop_pct": 7.0}, "crop_pct 7.0"),
+        ({"crop_pct": [0.9]}, "crop_pct [0.9]"),
+        ({"mean": 0.5}, "mean 0.5"),
         ({"interpolation": 3}, "interpolation 3"),
     ],
 )
