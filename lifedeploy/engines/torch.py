@@ -60,8 +60,9 @@ class Torch(Engine):
         self._device, self._dtype = self.device, getattr(self._torch, _DTYPES[self.options.precision])
         model, spec = checkpoint.load(self.path, method=self.options.method or None)
         self._model = self._ready(model.to(self._device, self._dtype))
+        self._threads = self._torch.get_num_threads()
         if self.options.threads is not None:
-            self._torch.set_num_threads(self.options.threads)
+            self._torch.set_num_threads(self.options.threads)  # of the whole process: there is no other way
         height, width = spec.image_size
         width_out = spec.num_classes or self._model.backbone.num_features
         self._name = "logits" if spec.num_classes else "features"
@@ -78,6 +79,8 @@ class Torch(Engine):
         return model
 
     def _close(self) -> None:
+        if self.options.threads is not None:
+            self._torch.set_num_threads(self._threads)
         del self._model
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

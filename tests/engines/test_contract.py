@@ -173,6 +173,17 @@ def test_a_lane_beside_runs_disturbs_nobody(name, batch, exported):
         assert wrong_answers(engine, 10, runs) == []
 
 
+def test_pytorch_gets_its_threads_back(exported):
+    """They are the whole process's: what trains after an engine was asked should be what it would have been."""
+    import torch
+
+    source = Workspace(exported).latest_export()
+    before = torch.get_num_threads()
+    with registry.get("torch")(source.folder / source.manifest.checkpoint, EngineOptions(threads=before + 1)):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
 def test_an_engine_that_is_closed_meanwhile_says_so(opened):
     engine, source = opened
     sample = parity_samples(source.manifest.spec.preprocess)[0]
