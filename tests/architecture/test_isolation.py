@@ -77,3 +77,17 @@ from lifedeploy.engines import registry
 registry.resolve("auto")
 """
     assert not loaded_after(code) & {"torch", "timm"}
+
+
+def test_images_are_found_and_decoded_without_torch(tmp_path):
+    code = f"""
+from pathlib import Path
+from PIL import Image
+from lifedeploy.data.images import read_images
+folder = Path({str(tmp_path)!r}, "cat")
+folder.mkdir()
+Image.new("RGB", (8, 8)).save(folder / "1.webp")
+images = read_images({str(tmp_path)!r})
+assert images.image(0).size == (8, 8)
+"""
+    assert not loaded_after(code) & {"torch", "timm"}
