@@ -23,6 +23,7 @@ SCRIPTS = (
     "real/prepare.py",
     "real/run.py",
     "real/training.py",
+    "sizes/verify.py",
     "tensorrt/kernels.py",
     "training/speed.py",
 )
