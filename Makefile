@@ -26,7 +26,7 @@ demo: env
 	cd demo && $(BIN)/lifedeploy build-engine --fp16
 	cd demo && $(BIN)/lifedeploy evaluate --data digits --json accuracy.json
 	cd demo && $(BIN)/lifedeploy bench --batch 32 --budget 30 --json bench.json --plot bench.png
-	cd demo && $(BIN)/lifedeploy visualize artifacts/test_vit-life-r0.7 digits/val/3/digit0060.png -o lives.png
+	cd demo && $(BIN)/lifedeploy visualize artifacts/test_vit-life-r0.7-64x64px digits/val/3/digit0060.png -o lives.png
 	@echo "the pictures: demo/lives.png, demo/bench.png"
 
 test: env
