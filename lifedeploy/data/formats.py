@@ -6,7 +6,9 @@ A closed list: Pillow would hand PostScript to Ghostscript, and guesses at forma
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,27 +49,28 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
     Raises:
         ImageError: its values have no range that black and white could be told from.
     """
-    if image.mode in _EIGHT_BITS and not _signed(image):
+    signed = _SIGNED in _tags(image).get(_SAMPLE_FORMAT, ())  # Pillow reads such numbers as if they had no sign
+    if image.mode in _EIGHT_BITS and not signed:
         return image.convert("RGB")
     # Pillow keeps 16-bit grey in 32 bits for PGM, and did so for PNG before 11; elsewhere "I" may hold anything.
-    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    sixteen = image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if sixteen and not signed:
         return _scaled(image).convert("RGB")
-    found = "numbers with a sign" if _signed(image) else _WORDS.get(image.mode, "values of more than 8 bits")
+    found = "numbers with a sign" if signed else _WORDS.get(image.mode, "values of more than 8 bits")
     raise ImageError(
         f"{name} is a {image.format} of mode {image.mode} ({found}); expected 8 bits per channel, or 16 bits of grey",
         hint="save it again with 8 bits: only whoever made it knows which of its values are black and white",
     )
 
 
-def _signed(image: Image.Image) -> bool:
-    """Whether a TIFF's numbers have a sign, which Pillow reads as if they had none."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
-    return any(kind == _SIGNED for kind in tags.get(_SAMPLE_FORMAT, ()))
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """A TIFF's tags; none of other formats."""
+    return image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
 
 
 def _scaled(image: Image.Image) -> Image.Image:
     """16-bit grey in 8 bits: the largest value that the file can hold becomes 255, rounded to the nearest."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    tags = _tags(image)
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]  # a TIFF of 12 bits comes in 16, not scaled to them
     white = (1 << bits) - 1
     image.load()  # numpy takes an error in here for an array of one object
