@@ -6,15 +6,20 @@ Errors of other libraries are turned into these at the module that calls that li
 
 from __future__ import annotations
 
+from lifedeploy import text
+
 
 class LifedeployError(Exception):
-    """Something failed. Ends the command with ``exit_code``."""
+    """Something failed. Ends the command with ``exit_code``.
+
+    Whatever ``message`` quotes of a file, a name or an option, it stays one line that a terminal only shows.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = text.message(message)
+        super().__init__(self.message)
         self.hint = hint
 
 

@@ -1,7 +1,8 @@
-"""Files that outlive a command: hashes, names that appear when their content is complete, and JSON to be read."""
+"""Facts about files, and JSON that anybody can read."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import math
@@ -9,11 +10,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from lifedeploy.errors import ArtifactError
+from lifedeploy.text import printable
+from lifedeploy.writing import atomic_file
 
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -26,13 +30,52 @@ def sha256(path: Path) -> str:
 
 
 def now() -> str:
-    """The time, UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """The time, UTC, ISO 8601; the one that ``SOURCE_DATE_EPOCH`` sets (https://reproducible-builds.org/specs/)."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    moment = datetime.fromtimestamp(int(fixed), UTC) if fixed.isdecimal() and len(fixed) < 12 else datetime.now(UTC)
+    return moment.isoformat(timespec="seconds")
 
 
 def user_cache() -> Path:
-    """Where this user keeps what can be made again: ``$XDG_CACHE_HOME/lifedeploy``, else ``~/.cache/lifedeploy``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifedeploy"
+    """Where this user keeps what can be made again: ``$XDG_CACHE_HOME/lifedeploy``, else ``~/.cache/lifedeploy``.
+
+    A relative ``XDG_CACHE_HOME`` is passed over, as https://specifications.freedesktop.org/basedir says.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "lifedeploy"
+
+
+def compiler_caches() -> None:
+    """Have PyTorch's compilers keep their kernels where nobody else writes, unless the user has chosen a place.
+
+    Their own place has a name that anybody can be first to use, in the folder for temporary files of all.
+    """
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        if not os.environ.get(variable):
+            try:
+                folder = private_cache(name)
+            except OSError:  # a home that cannot be written to
+                folder = Path(tempfile.mkdtemp(prefix=f"lifedeploy-{name}-"))
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            os.environ[variable] = str(folder)
+
+
+def private_cache(name: str) -> Path:
+    """A folder of :func:`user_cache`, made for nobody but this user: kernels in it are code that will be run.
+
+    Raises:
+        ArtifactError: it belongs to somebody else.
+    """
+    folder = user_cache() / name
+    for place in (user_cache(), folder):
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
+            raise ArtifactError(
+                f"{place}/ belongs to another user, so what is kept in it is not trusted",
+                hint="set XDG_CACHE_HOME to a folder of your own",
+            )
+        place.chmod(0o700)  # whatever it was made with
+    return folder
 
 
 def is_lfs_pointer(path: Path) -> bool:
@@ -41,55 +84,10 @@ def is_lfs_pointer(path: Path) -> bool:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: what was at ``path`` is replaced as a whole, or stays as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            previous = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            try:
-                path.replace(previous)
-                temporary.replace(path)
-            except BaseException:
-                if not path.exists():
-                    previous.replace(path)  # if this fails too, what there was stays where it is
-                raise
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write ``data`` as readable JSON, atomically."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(readable_json(data), encoding="utf-8")
+    with atomic_file(path) as staging:
+        staging.write_text(readable_json(data), encoding="utf-8")
 
 
 def readable_json(data: Mapping[str, Any]) -> str:
@@ -97,7 +95,7 @@ def readable_json(data: Mapping[str, Any]) -> str:
     text = json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
     # A string holds no raw line end, so a bracket before one is never part of a string, and nor is white space around.
     flat = re.sub(_PLAIN_LIST, lambda match: "[" + re.sub(r",\n *", ", ", match[1]) + "]", text)
-    return flat + "\n"
+    return re.sub(_UNPRINTABLE, lambda match: f"\\u{ord(match[0]):04x}", flat) + "\n"
 
 
 def compact_json(data: Any) -> str:
@@ -106,16 +104,21 @@ def compact_json(data: Any) -> str:
 
 
 def finite(data: Any) -> Any:
-    """``data`` with null in the place of NaN and infinity, which JSON has no words for: most readers stop at them."""
+    """``data`` with null in the place of NaN and infinity, which JSON has no words for, and file names that are no
+    UTF-8 as they are shown: most readers stop at either."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
+    if isinstance(data, str):
+        return data if data.isascii() else re.sub("[\ud800-\udfff]", lambda match: printable(match[0]), data)
     if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
+        return {finite(key): finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
         return [finite(value) for value in data]
     return data
 
 
+# Beyond ASCII, what a terminal obeys or what turns the direction of writing: JSON has escapes for it.
+_UNPRINTABLE = "[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
 # "[", then only scalars between raw line ends, then "]".
 _SCALAR = r'(?:"(?:[^"\\\n]|\\.)*"|[^\s"\[\]{},]+)'
 _PLAIN_LIST = rf"\[\n *({_SCALAR}(?:,\n *{_SCALAR})*)\n *\]"

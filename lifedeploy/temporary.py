@@ -1,0 +1,163 @@
+"""Temporary names beside the files they will become: hidden, owned, and gone when their owner is.
+
+A name says whose it is, ``.NAME.HOST-PID.XXXXXXXX.lifedeploy-tmp``, and its owner holds a lock on it (flock) for as
+long as it lives: the kernel lets go of that however a process ends, across containers too, where one number stands for
+several processes. What is left of a dead one is removed by the next writer that comes to the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: the process number decides alone
+    fcntl = None  # type: ignore[assignment]
+
+_ENDING = ".lifedeploy-tmp"
+_NAME = re.compile(r"\..*\.(?P<host>[\w-]*)-(?P<pid>\d+)\.[0-9a-f]{8}" + re.escape(_ENDING), re.DOTALL)
+_held: set[int] = set()  # descriptors of locks of this process
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one that is being written, or was left by a writer that died."""
+    return _NAME.fullmatch(name) is not None
+
+
+@contextmanager
+def temporary(path: Path, *, folder: bool) -> Iterator[Path]:
+    """A new empty file or folder beside ``path``, ours until the block ends; then removed, if it still has that name.
+
+    What dead owners left in the same place is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    name, lock = _made(path, folder=folder)
+    try:
+        yield name
+    finally:
+        remove(name)
+        release(lock)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what owners that have died left in ``folder``."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if is_temporary(path.name) and _abandoned(path):
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Take a temporary file or folder away, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def lock(path: Path, *, folder: bool) -> int | None:
+    """A lock on an existing file or folder, held until :func:`release` or the end of the process; None: not taken,
+    since somebody has it. Where the file system has no locks, a descriptor that locks nothing.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    descriptor, locked = _locked(path, folder=folder)
+    if locked is False:
+        release(descriptor)
+        return None
+    return descriptor
+
+
+def _locked(path: Path, *, folder: bool) -> tuple[int, bool | None]:
+    """An open descriptor, and whether it has the lock; None: this file system keeps none."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | (getattr(os, "O_DIRECTORY", 0) if folder else 0)
+    descriptor = os.open(path, flags)
+    _held.add(descriptor)
+    if fcntl is None:
+        return descriptor, None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return descriptor, False
+    except OSError:  # network file systems that keep none
+        return descriptor, None
+    return descriptor, True
+
+
+def release(descriptor: int) -> None:
+    """Let go of a lock."""
+    if descriptor in _held:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _made(path: Path, *, folder: bool) -> tuple[Path, int]:
+    while True:
+        owner = f"{_host()}-{os.getpid()}.{secrets.token_hex(4)}"
+        name = path.with_name(f".{_cut(path.name)}.{owner}{_ENDING}")
+        if folder:
+            name.mkdir()  # with the usual rights: it keeps them under its final name
+        else:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        try:
+            held = lock(name, folder=folder)
+        except FileNotFoundError:
+            continue  # swept between these two lines, by somebody who found it without a lock
+        if held is not None and name.exists():
+            return name, held
+        if held is not None:
+            release(held)
+
+
+def _cut(name: str) -> str:
+    """As much of a name as leaves room for ours in the 255 bytes that a name may have."""
+    return os.fsencode(name)[:120].decode("utf-8", "ignore")
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether nobody holds the lock; where there are none, whether the owner was here and is no process any more."""
+    try:
+        descriptor, locked = _locked(path, folder=path.is_dir())
+    except OSError:
+        return False
+    release(descriptor)
+    if locked is not None:
+        return locked
+    found = _NAME.fullmatch(path.name)
+    return found is not None and found["host"] == _host() and not _alive(int(found["pid"]))
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "", socket.gethostname(), flags=re.ASCII)[:40]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _forget() -> None:
+    """In a child after fork: a lock belongs to all who have it open, and must end with the parent."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,280 @@
+"""Files and folders that appear under their name when they are complete, and are on the disk when they do."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lifedeploy.errors import LifedeployError, UsageError
+from lifedeploy.reading import reason
+from lifedeploy.temporary import is_temporary, lock, release, temporary
+
+_AT_FDCWD = -100
+_EXCHANGE = 2  # RENAME_EXCHANGE, https://man7.org/linux/man-pages/man2/renameat2.2.html
+# What only goes wrong when something is written; Python gives no name with it.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_FULL = 1024**2  # bytes left on a disk that count as none
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well and vanishes when it does not.
+
+    A link is written through, not replaced. A device or a pipe (``/dev/null``, ``/dev/stdout``) gets the content.
+
+    Raises:
+        OSError: it cannot be written; with the name of the file.
+    """
+    target = _end_of_links(path)
+    if target.exists() and not target.is_file():
+        with _into_special(path) as staging:
+            yield staging
+        return
+    with _naming(path), temporary(target, folder=False) as staging:
+        yield staging
+        if target.exists():
+            staging.chmod(stat.S_IMODE(target.stat().st_mode))
+        _to_disk(staging)
+        staging.replace(target)
+        _to_disk(target.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: what was at ``path`` is replaced as a whole, or stays as it was.
+
+    Readers find the one or the other at any moment, where the system can exchange two names. Of two writers the last
+    one stays.
+
+    Raises:
+        OSError: it cannot be written; with the name of the file that could not, where that is known.
+    """
+    target = _end_of_links(path)
+    with _naming(path), temporary(target, folder=True) as staging:
+        with _naming(path, staging):
+            yield staging
+        for inner in staging.rglob("*"):
+            if not inner.is_symlink():
+                _to_disk(inner)
+        _to_disk(staging)
+        _put(staging, target)
+        _to_disk(target.parent)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Around a library that writes to ``path``: whatever it raises becomes an error that names the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        yield
+    except LifedeployError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    except Exception as error:  # each library reports a full disk in its own way, and some call it an unexpected end
+        with suppress(OSError):
+            if shutil.disk_usage(path.parent).free < _FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise OSError(errno.EIO, f"it cannot be written: {reason(error)}", str(path)) from error
+
+
+@contextmanager
+def scratch_folder(name: str = "scratch") -> Iterator[Path]:
+    """A folder for what nobody needs afterwards, where the system keeps such things; it has an owner too."""
+    place = Path(tempfile.gettempdir())
+    with temporary(place / f"lifedeploy-{name}", folder=True) as folder:
+        folder.chmod(0o700)
+        yield folder
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process, until the block or the process ends.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    held = lock(folder, folder=True)
+    if held is None:
+        raise UsageError(
+            f"{folder}/ is being written to by another process", hint="wait for it to end, or name another folder"
+        )
+    try:
+        yield
+    finally:
+        release(held)
+
+
+def require_writable(path: Path) -> None:
+    """Find out before the work, not after, that a file cannot be written; devices and pipes can.
+
+    Raises:
+        UsageError: its folder does not exist, or is not ours to write to; or it is a folder itself.
+    """
+    problem = ""
+    try:
+        target = _end_of_links(path)
+        if target.is_dir():
+            problem = "it is a folder, and a file is expected"
+        elif target.exists() and not target.is_file():
+            problem = "" if os.access(target, os.W_OK) else "permission denied"
+        elif not target.parent.is_dir():
+            problem = f"{target.parent}/ is no folder"
+        elif unfit := _unfit(target.name, target.parent):
+            problem = unfit
+        else:
+            problem = _refusal(target.parent)
+    except (OSError, ValueError) as error:
+        problem = reason(error)
+    if problem:
+        raise UsageError(f"{path} cannot be written: {problem}")
+
+
+def require_folder(path: Path) -> None:
+    """The same for a folder, which may not exist yet, and nor may those above it.
+
+    Raises:
+        UsageError: something else has that name, or it cannot be made there, or not be written to.
+    """
+    problem = ""
+    try:
+        target = _end_of_links(path)
+        above = next(place for place in (target, *target.parents) if place.exists())
+        if not above.is_dir():
+            problem = f"{above} is no folder"
+        elif unfit := _unfit(target.name, above):
+            problem = unfit
+        else:
+            problem = _refusal(above)
+    except (OSError, ValueError, StopIteration) as error:
+        problem = reason(error)
+    if problem:
+        raise UsageError(f"{path}/ cannot be written: {problem}")
+
+
+def _refusal(folder: Path) -> str:
+    """Why nothing can be made in ``folder``, found by trying: rights do not tell it all."""
+    try:
+        with temporary(folder / "probe", folder=False):
+            return ""
+    except OSError as error:
+        return f"{folder}/ cannot be written to: {reason(error)}"
+
+
+def _unfit(name: str, folder: Path) -> str:
+    """Why nothing in ``folder`` can have this name, if so."""
+    try:
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):
+        longest = 255
+    if len(os.fsencode(name)) > longest:
+        return "the name is too long"
+    return "there is a null byte in the name" if "\0" in name else ""
+
+
+def _end_of_links(path: Path) -> Path:
+    """What is written where ``path`` is a link, or a chain of them; itself where it is none.
+
+    Raises:
+        OSError: the links lead in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path, strict=False))
+    if target.is_symlink():  # what realpath makes of a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    # The link that /dev/stdout is says "pipe:[12]" where it leads to a pipe, which is no path.
+    return path if path.exists() and not target.exists() else target
+
+
+@contextmanager
+def _into_special(path: Path) -> Iterator[Path]:
+    """Something that is no file is written into, from a temporary file elsewhere."""
+    with scratch_folder("output") as folder:
+        staging = folder / (path.name or "output")
+        staging.touch()
+        yield staging
+        with _naming(path), staging.open("rb") as content, path.open("wb") as sink:
+            shutil.copyfileobj(content, sink)
+
+
+@contextmanager
+def _naming(path: Path, staging: Path | None = None) -> Iterator[None]:
+    """An error of writing names the file: ``path``, or the one below it that has a temporary name."""
+    try:
+        yield
+    except OSError as error:
+        found = str(error.filename) if error.filename is not None else ""
+        inside = staging is not None and (found + os.sep).startswith(str(staging) + os.sep)
+        if inside:
+            error.filename = str(path) + found[len(str(staging)) :]
+        elif is_temporary(Path(found).name) or (not found and error.errno in _OF_WRITING):
+            error.filename = str(path)
+        else:
+            raise  # of something that was read on the way
+        error.filename2 = None
+        raise
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, before we rely on it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # folders, on some file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _put(staging: Path, target: Path) -> None:
+    """Give ``staging`` the name ``target``; what had it before is at ``staging`` then, or gone."""
+    for _ in range(1000):  # others may write here at the same time
+        try:
+            staging.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _exchange(staging, target):
+            return
+        if _one_after_the_other(staging, target):
+            return
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
+
+
+def _one_after_the_other(staging: Path, target: Path) -> bool:
+    """The same in two steps, where names cannot be exchanged; False: somebody else was between them."""
+    with temporary(target, folder=True) as previous:
+        moved = False
+        try:
+            target.rename(previous)
+            moved = True
+            staging.rename(target)
+        except BaseException as error:
+            if moved and not target.exists():
+                previous.rename(target)  # if this fails too, what there was stays where it is
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                return False
+            raise
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; whether that could be done."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # another system, or an old C library
+        return False
+    return int(call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE)) == 0
