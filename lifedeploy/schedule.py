@@ -10,8 +10,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
+
+from msgspec import Meta
 
 from lifedeploy.errors import ScheduleError
+from lifedeploy.typed import Layer, Patches, Rate
 
 PAPER_DEPTH = 12
 PAPER_DROP_LAYERS = (4, 7, 10)
@@ -30,9 +34,9 @@ class Schedule:
     Build one with :meth:`from_keep_rate`, :meth:`from_counts` or :meth:`dense`; all of them refuse what cannot be.
     """
 
-    tokens: tuple[int, ...]
-    drop_layers: tuple[int, ...]
-    keep_rate: float | None = None
+    tokens: Annotated[tuple[Patches, ...], Meta(min_length=1, max_length=1000)]
+    drop_layers: Annotated[tuple[Layer, ...], Meta(max_length=1000)]
+    keep_rate: Rate | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:

@@ -6,19 +6,54 @@ Everything here turns into JSON and back, and nothing here needs a framework.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any
 
-from lifedeploy.errors import ArtifactError, ScheduleError
+from msgspec import Meta
+
+from lifedeploy.errors import ArtifactError
+from lifedeploy.reading import decode_json
 from lifedeploy.schedule import Schedule
+from lifedeploy.typed import (
+    ATTENTIONS,
+    GRAPHS,
+    METHODS,
+    PRECISIONS,
+    QUANTIZED,
+    Attention,
+    Classes,
+    CropMode,
+    Interpolation,
+    Label,
+    MaybeDigest,
+    Method,
+    Name,
+    Positive,
+    Precision,
+    Predictor,
+    Side,
+    Text,
+    Weights,
+    described,
+    only,
+)
 
-METHODS = ("life", "dense", "first-k")
-GRAPHS = ("order-once", "per-stage")
-QUANTIZED = ("int8", "fp8")  # precisions that need calibration
+__all__ = [
+    "ATTENTIONS",
+    "GRAPHS",
+    "METHODS",
+    "ORDER_NAME",
+    "PRECISIONS",
+    "QUANTIZED",
+    "SCORES_NAME",
+    "STANDARD_ATTENTIONS",
+    "GraphForm",
+    "ModelSpec",
+    "PreprocessSpec",
+    "Provenance",
+    "model_name",
+]
 
-# How a graph shows attention: MatMul → Softmax → MatMul, one Attention operator (ONNX, opset 23), or ONNX Runtime's own
-# operator for it (com.microsoft.MultiHeadAttention, a "contrib" operator, which no other runtime reads).
-ATTENTIONS = ("products", "operator", "contrib")
 STANDARD_ATTENTIONS = ("products", "operator")
 
 # Inner tensors that every form of a life model can be asked for, under these names.
@@ -30,8 +65,8 @@ SCORES_NAME = "life_scores"  # (B, N), the score of every patch in original orde
 class GraphForm:
     """The form of the ONNX graph that a runtime is given: as exported, unless it asks for another one."""
 
-    precision: str = "fp32"  # of the tensors in it; inputs and outputs are FP32 in any case
-    attention: str = "products"
+    precision: Precision = "fp32"  # of the tensors in it; inputs and outputs are FP32 in any case
+    attention: Attention = "products"
     with_order: bool = False  # the ranking of the tokens as a further output
 
     @property
@@ -40,16 +75,20 @@ class GraphForm:
         return self == GraphForm()
 
 
+_Mean = Annotated[float, Meta(ge=-1000, le=1000)]
+_Std = Annotated[float, Meta(ge=1e-6, le=1000)]
+
+
 @dataclass(frozen=True)
 class PreprocessSpec:
     """How an image file becomes the model's input. Names and meaning are timm's data config."""
 
-    image_size: tuple[int, int]  # (height, width) in pixels
-    crop_pct: float = 0.9
-    crop_mode: str = "center"  # or "squash"
-    interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    image_size: tuple[Side, Side]  # (height, width) in pixels
+    crop_pct: Annotated[float, Meta(ge=0.05, le=1)] = 0.9
+    crop_mode: CropMode = "center"  # or "squash"
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[_Mean, _Mean, _Mean] = (0.485, 0.456, 0.406)
+    std: tuple[_Std, _Std, _Std] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -60,10 +99,10 @@ class Provenance:
     ``identity`` (its starting point, never trained) or ``trained``.
     """
 
-    weights: str
-    source: str = ""
-    sha256: str = ""
-    predictor: str = "identity"
+    weights: Weights
+    source: Text = ""
+    sha256: MaybeDigest = ""
+    predictor: Predictor = "identity"
     elastic: bool = False  # trained at many keep rates: good at any
 
 
@@ -71,16 +110,16 @@ class Provenance:
 class ModelSpec:
     """One model: backbone, method, schedule, input and classes."""
 
-    backbone: str  # as given: a short name or a timm name
-    timm_name: str
-    method: str
+    backbone: Name  # as given: a short name or a timm name
+    timm_name: Name
+    method: Method
     schedule: Schedule
     preprocess: PreprocessSpec
-    num_classes: int
-    prefix_tokens: int
+    num_classes: Classes
+    prefix_tokens: Annotated[int, Meta(ge=0, le=1024)]
     provenance: Provenance
-    temperature: float = 1.5  # U of eq. 7, used in training only
-    classes: tuple[str, ...] = field(default=(), repr=False)
+    temperature: Positive = 1.5  # U of eq. 7, used in training only
+    classes: tuple[Label, ...] = field(default=(), repr=False)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -95,28 +134,44 @@ class ModelSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
         """The inverse of :meth:`to_dict`.
 
+        Keys that are not known are passed over, but for those of preprocessing and provenance: what they would change
+        in the answers, or say of the weights, must not be lost.
+
         Raises:
-            ArtifactError: a fact is missing or of another kind.
+            ArtifactError: a fact is missing, or of another kind or size; with its place.
         """
+        what = "the model's description"
+        if isinstance(data, Mapping):
+            for name, kind in (("preprocess", PreprocessSpec), ("provenance", Provenance)):
+                only(data.get(name), [item.name for item in fields(kind)], f"{what} ({name})")
+        spec = described(data, cls, what)
+        spec.require_consistent(what)
+        return spec
+
+    @classmethod
+    def from_json(cls, text: str | bytes, what: str) -> ModelSpec:
+        """The same of JSON text; ``what`` is what errors call the place that it is from.
+
+        Raises:
+            ArtifactError: it is no JSON, or as :meth:`from_dict`.
+        """
+        data = decode_json(text, dict[str, Any], what)
         try:
-            schedule = data["schedule"]
-            preprocess = dict(data["preprocess"])
-            for name in ("image_size", "mean", "std"):
-                preprocess[name] = tuple(preprocess[name])
-            return cls(
-                backbone=data["backbone"],
-                timm_name=data["timm_name"],
-                method=data["method"],
-                schedule=Schedule(tuple(schedule["tokens"]), tuple(schedule["drop_layers"]), schedule.get("keep_rate")),
-                preprocess=PreprocessSpec(**preprocess),
-                num_classes=data["num_classes"],
-                prefix_tokens=data["prefix_tokens"],
-                provenance=Provenance(**data["provenance"]),
-                temperature=data.get("temperature", 1.5),
-                classes=tuple(data.get("classes", ())),
-            )
-        except (KeyError, TypeError, ValueError, ScheduleError) as error:
-            raise ArtifactError(f"the model's description is incomplete: {error}") from error
+            return cls.from_dict(data)
+        except ArtifactError as error:
+            raise ArtifactError(f"{what}: {error.message}") from error
+
+    def require_consistent(self, what: str) -> None:
+        """Make sure that its facts can be those of one model.
+
+        Raises:
+            ArtifactError: they cannot.
+        """
+        height, width = self.image_size
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ArtifactError(f"{what} is wrong: {len(self.classes)} names for {self.num_classes} classes")
+        if self.schedule.patches > height * width:
+            raise ArtifactError(f"{what} is wrong: {self.schedule.patches} patches of an image of {height}x{width} px")
 
 
 def model_name(

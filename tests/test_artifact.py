@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +14,10 @@ import pytest
 
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, TensorSpec, Workspace, read_manifest
 from lifedeploy.errors import ArtifactError
-from lifedeploy.files import atomic_file, atomic_folder, compact_json, readable_json, sha256, write_json
+from lifedeploy.files import compact_json, readable_json, sha256, write_json
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance, model_name
-
-INTERRUPTIONS = [RuntimeError("no"), KeyboardInterrupt(), SystemExit(3)]
-names = pytest.mark.parametrize("interruption", INTERRUPTIONS, ids=lambda error: type(error).__name__)
+from lifedeploy.writing import atomic_folder
 
 SPEC = ModelSpec(
     backbone="deit_s",
@@ -67,109 +64,6 @@ def manifest_beside(path: Path, **changes: object) -> Artifact:
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------
-
-
-def test_atomic_file_appears_under_its_name_only_when_complete(tmp_path):
-    path = tmp_path / "deep" / "er" / "file.bin"
-    with atomic_file(path) as temporary:
-        assert temporary.parent == path.parent
-        temporary.write_text("content")
-        assert not path.exists()
-    assert path.read_text() == "content"
-    assert listing(path.parent) == ["file.bin"]
-
-
-@names
-def test_atomic_file_leaves_nothing_behind_when_it_fails(tmp_path, interruption):
-    with pytest.raises(type(interruption)), atomic_file(tmp_path / "file.bin") as temporary:
-        temporary.write_text("half")
-        raise interruption
-    assert listing(tmp_path) == []
-
-
-@names
-def test_atomic_file_keeps_the_previous_content_when_it_fails(tmp_path, interruption):
-    path = tmp_path / "file.bin"
-    path.write_text("previous")
-    with pytest.raises(type(interruption)), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise interruption
-    assert path.read_text() == "previous"
-    assert listing(tmp_path) == ["file.bin"]
-
-
-def test_atomic_folder_appears_under_its_name_only_when_complete(tmp_path):
-    path = tmp_path / "deep" / "folder"
-    with atomic_folder(path) as temporary:
-        (temporary / "a").write_text("new")
-        assert temporary.parent == path.parent
-        assert not path.exists()
-    assert (path / "a").read_text() == "new"
-    assert listing(path.parent) == ["folder"]
-
-
-def test_atomic_folder_replaces_as_a_whole(tmp_path):
-    path = tmp_path / "folder"
-    path.mkdir()
-    (path / "old").write_text("old")
-    with atomic_folder(path) as temporary:
-        (temporary / "new").write_text("new")
-        assert listing(path) == ["old"]
-    assert listing(path) == ["new"]
-    assert listing(tmp_path) == ["folder"]
-
-
-@names
-def test_atomic_folder_leaves_nothing_behind_when_it_fails(tmp_path, interruption):
-    with pytest.raises(type(interruption)), atomic_folder(tmp_path / "folder") as temporary:
-        (temporary / "a").write_text("half")
-        raise interruption
-    assert listing(tmp_path) == []
-
-
-@names
-def test_atomic_folder_keeps_the_previous_content_when_it_fails(tmp_path, interruption):
-    path = tmp_path / "folder"
-    path.mkdir()
-    (path / "old").write_text("old")
-    with pytest.raises(type(interruption)), atomic_folder(path) as temporary:
-        (temporary / "new").write_text("half")
-        raise interruption
-    assert (path / "old").read_text() == "old"
-    assert listing(path) == ["old"]
-    assert listing(tmp_path) == ["folder"]
-
-
-@names
-def test_atomic_folder_puts_the_previous_one_back_when_the_last_rename_fails(tmp_path, monkeypatch, interruption):
-    path = tmp_path / "folder"
-    path.mkdir()
-    (path / "old").write_text("old")
-    rename = Path.replace
-
-    def replace_but_not_the_new_one(self: Path, target: Path) -> Path:
-        if (self / "new").exists():
-            raise interruption
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "replace", replace_but_not_the_new_one)
-    with pytest.raises(type(interruption)), atomic_folder(path) as temporary:
-        (temporary / "new").write_text("new")
-    assert path.is_dir() and listing(path) == ["old"]
-    assert listing(tmp_path) == ["folder"]
-
-
-def test_files_and_folders_get_the_permissions_that_plain_ones_would(tmp_path):
-    before = os.umask(0o022)
-    try:
-        with atomic_file(tmp_path / "file") as temporary:
-            temporary.write_text("x")
-        with atomic_folder(tmp_path / "folder"):
-            pass
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
-    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
 
 
 # --- readable JSON ----------------------------------------------------------------------------------------------

@@ -20,12 +20,13 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from lifedeploy.artifact import Artifact, TensorSpec
-from lifedeploy.engines.lanes import Array, Lane
-from lifedeploy.errors import EngineError, EngineInputError, UsageError
+from lifedeploy.engines.external import onnx_files
+from lifedeploy.engines.lanes import Array, Lane, require_feeds
+from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, UsageError
 from lifedeploy.machine import identity
+from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, STANDARD_ATTENTIONS, GraphForm
 
-PRECISIONS = ("fp32", "fp16", "bf16", *QUANTIZED)
 Progress = Callable[[str, float], None]  # told a builder's phase, and the share of it that is done
 
 
@@ -41,7 +42,8 @@ class EngineOptions:
     literal: bool = False  # compute Q and DQ as they stand, in FP32: the reference of a quantised graph (ONNX Runtime)
     method: str = ""  # for engines that make the model from a checkpoint
     cuda_binding: str = ""  # cuda-python or pycuda; '': what is installed
-    trust: bool = False  # open an engine that is executable code although no manifest vouches for it
+    # Open executable code although no manifest vouches for it: the user says so, or this process has just built it.
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Built:
 
     main: str
     files: tuple[str, ...]
-    details: dict[str, Any] = field(default_factory=dict)  # what the runtime tells of what it built, for the manifest
+    details: DetailsRecord = field(default_factory=DetailsRecord)  # what the runtime tells of it, for the manifest
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Engine(ABC):
     attentions: ClassVar[tuple[str, ...]] = STANDARD_ATTENTIONS  # forms of attention that it reads
     usual: ClassVar[str] = "fp32"  # precision where none is asked for
     quantized: ClassVar[tuple[str, ...]] = ()  # precisions that need calibration, and that it computes in
+    endings: ClassVar[tuple[str, ...]] = (".onnx",)  # of the files that it opens
     opens_onnx: ClassVar[bool] = False  # whether it opens any ONNX file as it is; others open what they have built
     concurrent: ClassVar[bool] = False  # whether `_run` may be in several threads at once; else they take turns
 
@@ -209,6 +212,17 @@ class Engine(ABC):
         if options.attention in ATTENTIONS and options.attention not in cls.attentions:
             taken = ", ".join(cls.attentions)
             raise UsageError(f"engine {cls.name} cannot read attention as {options.attention!r}; it takes: {taken}")
+
+    @classmethod
+    def files(cls, path: Path) -> tuple[Path, ...]:
+        """All files that are read when ``path`` is opened: a manifest has to vouch for each of them.
+
+        Raises:
+            ArtifactError: it is of a kind that this engine does not open, or cannot be read.
+        """
+        if not path.name.endswith(cls.endings):
+            raise ArtifactError(f"{path} is nothing that {cls.name} opens; expected {' or '.join(cls.endings)}")
+        return onnx_files(path) if path.suffix == ".onnx" else (path,)
 
     # The life of an engine.
 
@@ -328,20 +342,7 @@ class Engine(ABC):
         return self._specs
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
-        specs = {spec.name: spec for spec in self.inputs}
-        unknown = [name for name in feeds if name not in specs]
-        missing = [name for name in specs if name not in feeds]
-        if unknown or missing:
-            raise EngineInputError(
-                f"inputs given: {', '.join(feeds) or 'none'}; the engine takes {'; '.join(map(str, specs.values()))}"
-            )
-        for name, spec in specs.items():
-            array = feeds[name]
-            fits = array.ndim == len(spec.shape) and all(
-                want in (None, have) for want, have in zip(spec.shape, array.shape, strict=True)
-            )
-            if not fits or array.dtype.name != spec.dtype:
-                raise EngineInputError(f"input {name} is {array.dtype} {array.shape}; the engine takes {spec}")
+        require_feeds(feeds, self.inputs)
 
 
 def option_name(name: str) -> str:

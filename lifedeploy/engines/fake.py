@@ -7,15 +7,17 @@ nothing ever chooses either by itself.
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from msgspec import Meta
 
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.samples import digest
@@ -23,10 +25,32 @@ from lifedeploy.engines import attention_kernels
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
 from lifedeploy.errors import EngineError
+from lifedeploy.files import compact_json
 from lifedeploy.optional import require
+from lifedeploy.reading import read_arrays, read_json
+from lifedeploy.records import FusionRecord
 from lifedeploy.spec import ATTENTIONS, ORDER_NAME, QUANTIZED, GraphForm
+from lifedeploy.typed import Method
+from lifedeploy.writing import saving
 
 SECONDS_PER_GMAC = 0.02
+_MOST_VALUES = 2**28  # of one tensor
+_ENDING = ".fake.json"
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the fake engine is to play: its tensors, and how long it takes."""
+
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    gmacs: Annotated[float, Meta(ge=0, le=10_000)]  # per image
+    method: Method
+
+    def __post_init__(self) -> None:
+        for tensor in (*self.inputs, *self.outputs):
+            if math.prod(size or 1 for size in tensor.shape) > _MOST_VALUES:
+                raise ValueError(f"{tensor} is larger than anything that is played")
 
 
 class Fake(Engine):
@@ -36,6 +60,7 @@ class Fake(Engine):
     extra: ClassVar[str] = "cpu"
     taps_change_plan: ClassVar[bool] = False
     quantized: ClassVar[tuple[str, ...]] = ("int8",)
+    endings: ClassVar[tuple[str, ...]] = (_ENDING,)
     speed: ClassVar[float] = 1.0  # beside SECONDS_PER_GMAC
 
     @classmethod
@@ -51,42 +76,42 @@ class Fake(Engine):
     @classmethod
     def build(cls, job: BuildJob) -> Built:
         manifest = job.source.manifest
-        script = {
-            "inputs": [vars(spec) for spec in manifest.inputs],
-            "outputs": [vars(spec) for spec in manifest.outputs],
-            "gmacs": manifest.macs.get("total", 0) / 1e9,
-            "method": manifest.spec.method,
-        }
-        main, answers = job.folder / f"{job.stem}.fake.json", job.folder / f"{job.stem}.npz"
-        main.write_text(json.dumps(script), encoding="utf-8")
+        script = Script(manifest.inputs, manifest.outputs, manifest.macs.get("total", 0) / 1e9, manifest.spec.method)
+        main, answers = job.folder / f"{job.stem}{_ENDING}", job.folder / f"{job.stem}.npz"
+        with saving(main):
+            main.write_text(compact_json(asdict(script)), encoding="utf-8")
         if not manifest.reference:
             return Built(main.name, (main.name,))
-        shutil.copyfile(job.source.folder / manifest.reference, answers)
+        recorded = job.source.file(manifest.reference)
+        with saving(answers):
+            shutil.copyfile(recorded, answers)
         return Built(main.name, (main.name, answers.name))
 
+    @classmethod
+    def files(cls, path: Path) -> tuple[Path, ...]:
+        answers = _answers_of(path)
+        return (*super().files(path), *([answers] if answers.exists() else []))
+
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        try:
-            script = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise EngineError(f"{self.path} is no script of the fake engine: {error}") from error
-        self.seconds_per_image = script["gmacs"] * SECONDS_PER_GMAC / self.speed
-        self._recorded = self._read_answers(script["method"])
-        inputs = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in script["inputs"])
-        outputs = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in script["outputs"])
+        script = read_json(self.path, Script, EngineError, what=f"{self.path}, a script of the fake engine,")
+        self.seconds_per_image = script.gmacs * SECONDS_PER_GMAC / self.speed
+        self._recorded = self._read_answers(script.method)
         taps = tuple(TensorSpec(tap, "int64", (None, None)) for tap in self.options.taps)
-        return inputs, outputs + taps
+        return script.inputs, script.outputs + taps
 
     def _read_answers(self, method: str) -> dict[str, dict[str, Array]]:
         """Hash of an input → output name → answer."""
-        path = self.path.parent / self.path.name.replace(".fake.json", ".npz")
+        path = _answers_of(self.path)
         if not path.exists():
             return {}
         recorded: dict[str, dict[str, Array]] = {}
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                owner, question, name = key.split("/")
-                if owner == method:
-                    recorded.setdefault(question, {})[name] = file[key]
+        for key, answer in read_arrays(path, EngineError).items():
+            owner, _, rest = key.partition("/")
+            question, _, name = rest.partition("/")
+            if answer.ndim != 2 or not answer.size:
+                raise EngineError(f"{path}: the answer {key} is of shape {answer.shape}; expected one row per image")
+            if owner == method:
+                recorded.setdefault(question, {})[name] = answer
         return recorded
 
     def _close(self) -> None:
@@ -178,10 +203,15 @@ class _FakeDeviceLane(_FakeLane, DeviceLane):
         return 1000 * (time.perf_counter() - began)
 
 
-def _operators(graph: Path, layers: int) -> dict[str, Any]:
+def _answers_of(script: Path) -> Path:
+    """Where the recorded answers are."""
+    return script.with_name(script.name.removesuffix(_ENDING) + ".npz")
+
+
+def _operators(graph: Path, layers: int) -> FusionRecord:
     """A report of kernels, one per node of the graph."""
     nodes = require("onnx", extra=Fake.extra).load(graph, load_external_data=False).graph.node
     launches = Counter(node.op_type for node in nodes)
     told = {node.name: "NUMPY" for node in nodes if node.op_type in attention_kernels.OPERATORS}
     found = attention_kernels.report(len(told), layers, launches["TopK"], told, "")
-    return found.to_dict() | {"source": "fake", "launches": dict(launches.most_common())}
+    return {**found.to_dict(), "source": "fake", "launches": dict(launches.most_common())}

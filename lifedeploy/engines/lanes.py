@@ -72,3 +72,25 @@ def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
         shape = tuple(batch if size is None else size for size in spec.shape)
         made[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
     return made
+
+
+def require_feeds(feeds: Mapping[str, Array], inputs: tuple[TensorSpec, ...]) -> None:
+    """Make sure that ``feeds`` are what goes into an engine with these inputs.
+
+    Raises:
+        EngineInputError: a name, dtype or shape is another one.
+    """
+    specs = {spec.name: spec for spec in inputs}
+    unknown = [name for name in feeds if name not in specs]
+    missing = [name for name in specs if name not in feeds]
+    if unknown or missing:
+        raise EngineInputError(
+            f"inputs given: {', '.join(feeds) or 'none'}; the engine takes {'; '.join(map(str, specs.values()))}"
+        )
+    for name, spec in specs.items():
+        array = feeds[name]
+        fits = array.ndim == len(spec.shape) and all(
+            want in (None, have) for want, have in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype.name != spec.dtype:
+            raise EngineInputError(f"input {name} is {array.dtype} {array.shape}; the engine takes {spec}")

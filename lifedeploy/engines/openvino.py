@@ -6,6 +6,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from lifedeploy.errors import EngineError
 from lifedeploy.machine import fast_int8
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.spec import GraphForm
+from lifedeploy.writing import saving
 
 _DEVICE = "CPU"
 _WARM_UP = 3  # runs that a profile leaves out
@@ -47,6 +49,7 @@ class OpenVino(Engine):
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
     takes: ClassVar[tuple[str, ...]] = ("attention",)
+    endings: ClassVar[tuple[str, ...]] = (".xml", ".onnx")
     opens_onnx: ClassVar[bool] = True
     concurrent: ClassVar[bool] = True
     quantized: ClassVar[tuple[str, ...]] = ("int8",)
@@ -81,11 +84,18 @@ class OpenVino(Engine):
         ov = require("openvino", extra=cls.extra)
         try:
             model = ov.Core().read_model(job.graph)
-            # FP32 weights in the file: the precision of the arithmetic is chosen when it is compiled.
-            ov.save_model(model, job.folder / f"{job.stem}.xml", compress_to_fp16=False)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot convert {job.graph}: {_reason(error)}") from error
-        return Built(f"{job.stem}.xml", (f"{job.stem}.xml", f"{job.stem}.bin"))
+        main = job.folder / f"{job.stem}.xml"
+        with saving(main.with_suffix(".bin")):
+            # FP32 weights in the file: the precision of the arithmetic is chosen when it is compiled.
+            ov.save_model(model, main, compress_to_fp16=False)
+        return Built(main.name, (main.name, f"{job.stem}.bin"))
+
+    @classmethod
+    def files(cls, path: Path) -> tuple[Path, ...]:
+        read = super().files(path)
+        return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else read
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ov = require("openvino", extra=self.extra)

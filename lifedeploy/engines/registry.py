@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from lifedeploy.artifact import Artifact
 from lifedeploy.engines.base import Availability, Engine, EngineOptions
-from lifedeploy.errors import EngineUnavailableError, UsageError
+from lifedeploy.engines.external import onnx_files
+from lifedeploy.errors import ArtifactError, EngineUnavailableError, UsageError
 from lifedeploy.spec import QUANTIZED
 
 _ENGINES = {
@@ -97,6 +99,21 @@ def running(name: str, built: Path) -> type[Engine]:
     return engine
 
 
+def verify(artifact: Artifact) -> None:
+    """Make sure that the artifact's files are those that its manifest speaks of, and that it speaks of all that will be
+    read: which those are is for the engine to say that opens it, not for the manifest.
+
+    Raises:
+        ArtifactError: one is missing, has another content, or is not vouched for.
+        UsageError: there is no such engine.
+    """
+    record = artifact.manifest.engine
+    if (record is not None) != (artifact.manifest.kind == "engine"):
+        raise ArtifactError(f"{artifact.manifest_path} is of kind {artifact.manifest.kind}: no engine belongs to it")
+    path = artifact.file(artifact.manifest.file)
+    artifact.check(get(record.name).files(path) if record else onnx_files(path))
+
+
 def survey() -> dict[str, Availability]:
     """Every engine, and whether it can run here."""
     return {name: examine(get(name)) for name in names()}
@@ -110,4 +127,4 @@ def examine(engine: type[Engine], *, to_build: bool = False) -> Availability:
         return Availability(False, error.message, error.hint or "")
 
 
-__all__ = ["AUTO", "AUTO_ORDER", "Engine", "EngineOptions", "get", "names", "resolve", "running", "survey"]
+__all__ = ["AUTO", "AUTO_ORDER", "Engine", "EngineOptions", "get", "names", "resolve", "running", "survey", "verify"]

@@ -6,12 +6,10 @@ PyTorch there. Lives are compared too: an engine can get every class right and s
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +18,10 @@ from lifedeploy.data.samples import Sample, digest
 from lifedeploy.engines.base import Engine
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import ArtifactError, ParityError
+from lifedeploy.reading import read_arrays
+from lifedeploy.records import ParityRecord
 from lifedeploy.spec import ORDER_NAME, ModelSpec
+from lifedeploy.writing import saving
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ class Parity:
         """Whether every case is within tolerance."""
         return not self.failures
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ParityRecord:
         """As plain JSON types."""
-        return {"passed": self.passed, **asdict(self), **self.summary()}
+        return cast(ParityRecord, {"passed": self.passed, **asdict(self), **self.summary()})
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, float | None]:
         """The worst of all cases."""
         overlaps = [case.overlap for case in self.cases if case.overlap is not None]
         return {
@@ -146,6 +147,8 @@ def compare(
         where = f"{sample.kind}, batch {sample.batch}"
         if theirs.logits.shape != ours.logits.shape:
             raise ParityError(f"{where}: the output is {theirs.logits.shape}, expected {ours.logits.shape}")
+        if ours.kept is not None and theirs.kept is not None and theirs.kept.shape != ours.kept.shape:
+            raise ParityError(f"{where}: the kept tokens are {theirs.kept.shape}, expected {ours.kept.shape}")
         with np.errstate(invalid="ignore"):  # what is not finite is found below
             case = _compare_one(sample, ours, theirs, tolerance)
         cases.append(case)
@@ -202,7 +205,7 @@ def record(path: Path, answers: Mapping[str, Sequence[Answer]], inputs: Sequence
             arrays[f"{key}/logits"] = answer.logits
             if answer.kept is not None:
                 arrays[f"{key}/kept"] = answer.kept.astype(np.int64)
-    with path.open("wb") as file:
+    with saving(path), path.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
@@ -210,13 +213,9 @@ def recorded(path: Path, method: str, inputs: Sequence[Array]) -> list[Answer]:
     """PyTorch's answers to ``inputs``, read back.
 
     Raises:
-        ArtifactError: the file is missing or damaged, or was recorded for other inputs.
+        ArtifactError: the file is missing or damaged, was recorded for other inputs, or holds what is no answer.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ArtifactError(f"{path}, the recorded answers, cannot be read: {error}") from error
+    arrays = read_arrays(path)
     answers = []
     for images in inputs:
         key = f"{method}/{digest(images)}"
@@ -225,8 +224,17 @@ def recorded(path: Path, method: str, inputs: Sequence[Array]) -> list[Answer]:
                 f"{path} holds no answer of {method} to these samples: recorded by another version",
                 hint="export again",
             )
-        answers.append(Answer(arrays[f"{key}/logits"], arrays.get(f"{key}/kept")))
+        logits, kept = arrays[f"{key}/logits"], arrays.get(f"{key}/kept")
+        if not _is_answer(logits, np.floating):
+            raise ArtifactError(f"{path}: the recorded logits are {logits.dtype} {logits.shape}; expected floats, 2-D")
+        if kept is not None and not (_is_answer(kept, np.integer) and len(kept) == len(logits)):
+            raise ArtifactError(f"{path}: the recorded tokens are {kept.dtype} {kept.shape}; expected integers, 2-D")
+        answers.append(Answer(logits, kept))
     return answers
+
+
+def _is_answer(array: Array, kind: Any) -> bool:
+    return array.ndim == 2 and array.size > 0 and np.issubdtype(array.dtype, kind)
 
 
 def taps_for(spec: ModelSpec) -> tuple[str, ...]:

@@ -14,13 +14,17 @@ from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, EngineError, UsageError
 from lifedeploy.exporters import forms
 from lifedeploy.exporters.precision import HALF
-from lifedeploy.files import atomic_folder, now, sha256
+from lifedeploy.files import now, sha256
 from lifedeploy.optional import versions
+from lifedeploy.records import FormedRecord, OptionsRecord, QuantizationRecord
 from lifedeploy.spec import QUANTIZED, GraphForm
+from lifedeploy.text import printable
+from lifedeploy.typed import described
 from lifedeploy.workflows import gate
 from lifedeploy.workflows.find import newest_export, quantized_precision
 from lifedeploy.workflows.members import members_of
 from lifedeploy.workflows.progress import Say, silent
+from lifedeploy.writing import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def build(
     if found:
         return found
     for member in members.values():
-        member.check()
+        registry.verify(member)
+        member.require_complete()
 
     manifests = {}
     with atomic_folder(folder) as staging:
@@ -122,24 +127,26 @@ def build(
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=False)
 
 
-def _plain(options: BuildOptions) -> dict[str, Any]:
+def _plain(options: BuildOptions) -> OptionsRecord:
     """Options that were given, as JSON keeps them."""
     given = options.given
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()} | (
-        {"timing_cache": str(options.timing_cache)} if options.timing_cache else {}
-    )
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    if options.timing_cache:
+        plain["timing_cache"] = printable(str(options.timing_cache))
+    return described(plain, OptionsRecord, "the options of this build")
 
 
-def _in_form(member: Artifact, form: GraphForm, target: Path) -> tuple[Path, dict[str, Any]]:
+def _in_form(member: Artifact, form: GraphForm, target: Path) -> tuple[Path, FormedRecord]:
     """The graph to compile, and what was done and proven about it."""
     if form.as_exported:
         return member.path, {}
-    about = forms.prepare(member.path, form, target).to_dict()
+    done = forms.prepare(member.path, form, target).to_dict()
+    about = described(done, FormedRecord, f"what was done to {member.path.name}")
     if form.precision != "fp32" and registry.examine(OnnxRuntime).ok:
         precision = member.precision if member.precision in QUANTIZED else form.precision
         evidence, reach = gate.check_graph(target, member, precision, form.precision)
         evidence.require(f"{member.path.name} turned into {form.precision.upper()}")
-        about |= {"parity": evidence.to_dict(), "reach": reach.to_dict()}
+        about["parity"], about["reach"] = evidence.to_dict(), reach.to_dict()
     return target, about
 
 
@@ -163,29 +170,38 @@ def _finished(
         checkpoint=_above(member, folder, member.manifest.checkpoint),
         siblings={other: path.manifest_path.name for other, path in members.items()},
         engine=record,
-        quantization={name: value for name, value in member.manifest.quantization.items() if name != "layers"},
+        quantization=_without_layers(member.manifest.quantization),
         versions=versions(),
         created=now(),
     )
-    return manifest if record.pending else _proven(cls, staging / built.main, member, manifest)
+    if record.pending:
+        return manifest
+    # Trusted, since this very process has just built it, in a folder of its own.
+    checked = gate.check(cls, staging / built.main, member, record.precision, trust=True)
+    return _proven(checked, member, manifest)
 
 
-def _proven(cls: type[Engine], path: Path, member: Artifact, manifest: Manifest) -> Manifest:
-    """The manifest with the evidence that the engine at ``path`` computes what PyTorch does.
+def _without_layers(found: QuantizationRecord) -> QuantizationRecord:
+    kept = found.copy()
+    kept.pop("layers", None)
+    return kept
+
+
+def _proven(checked: gate.Checked, member: Artifact, manifest: Manifest) -> Manifest:
+    """The manifest with the evidence that its engine computes what PyTorch does.
 
     Raises:
         ParityError, EngineError: it does not, or in another precision than it was built for.
     """
     record, stem = manifest.engine, member.manifest_path.stem
     assert record is not None  # it is an engine's
-    checked = gate.check(cls, path, member, record.precision)
-    checked.evidence.require(f"{stem} on {cls.name} {checked.precision}")
+    checked.evidence.require(f"{stem} on {record.name} {checked.precision}")
     if checked.precision != record.precision:
-        raise EngineError(f"{cls.name} runs {stem} in {checked.precision}, though built for {record.precision}")
+        raise EngineError(f"{record.name} runs {stem} in {checked.precision}, though built for {record.precision}")
     details = record.details
     if checked.eight_bits is not None:
-        quantized = [layer for layer in member.manifest.quantization["layers"] if layer["sqnr_db"] is not None]
-        details = details | {"eight_bits": {"products": checked.eight_bits, "of": len(quantized)}}
+        details = details.copy()
+        details["eight_bits"] = {"products": checked.eight_bits, "of": len(member.manifest.quantized_products)}
     return replace(
         manifest,
         inputs=checked.inputs,
@@ -211,16 +227,17 @@ def _require_remainder(precision: str, options: BuildOptions) -> None:
 
 def _unchanged(folder: Path, members: dict[str, Artifact], wanted: EngineRecord) -> BuildReport | None:
     """The build in ``folder``, if it is of the same files, by the same runtime, for the same request and processor."""
-    manifests = {}
+    found = {}
     for method, member in members.items():
         path = folder / member.manifest_path.name
         if not path.is_file():
             return None
         try:
             built = Artifact.read(path)
-            built.check()
-        except ArtifactError:
-            return None  # damaged: build it again
+            registry.verify(built)
+            built.require_complete()
+        except (ArtifactError, UsageError):
+            return None  # damaged, or of an engine that there is none of: build it again
         record = built.manifest.engine
         if record is None or record.source_sha256 != member.manifest.sha256:
             return None
@@ -229,9 +246,10 @@ def _unchanged(folder: Path, members: dict[str, Artifact], wanted: EngineRecord)
             return None
         if built.manifest.versions.get("lifedeploy") != versions().get("lifedeploy"):
             return None
-        manifests[method] = built.manifest
+        found[method] = built
+    manifests = {method: built.manifest for method, built in found.items()}
     if not wanted.pending:
-        manifests = _complete(folder, members, manifests)
+        manifests = _complete(found, members)
     (folder / "model.json").touch()  # "what was built last" is what was asked for last
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=True)
 
@@ -246,7 +264,7 @@ def require_current(engine: Artifact) -> None:
     if record is None or not record.source:
         return
     source = (engine.folder / record.source).with_suffix(".json")
-    if source.is_file() and Artifact.read(source).manifest.sha256 != record.source_sha256:
+    if source.exists() and Artifact.read(source).manifest.sha256 != record.source_sha256:
         raise ArtifactError(
             f"{engine.path} was built of another {record.source} than is there now",
             hint=f"lifedeploy build-engine {engine.export.folder} --engine {record.name} --{record.requested}",
@@ -268,16 +286,24 @@ def prove(engine: Artifact) -> Artifact:
     registry.running(record.name, engine.path)
     members = members_of(engine.export, record.precision)
     built = {method: Artifact.read(engine.folder / member.manifest_path.name) for method, member in members.items()}
-    _complete(engine.folder, members, {method: artifact.manifest for method, artifact in built.items()})
+    _complete(built, members)
     return Artifact.read(engine.manifest_path)
 
 
-def _complete(folder: Path, members: dict[str, Artifact], built: dict[str, Manifest]) -> dict[str, Manifest]:
-    """Hold against PyTorch what is still to be, and write it down."""
-    done = dict(built)
-    for method, manifest in built.items():
-        record, member = manifest.engine, members[method]
+def _complete(built: dict[str, Artifact], members: dict[str, Artifact]) -> dict[str, Manifest]:
+    """Hold against PyTorch what is still to be, and write it down. It was built somewhere else, or by somebody else:
+    it is opened like any other engine, once its manifest's hashes, version and processor were compared.
+
+    Raises:
+        ArtifactError, EngineError: they are not those of its manifest, or not of this machine.
+        ParityError: it does not compute what PyTorch does.
+    """
+    done = {method: artifact.manifest for method, artifact in built.items()}
+    for method, artifact in built.items():
+        record, member = artifact.manifest.engine, members[method]
         if record is not None and record.pending:
-            done[method] = _proven(registry.get(record.name), folder / manifest.file, member, manifest)
-            done[method].write(folder / member.manifest_path.name)
+            registry.verify(artifact)
+            checked = gate.check(registry.get(record.name), artifact.path, member, record.precision)
+            done[method] = _proven(checked, member, artifact.manifest)
+            done[method].write(artifact.manifest_path)
     return done

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ArtifactError
+from lifedeploy.reading import foreign, read_bytes
 from lifedeploy.spec import QUANTIZED
+from lifedeploy.text import quoted
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ def find(path: Path) -> Target:
     Raises:
         ArtifactError: nothing is there, or nothing that can be meant.
     """
-    if path.is_dir():
+    with foreign(quoted(str(path))):  # names that the system does not take
+        is_folder, exists = path.is_dir(), path.exists()
+    if is_folder:
         manifest = path / "model.json"
         if not manifest.is_file():
             raise ArtifactError(f"{path}/ holds no model.json: neither an export nor an engine")
         return _of(Artifact.read(manifest))
-    if not path.exists():
+    if not exists:
         raise ArtifactError(f"{path} does not exist", hint="lifedeploy export makes a model")
     if path.suffix == ".json":
         return _of(Artifact.read(path))
@@ -48,6 +52,8 @@ def find(path: Path) -> Target:
         try:
             artifact = Artifact.read(manifest)
         except ArtifactError:
+            if _was_meant_for_us(manifest):
+                raise
             return Target(path, None)  # another tool's file that happens to have this name
         if artifact.path.name == path.name:
             return _of(artifact)
@@ -79,6 +85,12 @@ def quantized_precision(path: Path | None) -> str:
     """
     artifact = find(path).artifact if path is not None else None
     return artifact.precision if artifact is not None and artifact.precision in QUANTIZED else ""
+
+
+def _was_meant_for_us(manifest: Path) -> bool:
+    """Whether a file that cannot be read as a manifest begins like one: then it is damaged."""
+    beginning = read_bytes(manifest)[:400]
+    return b'"schema"' in beginning and b'"kind"' in beginning
 
 
 def _of(artifact: Artifact) -> Target:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.data.preprocess import model_input
@@ -14,11 +12,13 @@ from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
-from lifedeploy.errors import ParityError
+from lifedeploy.errors import ArtifactError, ParityError
 from lifedeploy.evaluation import parity
 from lifedeploy.exporters.emulation import LARGEST, largest_of
 from lifedeploy.exporters.forms import emulated
+from lifedeploy.records import ReachRecord
 from lifedeploy.spec import ORDER_NAME, QUANTIZED
+from lifedeploy.writing import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,15 @@ class Checked:
     eight_bits: int | None  # products that run in 8 bits; None: of a float graph, or the runtime does not tell
 
 
-def check(cls: type[Engine], path: Path, member: Artifact, precision: str) -> Checked:
-    """Ask the engine at ``path``, which was built of ``member``, and compare."""
+def check(cls: type[Engine], path: Path, member: Artifact, precision: str, *, trust: bool = False) -> Checked:
+    """Ask the engine at ``path``, which was built of ``member``, and compare.
+
+    ``trust`` is for what this process has just built, and has no manifest yet. What was there before is opened like any
+    other: after its manifest's hashes, version and processor were compared.
+    """
     samples, inputs, reference = _questions(member)
     spec = member.manifest.spec
-    options = EngineOptions(precision=precision, method=spec.method, trust=True)
+    options = EngineOptions(precision=precision, method=spec.method, trust=trust)
     taps = parity.taps_for(spec)
     with cls(path, options) as engine:
         ran, inputs_of, outputs_of = engine.precision, engine.inputs, engine.outputs
@@ -66,9 +70,9 @@ class Reach:
         """Whether it is beyond."""
         return not self.largest <= self.limit
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ReachRecord:
         """As plain JSON types."""
-        return asdict(self)
+        return {"tensor": self.tensor, "largest": self.largest, "limit": self.limit, "sample": self.sample}
 
 
 def check_graph(graph: Path, member: Artifact, precision: str, half: str) -> tuple[parity.Parity, Reach]:
@@ -82,8 +86,8 @@ def check_graph(graph: Path, member: Artifact, precision: str, half: str) -> tup
     samples, inputs, reference = _questions(member)
     spec = member.manifest.spec
     taps = parity.taps_for(spec)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "emulated.onnx"
+    with scratch_folder("emulated") as folder:
+        path = folder / "emulated.onnx"
         emulated(graph, path, watch=True)
         # The order may be an output of the graph already; as a tap it is found under the same name either way.
         with OnnxRuntime(path, EngineOptions(taps=taps)) as engine:
@@ -126,6 +130,8 @@ def samples_of(member: Artifact) -> tuple[Sequence[Sample], list[Array]]:
 
 def _questions(member: Artifact) -> tuple[Sequence[Sample], list[Array], list[parity.Answer]]:
     """The same, and what PyTorch said; of a quantised graph, what it says when computed as it stands."""
-    samples, inputs = samples_of(member)
     manifest = member.manifest
-    return samples, inputs, parity.recorded(member.folder / manifest.reference, manifest.spec.method, inputs)
+    if not manifest.reference:
+        raise ArtifactError(f"{member.manifest_path} names no recorded answers to compare with", hint="export again")
+    samples, inputs = samples_of(member)
+    return samples, inputs, parity.recorded(member.file(manifest.reference), manifest.spec.method, inputs)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lifedeploy.artifact import Artifact, Manifest, Workspace
+from lifedeploy.engines import registry
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.exporters.inspect import GraphFacts
@@ -60,7 +61,8 @@ def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
 
 
 def _artifact(artifact: Artifact) -> InspectReport:
-    artifact.check()
+    registry.verify(artifact)
+    artifact.require_complete()
     manifest = artifact.manifest
     graph = None
     if artifact.path.suffix == ".onnx":

@@ -29,6 +29,8 @@ def _calibrated(member: Artifact, precision: str) -> Artifact:
     if not path.is_file():
         raise ArtifactError(f"{member.path} is not calibrated for {precision.upper()}", hint=command)
     found = Artifact.read(path)
+    if found.manifest.kind != "calibrated" or found.method != member.method:
+        raise ArtifactError(f"{path} is no calibrated graph of {member.method}", hint=command)
     if found.manifest.quantization.get("source_sha256") != member.manifest.sha256:
         raise ArtifactError(f"{path} was calibrated for another {member.path.name} than is there now", hint=command)
     return found

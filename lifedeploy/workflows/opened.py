@@ -10,7 +10,9 @@ from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.exporters import inspect
+from lifedeploy.reading import foreign
 from lifedeploy.spec import METHODS, QUANTIZED, ModelSpec
+from lifedeploy.text import quoted
 from lifedeploy.workflows.find import Target, find
 
 
@@ -78,7 +80,7 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
         found = inspect.facts(inspect.load(target.path)).precision
         precision = found if found in QUANTIZED else "fp32"
         return Openable(target.name, str(target.path), cls, target.path, precision, "", None, False, None, ())
-    target.artifact.check()
+    registry.verify(target.artifact)
     manifest = target.artifact.manifest
     record = manifest.engine
     return Openable(
@@ -103,10 +105,12 @@ def named(model: Path, *, runtime: str = "onnxruntime") -> Openable:
         ArtifactError: nothing is there, or it was not exported under that method. And as :func:`openable`.
     """
     text, _, method = str(model).rpartition(":")
-    if not text or model.exists() or not Path(text).exists():
+    with foreign(quoted(str(model))):  # names that the system does not take
+        as_it_stands = not text or model.exists() or not Path(text).exists()
+    if as_it_stands:
         return openable(find(model), runtime=runtime)
     if method not in METHODS:
-        raise UsageError(f"method {method!r} in {str(model)!r} is unknown; there are: {', '.join(METHODS)}")
+        raise UsageError(f"method {quoted(method)} in {quoted(str(model))} is unknown; there are: {', '.join(METHODS)}")
     target = find(Path(text))
     if target.artifact is None:
         side = openable(target, runtime=runtime)

@@ -76,7 +76,7 @@ def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
         )
     if not spec.num_classes:
         raise WeightsError(f"{artifact.path} has no classification head: {spec.backbone} gives features")
-    artifact.check()
+    registry.verify(artifact)
     # All images are read before the model is loaded: a bad file is found out in milliseconds.
     pixels = [to_pixels(read_image(path), spec.preprocess) for path in request.images]
     in_graph = bool(artifact.manifest.graph.get("with_preprocess"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import PRECISIONS, Engine, PrecisionPlan
+from lifedeploy.engines.base import Engine, PrecisionPlan
 from lifedeploy.errors import ArtifactError, ParityError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
+from lifedeploy.records import ParityRecord
+from lifedeploy.spec import PRECISIONS
+from lifedeploy.text import quoted
 from lifedeploy.workflows.build import BuildRequest, build, prove
 from lifedeploy.workflows.find import find, newest_export, quantized_precision
 from lifedeploy.workflows.progress import Say
@@ -27,7 +29,7 @@ class Member:
     precision: str
     mac_ratio: float | None
     weights: str
-    parity: dict[str, Any] | None
+    parity: dict[str, float | None] | None
     note: str
     manifest: Path | None = None  # None: a file of another tool
 
@@ -123,7 +125,8 @@ def _built(export: Artifact, asked: _Asked, workspace: Workspace, say: Say) -> A
 def _parse(name: str) -> tuple[str, str]:
     engine, _, precision = name.partition(":")
     if precision and precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} in {name!r} is unknown; there are: {', '.join(PRECISIONS)}")
+        offered = ", ".join(PRECISIONS)
+        raise UsageError(f"precision {quoted(precision)} in {quoted(name)} is unknown; there are: {offered}")
     return engine, precision
 
 
@@ -185,12 +188,13 @@ def _team(chosen: Artifact) -> Team:
         artifact = chosen.sibling(method)
         if artifact is None:
             continue
-        artifact.check()
+        registry.verify(artifact)
+        artifact.require_complete()
         manifest = artifact.manifest
         record = manifest.engine
         if record is None:
             raise ArtifactError(f"{artifact.manifest_path} describes no engine")
-        if not (manifest.parity or {}).get("passed"):
+        if manifest.parity is None or not manifest.parity["passed"]:
             failures = (manifest.parity or {}).get("failures") or ["it was never checked"]
             raise ParityError(
                 f"no speed for {artifact.path}: it did not pass its parity gate ({failures[0]})",
@@ -204,11 +208,18 @@ def _team(chosen: Artifact) -> Team:
                 record.precision,
                 manifest.macs["speedup_bound"],
                 manifest.spec.provenance.weights,
-                {key: manifest.parity[key] for key in ("max_abs", "max_rel", "top1", "overlap")}
-                if manifest.parity
-                else None,
+                _summary(manifest.parity),
                 record.note,
                 artifact.manifest_path,
             )
         )
     return Team(chosen.name, tuple(members))
+
+
+def _summary(parity: ParityRecord) -> dict[str, float | None]:
+    return {
+        "max_abs": parity["max_abs"],
+        "max_rel": parity["max_rel"],
+        "top1": parity["top1"],
+        "overlap": parity["overlap"],
+    }

@@ -104,7 +104,7 @@ def _noise(engine: Engine, batch_size: int | None) -> list[np.ndarray]:
     """Inputs for two graphs of other tools."""
     spec = engine.inputs[0]
     generator = np.random.default_rng(0)
-    made = []
+    made: list[np.ndarray] = []
     for batch in (1, 3) if spec.shape[0] is None and batch_size is None else (spec.shape[0] or batch_size or 1,):
         shape = tuple(batch if index == 0 else size or 224 for index, size in enumerate(spec.shape))
         made.append(generator.standard_normal(shape).astype(spec.dtype))

@@ -12,9 +12,11 @@ from typing import Any
 from lifedeploy.engines.base import BuildOptions, Progress
 from lifedeploy.engines.tensorrt.flavour import Messages, concise, named
 from lifedeploy.errors import EngineError, UsageError
-from lifedeploy.files import atomic_file
+from lifedeploy.reading import read_bytes
+from lifedeploy.writing import atomic_file, saving
 
 DEFAULT_BATCH = (1, 8, 128)
+_LARGEST_CACHE = 1024**3  # bytes of timings
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def build_plan(
     if data is None:
         raise EngineError(f"{trt.__name__} {trt.__version__} cannot build {graph.name}: {messages.reason()}")
     if cache is not None and options.timing_cache is not None:
-        with atomic_file(options.timing_cache) as temporary:
+        with saving(options.timing_cache), atomic_file(options.timing_cache) as temporary:
             temporary.write_bytes(bytes(cache.serialize()))
     return Plan(bytes(data), profile, tuple(concise(warning) for warning in messages.warnings))
 
@@ -145,7 +147,7 @@ def _profile(
 def _load_cache(config: Any, path: Path | None) -> Any:
     if path is None:
         return None
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    cache = config.create_timing_cache(read_bytes(path, EngineError, limit=_LARGEST_CACHE) if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(f"{path} is no timing cache of this version and GPU", hint="delete it, or name another one")
     return cache

@@ -24,11 +24,21 @@ from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
 from lifedeploy.engines.tensorrt.flavour import TENSORRT, Flavour, Messages
-from lifedeploy.engines.tensorrt.loading import refit, require_device, require_version, vouched
+from lifedeploy.engines.tensorrt.loading import (
+    files_of,
+    refit,
+    require_builder,
+    require_device,
+    require_version,
+    vouched,
+)
 from lifedeploy.engines.tensorrt.profiler import Recorder
 from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.optional import installed, pip_line
+from lifedeploy.reading import foreign
+from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import ORDER_NAME, QUANTIZED, GraphForm
+from lifedeploy.writing import saving
 
 SHARED = ("attention", "remainder", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
 
@@ -42,6 +52,7 @@ class TensorRT(DeviceEngine):
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "timing_cache", "hardware_compatible", "version_compatible")
     usual: ClassVar[str] = "fp16"  # in FP32 nothing fuses attention, and a plan without is refused
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
+    endings: ClassVar[tuple[str, ...]] = (".plan",)
     flavour: ClassVar[Flavour] = TENSORRT
     captures: ClassVar[bool] = True  # whether the work of a lane is captured into a CUDA graph
 
@@ -95,12 +106,21 @@ class TensorRT(DeviceEngine):
         options = job.options
         plan = build_plan(trt, job.graph, options, job.progress)
         path = job.folder / f"{job.stem}.plan"
-        path.write_bytes(plan.data)
+        with saving(path):
+            path.write_bytes(plan.data)
         report = cls._fusion(path, plan.data)
         _require(report, job, cls.form(job.precision, options).precision)
-        details = {"fusion": report.to_dict(), "profile": plan.profile, "warnings": list(plan.warnings)}
+        details: DetailsRecord = {
+            "fusion": report.to_dict(),
+            "profile": plan.profile,
+            "warnings": list(plan.warnings),
+        }
         files = (path.name, job.graph.name) if job.graph.parent == job.folder else (path.name,)
         return Built(path.name, files, details)
+
+    @classmethod
+    def files(cls, path: Path) -> tuple[Path, ...]:
+        return (*super().files(path), *files_of(path)[1:])
 
     @classmethod
     def _fusion(cls, path: Path, data: bytes) -> fusion.FusionReport:
@@ -111,9 +131,12 @@ class TensorRT(DeviceEngine):
             return engine.inspect()
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        # A plan is executable code: one that nothing vouches for is loaded only if the user does.
+        # A plan is executable code: one that nothing vouches for is loaded only if the user does, or has just built it.
+        # All that can be compared is, before a byte of it reaches the runtime.
         record = None if self.options.trust else vouched(self.path)
         found = self._installed()
+        if record is not None:
+            require_builder(self.path, record, self.name)
         if found.ok and record is not None:
             require_version(self.path, record, found.version)
         found = self.availability()
@@ -127,7 +150,8 @@ class TensorRT(DeviceEngine):
         self._runtime = self._trt.Runtime(self._messages.logger)
         # Plans for later versions carry the part of the runtime that they need, as host code.
         self._runtime.engine_host_code_allowed = True
-        data = self.path.read_bytes()
+        with foreign(str(self.path), EngineError):
+            data = self.path.read_bytes()
         self._require_machine(record, data)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
@@ -252,9 +276,7 @@ def _require(report: fusion.FusionReport, job: BuildJob, floating: str) -> None:
     if report.floating and report.floating != floating:
         raise EngineError(f"{what} was built in {report.floating}, though its graph is in {floating}")
     if job.precision in QUANTIZED:
-        layers = job.source.manifest.quantization["layers"]
-        quantized = [layer["name"] for layer in layers if layer["sqnr_db"] is not None]
-        report.require_eight_bits(what, quantized, job.precision)
+        report.require_eight_bits(what, job.source.manifest.quantized_products, job.precision)
     ranked = spec.method not in ("dense", "first-k") and spec.schedule.prunes
     stages = len(set(spec.schedule.counts)) if job.source.manifest.graph.get("form") == "per-stage" else 1
     report.require(

@@ -6,14 +6,17 @@ same of a plan that is open.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import cast
+
+import msgspec
 
 from lifedeploy.errors import EngineError
+from lifedeploy.reading import decode_json
+from lifedeploy.records import FusionRecord
 
 # The program of a plan, a launch in it, and the type of a tensor. Of the blocks called main, the one that launches
 # compiled kernels is the plan's; others belong to single matrix products.
@@ -26,6 +29,34 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _ATTENTION, _TOPK = re.compile(r"mha", re.IGNORECASE), re.compile(r"topk", re.IGNORECASE)
 _EIGHT_BITS = {"int8": "int8", "fp8_e4m3": "fp8", "fp8": "fp8"}
 _PRECISIONS = {"bfloat16": "bf16", "half": "fp16", "bf16": "bf16", "float": "fp32", "fp16": "fp16", "fp32": "fp32"}
+
+
+class _Tensor(msgspec.Struct):
+    """A tensor as the engine inspector has it."""
+
+    form: str | None = msgspec.field(name="Format/Datatype", default=None)
+    data_type: str | None = msgspec.field(name="Datatype", default=None)
+
+    @property
+    def type(self) -> str:
+        return (self.form or self.data_type or "").lower()
+
+
+class _Layer(msgspec.Struct):
+    """A layer as the engine inspector has it, as far as it is read."""
+
+    name: str | None = msgspec.field(name="Name", default=None)
+    kind: str | None = msgspec.field(name="LayerType", default=None)
+    tactic: str | None = msgspec.field(name="TacticName", default=None)
+    metadata: str | None = msgspec.field(name="Metadata", default=None)
+    inputs: list[_Tensor] = msgspec.field(name="Inputs", default_factory=list)
+    outputs: list[_Tensor] = msgspec.field(name="Outputs", default_factory=list)
+
+
+class _Inspected(msgspec.Struct):
+    """The engine inspector's answer; layers are names alone where an engine was built without detailed verbosity."""
+
+    layers: list[str | _Layer] = msgspec.field(name="Layers")
 
 
 @dataclass(frozen=True)
@@ -53,9 +84,10 @@ class FusionReport:
         types = Counter(self.eight_bits.values())
         return types.most_common(1)[0][0] if types else self.floating
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FusionRecord:
         """As plain JSON types."""
-        return {**asdict(self), "precision": self.precision, "eight_bits": dict(Counter(self.eight_bits.values()))}
+        eight_bits = dict(Counter(self.eight_bits.values()))
+        return cast(FusionRecord, {**asdict(self), "precision": self.precision, "eight_bits": eight_bits})
 
     def require_eight_bits(self, what: str, products: Collection[str], precision: str) -> None:
         """Make sure that the ONNX nodes ``products`` are in kernels that take their factors in 8 bits.
@@ -97,14 +129,14 @@ def of_plan(plan: bytes) -> FusionReport:
     Raises:
         EngineError: there is none in it: another version, or not such a plan.
     """
-    tensors = {name.strip(b'"').decode(): kind.decode() for name, kind in _TENSOR.findall(plan)}
+    tensors = {name.strip(b'"').decode(errors="replace"): kind.decode() for name, kind in _TENSOR.findall(plan)}
     launches: Counter[str] = Counter()
     eight_bits: dict[str, str] = {}
     for program in _MAIN.findall(plan):
         if b"function={" not in program:
             continue
         for kind, name, rest in _LAUNCH.findall(program):
-            launches[_LIBRARY.get(kind.decode(), name.decode())] += 1
+            launches[_LIBRARY.get(kind.decode(), name.decode(errors="replace"))] += 1
             taken = [tensors.get(entry.strip('"'), "") for found in _INPUTS.findall(rest) for entry in _words(found)]
             eight_bits |= _eight_bits(rest.decode(errors="replace"), taken)
     if not launches:
@@ -146,19 +178,15 @@ def of_inspector(information: str) -> FusionReport:
             launches[layer] += 1
             continue
         # Only without both does the name stand in: it holds names of ONNX nodes, where anything may be called anything.
-        kernel = " ".join(filter(None, (layer.get("LayerType"), layer.get("TacticName"))))
-        launches[kernel or str(layer.get("Name"))] += 1
-        for tensor in layer.get("Outputs", ()):
-            name = next((found for label, found in _PRECISIONS.items() if label in _type(tensor)), "")
+        kernel = " ".join(filter(None, (layer.kind, layer.tactic)))
+        launches[kernel or layer.name or "unnamed"] += 1
+        for tensor in layer.outputs:
+            name = next((found for label, found in _PRECISIONS.items() if label in tensor.type), "")
             if name:
                 types[name] += 1
-        taken = [label for tensor in layer.get("Inputs", ()) for label in _EIGHT_BITS if label in _type(tensor)]
-        eight_bits |= _eight_bits(str(layer.get("Metadata", "")), taken)
+        taken = [label for tensor in layer.inputs for label in _EIGHT_BITS if label in tensor.type]
+        eight_bits |= _eight_bits(layer.metadata or "", taken)
     return _report("inspector", launches, types, eight_bits)
-
-
-def _type(tensor: dict[str, Any]) -> str:
-    return str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "").lower()
 
 
 def origins(information: str) -> dict[str, tuple[str, str]]:
@@ -170,17 +198,13 @@ def origins(information: str) -> dict[str, tuple[str, str]]:
     found = {}
     for layer in _inspected(information):
         if not isinstance(layer, str):  # names alone, where the engine was built without detailed verbosity
-            kernel = layer.get("TacticName") or layer.get("LayerType") or ""
-            found[str(layer.get("Name"))] = str(kernel), str(layer.get("Metadata", ""))
+            found[layer.name or ""] = layer.tactic or layer.kind or "", layer.metadata or ""
     return found
 
 
-def _inspected(information: str) -> list[Any]:
-    try:
-        layers: list[Any] = json.loads(information)["Layers"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise EngineError(f"the engine inspector's answer is not understood: {error}") from error
-    return layers
+def _inspected(information: str) -> list[str | _Layer]:
+    what = "the engine inspector's answer is not understood: it"
+    return decode_json(information, _Inspected, what, EngineError).layers
 
 
 def _report(source: str, launches: Counter[str], types: Counter[str], eight_bits: dict[str, str]) -> FusionReport:

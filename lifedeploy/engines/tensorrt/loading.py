@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ def vouched(path: Path) -> EngineRecord:
     """How the plan at ``path`` was built: a plan is executable code, so one without a manifest of ours is not loaded.
 
     Raises:
-        ArtifactError: there is none beside it, or it was written for another file.
+        ArtifactError: there is none beside it, or it was written for other files than those that will be read.
     """
     manifest = path.with_suffix(".json")
     if not manifest.is_file():
@@ -24,10 +25,21 @@ def vouched(path: Path) -> EngineRecord:
             hint="build it with lifedeploy build-engine, or say --trust if you know where it comes from",
         )
     artifact = Artifact.read(manifest)
-    artifact.check()
-    if artifact.manifest.engine is None:
+    artifact.check(files_of(path))
+    record = artifact.manifest.engine
+    if record is None:
         raise ArtifactError(f"{manifest} describes no engine")
-    return artifact.manifest.engine
+    return record
+
+
+def require_builder(path: Path, record: EngineRecord, name: str) -> None:
+    """Make sure that the plan is one of the engine that is to open it: the others count their versions differently.
+
+    Raises:
+        EngineError: it is another one's.
+    """
+    if record.name != name:
+        raise EngineError(f"{path} was built by {record.name}, and {name} was to open it")
 
 
 def require_version(path: Path, record: EngineRecord, installed: str) -> None:
@@ -87,13 +99,24 @@ def refit(trt: ModuleType, engine: Any, path: Path, messages: Messages) -> None:
     missing = refitter.get_missing_weights()
     if not missing:
         return
-    graphs = sorted(path.parent.glob(f"{path.stem}.*.onnx"))
-    if not graphs:
+    graph = refit_graph(path)
+    if graph is None:
         raise EngineError(f"{path} was built without its weights, and the graph that has them is not beside it")
     parser = trt.OnnxParserRefitter(refitter, messages.logger)
-    if not parser.refit_from_file(str(graphs[0])) or not refitter.refit_cuda_engine():
-        raise EngineError(f"{path} did not take the {len(missing)} weights of {graphs[0].name}: {messages.reason()}")
+    if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+        raise EngineError(f"{path} did not take the {len(missing)} weights of {graph.name}: {messages.reason()}")
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All files that are read when the plan at ``path`` is opened."""
+    graph = refit_graph(path)
+    return (path,) if graph is None else (path, graph)
+
+
+def refit_graph(path: Path) -> Path | None:
+    """The graph beside a plan that has its weights, if it was built without them."""
+    return min(path.parent.glob(f"{glob.escape(path.stem)}.*.onnx"), default=None)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(part) for part in version.split(".") if part.isdecimal() and len(part) < 10)

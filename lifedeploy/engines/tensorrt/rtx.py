@@ -12,7 +12,8 @@ from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
 from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, named
 from lifedeploy.engines.tensorrt.loading import require_valid
 from lifedeploy.errors import EngineError, EngineUnavailableError
-from lifedeploy.files import atomic_file, sha256, user_cache
+from lifedeploy.files import private_cache, sha256
+from lifedeploy.writing import atomic_file
 
 
 class TensorRTRtx(TensorRT):
@@ -41,7 +42,7 @@ class TensorRTRtx(TensorRT):
         self._cache = self._config.create_runtime_cache()
         # Kernels that were finished on this machine. They are code too, so they stay with this user, not the plan.
         device = re.sub(r"\W+", "-", self._cuda.device())
-        self._cache_file = user_cache() / self.name / f"{sha256(self.path)[:16]}-{device}.cache"
+        self._cache_file = private_cache(self.name) / f"{sha256(self.path)[:16]}-{device}.cache"
         if self._cache_file.is_file():
             self._cache.deserialize(self._cache_file.read_bytes())  # of another version: it is then made anew
         if not self._config.set_runtime_cache(self._cache):

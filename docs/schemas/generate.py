@@ -1,0 +1,47 @@
+"""JSON Schemas of the files that lifedeploy writes and reads back, from the types that it checks them with.
+
+    python docs/schemas/generate.py
+
+writes them anew beside this file; a test holds the committed ones against the types.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lifedeploy.files import readable_json
+from lifedeploy.manifest import REQUIRED, SCHEMA, Manifest
+from lifedeploy.spec import ModelSpec
+from lifedeploy.training.config import TrainConfig
+
+HERE = Path(__file__).parent
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+TYPES: dict[str, type] = {"manifest": Manifest, "model": ModelSpec, "train-config": TrainConfig}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Name of the file, without its ending → its schema."""
+    made = {}
+    for name, kind in TYPES.items():
+        root, parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+        made[name] = {"$schema": DRAFT, **root[0], "$defs": parts}
+    for closed in ("PreprocessSpec", "Provenance"):  # what is not known there is refused, not passed over
+        for name in ("manifest", "model"):
+            made[name]["$defs"][closed]["additionalProperties"] = False
+    manifest = made["manifest"]["$defs"]["Manifest"]
+    manifest["properties"] = {"schema": {"const": SCHEMA}, **manifest["properties"]}
+    manifest["required"] = ["schema", *REQUIRED]
+    return made
+
+
+def main() -> None:
+    """Write all of them."""
+    for name, schema in schemas().items():
+        (HERE / f"{name}.json").write_text(readable_json(schema), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Manifests: what stands beside an artifact and says what it is, where it came from and what was proven about it.
+
+A manifest travels with files that others may have changed, so nothing in it is believed: every fact has a type and a
+range, and every file that it names is one of its own folder or of the export above.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from msgspec import Meta
+
+from lifedeploy.errors import ArtifactError
+from lifedeploy.files import now, write_json
+from lifedeploy.reading import decode_json, read_bytes
+from lifedeploy.records import (
+    COMPLETE,
+    DetailsRecord,
+    FormedRecord,
+    GraphRecord,
+    MacsRecord,
+    OptionsRecord,
+    ParityRecord,
+    QuantizationRecord,
+)
+from lifedeploy.spec import ModelSpec
+from lifedeploy.text import quoted
+from lifedeploy.typed import (
+    QUANTIZED,
+    Digest,
+    DType,
+    FileName,
+    Kind,
+    MaybeDigest,
+    Method,
+    Name,
+    Precision,
+    Size,
+    Text,
+    described,
+)
+
+SCHEMA = 1
+# Facts that every manifest states; what has come since may be missing.
+REQUIRED = (
+    "kind", "file", "sha256", "spec", "graph", "inputs", "outputs", "macs", "parity", "reference", "checkpoint",
+    "siblings", "versions", "created",
+)  # fmt: skip
+_LARGEST_BATCH = 2**29  # pixels of one batch: 6 GiB of FP32
+_WHAT = "the manifest"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. ``None`` in ``shape`` is a dynamic dimension; ``dtype`` is numpy's name."""
+
+    name: Name
+    dtype: DType
+    shape: Annotated[tuple[Size | None, ...], Meta(max_length=8)]
+
+    def __str__(self) -> str:
+        dims = ", ".join("batch" if size is None else str(size) for size in self.shape)
+        return f"{self.name}: {self.dtype} ({dims})"
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """How an engine was built.
+
+    ``precision`` is what runs; ``note`` says why it is not what was asked for. ``pending`` says why the engine could
+    not be held against PyTorch where it was built.
+    """
+
+    name: Name
+    precision: Precision
+    requested: Precision
+    note: Text = ""
+    source: Text = ""  # the ONNX file, relative to the engine's folder
+    source_sha256: MaybeDigest = ""
+    runtime: Text = ""  # the runtime's own version
+    processor: Text = ""  # what it was built on
+    files: dict[FileName, Digest] = field(default_factory=dict)  # every file of the engine → sha256
+    options: OptionsRecord = field(default_factory=OptionsRecord)  # build options that were given
+    graph: FormedRecord = field(default_factory=FormedRecord)  # the form that was compiled, and its own parity
+    details: DetailsRecord = field(default_factory=DetailsRecord)  # what the runtime tells: fusion, profile …
+    pending: Text = ""
+
+    @property
+    def label(self) -> str:
+        """As shown in tables."""
+        return f"{self.name} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What stands beside an artifact.
+
+    ``graph`` describes the export (form, batch, options), ``macs`` the work per image, ``parity`` the evidence that
+    the artifact computes what PyTorch computes, ``siblings`` the same weights under the other methods.
+    """
+
+    kind: Kind  # "model", "calibrated" (a quantised graph of a model) or "engine"
+    file: FileName  # in the manifest's folder
+    sha256: Digest
+    spec: ModelSpec
+    graph: GraphRecord = field(default_factory=GraphRecord)
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    macs: MacsRecord = field(default_factory=MacsRecord)
+    parity: ParityRecord | None = None
+    reference: Text = ""  # file with PyTorch's own answers, relative to the manifest's folder
+    checkpoint: Text = ""
+    siblings: dict[Method, FileName] = field(default_factory=dict)  # method → manifest, same folder
+    engine: EngineRecord | None = None
+    quantization: QuantizationRecord = field(default_factory=QuantizationRecord)  # how it was calibrated, at what cost
+    versions: dict[Name, Text] = field(default_factory=dict)
+    created: Text = field(default_factory=now)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types, with what a reader looks for first at the top."""
+        body = asdict(self)
+        head = {
+            "schema": SCHEMA,
+            "kind": body.pop("kind"),
+            "file": body.pop("file"),
+            "sha256": body.pop("sha256"),
+            "created": body.pop("created"),
+            "method": self.spec.method,
+            "weights": self.spec.provenance.weights,
+        }
+        return head | body
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
+        """The inverse of :meth:`to_dict`. Further keys, which a later version may write, are passed over, or kept where
+        they are in one of the sections of :mod:`lifedeploy.records`.
+
+        Raises:
+            ArtifactError: another schema; a fact is missing, or of another kind or size; a file is named that is none
+                of this artifact's.
+        """
+        schema = data.get("schema")
+        if type(schema) is not int or schema != SCHEMA:
+            raise ArtifactError(f"manifest schema {quoted(schema)} is unknown; this version reads {SCHEMA}")
+        missing = [name for name in REQUIRED if name not in data]
+        if missing:
+            raise ArtifactError(f"{_WHAT} is incomplete: '{missing[0]}' is missing")
+        spec = ModelSpec.from_dict(data["spec"])
+        given = {name: value for name, value in data.items() if not (name == "quantization" and value is None)}
+        manifest = described(given, cls, _WHAT)
+        for place, name, above in manifest._files():
+            _require_own(place, name, above=above)
+        manifest._require_consistent()
+        return manifest._with_sections(data, spec)
+
+    def _with_sections(self, data: Mapping[str, Any], spec: ModelSpec) -> Manifest:
+        """With the sections as they were written, and what a later version added to them: neither is to be lost."""
+        engine = self.engine
+        if engine is not None:
+            written = data["engine"]
+            engine = replace(
+                engine,
+                options=cast(OptionsRecord, dict(written.get("options", {}))),
+                graph=cast(FormedRecord, dict(written.get("graph", {}))),
+                details=cast(DetailsRecord, dict(written.get("details", {}))),
+            )
+        return replace(
+            self,
+            spec=spec,
+            engine=engine,
+            graph=cast(GraphRecord, dict(data["graph"])),
+            macs=cast(MacsRecord, dict(data["macs"])),
+            parity=None if data["parity"] is None else cast(ParityRecord, dict(data["parity"])),
+            quantization=cast(QuantizationRecord, dict(data.get("quantization") or {})),
+        )
+
+    def _files(self) -> Iterator[tuple[str, str, bool]]:
+        """Files that are named: the place, the name, and whether it may be one of the export above."""
+        yield "file", self.file, False
+        yield from (("siblings", name, False) for name in self.siblings.values())
+        made = self.kind != "model"
+        optional = [("reference", self.reference, self.kind == "engine"), ("checkpoint", self.checkpoint, made)]
+        if self.engine is not None:
+            yield from (("engine.files", name, False) for name in self.engine.files)
+            optional.append(("engine.source", self.engine.source, made))
+        if "report" in self.quantization:
+            yield "quantization.report", self.quantization["report"], False
+        yield from ((place, name, above) for place, name, above in optional if name)
+
+    def _require_consistent(self) -> None:
+        height, width = self.spec.image_size
+        batch = self.graph.get("batch_size") or 1
+        if batch * height * width > _LARGEST_BATCH:
+            raise ArtifactError(
+                f"{_WHAT} is wrong: batch {batch} of {height}x{width} px is larger than any model takes"
+            )
+        for tensor in self.inputs[:1]:
+            if len(tensor.shape) == 4 and tensor.shape[1:] not in ((3, height, width), (height, width, 3)):
+                raise ArtifactError(f"{_WHAT} is wrong: {tensor} is no input for images of {height}x{width} px")
+        for tensor in self.outputs[:1]:
+            if self.spec.num_classes and tensor.shape[1:] != (self.spec.num_classes,):
+                raise ArtifactError(f"{_WHAT} is wrong: {tensor} is no output for {self.spec.num_classes} classes")
+        own = self.engine.files.get(self.file, self.sha256) if self.engine else self.sha256
+        if own != self.sha256:
+            raise ArtifactError(f"{_WHAT} is wrong: engine.files has another SHA-256 of {self.file} than sha256")
+
+    def require_complete(self, what: str) -> None:
+        """Make sure that nothing is missing in the sections that are there, for readers that need all of it.
+
+        Raises:
+            ArtifactError: something is; it is named. ``what`` is what the manifest is called.
+        """
+        sections: list[tuple[str, Mapping[str, object]]] = [("macs", self.macs)]
+        if self.quantization or self.kind == "calibrated":
+            sections.append(("quantization", self.quantization))
+        if self.parity is not None:
+            sections.append(("parity", self.parity))
+        if self.engine is not None and "parity" in self.engine.graph:
+            sections.append(("engine.graph.parity", self.engine.graph["parity"]))
+        for place, found in sections:
+            missing = [name for name in COMPLETE[place.rpartition(".")[2]] if name not in found]
+            if missing:
+                raise ArtifactError(f"{what}: {_WHAT} is incomplete: '{missing[0]}' is missing at $.{place}")
+        if self.kind == "calibrated" and "layers" not in self.quantization:
+            raise ArtifactError(f"{what}: {_WHAT} is incomplete: 'layers' is missing at $.quantization")
+        if self.kind == "engine" and self.engine is None:
+            raise ArtifactError(f"{what} describes no engine")
+        layers = len(self.macs["per_layer"])
+        if layers != self.spec.schedule.depth:
+            raise ArtifactError(f"{what}: {_WHAT} is wrong: MACs of {layers} of {self.spec.schedule.depth} layers")
+
+    @property
+    def quantized_products(self) -> tuple[str, ...]:
+        """Names of the products of a calibrated graph that are quantised."""
+        return tuple(layer["name"] for layer in self.quantization.get("layers", ()) if layer["sqnr_db"] is not None)
+
+    def write(self, path: Path) -> None:
+        """Write the manifest to ``path``."""
+        write_json(path, self.to_dict())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest at ``path``.
+
+    Raises:
+        ArtifactError: missing, not JSON, or not one of ours.
+    """
+    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    found = decode_json(data, Any, f"{path} is not a manifest: its JSON")
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} is not a manifest: expected a JSON object")
+    try:
+        return Manifest.from_dict(found)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error.message}") from error
+
+
+def _require_own(place: str, name: str, *, above: bool) -> None:
+    """Make sure that a file that is named is one of the artifact's folder; or, if it may be, of the export that this
+    folder is in: ``../NAME``, or ``../int8/NAME`` of an engine of a calibrated graph.
+
+    Raises:
+        ArtifactError: it may lie elsewhere.
+    """
+    parts = name.split("/")
+    if above and parts[0] == "..":
+        parts = parts[1:]
+        if len(parts) == 2 and parts[0] in QUANTIZED:
+            parts = parts[1:]
+    plain = len(parts) == 1 and name.isprintable() and parts[0] not in ("", ".", "..") and not set(name) & set("\\:")
+    if not plain:
+        expected = "a file of its own folder" + (" or of the export above" if above else "")
+        raise ArtifactError(f"{_WHAT} is wrong at $.{place}: {quoted(name)}; expected {expected}")

@@ -1,0 +1,145 @@
+"""Types of what a file may say: numbers with a range, texts with a length, words of a closed list.
+
+msgspec holds what is read against them and names the place; type checkers see plain ``int``, ``float`` and ``str``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from lifedeploy import reading
+from lifedeploy.errors import ArtifactError, LifedeployError
+from lifedeploy.text import quoted
+
+T = TypeVar("T")
+
+METHODS = ("life", "dense", "first-k")
+GRAPHS = ("order-once", "per-stage")
+QUANTIZED = ("int8", "fp8")  # precisions that need calibration
+PRECISIONS = ("fp32", "fp16", "bf16", *QUANTIZED)
+
+# How a graph shows attention: MatMul → Softmax → MatMul, one Attention operator (ONNX, opset 23), or ONNX Runtime's own
+# operator for it (com.microsoft.MultiHeadAttention, a "contrib" operator, which no other runtime reads).
+ATTENTIONS = ("products", "operator", "contrib")
+CROP_MODES = ("center", "squash")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+WEIGHTS = ("random", "pretrained", "trained", "file")
+PREDICTORS = ("identity", "trained")
+KINDS = ("model", "calibrated", "engine")
+DTYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "bfloat16", "float32", "float64",
+)  # fmt: skip
+# Field → its words, for messages: msgspec says only that a word is none of them.
+_LISTS = {
+    "method": METHODS,
+    "form": GRAPHS,
+    "precision": PRECISIONS,
+    "attention": ATTENTIONS,
+    "crop_mode": CROP_MODES,
+    "interpolation": INTERPOLATIONS,
+    "weights": WEIGHTS,
+    "predictor": PREDICTORS,
+    "kind": KINDS,
+    "dtype": DTYPES,
+}
+
+MOST_CLASSES = 1_000_000
+LARGEST_SIDE = 8192  # pixels of an image that a model takes
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]  # beyond, readers of JSON lose digits
+Size = Annotated[int, Meta(ge=1, le=2**31)]
+Batch = Annotated[int, Meta(ge=1, le=65_536)]
+Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
+Classes = Annotated[int, Meta(ge=0, le=MOST_CLASSES)]
+Layer = Annotated[int, Meta(ge=1, le=1000)]
+Patches = Annotated[int, Meta(ge=1, le=LARGEST_SIDE**2)]
+Number = Annotated[float, Meta(ge=-1e39, le=1e39)]  # as far as FP32 and BF16 reach
+Positive = Annotated[float, Meta(gt=0, le=1e39)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(gt=0, le=1)]
+Name = Annotated[str, Meta(min_length=1, max_length=4096)]
+Label = Annotated[str, Meta(max_length=4096)]  # of a class, which may have an empty name
+Text = Annotated[str, Meta(max_length=65_536)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]  # SHA-256
+MaybeDigest = Annotated[str, Meta(pattern="^([0-9a-f]{64})?$", max_length=64)]  # '': none was taken
+FileName = Annotated[str, Meta(min_length=1, max_length=255)]
+
+if TYPE_CHECKING:  # a word of a list is a str to whoever works with it
+    Method: TypeAlias = str
+    Graph: TypeAlias = str
+    Precision: TypeAlias = str
+    Attention: TypeAlias = str
+    CropMode: TypeAlias = str
+    Interpolation: TypeAlias = str
+    Weights: TypeAlias = str
+    Predictor: TypeAlias = str
+    Kind: TypeAlias = str
+    DType: TypeAlias = str
+else:
+    Method = Literal[METHODS]
+    Graph = Literal[GRAPHS]
+    Precision = Literal[PRECISIONS]
+    Attention = Literal[ATTENTIONS]
+    CropMode = Literal[CROP_MODES]
+    Interpolation = Literal[INTERPOLATIONS]
+    Weights = Literal[WEIGHTS]
+    Predictor = Literal[PREDICTORS]
+    Kind = Literal[KINDS]
+    DType = Literal[DTYPES]
+
+
+def described(data: Any, kind: type[T], what: str) -> T:
+    """Plain data as ``kind``; what is wrong is told in our words, with the place: ``$.spec.num_classes``.
+
+    Raises:
+        ArtifactError: something is missing, or of another type or size.
+    """
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{what} is {_in_our_words(str(error), data)}") from error
+    except LifedeployError as error:  # what the pieces together cannot be: a schedule that grows
+        raise ArtifactError(f"{what} is wrong: {error.message}") from error
+    except Exception as error:
+        raise ArtifactError(f"{what} is wrong: {reading.reason(error)}") from error
+
+
+def _in_our_words(said: str, data: Any) -> str:
+    missing = re.fullmatch(r"Object missing required field `(.*?)`(?: - at `(.*)`)?", said, re.DOTALL)
+    if missing:
+        return f"incomplete: '{missing[1]}' is missing" + (f" at {missing[2]}" if missing[2] else "")
+    wrong, _, place = said.replace("`", "").rpartition(" - at ")
+    if not wrong:
+        return f"wrong: {place[:1].lower()}{place[1:]}"
+    found = _at(data, place)
+    words = _LISTS.get(place.rpartition(".")[2])
+    if wrong.startswith("Invalid enum value") and words:
+        wrong = f"there are: {', '.join(words)}"
+    return f"wrong at {place}: {quoted(found)}; {wrong[:1].lower()}{wrong[1:]}"
+
+
+def _at(data: Any, place: str) -> Any:
+    """What is at a place as msgspec writes it; '' where that cannot be told: ``[...]`` stands for any key."""
+    for step in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place):
+        try:
+            data = data[step[0]] if step[0] else data[int(step[1])]
+        except (KeyError, IndexError, TypeError):
+            return ""
+    return data
+
+
+def only(data: Any, names: Collection[str], what: str) -> None:
+    """Make sure that an object has no keys but these.
+
+    Raises:
+        ArtifactError: it has; what that would change is not known.
+    """
+    unknown = [name for name in data if name not in names] if isinstance(data, Mapping) else []
+    if unknown:
+        raise ArtifactError(f"{what} is wrong: {quoted(unknown[0])} is unknown; there are: {', '.join(names)}")
