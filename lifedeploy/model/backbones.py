@@ -12,7 +12,16 @@ from timm.data import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 
 from lifedeploy.errors import UnsupportedModelError, UsageError
+from lifedeploy.machine import memory_gib
+from lifedeploy.reading import reason
 from lifedeploy.spec import PreprocessSpec
+from lifedeploy.text import quoted
+from lifedeploy.typed import LARGEST_SIDE, MOST_CLASSES
+
+_LONGEST_NAME = 200
+_USUAL_SIDE = 1024  # pixels
+_USUAL_CLASSES = 30_000  # a little more than the largest sets that models are published for
+_SMALL_MACHINE_GIB = 16  # where a system does not tell
 
 SHORT_NAMES = {
     "deit_t": "deit_tiny_patch16_224",
@@ -30,6 +39,8 @@ def timm_name(name: str) -> str:
     Raises:
         UsageError: neither; with the nearest names.
     """
+    if len(name) > _LONGEST_NAME:  # before it is compared with a thousand others
+        raise UsageError(f"backbone {quoted(name)} is unknown: no name has {len(name)} characters")
     full = SHORT_NAMES.get(name, name)
     architecture = full.partition(".")[0]
     if timm.is_model(architecture):
@@ -70,8 +81,8 @@ def create(
     if num_classes is not None:
         options["num_classes"] = num_classes
     refuse_other_families(name, full)
-    if image_size is not None and min(image_size) < 1:
-        raise UsageError(f"image size {image_size[0]}x{image_size[1]} has no pixels; both sides must be at least 1")
+    require_sizes(image_size, num_classes)
+    _require_memory(full, name, image_size, options)
     try:
         model = timm.create_model(full, pretrained=pretrained, **options)
     except AssertionError as error:
@@ -81,10 +92,52 @@ def create(
         if "Invalid pretrained tag" in str(error):
             raise UsageError(f"backbone {name!r} is unknown: {error}") from error
         raise
+    except (TypeError, ValueError, MemoryError, OverflowError) as error:  # TypeError: it takes no other image size
+        raise UnsupportedModelError(f"{name} cannot be made as asked for: {reason(error)}") from error
     checked = check_supported(model, name)
     if image_size is not None:
         _check_tiling(checked, name, image_size)
     return checked
+
+
+def require_sizes(image_size: tuple[int, int] | None, num_classes: int | None) -> None:
+    """Refuse an image size or a number of classes that no model has, before anything of that size is made.
+
+    Raises:
+        UsageError: out of range.
+    """
+    if image_size is not None and not all(1 <= side <= LARGEST_SIDE for side in image_size):
+        size = "x".join(map(quoted, image_size))
+        raise UsageError(f"image size {size} is not allowed; expected both sides to have 1 to {LARGEST_SIDE} pixels")
+    if num_classes is not None and not 0 <= num_classes <= MOST_CLASSES:
+        raise UsageError(
+            f"{quoted(num_classes)} classes are not allowed: expected at least 1 and at most {MOST_CLASSES:,}, or 0 "
+            "for a model without a head"
+        )
+
+
+def _require_memory(full: str, name: str, image_size: tuple[int, int] | None, options: Mapping[str, Any]) -> None:
+    """Hold what an unusually large input or head needs against this machine, before it is allocated.
+
+    Raises:
+        UsageError: half of the memory is not enough for the weights, and the attention of one image in one layer.
+    """
+    usual = image_size is None or max(image_size) <= _USUAL_SIDE
+    if usual and options.get("num_classes", 0) <= _USUAL_CLASSES:
+        return
+    with torch.device("meta"):
+        model: Any = timm.create_model(full, pretrained=False, **options)
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    tokens = model.patch_embed.num_patches
+    attention = 4 * tokens**2 * model.blocks[0].attn.num_heads if len(model.blocks) else 0
+    there = (memory_gib() or _SMALL_MACHINE_GIB) * 1024**3
+    if weights + attention > there / 2:
+        raise UsageError(
+            f"{name} with {tokens:,} patches and {model.num_classes:,} classes needs {weights / 1024**3:.1f} GiB for "
+            f"its weights and {attention / 1024**3:.1f} GiB for one layer's attention; this machine has "
+            f"{there / 1024**3:.1f} GiB",
+            hint="a smaller image size",
+        )
 
 
 def own_image_size(name: str) -> tuple[int, int] | None:

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from msgspec import Meta
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from lifedeploy.errors import ArtifactError, WeightsError
-from lifedeploy.files import atomic_file, compact_json
+from lifedeploy.errors import ArtifactError, UsageError, WeightsError
+from lifedeploy.files import compact_json
 from lifedeploy.model import backbones, positions
 from lifedeploy.model.layouts import Facts, size_of, unpack
 from lifedeploy.model.positions import Grid
-from lifedeploy.model.raw import is_safetensors, read_header, read_tensors, require_content, unpickle
+from lifedeploy.model.raw import (
+    is_safetensors,
+    read_header,
+    read_tensors,
+    require_content,
+    unpickle,
+    write_tensors,
+)
 from lifedeploy.model.vit import SlimViT, build_model
+from lifedeploy.reading import decode_json, foreign, reason, require_regular
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
+from lifedeploy.typed import Side
 
 SPEC_KEY = "lifedeploy.spec"
 # In plain safetensors of other tools, both as JSON: a list of names; 224 or [192, 256], height first.
@@ -47,52 +56,51 @@ class Checkpoint:
 
 
 def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
-    """Write the model's weights with its spec in the header, atomically."""
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    with atomic_file(path) as temporary:
-        try:
-            save_file(state, temporary, metadata={SPEC_KEY: compact_json(spec.to_dict()), "format": "pt"})
-        except SafetensorError as error:  # how it reports a full disk
-            raise WeightsError(f"{path} cannot be written: {error}") from error
+    """Write the model's weights with its spec in the header, atomically; equal ones give equal files.
+
+    Raises:
+        OSError, ArtifactError: it cannot be written; with the name of the file.
+    """
+    write_tensors(path, model.state_dict(), {SPEC_KEY: compact_json(spec.to_dict()), "format": "pt"})
 
 
 def read_spec(path: Path) -> ModelSpec | None:
-    """The spec in a checkpoint of ours; None if the file carries none. Reads the header only."""
+    """The spec in a checkpoint of ours; None if the file carries none. Reads the header only.
+
+    Raises:
+        WeightsError: it cannot be read, or is not what it should be.
+    """
     text = read_header(path).get(SPEC_KEY)
     if text is None:
         return None
     try:
-        return ModelSpec.from_dict(json.loads(text))
-    except (json.JSONDecodeError, ArtifactError) as error:
+        return ModelSpec.from_json(text, "it")
+    except ArtifactError as error:
         raise WeightsError(f"{path} carries a description that cannot be read: {error}") from error
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names in the header of a plain safetensors file, if it has any."""
-    names = _fact(path, CLASSES_KEY, [])
-    if not isinstance(names, list):
-        raise WeightsError(f"{path} carries class names that are no JSON list")
-    return tuple(map(str, names))
+    """Class names in the header of a plain safetensors file, if it has any.
+
+    Raises:
+        WeightsError: they are no list of names.
+    """
+    return tuple(map(str, _fact(path, CLASSES_KEY, list[str | int]) or ()))
 
 
 def _read_image_size(path: Path) -> tuple[int, int] | None:
     """The image size in the header of a plain safetensors file, if it has any."""
-    given = _fact(path, IMAGE_SIZE_KEY, "")
-    found = size_of(given)
-    if given != "" and (found is None or min(found) < 1):
-        raise WeightsError(f"{path} carries the image size {given!r}; expected for example 224, or [192, 256]")
-    return found
+    given = _fact(path, IMAGE_SIZE_KEY, Side | _Sides)
+    return None if given is None else size_of(given)
 
 
-def _fact(path: Path, key: str, without: Any) -> Any:
-    """A value of the header, or what stands for there being none."""
+_Sides = Annotated[list[Side], Meta(min_length=2, max_length=3)]
+
+
+def _fact(path: Path, key: str, kind: Any) -> Any:
+    """A value of the header as ``kind``; None where there is none."""
     text = read_header(path).get(key)
-    if not text:
-        return without
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"{path} carries {key} that cannot be read: {error}") from error
+    return decode_json(text, kind, f"{key} in the header of {path}", WeightsError) if text else None
 
 
 def read(path: Path) -> Checkpoint:
@@ -101,18 +109,21 @@ def read(path: Path) -> Checkpoint:
     Raises:
         WeightsError: missing, damaged, of a kind that could carry code, or without a state dict of one ViT.
     """
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise WeightsError(
             f"checkpoint {path} does not exist", hint="--weights takes auto, pretrained, random or a file"
         )
+    require_regular(path, WeightsError)
     require_content(path)
     if is_safetensors(path):
         state, spec = read_tensors(path), read_spec(path)
         if spec is not None:
             return Checkpoint(path, state, spec)
-        found = unpack(state, path)
+        with foreign(str(path), WeightsError):
+            found = unpack(state, path)
         return Checkpoint(path, found.state, None, found.layout, Facts(image_size=_read_image_size(path)))
-    unpacked = unpack(unpickle(path), path)
+    with foreign(str(path), WeightsError):
+        unpacked = unpack(unpickle(path), path)
     return Checkpoint(path, unpacked.state, None, unpacked.layout, unpacked.facts)
 
 
@@ -149,7 +160,9 @@ def load_into(
     problem = _first_mismatch(expected, state)
     if problem:
         raise WeightsError(f"{path} does not fit this backbone: {problem}")
-    target.load_state_dict(state, strict=True)
+    _require_numbers(expected, state, path)
+    with foreign(str(path), WeightsError):
+        target.load_state_dict(state, strict=True)
     return note
 
 
@@ -162,8 +175,8 @@ def _renamed(state: dict[str, Tensor], model: SlimViT, path: Path) -> dict[str, 
     shadow: Any = _WithoutGrid(model.backbone)
     try:
         named = dict(checkpoint_filter_fn(dict(state), shadow))
-    except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path} does not fit this backbone: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # it reshapes what it takes for tensors of a ViT, and looks at no shape before
+        raise WeightsError(f"{path} does not fit this backbone: {reason(error)}") from error
     embeddings = named.get("pos_embed")
     if embeddings is not None and all(_storage(embeddings) != _storage(tensor) for tensor in state.values()):
         raise WeightsError(f"{path} has position embeddings that this timm resamples by itself, from a grid it guesses")
@@ -232,7 +245,8 @@ def _placed(
             )
         old = guessed
         note = "" if old == now else f"position embeddings were resampled from {old[0]}x{old[1]}, {how} grid"
-    return state | {"pos_embed": positions.resample(embeddings, old, now)}, note
+    with foreign(f"{path} has position embeddings of type {embeddings.dtype}, which", WeightsError):
+        return state | {"pos_embed": positions.resample(embeddings, old, now)}, note
 
 
 def _is_backbone(name: str) -> bool:
@@ -252,6 +266,55 @@ def _first_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> st
     return f"{len(extra)} tensors are not part of it, the first is {extra[0]}" if extra else ""
 
 
+def _require_numbers(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    """Make sure that weights are what they are computed with as: other types would be converted in silence.
+
+    Raises:
+        WeightsError: a tensor is of another type, or has NaN or infinity in it.
+    """
+    for name, tensor in found.items():
+        if not expected[name].is_floating_point():
+            continue
+        if tensor.dtype not in _WEIGHT_TYPES:
+            raise WeightsError(
+                f"{path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}; expected floating point of 16 or "
+                "more bits",
+                hint="quantised weights have to be dequantised and saved again",
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(f"{path} holds NaN or infinity in {name}", hint="weights from before that are needed")
+
+
+_WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def declared(file: Checkpoint) -> Iterator[None]:
+    """Around what is made as a file says: where that cannot be, it is the file that is wrong, not the request.
+
+    Raises:
+        WeightsError: instead of whatever is raised.
+    """
+    with foreign(f"the model that {file.path} describes", WeightsError):
+        try:
+            yield
+        except UsageError as error:
+            raise WeightsError(f"{file.path} describes a model that cannot be: {error.message}") from error
+
+
+def require_head(file: Checkpoint) -> None:
+    """Hold the number of classes that a file of ours declares against its head, before one is made.
+
+    Raises:
+        WeightsError: it has another one.
+    """
+    head = file.state.get("backbone.head.weight")
+    if file.spec is not None and head is not None and head.shape[:1] != (file.spec.num_classes,):
+        raise WeightsError(
+            f"{file.path} describes {file.spec.num_classes} classes, and its head is {tuple(head.shape)}"
+        )
+
+
 def load(
     path: Path, *, method: str | None = None, schedule: Schedule | None = None, graph: str = "order-once"
 ) -> tuple[SlimViT, ModelSpec]:
@@ -267,7 +330,9 @@ def load(
             hint="lifedeploy export --backbone NAME --weights FILE makes a checkpoint that does",
         )
     spec = replace(file.spec, method=method or file.spec.method, schedule=schedule or file.spec.schedule)
-    vit = backbones.create(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
-    model = build_model(vit, spec, graph=graph)
+    require_head(file)
+    with declared(file):
+        vit = backbones.create(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
+        model = build_model(vit, spec, graph=graph)
     load_into(model, file.state, path, image_size=file.image_size)
     return model, spec

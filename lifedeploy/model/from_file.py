@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,10 @@ def load_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
     size = request.image_size or file.image_size or request.weights_image_size
     name = own.timm_name if own else request.backbone
     _require_backbone(file, request)
-    vit = backbones.create(name, image_size=size, num_classes=classes)
+    checkpoint.require_head(file)
+    as_the_file_says = request.image_size is None and file.image_size is not None
+    with checkpoint.declared(file) if as_the_file_says else nullcontext():
+        vit = backbones.create(name, image_size=size, num_classes=classes)
     provenance = Provenance(
         weights=own.provenance.weights if own else "file",  # random weights stay random in a file
         source=path.name,

@@ -7,7 +7,6 @@ reads them; Lightning's and whatever else keeps the ViT in an attribute. Names t
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from lifedeploy.errors import WeightsError
+from lifedeploy.text import quoted
+from lifedeploy.typed import CROP_MODES, INTERPOLATIONS
 
 # Where a training script keeps its weights, in timm's order: averages before what they are of
 # (https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/_helpers.py).
@@ -67,7 +68,10 @@ def unpack(data: Any, path: Path) -> Unpacked:
         raise WeightsError(f"{path} holds no state dict: expected a mapping of names to tensors")
     odd = next((name for name, tensor in found.items() if not _is_plain(tensor)), None)
     if odd is not None:
-        raise WeightsError(f"{path} holds {odd} as a sparse, complex or empty tensor; expected plain real numbers")
+        raise WeightsError(
+            f"{path} holds {odd} as a sparse, complex or empty tensor, or with more elements than it has numbers; "
+            "expected plain real numbers"
+        )
     kind, facts = _origin(data, path) if key else ("", Facts())
     layout = f"{kind}, {key}" if kind else key
     state, inside = _alone({_unwrapped(name): tensor for name, tensor in found.items()}, path)
@@ -83,7 +87,10 @@ def _is_state(data: Any) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or tensor.is_quantized:
+        return False
+    # A stride of 0 makes any number of elements of one: free to declare, and not to copy.
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _origin(data: Mapping[str, Any], path: Path) -> tuple[str, Facts]:
@@ -126,7 +133,7 @@ def _require_config(config: Mapping[str, Any], path: Path) -> None:
     """
 
     def number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1000
 
     def per_channel(value: Any) -> bool:  # one number is that of all channels
         return isinstance(value, (list, tuple)) and len(value) in (1, 3) and all(map(number, value))
@@ -134,13 +141,13 @@ def _require_config(config: Mapping[str, Any], path: Path) -> None:
     fits = {
         "mean": per_channel,
         "std": lambda value: per_channel(value) and min(value) > 0,
-        "crop_pct": lambda value: number(value) and 0 < value <= 1,
-        "interpolation": lambda value: isinstance(value, str),
-        "crop_mode": lambda value: isinstance(value, str),
+        "crop_pct": lambda value: number(value) and 0.05 <= value <= 1,
+        "interpolation": lambda value: isinstance(value, str) and value in INTERPOLATIONS,
+        "crop_mode": lambda value: isinstance(value, str) and value in CROP_MODES,
     }
     wrong = next((name for name, value in config.items() if not fits[name](value)), None)
     if wrong is not None:
-        raise WeightsError(f"{path} says that it was trained with {wrong} {config[wrong]!r}, which cannot be")
+        raise WeightsError(f"{path} says that it was trained with {wrong} {quoted(config[wrong])}, which cannot be")
 
 
 def size_of(size: Any) -> tuple[int, int] | None:

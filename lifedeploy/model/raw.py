@@ -1,4 +1,4 @@
-"""Files of weights as bytes: what is in them, without executing anything, and without believing their names.
+"""Files of weights as bytes: what is in them, without executing anything, and without believing their names or sizes.
 
 safetensors holds no code, and everything else is read with ``weights_only=True``.
 """
@@ -6,33 +6,74 @@ safetensors holds no code, and everything else is read with ``weights_only=True`
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from lifedeploy.errors import WeightsError
 from lifedeploy.files import is_lfs_pointer
+from lifedeploy.reading import foreign, reason, require_regular
+from lifedeploy.text import shortened
+from lifedeploy.writing import atomic_file, saving
 
+_CHUNK = 8 * 1024**2
 _SHOWN = 120  # characters of another library's message
+_DEFLATED = 1100  # bytes that Deflate makes of one at most
+
+# Names of types in safetensors (https://github.com/huggingface/safetensors#format).
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, atomically; the same content gives the same bytes.
+
+    The library itself orders the metadata by chance. It also writes beside the file under a name of its own, which
+    stays when it is killed.
+
+    Raises:
+        OSError, ArtifactError: it cannot be written; with the name of the file.
+    """
+    # Wide types first, as the library does it: every tensor then begins at a multiple of its type's width.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as staging, saving(staging), staging.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            plain = tensor.detach().cpu().contiguous().reshape(-1)
+            file.write(plain.view(torch.uint8).numpy().data)
 
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file is safetensors: by its name, or by a header of JSON behind its length, whatever it is called.
 
     https://github.com/huggingface/safetensors#format
+
+    Raises:
+        WeightsError: it is a file, and cannot be opened.
     """
     if path.suffix.lower() == ".safetensors" or not path.is_file():
         return path.suffix.lower() == ".safetensors"
-    with path.open("rb") as file:
+    with foreign(str(path), WeightsError), path.open("rb") as file:
         start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+        return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -43,13 +84,10 @@ def read_header(path: Path) -> dict[str, str]:
     """
     if not is_safetensors(path):
         return {}
-    if path.is_file():
-        require_content(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    require_regular(path, WeightsError)
+    require_content(path)
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -58,15 +96,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: it cannot be read.
     """
+    require_regular(path, WeightsError)
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except Exception as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {reason(error)}") from error
 
 
 def require_content(path: Path) -> None:
-    """Refuse by their first bytes what is no file of weights, though it has the name of one."""
-    if is_lfs_pointer(path):
+    """Refuse by their first bytes what is no file of weights, though it has the name of one.
+
+    Raises:
+        WeightsError: it is none, or cannot be opened.
+    """
+    with foreign(str(path), WeightsError):
+        pointer, torchscript = is_lfs_pointer(path), _is_torchscript(path)
+    if pointer:
         raise WeightsError(
             f"{path} is a Git LFS pointer, not the weights it stands for", hint="git lfs pull fetches them"
         )
@@ -77,7 +129,7 @@ def require_content(path: Path) -> None:
         )
     if path.suffix == ".json":
         raise WeightsError(f"{path} is no file of weights", hint="of weights in several files, join them in one")
-    if _is_torchscript(path):
+    if torchscript:
         raise WeightsError(
             f"{path} is a TorchScript archive, which holds code, and is not loaded",
             hint="torch.jit.load(FILE).state_dict(), saved as safetensors, is",
@@ -90,7 +142,7 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):  # cut off: torch's reader says so
+    except Exception:  # cut off or damaged, in whatever way: torch's reader says so
         return False
 
 
@@ -98,8 +150,9 @@ def unpickle(path: Path) -> Any:
     """What is in a file that torch or pickle wrote, if it is tensors in plain containers.
 
     Raises:
-        WeightsError: it is damaged, or could carry code.
+        WeightsError: it is damaged, declares more than it holds, or could carry code.
     """
+    _require_honest(path)
     try:
         # timm's and DeiT's training scripts keep their arguments beside the weights: plain attributes, no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -118,6 +171,43 @@ def unpickle(path: Path) -> Any:
         raise WeightsError(f"{path} is damaged or no checkpoint: {_one_line(error)}") from error
 
 
+def _require_honest(path: Path) -> None:
+    """Hold the sizes that an archive declares against its own, before torch takes memory for them.
+
+    Raises:
+        WeightsError: it declares more than can be in it.
+    """
+    size = require_regular(path, WeightsError)
+    damaged = foreign(f"{path} is damaged or no checkpoint: it", WeightsError)
+    if not zipfile.is_zipfile(path):
+        with damaged, path.open("rb") as file:
+            _require_no_filler(file, size, path)
+        return
+    with damaged, zipfile.ZipFile(path) as archive:
+        held = 0
+        for member in archive.infolist():
+            held += member.compress_size
+            stored = member.compress_type == zipfile.ZIP_STORED
+            most = member.compress_size if stored else _DEFLATED * member.compress_size
+            if held > size or member.file_size > most:
+                raise WeightsError(f"{path} declares {member.file_size:,} bytes as {member.filename}, and has {size:,}")
+            if member.filename.endswith("data.pkl"):
+                with archive.open(member) as file:
+                    _require_no_filler(file, member.file_size, path)
+
+
+def _require_no_filler(file: IO[bytes], size: int, path: Path) -> None:
+    """Refuse the one call that torch allows in a pickle and that takes and fills memory of any size: bytearray(n)."""
+    overlap = b""
+    for _ in range(0, size, _CHUNK):
+        part = file.read(_CHUNK)
+        if b"\nbytearray\n" in overlap + part:
+            raise WeightsError(
+                f"{path} holds more than tensors and is not loaded: a bytearray", hint="save a plain state dict"
+            )
+        overlap = part[-16:]
+
+
 # What torch's weights-only reader names when it meets something else than tensors.
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|instantiate|Trying to load unsupported GLOBAL) ([\w.]+)")
 
@@ -128,7 +218,5 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    lines = [line for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()]
-    said = " ".join((lines[0] if lines else "").split())
-    short = said if len(said) <= _SHOWN else said[:_SHOWN].rpartition(" ")[0] + " …"
-    return " ".join(part for part in (type(error).__name__, short) if part)
+    said = re.sub(r"\x1b\[\d*m", "", str(error)).strip().partition("\n")[0]
+    return " ".join(part for part in (type(error).__name__, shortened(said, _SHOWN)) if part)

@@ -34,10 +34,10 @@ class ModelRequest:
     weights_image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None and self.num_classes < 0:
-            raise UsageError(
-                f"{self.num_classes} classes are not allowed: expected at least 1, or 0 for a model without a head"
-            )
+        for size in (self.image_size, self.weights_image_size):
+            backbones.require_sizes(size, self.num_classes)
+        if self.temperature is not None and not 0.001 <= self.temperature <= 1000:
+            raise UsageError(f"temperature is {self.temperature:g}; expected 0.001 to 1000")
 
     def schedule(self, patches: int, depth: int, own: Schedule | None = None) -> Schedule:
         """The schedule asked for, on a backbone of this size; what is not asked for is that of the weights' ``own``.

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import tomllib
+import re
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import msgspec
+from msgspec import Meta
+
+from lifedeploy import reading
 from lifedeploy.errors import UsageError
+from lifedeploy.text import quoted
+from lifedeploy.typed import Rate as Part
+from lifedeploy.typed import Share, Side
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# Ranges: what a run can have a use for, with room to spare, and what everything accepts that is given the number.
+Text = Annotated[str, Meta(max_length=4096)]
+Epochs = Annotated[int, Meta(ge=0, le=100_000)]
+Steps = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Rate = Annotated[float, Meta(ge=0, le=1000)]  # of learning, of decay
+Weight = Annotated[float, Meta(ge=0, le=1_000_000)]  # of a term of the loss
+PartialShare = Annotated[float, Meta(ge=0, lt=1)]
+Aspect = Annotated[float, Meta(ge=0.01, le=100)]
+Counts = Annotated[tuple[Annotated[int, Meta(ge=1, le=1_000_000)], ...], Meta(max_length=1000)]
+# timm's policies: words with a number each, e.g. rand-m9-mstd0.5.
+Policy = Annotated[str, Meta(max_length=100, pattern=r"^([a-z0-9]+(-[a-z]+([0-9]+(\.[0-9]+)?[a-z]*)?)*)?$")]
 
 
 @dataclass(frozen=True)
@@ -22,87 +39,71 @@ class TrainConfig:
     """
 
     # The model.
-    backbone: str = "deit_s"
-    weights: str = "auto"  # auto, pretrained, random, or a file
+    backbone: Annotated[str, Meta(max_length=200)] = "deit_s"
+    weights: Text = "auto"  # auto, pretrained, random, or a file
     dense: bool = False  # fine-tune the unslimmed model instead
-    keep_rate: float = 0.7
-    counts: tuple[int, ...] = ()  # instead of keep_rate
-    drop_layers: tuple[int, ...] = ()  # 4, 7, 10 of 12
-    image_size: tuple[int, ...] = ()  # the backbone's own
-    temperature: float = 1.5  # U of eq. 7
+    keep_rate: Part = 0.7
+    counts: Counts = ()  # instead of keep_rate
+    drop_layers: Counts = ()  # 4, 7, 10 of 12
+    image_size: Annotated[tuple[Side, ...], Meta(max_length=2)] = ()  # the backbone's own
+    temperature: Annotated[float, Meta(ge=0.001, le=1000)] = 1.5  # U of eq. 7
     # The data.
-    data: str = ""
-    val_share: float = 0.1  # held out where the data have no validation half
+    data: Text = ""
+    val_share: PartialShare = 0.1  # held out where the data have no validation half
     # The stages (Algorithm 1).
-    epochs: int = 3  # of a dense run
-    stage1_epochs: int = 1
-    stage2_epochs: int = 1
+    epochs: Epochs = 3  # of a dense run
+    stage1_epochs: Epochs = 1
+    stage2_epochs: Epochs = 1
     single_stage: bool = False  # everything at once for as many epochs as both stages have: the paper's ablation
     # Beyond the paper.
     hard: bool = False  # in the backbone's stage tokens really leave, as in the deployed model
     distill: bool = False  # the model it starts from is the teacher
-    distill_logits: float = 1.0  # how much its answers count, of 1; the labels have the rest
-    distill_tokens: float = 0.5  # weight of the squared distance of the surviving tokens
-    distill_lives: float = 1.0  # weight of the distance of the lives from where its later layers look
+    distill_logits: Share = 1.0  # how much its answers count, of 1; the labels have the rest
+    distill_tokens: Weight = 0.5  # weight of the squared distance of the surviving tokens
+    distill_lives: Weight = 1.0  # weight of the distance of the lives from where its later layers look
     elastic: bool = False  # another keep rate in every step of the backbone's stage
-    elastic_range: tuple[float, float] = (0.4, 0.95)
+    elastic_range: tuple[Part, Part] = (0.4, 0.95)
     # The optimiser: AdamW, linear warm-up, cosine decay, in every stage anew.
-    predictor_lr: float = 1e-3
-    backbone_lr: float = 1e-5
-    head_lr: float = 1e-5
-    batch: int = 128  # images per step, over all processes and micro-batches
-    accumulate: int = 1  # micro-batches per step
-    weight_decay: float = 0.05
-    warmup: float = 0.1  # share of a stage's steps
-    clip_grad: float = 1.0  # largest norm of the gradient; 0: any
-    ema: float = 0.0  # decay of the averaged weights; 0: none
+    predictor_lr: Rate = 1e-3
+    backbone_lr: Rate = 1e-5
+    head_lr: Rate = 1e-5
+    batch: Annotated[int, Meta(ge=1, le=1_000_000)] = 128  # images per step, over all processes and micro-batches
+    accumulate: Annotated[int, Meta(ge=1, le=1_000_000)] = 1  # micro-batches per step
+    weight_decay: Rate = 0.05
+    warmup: PartialShare = 0.1  # share of a stage's steps
+    clip_grad: Annotated[float, Meta(ge=0, le=1e9)] = 1.0  # largest norm of the gradient; 0: any
+    ema: PartialShare = 0.0  # decay of the averaged weights; 0: none
     # Regularisation and augmentation, as timm names them.
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    drop_path: float = 0.0
-    scale: tuple[float, float] = (0.6, 1.0)  # area of the random crop
-    ratio: tuple[float, float] = (0.75, 1.3333)
-    hflip: float = 0.5
-    vflip: float = 0.0
-    color_jitter: float = 0.0
-    auto_augment: str = ""  # e.g. rand-m9-mstd0.5
-    random_erasing: float = 0.0
+    label_smoothing: PartialShare = 0.0
+    mixup: Rate = 0.0
+    cutmix: Rate = 0.0
+    drop_path: PartialShare = 0.0
+    scale: tuple[Part, Part] = (0.6, 1.0)  # area of the random crop
+    ratio: tuple[Aspect, Aspect] = (0.75, 1.3333)
+    hflip: Share = 0.5
+    vflip: Share = 0.0
+    color_jitter: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    auto_augment: Policy = ""  # e.g. rand-m9-mstd0.5
+    random_erasing: Share = 0.0
     # The run.
-    precision: str = "auto"  # bf16 where the processor has it, else fp32
-    seed: int = 0
-    workers: int = -1  # processes that decode images; -1: by the number of cores
-    checkpoint_every: int = 200  # steps, besides the end of every epoch
-    log_every: int = 10  # steps
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the processor has it, else fp32
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+    workers: Annotated[int, Meta(ge=-1, le=256)] = -1  # processes that decode images; -1: by the number of cores
+    checkpoint_every: Steps = 200  # steps, besides the end of every epoch
+    log_every: Steps = 10  # steps
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check(field.name, getattr(self, field.name), field.default)
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        positive = ("batch", "accumulate", "checkpoint_every", "log_every", "temperature")
-        rates = ("predictor_lr", "backbone_lr", "head_lr", "weight_decay", "clip_grad", "mixup", "cutmix")
-        shares = ("warmup", "ema", "label_smoothing", "drop_path", "hflip", "vflip", "random_erasing")
-        epochs = ("epochs", "stage1_epochs", "stage2_epochs")
-        for name in positive:
-            _require(name, getattr(self, name), getattr(self, name) > 0, "greater than 0")
-        for name in (*rates, *epochs, "color_jitter", "distill_tokens", "distill_lives"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or greater")
-        for name in shares:
-            value, closed = getattr(self, name), name in ("hflip", "vflip", "random_erasing")
-            good = 0 <= value < 1 or (closed and value == 1)
-            _require(name, value, good, "in [0, 1]" if closed else "in [0, 1)")
-        _require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        for name, kind in _kinds().items():
+            _require(name, getattr(self, name), kind)
         for name in ("scale", "ratio", "elastic_range"):
-            low_high = getattr(self, name)
-            good = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
-            _require(name, low_high, good, "two numbers, the smaller first")
-        _require("distill_logits", self.distill_logits, 0 <= self.distill_logits <= 1, "in [0, 1]")
-        _require("scale", self.scale, self.scale[1] <= 1, "shares of the image's area, at most 1")
-        _require("elastic_range", self.elastic_range, self.elastic_range[1] <= 1, "keep rates, at most 1")
-        _require("image_size", self.image_size, len(self.image_size) in (0, 2), "height and width")
+            low, high = getattr(self, name)
+            if low > high:
+                raise UsageError(f"{name} is {low:g}, {high:g}; expected the smaller number first")
+        if len(self.image_size) == 1:
+            raise UsageError(f"image_size is {self.image_size[0]} alone; expected height and width")
+        if any(float(number) > 100 for number in re.findall(r"[0-9]+(?:\.[0-9]+)?", self.auto_augment)):
+            raise UsageError(f"auto_augment is {self.auto_augment}; expected numbers of at most 100 in it")
         if self.total_epochs == 0:
             raise UsageError("0 epochs in all: there is nothing to train")
         if self.dense and (self.hard or self.distill or self.elastic or self.single_stage):
@@ -141,10 +142,11 @@ class TrainConfig:
         Raises:
             UsageError: an unknown name, or a value of another kind or out of range.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = [name for name in data if name not in known]
-        if unknown:
-            raise UsageError(f"{where} has {unknown[0]!r}, which is no setting of training; there are: {_list(known)}")
+        known = _kinds()
+        unknown = next((name for name in data if name not in known), None)
+        if unknown is not None:
+            names = ", ".join(sorted(known))
+            raise UsageError(f"{where} has {quoted(unknown)}, which is no setting of training; there are: {names}")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
         }
@@ -166,36 +168,28 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: missing, or no TOML.
     """
+    return reading.read_toml(path, UsageError)
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    hints = get_type_hints(TrainConfig, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(TrainConfig)}
+
+
+def _require(name: str, value: Any, kind: Any) -> None:
+    """Hold a value against its type and range, and text against what a TOML file can hold."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML file: {error}") from error
-
-
-def _check(name: str, value: Any, default: Any) -> None:
-    """A value has to be of its default's kind; whole numbers pass as fractions."""
-    wanted: Any = type(default)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise UsageError(f"{name} is {value!r}, expected {_KINDS[wanted]}")
-    numbers = value if isinstance(value, tuple) else (value,)
-    for number in numbers:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UsageError(f"{name} is {number}, expected a finite number")
-        if isinstance(value, tuple) and (isinstance(number, bool) or not isinstance(number, int | float)):
-            raise UsageError(f"{name} holds {number!r}, expected numbers")
-
-
-def _require(name: str, value: Any, good: bool, expected: str) -> None:
-    if not good:
-        raise UsageError(f"{name} is {value}, expected {expected}")
-
-
-def _list(names: set[str]) -> str:
-    return ", ".join(sorted(names))
-
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of numbers"}
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        said = str(error).replace("`", "")
+        expected = f"expected one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else said
+        raise UsageError(f"{name} is {quoted(value)}: {expected[0].lower()}{expected[1:]}") from error
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{name} is {value}, which is no UTF-8, and the run's configuration, a TOML file, could not hold it",
+                hint="rename the file or folder",
+            ) from error

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lifedeploy.data.images import ImageSet
 from lifedeploy.data.preprocess import normalise, to_pixels
-from lifedeploy.errors import ImageError, UsageError
+from lifedeploy.errors import ImageError, TrainingError, UsageError
 from lifedeploy.machine import cores
+from lifedeploy.reading import foreign, reason
 from lifedeploy.spec import PreprocessSpec
 from lifedeploy.training.config import TrainConfig
 
@@ -69,31 +70,37 @@ class TrainingImages(Dataset):
     """Augmented images by (epoch, index)."""
 
     def __init__(self, images: ImageSet, preprocess: PreprocessSpec, config: TrainConfig) -> None:
+        from PIL import Image
+
         self._images = images
         self._seed = config.seed
-        self._transform: Any = create_transform(
-            preprocess.image_size,
-            is_training=True,
-            scale=config.scale,
-            ratio=config.ratio,
-            hflip=config.hflip,
-            vflip=config.vflip,
-            color_jitter=config.color_jitter,
-            auto_augment=config.auto_augment or None,
-            re_prob=config.random_erasing,
-            interpolation=preprocess.interpolation,
-            mean=preprocess.mean,
-            std=preprocess.std,
-        )
+        with foreign("the augmentation", UsageError, hint="--auto-augment takes timm's words, e.g. rand-m9-mstd0.5"):
+            self._transform: Any = create_transform(
+                preprocess.image_size,
+                is_training=True,
+                scale=config.scale,
+                ratio=config.ratio,
+                hflip=config.hflip,
+                vflip=config.vflip,
+                color_jitter=config.color_jitter,
+                auto_augment=config.auto_augment or None,
+                re_prob=config.random_erasing,
+                interpolation=preprocess.interpolation,
+                mean=preprocess.mean,
+                std=preprocess.std,
+            )
+            with seeded(0):  # some of what it cannot do it finds out when it does it
+                self._transform(Image.new("RGB", (64, 64)))
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int] | str:
         epoch, index = key
         try:
             image = self._images.image(index)
+            augmented = foreign(f"{self._images.filename(index)}, augmented,", ImageError)
+            with augmented, seeded(seed_of(self._seed, epoch, index)):
+                return self._transform(image), int(self._images.targets[index]), index
         except ImageError as error:  # as text: an exception raised in a worker arrives with its whole traceback
             return error.message
-        with seeded(seed_of(self._seed, epoch, index)):
-            return self._transform(image), int(self._images.targets[index]), index
 
 
 class ValidationImages(Dataset):
@@ -188,11 +195,26 @@ def _load(images: Any, order: Any, config: TrainConfig, device: torch.device) ->
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
     )
-    for loaded in loader:
+    for loaded in _from_workers(loader):
         if isinstance(loaded, str):
             raise ImageError(loaded)
         pixels, targets, indices = loaded
         yield Batch(pixels.to(device, non_blocking=True), targets.to(device, non_blocking=True), indices)
+
+
+def _from_workers(loader: Any) -> Iterator[Any]:
+    """What the decoding processes send.
+
+    Raises:
+        TrainingError: one ended before its time, or could not be started.
+    """
+    try:
+        yield from loader
+    except (RuntimeError, OSError, MemoryError) as error:
+        raise TrainingError(
+            f"the images cannot be decoded any further: {reason(error)}",
+            hint="fewer --workers need less memory and fewer files; with 0 this process decodes",
+        ) from error
 
 
 def _collate(items: list[Any]) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from lifedeploy.data.images import ImageSet
 from lifedeploy.errors import TrainingError
 from lifedeploy.model.vit import SlimOutput, SlimViT
+from lifedeploy.reading import foreign
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
 from lifedeploy.training import feeds, state
@@ -28,7 +29,7 @@ from lifedeploy.training.feeds import Batch, Share
 from lifedeploy.training.log import Log, LogRow
 from lifedeploy.training.losses import classification_loss
 from lifedeploy.training.stages import Stage, freeze, parameter_groups, plan
-from lifedeploy.training.state import Position, State
+from lifedeploy.training.state import START, State
 from lifedeploy.training.validation import Meter, validate
 
 
@@ -89,7 +90,7 @@ class Trainer:
         self.teacher = Teacher(self.model, job.config) if job.config.distill else None
         self.ema = ModelEmaV3(self.model, decay=job.config.ema, use_warmup=True) if job.config.ema else None
         self.mixup = _mixup(job.config, job.spec.num_classes)
-        self.position = Position()
+        self.position = START
         self._resumed: State | None = None
         if job.resume:
             self._continue()
@@ -118,8 +119,9 @@ class Trainer:
         model = self.accelerator.prepare_model(self.model)
         optimizer_: Any = self.accelerator.prepare_optimizer(optimizer)
         if self._resumed is not None:
-            state.restore_optimizer(optimizer, self._resumed.optimizer)
-            _restore_scaler(self.accelerator.scaler, self._resumed.scaler)
+            state.restore_optimizer(optimizer, self._resumed.optimizer, self._resumed.path)
+            with foreign(f"the loss scaler in {self._resumed.path}", TrainingError):
+                _restore_scaler(self.accelerator.scaler, self._resumed.scaler)
             self._resumed = None
         try:
             for epoch in range(self.position.epoch, stage.epochs):
@@ -270,15 +272,46 @@ class Trainer:
         )
 
     def _continue(self) -> None:
+        """Take up the newest state, if there is one.
+
+        Raises:
+            TrainingError: it belongs to another run, or what it holds does not fit this one.
+        """
         found = state.latest(self.job.folder / state.FOLDER, self.job.fingerprint)
         if found is None:
             return
+        self._require_within(found)
+        for part, tensors, module in (("model", found.model, self.model), ("ema", found.ema, self._averaged())):
+            if module is not None:
+                own = module.state_dict()
+                shapes = {name: tensor.shape for name, tensor in own.items()}
+                state.require_tensors(tensors, shapes, f"the {part} in {found.path}")
+                module.load_state_dict(dict(tensors))
         self.position = found.position
-        self.model.load_state_dict(dict(found.model))
-        if self.ema is not None:
-            self.ema.module.load_state_dict(dict(found.ema))
         if found.optimizer:
             self._resumed = found
+
+    def _averaged(self) -> Any:
+        return self.ema.module if self.ema is not None else None
+
+    def _require_within(self, found: State) -> None:
+        """Hold where a state says the run was against the run's plan.
+
+        Raises:
+            TrainingError: there is no such place in it.
+        """
+        at = found.position
+        finished = at.stage == len(self.stages)
+        epochs = 0 if at.stage >= len(self.stages) else self.stages[at.stage].epochs
+        inside = at.stage < len(self.stages) and at.epoch < epochs and at.step < self.steps
+        before = sum(stage.epochs for stage in self.stages[: at.stage]) + at.epoch
+        agrees = (at.run_epoch, at.run_step) == (before, before * self.steps + at.step) and at.log_rows >= 2 * before
+        if not ((inside or (finished and at.epoch == at.step == 0)) and agrees):
+            raise TrainingError(
+                f"{found.path} is damaged: it is of stage {at.stage + 1}, epoch {at.epoch + 1}, step {at.step} and of "
+                f"step {at.run_step} of the run, with {at.log_rows} rows of log, and this run has no such place",
+                hint="--overwrite starts the run again; without this file it goes on from an older state",
+            )
 
 
 def _cosine(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> CosineLRScheduler:

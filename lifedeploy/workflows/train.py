@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ import torch
 
 from lifedeploy import machine
 from lifedeploy.artifact import Workspace
-from lifedeploy.data.images import Split, describe, read_split, write_split
+from lifedeploy.data.images import describe, read_split
 from lifedeploy.data.left_out import unique
-from lifedeploy.errors import ExportError, UsageError, WeightsError
+from lifedeploy.errors import ExportError, TrainingError, UsageError, WeightsError
 from lifedeploy.evaluation.accuracy import by_position
 from lifedeploy.exporters.onnx import require_one_file
-from lifedeploy.files import atomic_file, write_json
+from lifedeploy.files import write_json
 from lifedeploy.model import backbones, checkpoint, weights
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.model.weights import LoadedModel, ModelRequest
+from lifedeploy.optional import require
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
 from lifedeploy.training import feeds
@@ -33,10 +34,10 @@ from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Progress, Trainer
 from lifedeploy.training.stages import drop_paths
 from lifedeploy.workflows.progress import Say, silent
-from lifedeploy.workflows.runs import CONFIG, run_config
+from lifedeploy.workflows.runs import claim, held, run_config, run_folder
+from lifedeploy.writing import require_folder
 
 REPORT = "report.json"
-SPLIT = "split.csv"
 LAST = "last.safetensors"
 DENSE_LR = 2e-5
 BEST = "best.safetensors"
@@ -114,6 +115,9 @@ def train(
         WeightsError: the weights to start from are.
         TrainingError: a gradient is not finite, or the state on disk is another run's.
     """
+    if request.name:
+        require_folder(run_folder(workspace, request.name))
+    require_folder(workspace.root / "checkpoints")
     accelerator, precision = accelerator_for(request.config)
     say("reading the images' names")
     config = request.config
@@ -136,37 +140,42 @@ def train(
             warn(others)
     drop_paths(loaded.model, config.drop_path)
     require_watchable(loaded.model, config)
-    folder = workspace.root / "checkpoints" / (request.name or run_name(config, loaded.spec))
-    fingerprint = _fingerprint(config, loaded)
-    if accelerator.is_main_process:
-        _claim(folder, request, config, split)
-    accelerator.wait_for_everyone()
-    warning = warning or _warning(loaded, config)
-    spec = _trained_spec(loaded.spec, split.train.classes, config, folder)
-    job = Job(loaded.model, spec, config, split.train, split.val, folder, fingerprint, request.resume, watch)
-    job.saved = lambda model, outcome, best: _save(folder, model, spec, outcome.stage, best=best)
-    if accelerator.is_main_process:
-        started(config, folder, warning)
-    say("training")
-    trainer = Trainer(job, accelerator)
-    trainer.run()
-    report = TrainReport(
-        folder,
-        config,
-        spec,
-        {"train": describe(split.train), "val": describe(split.val), "held_out": split.held_out},
-        _outcomes(folder),
-        trainer.position.seconds / 60,
-        machine.describe(),
-        precision,
-        accelerator.num_processes,
-        warning,
-        request.command,
-    )
-    if accelerator.is_main_process:
-        write_json(folder / REPORT, report.to_dict())
-    accelerator.wait_for_everyone()
-    return report
+    feeds.TrainingImages(split.train, loaded.spec.preprocess, config)  # refuses an augmentation that cannot be
+    if config.tensorboard:
+        require("tensorboard", extra="tensorboard")
+    folder = run_folder(workspace, request.name or run_name(config, loaded.spec))
+    # Of several processes the first one writes. Nobody else does, from here to the end, however that comes.
+    with held(folder) if accelerator.is_main_process else nullcontext():
+        fingerprint = _fingerprint(config, loaded)
+        if accelerator.is_main_process:
+            claim(folder, config, split, resume=request.resume, overwrite=request.overwrite)
+        accelerator.wait_for_everyone()
+        warning = warning or _warning(loaded, config)
+        spec = _trained_spec(loaded.spec, split.train.classes, config, folder)
+        job = Job(loaded.model, spec, config, split.train, split.val, folder, fingerprint, request.resume, watch)
+        job.saved = lambda model, outcome, best: _save(folder, model, spec, outcome.stage, best=best)
+        if accelerator.is_main_process:
+            started(config, folder, warning)
+        say("training")
+        trainer = Trainer(job, accelerator)
+        trainer.run()
+        report = TrainReport(
+            folder,
+            config,
+            spec,
+            {"train": describe(split.train), "val": describe(split.val), "held_out": split.held_out},
+            _outcomes(folder),
+            trainer.position.seconds / 60,
+            machine.describe(),
+            precision,
+            accelerator.num_processes,
+            warning,
+            request.command,
+        )
+        if accelerator.is_main_process:
+            write_json(folder / REPORT, report.to_dict())
+        accelerator.wait_for_everyone()
+        return report
 
 
 def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
@@ -179,12 +188,12 @@ def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
         UsageError: an unknown setting, or a value that cannot be.
     """
     merged = (read_toml(file) if file else {}) | settings
-    if merged.get("dense"):
-        merged.setdefault("backbone_lr", DENSE_LR)
-        merged.setdefault("head_lr", 10 * float(merged["backbone_lr"]))
-    elif "backbone_lr" in merged:
-        merged.setdefault("head_lr", merged["backbone_lr"])
-    return TrainConfig.from_dict(merged, str(file) if file else "the command")
+    config = TrainConfig.from_dict(merged, str(file) if file else "the command")
+    if config.dense and "backbone_lr" not in merged:
+        config = config.but(backbone_lr=DENSE_LR)
+    if "head_lr" not in merged and (config.dense or "backbone_lr" in merged):
+        config = config.but(head_lr=(10 if config.dense else 1) * config.backbone_lr)
+    return config
 
 
 def resumed(folder: Path, command: str = "") -> TrainRequest:
@@ -291,38 +300,6 @@ def _fingerprint(config: TrainConfig, loaded: LoadedModel) -> str:
     return hashlib.sha256(json.dumps([decisive, start], sort_keys=True).encode()).hexdigest()
 
 
-def _claim(folder: Path, request: TrainRequest, config: TrainConfig, split: Split) -> None:
-    """Make the run's folder, or make sure that it is ours to continue or replace."""
-    if (folder / CONFIG).exists():
-        if request.overwrite:
-            shutil.rmtree(folder)
-        elif not request.resume:
-            raise UsageError(
-                f"{folder}/ holds a run already",
-                hint="--resume continues it, --overwrite starts again, --name NAME gives the new one another folder",
-            )
-        else:
-            _require_same(run_config(folder), config)
-    elif folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder}/ holds something else than a training run", hint="--name gives it another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / CONFIG) as temporary:
-        temporary.write_text(config.to_toml(), encoding="utf-8")
-    write_split(folder / SPLIT, split)
-
-
-def _require_same(before: TrainConfig, now: TrainConfig) -> None:
-    old, new = before.to_dict(), now.to_dict()
-    free = ("workers", "checkpoint_every", "log_every", "tensorboard")
-    changed = [name for name in old if old[name] != new[name] and name not in free]
-    if changed:
-        name = changed[0]
-        raise UsageError(
-            f"the run to resume has {name} {old[name]!r}, and {new[name]!r} was asked for",
-            hint="--resume alone continues a run as it was; --overwrite starts it again",
-        )
-
-
 def _trained_spec(spec: ModelSpec, classes: Sequence[str], config: TrainConfig, folder: Path) -> ModelSpec:
     trained = not config.dense and (config.stage1_epochs > 0 or config.single_stage)
     predictor = "trained" if trained else spec.provenance.predictor
@@ -341,4 +318,6 @@ def _save(folder: Path, model: SlimViT, spec: ModelSpec, stage: str, *, best: bo
 def _outcomes(folder: Path) -> tuple[Outcome, ...]:
     """All validations of the run, those before a resumption too."""
     rows = [row for row in read_log(folder / FILE) if row.kind == "val"]
+    if not rows:
+        raise TrainingError(f"{folder / FILE} has no validation in it", hint="--overwrite starts the run again")
     return tuple(Outcome(row.stage, row.epoch, row.loss, row.accuracy) for row in rows)

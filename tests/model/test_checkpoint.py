@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lifedeploy.errors import WeightsError
-from lifedeploy.model import backbones, checkpoint
+from lifedeploy.model import backbones, checkpoint, raw
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
@@ -104,13 +105,15 @@ def test_saving_that_fails_keeps_the_previous_checkpoint(saved, monkeypatch):
     path, model, spec = saved
     before = path.read_bytes()
 
-    def full_disk(state: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-        Path(target).write_bytes(b"half")
-        raise checkpoint.SafetensorError("No space left on device")
+    class Full(dict):
+        """Sizes of types, on a disk that fills up behind the header."""
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    error = refusal(lambda: checkpoint.save(path, model, spec), path)
-    assert "cannot be written: No space left on device" in error.message
+        def __getitem__(self, dtype: torch.dtype) -> str:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(raw, "_DTYPES", Full())
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint.save(path, model, spec)
     assert path.read_bytes() == before
     assert listing(path.parent) == [path.name]
 
