@@ -121,6 +121,7 @@ class Ended:
 def lifedeploy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """Run the command line in this process."""
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LIFEDEPLOY_MAX_PIXELS", "178956970")  # what --max-pixels sets is gone after the test
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["lifedeploy", *map(str, arguments)])

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from lifedeploy.data.images import ImageSet
@@ -58,3 +59,17 @@ def reasons(images: ImageSet) -> dict[str, int]:
     for left in images.left_out:
         counts[left.reason] = counts.get(left.reason, 0) + left.count
     return counts
+
+
+class OneImage(ImageSet):
+    """A set of one image, of the one class there is."""
+
+    def __init__(self, shown: Image.Image) -> None:
+        super().__init__("one", ("a",), np.zeros(1, dtype=np.int64))
+        self._shown = shown
+
+    def filename(self, index: int) -> str:
+        return "one.png"
+
+    def image(self, index: int) -> Image.Image:
+        return self._shown

@@ -131,6 +131,12 @@ def test_classes_are_matched_by_name_then_by_position():
     assert "'0' for class 0, '1' for class 1, …, '9' for class 9 are taken" in many
 
 
+def test_names_of_classes_are_shown_in_a_line():
+    warning = maps(["\x1b[31m" + "x" * 5000, "b"], [], 2).warning
+    assert "\x1b" not in warning and "\\x1b[31mxxx" in warning
+    assert len(warning) < 700
+
+
 @pytest.mark.parametrize(
     ("found", "names", "classes", "said"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -69,13 +71,53 @@ def test_a_written_split_of_given_halves_is_read_from_its_own_half(tmp_path):
     assert (names(images), images.source) == (["a/0.png", "a/1.png"], str(tmp_path / "data" / "val"))
 
 
-@pytest.mark.parametrize("content", ["", "name,half\nx,val\n", None])
-def test_a_split_file_that_is_none(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "lists no validation images"),
+        (b"name,half\nx,val\n", r"is no split file: expected columns file and split \(.*'split' is missing"),
+        (None, "is no split file: .*does not exist"),
+        ("file,split\nk\xe4se,val\n".encode("latin-1"), "is no split file: .*it is not UTF-8 at byte 12"),
+        (b"file,split\n" + b"x" * 200_000 + b",val\n", "is no split file: .*field larger than field limit"),
+        (b"file,split\n\0,val\n", r"(is no split file|lists 1 validation images, and 0 of them are in)"),
+        (b'file,split\n"a/0.png,val\n', "lists no validation images"),
+    ],
+    ids=["empty", "columns", "missing", "latin-1", "one field", "nul", "quote"],
+)
+def test_a_split_file_that_is_none(tmp_path, content, message):
     source = str(folder(tmp_path / "data", {"a": 2}))
     if content is not None:
-        (tmp_path / "split.csv").write_text(content)
-    with pytest.raises(DataError):
+        (tmp_path / "split.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
         read_images(source, split=str(tmp_path / "split.csv"))
+
+
+def test_a_split_file_that_is_a_pipe_or_endless_is_refused(tmp_path):
+    source = str(folder(tmp_path / "data", {"a": 2}))
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    for name, kind in (("pipe", "pipe"), ("endless", "device")):
+        with pytest.raises(DataError, match=f"is a {kind}; expected a regular file"):
+            read_images(source, split=str(tmp_path / f"{name}.csv"))
+
+
+def test_a_split_file_of_another_editor_is_read(tmp_path):
+    source = str(folder(tmp_path / "data", {"a": 2}))
+    (tmp_path / "split.csv").write_bytes("\ufefffile,split\r\na/1.png,val\r\n".encode())
+    assert names(read_images(source, split=str(tmp_path / "split.csv"))) == ["a/1.png"]
+
+
+def test_a_folder_whose_name_is_no_utf8_is_read(tmp_path):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    folder(root / "data", {"a": 2})
+    (root / "data" / "notes.txt").touch()
+    images = read_images(str(root / "data"))
+    assert [str(left).split(" of ")[1] for left in images.left_out] == [
+        f"{tmp_path}/caf\\xe9/data is not used: no image by ending (.txt): notes.txt"
+    ]
+    (root / "data" / "a" / "1.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"caf\\xe9/data/a/1\.png is not an image"):
+        images.image(1)
 
 
 def test_what_is_no_data_set_is_refused(tmp_path):

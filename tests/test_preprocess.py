@@ -170,16 +170,8 @@ def test_a_missing_image_is_refused(tmp_path):
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(ImageError, match="is not an image that can be read"):
+    with pytest.raises(ImageError, match="is a folder; expected a file"):
         read_image(tmp_path)
-
-
-def test_an_image_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / "bomb.png"
-    Image.new("RGB", (64, 64)).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageError, match=r"is not an image that can be read: .*decompression bomb"):
-        read_image(path)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])

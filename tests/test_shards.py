@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import os
 import tarfile
 
 import pytest
 
 from lifedeploy.data.images import read_images, read_split
 from lifedeploy.data.unlabelled import read_unlabelled
-from lifedeploy.errors import DataError
+from lifedeploy.errors import DataError, ImageError
 from tests.pictures import LINK, encoded, names, reasons, shard
 
 NO_LABEL = "image without a label"
@@ -158,6 +159,85 @@ def test_shards_that_are_none(tmp_path, members, classes, message):
         read_images(f"wds/{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (b"1000000000", "a.cls holds '1000000000'; expected the index of a class"),
+        (b"999999999", "has a label 999,999,999 and no names of classes; expected below 100,000"),
+        (b"-1000", "a.cls holds '-1000'"),
+        ("²".encode(), "a.cls holds '²'"),
+        (b"9" * 10_000, "a.cls holds '9{20}'; expected the index"),
+        (b"\xff\xfe1\x00", r"a.cls holds '.*'; expected the index"),
+        (b"1" + b" " * 10**6, "a.cls holds '1 '; expected the index"),
+        (b"\x1b[31m", r"a.cls holds '\\x1b\[31m'; expected the index"),
+        (b"", "a.cls holds ''; expected the index"),
+    ],
+)
+def test_a_label_that_is_none(tmp_path, label, message):
+    shard(tmp_path / "x.tar", {"a.png": encoded(1), "a.cls": label})
+    with pytest.raises(DataError, match=message):
+        read_images(f"wds/{tmp_path}")
+
+
+def test_a_label_with_a_byte_order_mark_is_read(tmp_path):
+    shard(tmp_path / "x.tar", {"a.png": encoded(1), "a.cls": b"\xef\xbb\xbf2\r\n"})
+    (tmp_path / "classes.txt").write_bytes("\ufeffcat\r\ncup\rdog".encode())
+    images = read_images(f"wds/{tmp_path}")
+    assert (images.classes, images.targets.tolist()) == (("cat", "cup", "dog"), [2])
+
+
+def test_more_names_than_any_data_set_has_are_refused(tmp_path):
+    shard(tmp_path / "x.tar", pair(0))
+    (tmp_path / "classes.txt").write_text("a\n" * 1_000_001)
+    with pytest.raises(DataError, match="names 1,000,001 classes; expected at most 1,000,000"):
+        read_images(f"wds/{tmp_path}")
+    with (tmp_path / "classes.txt").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=r"classes\.txt is larger than the 64 MiB that such a file may have"):
+        read_images(f"wds/{tmp_path}")
+
+
+def test_an_image_of_more_bytes_than_its_pixels_could_need_is_not_read(tmp_path):
+    path = tmp_path / "x.tar"
+    with path.open("wb") as file:
+        for name, size in (("a.cls", 1), ("a.webp", 2**40)):
+            entry = tarfile.TarInfo(name)
+            entry.size = size
+            file.write(entry.tobuf(tarfile.GNU_FORMAT))
+            file.write(b"0".ljust(512, b"\0") if size == 1 else b"RIFF")
+        file.truncate(2**40 + 4096)  # a hole
+    with pytest.raises(ImageError, match=r"x\.tar/a is of 1,099,511,627,776 bytes, more than"):
+        read_images(f"wds/{tmp_path}").image(0)
+
+
+def test_names_that_no_report_can_hold_are_passed_over(tmp_path):
+    bad, long = "caf\udce9.png", "x/" * 2000 + "a.\x1b[31mtxt"
+    shard(tmp_path / "x.tar", [*pair(0).items(), (bad, encoded(1)), (long, b"")])
+    left = read_images(f"wds/{tmp_path}").left_out
+    assert {one.reason for one in left} == {
+        "name that is not UTF-8",
+        r"neither image nor label by ending (.\x1b[31mtxt)",
+    }
+    assert all(str(one).isprintable() and len(one.first) <= 160 for one in left)
+    assert r"x.tar/caf\xe9.png" in [one.first for one in left]
+
+
+def test_a_pipe_and_a_device_are_no_shards(tmp_path):
+    os.mkfifo(tmp_path / "0.tar")
+    (tmp_path / "1.tar").symlink_to("/dev/zero")
+    (tmp_path / "2.tar").symlink_to("2.tar")
+    (tmp_path / "3.tar").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"holds no \.tar shards; .*no regular file.*; .*link that leads nowhere"):
+        read_images(f"wds/{tmp_path}")
+    shard(tmp_path / "4.tar", pair(0))
+    os.mkfifo(tmp_path / "classes.txt")
+    assert reasons(read_images(f"wds/{tmp_path}")) == {
+        "no regular file": 2,
+        "link that leads nowhere": 2,
+        "no shard by ending (.txt)": 1,
+    }
+
+
 def test_a_damaged_shard_and_no_shard(tmp_path):
     with pytest.raises(DataError, match=r"holds no \.tar shards"):
         read_images(f"wds/{tmp_path}")
@@ -227,5 +307,5 @@ def test_a_shard_and_a_link_to_it_are_one(tmp_path):
 
 def test_a_label_that_no_data_set_reaches_is_named(tmp_path):
     shard(tmp_path / "x.tar", {"a.png": encoded(1), "a.cls": b"200000000"})
-    with pytest.raises(DataError, match=r"has a label 200,000,000 and no names of classes; expected below 1,000,000"):
+    with pytest.raises(DataError, match=r"has a label 200,000,000 and no names of classes; expected below 100,000"):
         read_images(f"wds/{tmp_path}")

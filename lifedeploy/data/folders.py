@@ -7,11 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from lifedeploy.data.left_out import LeftOut, printable
+from lifedeploy.data.left_out import LeftOut, example
 from lifedeploy.data.preprocess import decode_image
 from lifedeploy.data.sets import ImageSet, as_targets, nothing_found
 from lifedeploy.data.walk import Found, natural_key, once, walk
 from lifedeploy.errors import DataError
+from lifedeploy.text import printable
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
@@ -98,5 +99,5 @@ def _beside(found: Found, halves: Sequence[str]) -> tuple[LeftOut, ...]:
     where = str(found.root)
     others = [name for name in found.files if "/" not in name or name.partition("/")[0] not in halves]
     reason = f"image outside {' and '.join(f'{half}/' for half in halves)}"
-    images = (LeftOut(reason, len(others), printable(others[0]), where),) if others else ()
+    images = (LeftOut(reason, len(others), example(others[0]), printable(where)),) if others else ()
     return images + found.passed.but(halves, where)

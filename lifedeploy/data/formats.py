@@ -1,19 +1,24 @@
 """Which image files are opened, and how their pixels become 8-bit RGB without losing what they show.
 
-A closed list: Pillow would hand PostScript to Ghostscript, and guesses at formats that no data set is kept in.
+A closed list: Pillow would hand PostScript to Ghostscript, and guesses at formats that no data set is kept in. And a
+limit on their pixels, by what a file declares, before memory is taken for them.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
-from lifedeploy.errors import ImageError
+from lifedeploy.errors import ImageError, UsageError
 
 # By Pillow's names. AVIF is in Pillow from 11.3 on; MPO, several JPEGs in one file, is opened by the door of JPEG.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "JPEG2000", "PPM")
@@ -23,15 +28,97 @@ _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _WORDS = {"I": "integers of more than 16 bits or with a sign", "F": "floating-point numbers"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+_TOGETHER = 1 << 20  # pixels of 16 bits that are scaled together
 
-# A large picture is read; Pillow refuses the ones that are twice as large by an error.
+# Pillow warns of half the pixels that it refuses; what is not refused is read.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What it finds odd in a file that it then reads, or refuses by an error: no line of ours.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+PIXELS = 178_956_970  # of an image at most, unless told: where Pillow refuses them if it is not told either
+_LARGEST_LIMIT = 2**31 - 1  # Pillow counts in 32 bits
+_LIMIT = "LIFEDEPLOY_MAX_PIXELS"  # in the environment, so that processes that decode for this one have it too
+_BYTES_PER_PIXEL = 8  # four channels of 16 bits: no file needs more, whatever it is compressed by
+_BESIDE_PIXELS = 64 * 1024**2  # bytes of a file that are none of its pixels: thumbnails, profiles, notes
+
+
+def limit_pixels(count: int) -> None:
+    """From now on images of at most ``count`` pixels are opened, in this process and those that it starts.
+
+    Raises:
+        UsageError: less than one pixel, or more than any image can have.
+    """
+    if not 1 <= count <= _LARGEST_LIMIT:
+        raise UsageError(f"a limit of {count:,} pixels is not allowed; expected 1 to {_LARGEST_LIMIT:,}")
+    os.environ[_LIMIT] = str(count)
+
+
+def pixel_limit() -> int:
+    """Pixels that an image may have.
+
+    Raises:
+        UsageError: the environment holds a limit that is none.
+    """
+    text = os.environ.get(_LIMIT, str(PIXELS))
+    count = int(text) if re.fullmatch("[0-9]{1,10}", text) else 0
+    if not 1 <= count <= _LARGEST_LIMIT:
+        raise UsageError(f"{_LIMIT} is {text!r}; expected 1 to {_LARGEST_LIMIT}", hint="--max-pixels sets it")
+    return count
+
+
+def opened(source: IO[bytes], name: str) -> Image.Image:
+    """An image file as Pillow opens it: its size is known and allowed, nothing of it is decoded.
+
+    Raises:
+        ImageError: it has more pixels than are allowed.
+        Exception: whatever else Pillow raises.
+    """
+    limit = pixel_limit()
+    # Frames that make an image grow are held against it by Pillow, twice over; so is all that others make in here.
+    Image.MAX_IMAGE_PIXELS = max(-(-limit // 2), _ALWAYS)
+    try:
+        image = Image.open(source, formats=formats())
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d+", str(error))
+        raise _too_large(name, int(found[0]) if found else limit + 1) from error
+    width, height = image.size
+    if width * height > limit:
+        image.close()
+        raise _too_large(name, width * height, f"{width:,} x {height:,} = ")
+    return image
+
+
+def require_plausible(size: int, name: str) -> None:
+    """Make sure that a file of ``size`` bytes can be one image: some formats are read into memory as they lie there.
+
+    Raises:
+        ImageError: it is larger than the most pixels that are allowed could be.
+    """
+    most = _BYTES_PER_PIXEL * pixel_limit() + _BESIDE_PIXELS
+    if size > most:
+        raise ImageError(
+            f"{name} is of {size:,} bytes, more than the {most:,} that {pixel_limit():,} pixels could need",
+            hint="--max-pixels allows more of them",
+        )
+
+
+def _too_large(name: str, pixels: int, product: str = "") -> ImageError:
+    return ImageError(
+        f"{name} has {product}{pixels:,} pixels, more than the {pixel_limit():,} that --max-pixels allows",
+        hint=f"--max-pixels {pixels} allows them" if pixels <= _LARGEST_LIMIT else None,
+    )
+
+
+_ALWAYS = 2**20  # pixels that may be in any picture, whatever the limit for images: libraries test themselves on some
 
 
 @cache
 def formats() -> tuple[str, ...]:
     """Those of :data:`FORMATS` that this Pillow knows how to open, for ``Image.open``."""
     Image.init()
+    # libtiff writes to standard error what Pillow then raises. It is one of the libraries that Pillow is linked to.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -73,12 +160,18 @@ def _scaled(image: Image.Image) -> Image.Image:
     tags = _tags(image)
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]  # a TIFF of 12 bits comes in 16, not scaled to them
     white = (1 << bits) - 1
+    if bits not in range(9, 17):
+        raise ValueError(f"its values are declared to be of {bits} bits")
     image.load()  # numpy takes an error in here for an array of one object
-    values = np.asarray(image).astype(np.uint32)
-    if values.size and int(values.max()) > white:
+    values = np.asarray(image)
+    if values.size and not 0 <= int(values.min()) <= int(values.max()) <= white:
         raise ValueError(f"its values reach {values.max()}, and {bits} bits end at {white}")
-    grey = (values * 255 + white // 2) // white
+    shades = ((np.arange(white + 1) * 255 + white // 2) // white).astype(np.uint8)
     # Pillow turns negatives of 8 bits around, and these not. Where the tag is missing it takes 0 for both.
     if image.format == "TIFF" and tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
-        grey = 255 - grey
-    return Image.fromarray(grey.astype(np.uint8))
+        shades = 255 - shades
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, values.size, _TOGETHER):  # numpy makes 8 bytes of every index
+        part = slice(start, start + _TOGETHER)
+        grey.reshape(-1)[part] = shades[values.reshape(-1)[part]]
+    return Image.fromarray(grey)

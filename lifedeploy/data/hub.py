@@ -18,8 +18,9 @@ from lifedeploy.data.folders import TRAIN_NAMES, VAL_NAMES
 from lifedeploy.data.left_out import Tally
 from lifedeploy.data.preprocess import decode_image
 from lifedeploy.data.sets import ImageSet, numbered
-from lifedeploy.errors import DataError
+from lifedeploy.errors import DataError, ImageError
 from lifedeploy.optional import require
+from lifedeploy.reading import foreign, reason
 
 _NO_LABEL = -1
 # What integers have to be called to be taken for classes: others are widths, ages and identifiers.
@@ -65,28 +66,24 @@ class HubSet(ImageSet):
         datasets: Any = require("datasets", extra="datasets")
         source = _Source.parse(name)
         where = f"Hugging Face dataset {source.name}, split {split},"
-        try:
+        with foreign(where, DataError):  # it raises errors of its own, of pyarrow, of the hub and of the network
             rows = datasets.load_dataset(source.name, split=split)
-        except Exception as error:  # the library raises errors of its own, of pyarrow, of the hub and of the network
-            raise DataError(f"{where} cannot be read: {_reason(error)}") from error
         image = _column(source, "image", rows.features, lambda key, kind: _holds_images(kind, datasets), where)
         label = _label_column(source, rows.features, datasets, where)
         names = list(getattr(rows.features[label], "names", None) or ())
-        try:
+        with foreign(where, DataError):
             rows = rows.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
             labels, there = _labels_and_images(rows, label, image)
-        except Exception as error:
-            raise DataError(f"{where} cannot be read: {_reason(error)}") from error
         _check_labels(labels, there, names, f"{where} column {label},")
         used = np.flatnonzero(there & (labels != _NO_LABEL))
         passed = Tally()
-        for reason, rest in (
+        for why, rest in (
             ("no image", ~there),
             (f"no label in {label}, or -1 for none", there & (labels == _NO_LABEL)),
         ):
             if rest.any():
-                passed.add(reason, f"{split}/{int(np.flatnonzero(rest)[0])}", count=int(rest.sum()))
-        classes = names or numbered(int(labels.max()), f"{where} column {label},")
+                passed.add(why, f"{split}/{int(np.flatnonzero(rest)[0])}", count=int(rest.sum()))
+        classes = names or numbered(int(labels.max()), len(used), f"{where} column {label},")
         super().__init__(f"hfds/{name}", classes, labels[used])
         self.left_out = passed.but((), f"hfds/{source.name}", unit="row")
         self._rows = rows.select_columns([image])
@@ -96,11 +93,12 @@ class HubSet(ImageSet):
         return f"{self._split}/{self._used[index]}"
 
     def image(self, index: int) -> Image.Image:
-        content = self._rows[int(self._used[index])][self._image]
         name = f"{self.source} {self.filename(index)}"
-        if content["bytes"]:
-            return decode_image(io.BytesIO(content["bytes"]), name)
-        return decode_image(Path(content["path"] or ""), f"{name} ({content['path']})")
+        with foreign(name, ImageError):
+            content = self._rows[int(self._used[index])][self._image]
+            if content["bytes"]:
+                return decode_image(io.BytesIO(content["bytes"]), name)
+            return decode_image(Path(content["path"] or ""), f"{name} ({content['path']})")
 
 
 def hub_halves(source: str) -> dict[str, Callable[[], ImageSet]]:
@@ -114,7 +112,7 @@ def hub_halves(source: str) -> dict[str, Callable[[], ImageSet]]:
     try:
         offered = list(datasets.get_dataset_split_names(name))
     except Exception as error:  # of the hub, of the network, of the file system
-        raise DataError(f"Hugging Face dataset {name} cannot be found: {_reason(error)}") from error
+        raise DataError(f"Hugging Face dataset {name} cannot be found: {reason(error)}") from error
     halves = {"all": offered[0]} if len(offered) == 1 else _halves(offered)
     return {key: partial(HubSet, source, split) for key, split in (halves | {key: key for key in offered}).items()}
 
@@ -199,7 +197,3 @@ def _check_labels(labels: NDArray[np.int64], there: NDArray[np.bool_], names: Se
     if low < _NO_LABEL or (names and high >= len(names)):
         last = f"0 to {len(names) - 1}" if names else "0 or more"
         raise DataError(f"{where} has a label {low if low < _NO_LABEL else high}; expected {last}, or -1 for none")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

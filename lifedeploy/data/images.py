@@ -8,6 +8,7 @@ A source is written as timm writes it: a folder's path, ``wds/FOLDER`` or ``hfds
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,8 @@ from lifedeploy.data.sets import ImageSet, Subset, describe
 from lifedeploy.data.shards import ShardSet, shard_halves
 from lifedeploy.data.walk import Found
 from lifedeploy.errors import DataError
-from lifedeploy.files import atomic_file
+from lifedeploy.reading import foreign, read_text
+from lifedeploy.writing import atomic_file
 
 __all__ = [
     "FolderSet",
@@ -94,10 +96,11 @@ def write_split(path: Path, split: Split) -> None:
 
 def _listed(whole: ImageSet, path: Path) -> ImageSet:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            wanted = {row["file"] for row in csv.DictReader(file) if row["split"] == "val"}
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no split file: expected columns file and split ({error})") from error
+        text = read_text(path, DataError)
+        with foreign(str(path), DataError):
+            wanted = {row["file"] for row in csv.DictReader(io.StringIO(text, newline="")) if row["split"] == "val"}
+    except DataError as error:
+        raise DataError(f"{path} is no split file: expected columns file and split ({error.message})") from error
     if not wanted:
         raise DataError(f"{path} lists no validation images")
     chosen = [index for index in range(len(whole)) if whole.filename(index) in wanted]

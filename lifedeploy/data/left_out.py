@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from lifedeploy.text import LINE, printable, shortened
+
 _ENDINGS_NAMED = 4
+_LONGEST_ENDING = 24  # characters shown of one: a dot may be anywhere in a name
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,15 @@ def _line(reason: str, kinds: list[_Kind], where: str, unit: str, prefix: str = 
     if endings:
         named = sorted(endings, key=lambda ending: (-endings[ending], ending))
         more = ", …" if len(named) > _ENDINGS_NAMED else ""
-        reason = f"{reason} ({', '.join(named[:_ENDINGS_NAMED])}{more})"
-    first = printable(kinds[0].first.removeprefix(prefix))
-    return LeftOut(reason, sum(kind.count for kind in kinds), first, where, unit)
+        reason = f"{reason} ({', '.join(map(_ending, named[:_ENDINGS_NAMED]))}{more})"
+    first = example(kinds[0].first.removeprefix(prefix))
+    return LeftOut(reason, sum(kind.count for kind in kinds), first, printable(where), unit)
 
 
-def printable(name: str) -> str:
-    """A file's name in one line of UTF-8, whatever bytes are in it."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+def _ending(ending: str) -> str:
+    return shortened(ending, _LONGEST_ENDING)
+
+
+def example(name: str) -> str:
+    """A name as reports show it, at most a line of it."""
+    return printable(name) if len(name) <= LINE else shortened(name)

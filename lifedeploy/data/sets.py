@@ -15,6 +15,7 @@ from lifedeploy.data.left_out import LeftOut
 from lifedeploy.errors import DataError
 
 MOST_CLASSES = 1_000_000
+_UNNAMED = 100_000  # classes that are taken to be there if a label says so, whatever the number of images
 
 
 class ImageSet(ABC):
@@ -78,14 +79,15 @@ def as_targets(values: Iterable[int]) -> NDArray[np.int64]:
     return np.fromiter(values, dtype=np.int64)
 
 
-def numbered(largest: int, where: str) -> list[str]:
+def numbered(largest: int, images: int, where: str) -> list[str]:
     """Names for classes that have none: their numbers.
 
     Raises:
-        DataError: there would be more than any data set has, so ``largest`` is no class.
+        DataError: there would be more than data sets have, and more than ``images``: then ``largest`` is no class.
     """
-    if largest >= MOST_CLASSES:
-        raise DataError(f"{where} has a label {largest:,} and no names of classes; expected below {MOST_CLASSES:,}")
+    most = min(max(_UNNAMED, images), MOST_CLASSES)
+    if largest >= most:
+        raise DataError(f"{where} has a label {largest:,} and no names of classes; expected below {most:,}")
     return [str(index) for index in range(largest + 1)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,22 @@ from typing import IO
 from PIL import Image
 
 from lifedeploy.data.folders import TRAIN_NAMES
-from lifedeploy.data.formats import endings
+from lifedeploy.data.formats import endings, require_plausible
 from lifedeploy.data.left_out import LeftOut, Tally
 from lifedeploy.data.preprocess import decode_image
-from lifedeploy.data.sets import ImageSet, as_targets, nothing_found, numbered
-from lifedeploy.data.walk import once, walk
-from lifedeploy.errors import DataError
+from lifedeploy.data.sets import MOST_CLASSES, ImageSet, as_targets, nothing_found, numbered
+from lifedeploy.data.tar import Entry, entries
+from lifedeploy.data.walk import nameless, once, walk
+from lifedeploy.errors import DataError, ImageError
 from lifedeploy.files import is_lfs_pointer
+from lifedeploy.reading import foreign, read_text, reason, require_regular
+from lifedeploy.text import quoted
 
 CLASSES = "classes.txt"
 _LABEL = ".cls"
 _NO_LABEL = -1
+_LONGEST_LABEL = 64  # bytes: white space and a number
+_BOM = b"\xef\xbb\xbf"
 _VAL_STARTS = ("val", "test")  # the second only where there are none of the first, as with folders
 _GZIP = b"\x1f\x8b"
 
@@ -45,7 +49,7 @@ class ShardSet(ImageSet):
             message = f"{root}/ has {len(shards)} shards without a single pair of image and .cls in them"
             raise DataError(nothing_found(message, inside))
         top = max(member.label for member in members)
-        classes = _class_names(root / CLASSES) or numbered(top, f"wds/{root}")
+        classes = _class_names(root / CLASSES) or numbered(top, len(members), f"wds/{root}")
         if top >= len(classes):
             raise DataError(f"{root}/ has a class {top}, and {CLASSES} names {len(classes)}")
         super().__init__(f"wds/{root}", classes, as_targets(member.label for member in members))
@@ -59,9 +63,11 @@ class ShardSet(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         member = self._members[index]
-        with self._shards[member.shard].open("rb") as file:
+        name = self.filename(index)
+        require_plausible(member.size, name)
+        with foreign(name, ImageError), self._shards[member.shard].open("rb") as file:
             file.seek(member.offset)
-            return decode_image(io.BytesIO(file.read(member.size)), self.filename(index))
+            return decode_image(io.BytesIO(file.read(member.size)), name)
 
 
 def shard_halves(root: Path) -> dict[str, ImageSet]:
@@ -100,9 +106,12 @@ def _class_names(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        names = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no list of class names: {error}") from error
+        text = read_text(path, DataError).replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+    except DataError as error:
+        raise DataError(f"{path} is no list of class names: {error.message}") from error
+    if text.count("\n") >= MOST_CLASSES:
+        raise DataError(f"{path} names {text.count(chr(10)) + 1:,} classes; expected at most {MOST_CLASSES:,}")
+    names = text.split("\n")
     if names != [""] and "" in names:
         raise DataError(
             f"{path} has no name on line {names.index('') + 1}; expected the name of class {names.index('')}",
@@ -129,14 +138,14 @@ class _Index:
 
     def __init__(self, number: int, shard: Path, passed: Tally) -> None:
         self._number, self._shard, self._passed = number, shard, passed
-        self._entries: dict[str, tarfile.TarInfo] = {}
+        self._entries: dict[str, Entry] = {}
         self._labels: dict[str, int] = {}
+        size = require_regular(shard, DataError)
         try:
-            with tarfile.open(shard, "r:") as archive:  # not compressed: offsets are those of the file
-                for entry in archive:
-                    self._take(entry, archive)
-                self._require_end(archive)
-        except (tarfile.TarError, OSError, ValueError) as error:
+            with shard.open("rb") as file:
+                for entry in entries(file, size):
+                    self._take(entry, file)
+        except Exception as error:
             raise _unreadable(shard, error) from error
 
     def members(self) -> list[_Member]:
@@ -155,21 +164,22 @@ class _Index:
         labels = {name: self._labels[label] for label, name in chosen.items() if name is not None}
         return [self._member(name, labels[name]) for name in self._entries if name in labels]
 
-    def _take(self, entry: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+    def _take(self, entry: Entry, file: IO[bytes]) -> None:
         name = entry.name
         stem, ending = _split(name)
-        if entry.isdir():
+        if entry.folder:
             return
-        if any(part.startswith(".") and part != "." for part in name.split("/")):
-            self._pass("hidden", name)
+        unnamed = next(filter(None, (nameless(part) for part in name.split("/") if part != ".")), "")
+        if unnamed:
+            self._pass(unnamed, name)
         elif ending not in endings() and ending != _LABEL:
             self._passed.add("neither image nor label by ending", f"{self._shard.name}/{name}", ending=ending)
-        elif not entry.isfile() or entry.issparse():  # the bytes of a link, or of a file with holes, lie elsewhere
+        elif not entry.plain:
             self._pass("no plain file", name)
         elif ending == _LABEL:
             if stem in self._labels:
                 self._pass("replaced by a later member of the same name", name)
-            self._labels[stem] = _number_in(archive.extractfile(entry), name)
+            self._labels[stem] = _number_in(file, entry)
         else:
             if self._entries.pop(name, None) is not None:
                 self._pass("replaced by a later member of the same name", name)
@@ -192,17 +202,10 @@ class _Index:
 
     def _member(self, name: str, label: int) -> _Member:
         entry = self._entries[name]
-        return _Member(self._number, _split(name)[0], entry.offset_data, entry.size, label)
+        return _Member(self._number, _split(name)[0], entry.offset, entry.size, label)
 
     def _pass(self, reason: str, name: str) -> None:
         self._passed.add(reason, f"{self._shard.name}/{name}")
-
-    def _require_end(self, archive: tarfile.TarFile) -> None:
-        """tarfile takes a damaged header for the end of the archive, and says nothing of what lies behind it."""
-        with self._shard.open("rb") as file:
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise ValueError(f"it is damaged at byte {archive.offset:,}")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -217,11 +220,12 @@ def _sample(name: str) -> str:
     return folder + slash + last.partition(".")[0]
 
 
-def _number_in(file: IO[bytes] | None, name: str) -> int:
-    content = file.read() if file else b""
-    if not re.fullmatch(rb"\s*(-1|\d{1,9})\s*", content):
+def _number_in(file: IO[bytes], entry: Entry) -> int:
+    file.seek(entry.offset)
+    content = file.read(min(entry.size, _LONGEST_LABEL + 1)).removeprefix(_BOM)
+    if entry.size > _LONGEST_LABEL or not re.fullmatch(rb"\s*(-1|\d{1,9})\s*", content):
         shown = content[:20].decode("utf-8", "backslashreplace")
-        raise ValueError(f"{name} holds {shown!r}; expected the index of a class, or -1 for none")
+        raise ValueError(f"{entry.name} holds {quoted(shown)}; expected the index of a class, or -1 for none")
     return int(content)
 
 
@@ -232,4 +236,4 @@ def _unreadable(shard: Path, error: Exception) -> DataError:
     if shard.is_file():
         with shard.open("rb") as file:
             hint = "it is compressed: gunzip it" if file.read(len(_GZIP)) == _GZIP else None
-    return DataError(f"{shard} is no WebDataset shard that can be read: {error}", hint=hint)
+    return DataError(f"{shard} is no WebDataset shard that can be read: {reason(error)}", hint=hint)

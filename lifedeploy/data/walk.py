@@ -55,7 +55,8 @@ def once(found: Found, prefer: Callable[[str], bool] = lambda name: False) -> Fo
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts as timm does, without regard to case and numbers as numbers; what that leaves equal, by the exact name."""
-    parts: list[str | int] = list(re.split(r"(\d+)", name.lower()))
+    # Python makes numbers of 4,300 digits at most; of longer ones the first thousand decide.
+    parts: list[str | int] = list(re.split(r"(\d{1,1000})", name.lower()))
     parts[1::2] = map(int, parts[1::2])
     return parts, name
 
@@ -155,7 +156,7 @@ class _Walk:
 
     def _entry(self, entry: os.DirEntry[str], name: str) -> bool:
         """Take or pass over one entry; whether it is a real folder to walk."""
-        reason = _nameless(entry.name)
+        reason = nameless(entry.name)
         real_folder = entry.is_dir(follow_symlinks=False)
         if reason and real_folder:
             self._pass_all(reason, name)
@@ -224,7 +225,7 @@ class _Walk:
         return f"{self._root}/{name}" if name else self._root
 
 
-def _nameless(name: str) -> str:
+def nameless(name: str) -> str:
     """Why a name is not looked at, if it is not."""
     if name.startswith("."):
         return "hidden"

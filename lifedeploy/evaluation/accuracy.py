@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import DataError, EngineError
+from lifedeploy.text import quoted, shortened
 
 AP_CLASSES = 20  # up to here every score is kept, for average precision
 MATRIX_CLASSES = 100  # up to here the confusion matrix is reported; what lies beyond nobody reads
@@ -196,13 +197,13 @@ def map_classes(found: Sequence[str], names: Sequence[str], classes: int, *, sou
         times = Counter(names)
         twice = next((name for name in found if times[name] > 1), None)
         if twice is not None:
-            raise DataError(f"class {twice!r} of {source} is the name of several classes of {model}")
+            raise DataError(f"class {quoted(twice)} of {source} is the name of several classes of {model}")
         return ClassMap(np.asarray([numbers[name] for name in found], dtype=np.int64), "name", tuple(names))
     if names and len(unknown) < len(found):  # by position, those that do match would be swapped or not, unnoticed
         raise DataError(
             f"{source} has {len(found)} classes, and {len(unknown)} of them are none of the {classes} of {model}: "
             f"{', '.join(unknown[:5])}",
-            hint=f"the model's classes: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}",
+            hint=f"the model's classes: {shortened(', '.join(names[:10]))}{', …' if len(names) > 10 else ''}",
         )
     if len(found) != classes:
         raise DataError(
@@ -219,9 +220,9 @@ def map_classes(found: Sequence[str], names: Sequence[str], classes: int, *, sou
 
 def by_position(found: Sequence[str], names: Sequence[str]) -> str:
     """What is taken for what, to be read, where the n-th class of one is that of the other: the first and the last."""
-    ours = [repr(name) for name in names] or [f"class {index}" for index in range(len(found))]
-    pairs = [f"{name!r} for {own}" for name, own in zip(found, ours, strict=True)]
-    return ", ".join([*pairs[:2], *(["…"] if len(pairs) > 3 else []), *pairs[2:][-1:]])
+    shown = [index for index in range(len(found)) if index < 2 or index == len(found) - 1]
+    pairs = [f"{quoted(found[index])} for {quoted(names[index]) if names else f'class {index}'}" for index in shown]
+    return ", ".join([*pairs[:2], *(["…"] if len(found) > 3 else []), *pairs[2:]])
 
 
 def _log_odds(values: NDArray[np.float64]) -> NDArray[np.float64]:

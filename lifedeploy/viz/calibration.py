@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lifedeploy.calibration.report import LayerReport, MemberReport
-from lifedeploy.files import atomic_file
-from lifedeploy.viz.plots import check_format
-from lifedeploy.viz.style import tidy, title
+from lifedeploy.viz.style import check_format, save, tidy, title
 
 _COLOURS = ("#1b6ca8", "#c2571a", "#4f9d69", "#8c6bb1", "#8c8c8c", "#d4a017")
 _SAME, _CHANGED = "#1b6ca8", "#c2571a"
@@ -40,8 +38,7 @@ def plot_calibration(members: Mapping[str, MemberReport], path: Path, *, precisi
         fontsize=8,
         color="#555555",
     )
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=130)
+    save(figure, path, dpi=130)
 
 
 def _layers(axis: Any, layers: Sequence[LayerReport]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.files import atomic_file
+from lifedeploy.text import printable
 from lifedeploy.training.log import LogRow
-from lifedeploy.viz.plots import check_format
+from lifedeploy.viz.style import check_format, save
 
+_LARGEST = 1e30
 _TRAIN, _VAL, _RATE = "#6baed6", "#c2571a", "#8c8c8c"
 
 
@@ -31,9 +33,9 @@ def draw_curves(rows: Sequence[LogRow], path: Path, *, title: str = "") -> None:
     train = _even([row for row in rows if row.kind == "train"])
     val = [row for row in rows if row.kind == "val"]
     for axis, name, scale in ((axes[0][0], "loss", 1), (axes[0][1], "accuracy", 100)):
-        values = [getattr(row, name) * scale for row in train]
+        values = [_drawn(getattr(row, name) * scale) for row in train]
         axis.plot([row.step for row in train], values, color=_TRAIN, linewidth=1.2, label="training")
-        values = [getattr(row, name) * scale for row in val]
+        values = [_drawn(getattr(row, name) * scale) for row in val]
         axis.plot([row.step for row in val], values, "o", color=_VAL, label="validation, hard forward")
         axis.set_ylabel(name if scale == 1 else f"{name}, %")
     for axis in axes[1]:
@@ -47,9 +49,13 @@ def draw_curves(rows: Sequence[LogRow], path: Path, *, title: str = "") -> None:
         axis.grid(axis="y", color="#e6e6e6")
         axis.tick_params(labelsize=8)
     axes[0][0].legend(fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=9, color="#555555")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
+    figure.suptitle(printable(title), fontsize=9, color="#555555", parse_math=False)
+    save(figure, path)
+
+
+def _drawn(value: float) -> float:
+    """A gap where a number is too large to have an axis."""
+    return value if abs(value) <= _LARGEST else math.nan
 
 
 def _even(rows: Sequence[LogRow]) -> list[LogRow]:
@@ -61,7 +67,7 @@ def _even(rows: Sequence[LogRow]) -> list[LogRow]:
     for row, after in zip_longest(rows, rows[1:]):
         gap, last = row.step - last, row.step
         steps, loss, right = steps + gap, loss + gap * row.loss, right + gap * row.accuracy
-        if steps >= usual or after is None or after.stage != row.stage:
+        if steps and (steps >= usual or after is None or after.stage != row.stage):
             even.append(replace(row, loss=loss / steps, accuracy=right / steps))
             steps, loss, right = 0, 0.0, 0.0
     return even
@@ -81,11 +87,12 @@ def _stages(axes: Any, rows: Sequence[LogRow]) -> None:
         for axis in axes[0]:
             place = (step, 1.0)
             axis.annotate(
-                stage,
+                printable(stage),
                 place,
                 xycoords=("data", "axes fraction"),
                 xytext=(3, 2),
                 textcoords="offset points",
                 fontsize=8,
                 color="#555555",
+                parse_math=False,
             )

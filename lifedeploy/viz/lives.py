@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifedeploy.evaluation.lives import PatchLives, granted
-from lifedeploy.files import atomic_file
 from lifedeploy.schedule import Schedule
-from lifedeploy.viz.plots import check_format
+from lifedeploy.text import shortened
+from lifedeploy.viz.style import check_format, save
 
 _COLOURS = "viridis"  # even steps for every eye
 _DARK = 0.15  # brightness of a dropped patch
 _NUMBERED_GRID = 16  # more patches than this a side, and their numbers cannot be read
 _PANEL = 2.6  # inches
+_LABEL = 34  # characters below a panel
 
 
 def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, note: str = "") -> None:
@@ -59,7 +60,7 @@ def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, n
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     figure.supxlabel(note, fontsize=7, color="#666666", x=0.01, ha="left")
-    _save(figure, path)
+    save(figure, path)
 
 
 def dimmed(one: PatchLives, layer: int) -> NDArray[np.uint8]:
@@ -100,8 +101,8 @@ def _draw_life(axis: Any, one: PatchLives, schedule: Schedule, scale: Any) -> No
 
 
 def _label(one: PatchLives) -> str:
-    name = one.name if len(one.name) <= 34 else f"{one.name[:16]}…{one.name[-16:]}"
-    return f"{name}\n{one.guess}" if one.guess else name
+    name = shortened(one.name, _LABEL)
+    return f"{name}\n{shortened(one.guess, _LABEL)}" if one.guess else name
 
 
 def draw_histogram(life: NDArray[Any], schedule: Schedule, path: Path, *, note: str = "") -> None:
@@ -136,9 +137,4 @@ def draw_histogram(life: NDArray[Any], schedule: Schedule, path: Path, *, note: 
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False, loc="upper left")
     axis.set_title(note, fontsize=8, color="#666666", loc="left")
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
+    save(figure, path)

@@ -8,22 +8,8 @@ from typing import Any
 
 from lifedeploy.bench.choices import by_setting
 from lifedeploy.bench.report import BenchReport, Row
-from lifedeploy.errors import UsageError
-from lifedeploy.files import atomic_file
 from lifedeploy.viz.choices import draw, label, marked
-from lifedeploy.viz.style import colour, tidy, title
-
-FORMATS = (".png", ".svg", ".pdf")
-
-
-def check_format(path: Path) -> None:
-    """Refuse, before any measuring, a file that no plot can be written to.
-
-    Raises:
-        UsageError: another ending.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path} is no plot file: its ending must be one of {', '.join(FORMATS)}")
+from lifedeploy.viz.style import as_text, check_format, colour, save, tidy, title
 
 
 def plot_bench(report: BenchReport, path: Path) -> None:
@@ -68,12 +54,12 @@ def plot_bench(report: BenchReport, path: Path) -> None:
         color="#555555",
     )
     if settings:
-        figure.draw_without_rendering()  # lays it out
+        with as_text(figure):
+            figure.draw_without_rendering()  # lays it out
         figure.set_layout_engine("none")
         for panel, choices in zip(panels, settings, strict=True):
             label(panel, choices)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
+    save(figure, path)
 
 
 def _moved(copies: bool | None) -> str:

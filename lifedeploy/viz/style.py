@@ -1,8 +1,23 @@
-"""What plots of measurements have in common: a method has the same colour everywhere."""
+"""What pictures have in common: a method has the same colour everywhere, names are drawn as they are, and a picture is
+written as a whole, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from lifedeploy.errors import UsageError
+from lifedeploy.text import printable, shortened
+from lifedeploy.writing import atomic_file, saving
+
+_LONGEST = 240  # characters of a line: a longer one leaves no room for the picture
+FORMATS = (".png", ".svg", ".pdf")
+# Both formats would hold the moment they were written at; SVG names its parts by random numbers without a salt.
+_WITHOUT_DATE: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+_SAME_AGAIN: Any = {"svg.hashsalt": "lifedeploy"}
 
 _COLOURS = {"dense": "#8c8c8c", "first-k": "#6baed6", "life": "#1b6ca8"}
 _OTHER = "#c2571a"
@@ -23,4 +38,55 @@ def tidy(axis: Any) -> None:
 
 def title(axis: Any, text: str) -> None:
     """What a row of axes is about."""
-    axis.set_title(text, loc="left", fontsize=10, fontweight="bold")
+    axis.set_title(shortened(text, 100), loc="left", fontsize=10, fontweight="bold")
+
+
+def check_format(path: Path) -> None:
+    """Refuse, before any measuring, a file that no plot can be written to.
+
+    Raises:
+        UsageError: another ending.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path} is no plot file: its ending must be one of {', '.join(FORMATS)}")
+
+
+def save(figure: Any, path: Path, *, dpi: int = 150) -> None:
+    """Write a figure, in the format that the file's ending says.
+
+    Raises:
+        OSError, ArtifactError: it cannot be written.
+    """
+    from matplotlib import rc_context
+
+    ending = path.suffix.lower()
+    with atomic_file(path) as temporary, as_text(figure), rc_context(_SAME_AGAIN), saving(path):
+        figure.savefig(temporary, format=ending[1:], dpi=dpi, metadata=_WITHOUT_DATE.get(ending))
+
+
+@contextmanager
+def as_text(figure: Any) -> Iterator[None]:
+    """For the block, in which the figure is laid out or drawn, and from then on: what is written in it is text.
+
+    Between two dollars in a name there is no mathematics, and a control character in it would be no XML. A letter that
+    the font lacks is seen in the picture, as a box: nothing to warn of.
+    """
+    from matplotlib.text import Text
+
+    numbers = {id(label) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in _of_ticks(axis)}
+    for text in figure.findobj(Text):
+        if id(text) not in numbers:  # the powers of ten of an axis are mathematics
+            text.set_parse_math(False)
+            text.set_usetex(False)
+        text.set_text("\n".join(map(_line, text.get_text().split("\n"))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _line(text: str) -> str:
+    return printable(text) if len(text) <= _LONGEST else shortened(text, _LONGEST)
+
+
+def _of_ticks(axis: Any) -> list[Any]:
+    return [*axis.get_ticklabels(which="both"), axis.get_offset_text()]

@@ -22,6 +22,7 @@ from lifedeploy.files import now
 from lifedeploy.machine import cores
 from lifedeploy.machine import describe as describe_machine
 from lifedeploy.workflows.contenders import Contender, choose, comparable, enter
+from lifedeploy.workflows.limits import MOST_IMAGES, MOST_IN_BATCH, MOST_THREADS, require_within
 from lifedeploy.workflows.processes import Processes, here
 from lifedeploy.workflows.progress import Say, silent
 
@@ -47,12 +48,14 @@ class EvaluateRequest:
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
             raise UsageError(f"--on-error {self.on_error!r} is unknown; there are: {', '.join(ON_ERROR)}")
-        for name, unit in (("batch", "images per batch"), ("limit", "images"), ("threads", "threads")):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{value} {unit} are not allowed: at least 1 is needed")
-        if self.workers is not None and self.workers < 1:
-            raise UsageError(f"{self.workers} decoding threads are not allowed: at least 1 is needed")
+        for value, most, what in (
+            (self.batch, MOST_IN_BATCH, "images per batch"),
+            (self.limit, MOST_IMAGES, "images"),
+            (self.threads, MOST_THREADS, "threads"),
+            (self.workers, MOST_THREADS, "decoding threads"),
+        ):
+            if value is not None:
+                require_within(value, most, what)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,9 @@ def evaluate(
     if images is None:
         images = listed(request, say)
     with ExitStack() as stack:
-        contenders, warnings = enter(sides, images, stack, batch=request.batch, threads=request.threads, say=say)
+        # Engines make room for whole batches.
+        batch = max(min(request.batch, len(images)), 1)
+        contenders, warnings = enter(sides, images, stack, batch=batch, threads=request.threads, say=say)
         shard = _pass(request, images, contenders, processes, progress)
     shards = processes.gather(shard)
     skipped = sorted((broken for part in shards for broken in part.skipped), key=lambda broken: broken.index)

@@ -9,7 +9,11 @@ import os
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lifedeploy.errors import UsageError
+from lifedeploy.text import quoted
+
 T = TypeVar("T")
+_MOST = 65_536
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,17 @@ class Processes:
 
 
 def here() -> Processes:
-    """Where this process stands. Joins the others, if there are any."""
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    """Where this process stands. Joins the others, if there are any.
+
+    Raises:
+        UsageError: the environment says something else than how many there are.
+    """
+    world = os.environ.get("WORLD_SIZE") or "1"
+    if not (world.isascii() and world.isdigit() and 1 <= int(world[:9]) <= _MOST):
+        raise UsageError(
+            f"WORLD_SIZE is {quoted(world)}; expected the number of processes", hint="accelerate launch sets it"
+        )
+    if int(world) == 1:
         return Processes()
     from accelerate import PartialState
 

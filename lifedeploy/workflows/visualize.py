@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 from lifedeploy.data.images import read_images
 from lifedeploy.data.preprocess import model_input, read_image, to_pixels
 from lifedeploy.engines.base import Engine, EngineOptions
-from lifedeploy.errors import ArtifactError, UsageError
+from lifedeploy.errors import ArtifactError, EngineError, UsageError
 from lifedeploy.evaluation.asking import require_sound
 from lifedeploy.evaluation.lives import PatchLives, alive_after, lives, patch_grid
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME, ModelSpec
+from lifedeploy.text import shortened
 from lifedeploy.training.log import FILE, read_log
-from lifedeploy.viz.plots import check_format
+from lifedeploy.viz.style import check_format
+from lifedeploy.workflows.limits import MOST_IMAGES, require_within
 from lifedeploy.workflows.opened import Openable, named
 from lifedeploy.workflows.progress import Say, silent
 
 _BATCH = 16
+_ROWS = 100  # images in a picture: with more, it is higher than programs open
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ def visualize(model: Path, images: Sequence[Path], output: Path, say: Say = sile
         ImageError: a file is no image.
     """
     check_format(output)
+    if not 1 <= len(images) <= _ROWS:
+        raise UsageError(f"{len(images)} images cannot be drawn in one picture; expected 1 to {_ROWS}")
     say("reading the images")
     with _model(model) as (engine, side, spec):
         pixels = [to_pixels(read_image(path), spec.preprocess) for path in images]
@@ -78,6 +83,7 @@ def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, s
         DataError, ImageError: the images are missing or damaged.
     """
     check_format(output)
+    require_within(limit, MOST_IMAGES, "images")
     say("reading the images' names")
     found = read_images(data, split=split)
     chosen = np.unique(np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int))
@@ -93,7 +99,8 @@ def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, s
     from lifedeploy.viz.lives import draw_histogram
 
     measured = np.concatenate(collected)
-    draw_histogram(measured, spec.schedule, output, note=f"{len(measured)} images of {data} · {_caption(side, spec)}")
+    note = f"{len(measured)} images of {shortened(data, 60)} · {_caption(side, spec)}"
+    draw_histogram(measured, spec.schedule, output, note=note)
     report = _report(output, "histogram", measured, spec, _warning(spec))
     return replace(report, left_out=tuple(map(str, found.left_out)))
 
@@ -102,14 +109,12 @@ def curves(run: Path, output: Path) -> VisualizeReport:
     """Loss, accuracy and rates of a training run.
 
     Raises:
-        ArtifactError: there is no log, or nothing in it.
+        TrainingError: there is no log that can be read.
+        ArtifactError: there is nothing in it.
     """
     check_format(output)
     path = run / FILE if run.is_dir() else run
-    try:
-        rows = read_log(path)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is no log of a training run: {error}") from error
+    rows = read_log(path)
     if not rows:
         raise ArtifactError(f"{path} has no rows yet", hint="train writes one every --log-every steps")
     from lifedeploy.viz.curves import draw_curves
@@ -144,16 +149,28 @@ def _run(
     """Answers to up to a batch of images; a model fixed to a batch gets the last one repeated.
 
     Raises:
-        EngineError: logits or scores are not all numbers.
+        EngineError: logits or scores are not all numbers, or scores and ranking are none of the spec's patches.
     """
     count = len(pixels)
     if side.batch_size and count < side.batch_size:
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], side.batch_size - count, axis=0)])
     answers = engine.run({engine.inputs[0].name: model_input(pixels, spec.preprocess, in_graph=side.in_graph)})
     answers = {name: value[:count] for name, value in answers.items()}
+    _require_fitting(answers, spec, side.label)
     for name in (engine.outputs[0].name, SCORES_NAME):
         require_sound(answers[name], names, f"{side.label} on {side.engine.name}")
     return answers
+
+
+def _require_fitting(answers: dict[str, NDArray[Any]], spec: ModelSpec, what: str) -> None:
+    patches, going_on = spec.schedule.patches, spec.schedule.after(spec.schedule.drop_layers[0])
+    for name, least in ((SCORES_NAME, patches), (ORDER_NAME, going_on)):
+        shape = answers[name].shape
+        if len(shape) != 2 or not least <= shape[1] <= patches:
+            raise EngineError(f"{what} gives {name} of shape {shape}; expected {least} for each image")
+    order = answers[ORDER_NAME]
+    if order.size and not 0 <= order.min() <= order.max() < patches:
+        raise EngineError(f"{what} ranks a patch {int(order.max())}; there are 0 to {patches - 1}")
 
 
 def _ask(
@@ -164,7 +181,7 @@ def _ask(
     # The tapped order ends where the first drop does; ties beyond it are nobody's business.
     alive = alive_after(answers[ORDER_NAME], spec.schedule)
     life = lives(scores, spec.schedule)
-    grid = patch_grid(spec.image_size, spec.schedule.patches)
+    grid = _grid(spec)
     return [
         PatchLives(
             name,
@@ -178,13 +195,20 @@ def _ask(
     ]
 
 
+def _grid(spec: ModelSpec) -> tuple[int, int]:
+    try:
+        return patch_grid(spec.image_size, spec.schedule.patches)
+    except ValueError as error:
+        raise ArtifactError(f"the model's description is wrong: {error}") from error
+
+
 def _guess(logits: NDArray[Any], spec: ModelSpec) -> str:
     if spec.provenance.weights == "random" or not spec.num_classes:
         return ""
     odds = np.exp(logits.astype(np.float64) - logits.max())
     best = int(odds.argmax())
     name = spec.classes[best] if spec.classes else f"class {best}"
-    return f"{name.split(',')[0]} {odds[best] / odds.sum():.0%}"
+    return f"{shortened(name.split(',')[0], 28)} {odds[best] / odds.sum():.0%}"
 
 
 def _caption(side: Openable, spec: ModelSpec) -> str:

@@ -266,6 +266,10 @@ def test_progress_counts_every_image(data, folder):
         ({"limit": 0}, "0 images are not allowed"),
         ({"threads": 0}, "0 threads are not allowed"),
         ({"workers": 0}, "0 decoding threads are not allowed"),
+        ({"batch": 1e26}, r"1e\+26 images per batch are not allowed; expected a whole number up to 16,384"),
+        ({"threads": float("inf")}, "inf threads are not allowed; expected a whole number up to 1,024"),
+        ({"limit": float("nan")}, "nan images are not allowed: at least 1 is needed"),
+        ({"limit": 1.5}, "1.5 images are not allowed; expected a whole number"),
         ({"on_error": "ignore"}, "--on-error 'ignore' is unknown; there are: skip, fail"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from PIL import Image
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.samples import PHOTOS, photo_folder
-from lifedeploy.errors import ArtifactError, ImageError, UsageError
+from lifedeploy.errors import ArtifactError, EngineError, ImageError, TrainingError, UsageError
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.model.weights import ModelRequest
+from lifedeploy.schedule import Schedule
 from lifedeploy.training.log import LogRow
 from lifedeploy.viz.curves import _even
 from lifedeploy.workflows import visualize as workflow
@@ -135,12 +138,17 @@ def test_short_rows_join_the_next_and_stages_do_not_mix():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "is no log of a training run"), ("kind\n", "has no rows yet"), ("a\n1,2,x,4,5,6,7,8\n", "is no log")],
+    [
+        (None, r"log\.csv does not exist"),
+        ("", "has no rows yet"),
+        ("kind\n", "is no log of a training run: its columns"),
+        ("a\n1,2,x,4,5,6,7,8\n", "is no log"),
+    ],
 )
 def test_a_log_that_is_none(tmp_path, content, message):
     if content is not None:
         (tmp_path / "log.csv").write_text(content)
-    with pytest.raises(ArtifactError, match=message):
+    with pytest.raises((ArtifactError, TrainingError), match=message):
         workflow.curves(tmp_path, tmp_path / "c.png")
 
 
@@ -157,6 +165,49 @@ def test_what_has_no_lives_is_refused(workspace, tmp_path):
     with pytest.raises(ImageError, match="does not exist"):
         workflow.visualize(folder, [tmp_path / "none.jpg"], tmp_path / "x.png")
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_answers_that_are_of_other_patches_are_refused():
+    spec = SimpleNamespace(schedule=Schedule.from_counts(16, 4, (11, 6), (2, 3)), image_size=(30, 32))
+    fitting = {"life_scores": np.zeros((2, 16)), "life_order": np.zeros((2, 11), dtype=np.int64)}
+    workflow._require_fitting(fitting, spec, "m")
+    for name, value, message in (
+        ("life_scores", np.zeros((2, 15)), r"m gives life_scores of shape \(2, 15\); expected 16"),
+        ("life_scores", np.zeros(2), r"m gives life_scores of shape \(2,\)"),
+        ("life_order", np.zeros((2, 10), dtype=np.int64), r"m gives life_order of shape \(2, 10\); expected 11"),
+        ("life_order", np.full((2, 11), 16), "m ranks a patch 16; there are 0 to 15"),
+        ("life_order", np.full((2, 11), -1), "m ranks a patch -1; there are 0 to 15"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            workflow._require_fitting(fitting | {name: value}, spec, "m")
+    with pytest.raises(ArtifactError, match="16 square patches do not tile 30 x 32 pixels"):
+        workflow._grid(spec)
+
+
+def test_numbers_that_cannot_be_meant(workspace, tmp_path):
+    folder = Workspace(workspace).latest_export().folder
+    with pytest.raises(UsageError, match="101 images cannot be drawn in one picture; expected 1 to 100"):
+        workflow.visualize(folder, [CAT] * 101, tmp_path / "x.png")
+    with pytest.raises(UsageError, match="0 images cannot be drawn"):
+        workflow.visualize(folder, [], tmp_path / "x.png")
+    for limit in (0, -1, 10**26, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="images are not allowed"):
+            workflow.histogram(folder, "data", tmp_path / "x.png", split="", limit=limit)
+
+
+def test_odd_names_are_drawn_and_pipes_are_refused(workspace, tmp_path, lifedeploy):
+    folder = Workspace(workspace).latest_export().folder
+    odd = tmp_path / os.fsdecode(b"caf\xe9") / "$a_b$ \x1b[31m.jpg"
+    odd.parent.mkdir()
+    odd.write_bytes(CAT.read_bytes())
+    ended = lifedeploy("visualize", folder, odd, "-o", odd.with_name("x.svg"))
+    assert ended.code == 0, ended.err
+    assert odd.with_name("x.svg").stat().st_size > 5000
+    assert "\x1b[31m" not in ended.out + ended.err
+    os.mkfifo(tmp_path / "pipe.jpg")
+    ended = lifedeploy("visualize", folder, tmp_path / "pipe.jpg")
+    assert (ended.code, len(ended.lines)) == (1, 1)
+    assert "pipe.jpg is a pipe; expected a regular file" in ended.err
 
 
 @pytest.mark.parametrize(
