@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # no such limits on this system
+    resource = None  # type: ignore[assignment]
+
+from lifedeploy import children
 from lifedeploy.optional import versions
+from lifedeploy.text import printable
 
 # What decides the speed of half precision and INT8 on a CPU; names as the Linux kernel spells them.
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_bf16", "amx_int8")
+
+
+_PATIENCE_S = 30.0  # for a driver that hangs
 
 
 def processor() -> str:
@@ -54,6 +65,19 @@ def memory_gib() -> float | None:
         return None
 
 
+def memory_limit() -> int:
+    """Bytes of memory that this process may have: the machine's, or less where it was given less."""
+    limits = [round((memory_gib() or 4) * 1024**3)]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # another version, or "max"
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+    if resource is not None:
+        address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if address_space != resource.RLIM_INFINITY:
+            limits.append(address_space)
+    return min(limits)
+
+
 def cores() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -88,22 +112,24 @@ def gpus() -> list[str]:
 def gpu_state() -> list[dict[str, str]]:
     """Per GPU its driver, clocks (MHz), power (W) and temperature (°C), as nvidia-smi tells them; none without it."""
     fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+    tool = children.tool("nvidia-smi")
+    if tool is None:
+        return []
     try:
         done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
+            [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=True,
+            timeout=_PATIENCE_S,
         )
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return []
-    return [
-        dict(zip(fields, (value.strip() for value in line.split(",")), strict=True))
-        for line in done.stdout.splitlines()
-        if line.strip()
-    ]
+    rows = ([printable(value.strip()) for value in line.split(",")] for line in done.stdout.splitlines())
+    return [dict(zip(fields, values, strict=True)) for values in rows if len(values) == len(fields)]
 
 
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []

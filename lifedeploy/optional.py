@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from importlib import metadata
 from types import ModuleType
 
@@ -26,6 +27,10 @@ REPORTED = (
     "numpy",
 )
 
+# Read by the libraries as they are imported. ONNX Runtime would tell its maker what runs, and leave a file for that
+# where temporary ones are; whoever wants it to can set the variable to 0.
+_SETTINGS = {"ORT_DISABLE_TELEMETRY": "1"}
+
 
 def installed(module: str) -> bool:
     """Whether ``module`` can be imported, found out without importing it."""
@@ -45,6 +50,8 @@ def require(module: str, *, extra: str) -> ModuleType:
     """
     if not installed(module.partition(".")[0]):
         raise EngineUnavailableError(f"{module} is not installed", hint=pip_line(extra))
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load

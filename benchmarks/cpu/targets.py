@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from lifedeploy import children
 from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
@@ -39,7 +40,7 @@ def run(arguments: list[str], folder: Path) -> tuple[float, float]:
     """Run ``lifedeploy ARGUMENTS`` in ``folder``: seconds, and peak memory in GiB."""
     print("$ lifedeploy", shlex.join(arguments), flush=True)
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "lifedeploy", *arguments], cwd=folder)
+    process = subprocess.Popen(children.command("lifedeploy", *arguments), cwd=folder)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     if status:
@@ -121,7 +122,7 @@ def help_seconds() -> float:
     times = []
     for _ in range(9):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "lifedeploy", "--help"], check=True, capture_output=True)
+        subprocess.run(children.command("lifedeploy", "--help"), check=True, capture_output=True)
         times.append(time.perf_counter() - began)
     return float(np.median(times))
 

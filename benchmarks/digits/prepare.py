@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lifedeploy.files import atomic_folder
+from lifedeploy.writing import atomic_folder
 
 SIZE = 64
 VAL_SHARE = 0.2

@@ -21,6 +21,7 @@ import numpy as np
 import prepare
 import tomli_w
 
+from lifedeploy import children
 from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe
 
@@ -50,7 +51,7 @@ def train(out: Path, name: str, base: str, changes: dict[str, Any]) -> dict[str,
     config = out / f"{name}.toml"
     config.write_text(tomli_w.dumps(settings))
     if not (folder / "report.json").is_file():
-        command = [sys.executable, "-m", "lifedeploy", "train", "--config", config.name, "--name", name]
+        command = children.command("lifedeploy", "train", "--config", config.name, "--name", name)
         subprocess.run([*command, "-w", "runs", "--resume"], cwd=out, check=True)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return report

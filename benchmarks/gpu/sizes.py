@@ -23,7 +23,7 @@ class Sizes:
     profile: str = "1,128,256"  # batches that plans are built for
     budget_s: float = 6  # of one contest
     bare_s: float = 10
-    lifedeploy: tuple[str, ...] = ("-m", "lifedeploy")
+    lifedeploy: tuple[str, ...] = ("-P", "-m", "lifedeploy")
     engines: tuple[str, ...] = ENGINES
     stand_in: str = ""  # the engine in the place of all of them
     later: int = len(ENGINES)  # how many of them are measured beyond the first batch

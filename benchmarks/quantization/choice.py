@@ -19,6 +19,7 @@ from pathlib import Path
 from recipes import exported
 from store import keep
 
+from lifedeploy import children
 from lifedeploy.machine import fast_bf16
 
 ENGINES = ("openvino:fp32", *(("openvino:bf16",) if fast_bf16() else ()), "openvino:int8")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [option for engine in ENGINES for option in ("-e", engine)]
     measure = ("--data", options.out / "images", "--batch", BATCH, "--budget", options.budget, "--no-memory")
     bench = ["bench", folder, *chosen, *measure, "--json", report, "--plot", plot]
-    subprocess.run([sys.executable, "-m", "lifedeploy", *map(str, bench)], check=True)
+    subprocess.run(children.command("lifedeploy", *map(str, bench)), check=True)
     choices = json.loads(report.read_text())["choices"]
     command = f"python benchmarks/quantization/choice.py --out DIR --seed {options.seed} --budget {options.budget:g}"
     keep("choice", [{name: choice[name] for name in FACTS} for choice in choices], command)

@@ -20,6 +20,7 @@ from typing import Any
 from recipes import DEFECTIVE, exported
 from store import here, keep
 
+from lifedeploy import children
 from lifedeploy.machine import fast_bf16
 
 BUILDS = (("onnxruntime", "int8"), ("openvino", "int8"), *((("openvino", "bf16"),) if fast_bf16() else ()))
@@ -29,7 +30,7 @@ def measure(out: Path, folder: Path, images: int) -> list[dict[str, Any]]:
     """Rows of one ``evaluate``: FP32 graphs first, then engines; each beside the FP32 graph of its method."""
 
     def lifedeploy(*arguments: object) -> None:
-        subprocess.run([sys.executable, "-m", "lifedeploy", *map(str, arguments)], check=True)
+        subprocess.run(children.command("lifedeploy", *map(str, arguments)), check=True)
 
     data = out / "images"
     lifedeploy("calibrate", folder, "--int8", "--data", data, "--images", images)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from store import here, keep
 
+from lifedeploy import children
 from lifedeploy.artifact import Artifact
 from lifedeploy.calibration import compare, sensitivity
 from lifedeploy.calibration.feed import Feed, draw
@@ -107,7 +108,7 @@ def exported(out: Path, size: int, seed: int) -> Path:
     if not (folder / "model.json").is_file():
         checkpoint = out / "grid" / f"{size}px" / f"seed{seed}" / "checkpoints" / CELL / "last.safetensors"
         command = ["export", "--backbone", BACKBONE, "--weights", checkpoint, "-o", folder]
-        subprocess.run([sys.executable, "-m", "lifedeploy", *map(str, command)], check=True)
+        subprocess.run(children.command("lifedeploy", *map(str, command)), check=True)
     return folder
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 from store import keep
 
+from lifedeploy import children
 from lifedeploy.machine import fast_bf16
 
 FACTS = ("engine", "precision", "method", "batch", "mode", "images_per_s", "images_per_s_quartiles", "speedup")
@@ -36,7 +37,7 @@ PROFILE = ("engine", "precision", "method", "batch", "ms", "shares")
 
 def lifedeploy(*arguments: object) -> None:
     """Run a command."""
-    subprocess.run([sys.executable, "-m", "lifedeploy", *map(str, arguments)], check=True)
+    subprocess.run(children.command("lifedeploy", *map(str, arguments)), check=True)
 
 
 def photographs(folder: Path, count: int) -> Path:
@@ -55,7 +56,7 @@ def calibration(export: Path, images: Path, count: int, parts: str) -> dict[str,
     """Seconds and peak memory of ``calibrate``, nothing known from before."""
     cache = export.parent / "cache"
     environment = {"XDG_CACHE_HOME": str(cache / str(time.time_ns()))}
-    command = [sys.executable, "-m", "lifedeploy", "calibrate", str(export), "--int8", "--force"]
+    command = children.command("lifedeploy", "calibrate", str(export), "--int8", "--force")
     command += ["--data", str(images), "--images", str(count), *(["--parts", parts] if parts else [])]
     began = time.perf_counter()
     subprocess.run(command, check=True, env=os.environ | environment)

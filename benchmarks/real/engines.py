@@ -18,6 +18,7 @@ from typing import Any
 
 from ledger import Ledger
 
+from lifedeploy import children
 from lifedeploy.files import now
 from lifedeploy.machine import describe, fast_bf16
 
@@ -34,7 +35,7 @@ def measure(out: Path, size: int, seed: int, engines: Sequence[str]) -> dict[str
     work = grid / "engines"
 
     def lifedeploy(*arguments: object) -> None:
-        subprocess.run([sys.executable, "-m", "lifedeploy", *map(str, arguments)], cwd=out, check=True)
+        subprocess.run(children.command("lifedeploy", *map(str, arguments)), cwd=out, check=True)
 
     lifedeploy("export", "--backbone", BACKBONE, "--weights", checkpoint, "-w", work)
     export = next(path for path in (out / work).iterdir() if path.name.startswith(BACKBONE)).relative_to(out)

@@ -71,6 +71,7 @@ def download(wheel: Wheel, cache: Path) -> None:
     scratch = cache / f".download-{os.getpid()}"
     command = [
         sys.executable,
+        "-P",
         "-m",
         "pip",
         "download",

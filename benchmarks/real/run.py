@@ -22,6 +22,7 @@ import numpy as np
 from rich.progress import track
 from sklearn.metrics import average_precision_score
 
+from lifedeploy import children
 from lifedeploy.artifact import Artifact
 from lifedeploy.data.preprocess import normalise, read_image, to_pixels
 from lifedeploy.engines import registry
@@ -42,7 +43,7 @@ BATCH = 8
 def lifedeploy(*arguments: str, folder: Path) -> None:
     """Run the command line in ``folder``."""
     print("$ lifedeploy", shlex.join(arguments), flush=True)
-    subprocess.run([sys.executable, "-m", "lifedeploy", *arguments], cwd=folder, check=True)
+    subprocess.run(children.command("lifedeploy", *arguments), cwd=folder, check=True)
 
 
 def photographs(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:

@@ -29,6 +29,7 @@ from ledger import Ledger
 from probe import score
 from untrained import ClsAttention, RandomScores, with_reducer
 
+from lifedeploy import children
 from lifedeploy.data.images import read_images
 from lifedeploy.data.preprocess import normalise, to_pixels
 from lifedeploy.files import now
@@ -129,7 +130,7 @@ class Runner:
         command = "lifedeploy " + shlex.join(arguments)
         print(f"$ {command}", flush=True)
         if not (self.out / self.workspace(cell) / "checkpoints" / _folder(cell) / "report.json").is_file():
-            subprocess.run([sys.executable, "-m", "lifedeploy", *arguments, "--resume"], cwd=self.out, check=True)
+            subprocess.run(children.command("lifedeploy", *arguments, "--resume"), cwd=self.out, check=True)
         return command
 
     def dense_record(self, cell: Cell, folder: Path) -> dict[str, Any]:

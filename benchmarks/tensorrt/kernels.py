@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
+from lifedeploy import children
 from lifedeploy.artifact import Artifact
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
@@ -42,7 +42,7 @@ def exported(out: Path, backbone: str, graph: str, batch: int | None) -> Path:
     folder = out / f"{backbone}-{graph}-{batch or 'dynamic'}"
     if not (folder / "model.json").is_file():
         name, _, size = backbone.partition("@")
-        command = [sys.executable, "-m", "lifedeploy", "export", "--backbone", name, "--rho", "0.7"]
+        command = children.command("lifedeploy", "export", "--backbone", name, "--rho", "0.7")
         command += ["--img-size", size] if size else []
         command += ["--weights", "random", "--graph", graph, "-o", str(folder), "--no-parity"]
         subprocess.run([*command, *(["--batch-size", str(batch)] if batch else [])], check=True)

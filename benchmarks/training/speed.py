@@ -31,6 +31,7 @@ from PIL import Image
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 from torch.utils.data import DataLoader
 
+from lifedeploy import children
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench.stats import median_interval
 from lifedeploy.data.images import read_split
@@ -129,9 +130,7 @@ class Ours:
 def memory(config: TrainConfig, stage: str) -> float:
     """Peak memory of an epoch of one stage, in MiB, in a process of its own."""
     order = json.dumps({"config": config.to_dict(), "stage": stage})
-    done = subprocess.run(
-        [sys.executable, __file__, "--child"], input=order, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(children.python(__file__, "--child"), input=order, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
 
 

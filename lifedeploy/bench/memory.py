@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+from lifedeploy import children
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import EngineError
+from lifedeploy.reading import decode_json
+
+TIMEOUT_S = 1800.0  # torch.compile takes minutes
 
 
 def peak_memory_mib(engine: str, path: Path, options: EngineOptions, batch: int) -> float | None:
@@ -24,18 +27,18 @@ def peak_memory_mib(engine: str, path: Path, options: EngineOptions, batch: int)
         "batch": batch,
         "options": {**vars(options), "taps": list(options.taps)},
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "lifedeploy.bench.memory"],
-        input=json.dumps(order),
-        capture_output=True,
-        text=True,
-        check=False,
+    what = f"the process that measures the memory of {path.name}"
+    try:
+        said = children.run("lifedeploy.bench.memory", given=json.dumps(order), timeout_s=TIMEOUT_S)
+    except EngineError as error:
+        raise EngineError(f"{what} failed: {error.message}") from error
+    answer: float | None = decode_json(
+        (said.strip().splitlines() or [""])[-1],
+        float | None,  # type: ignore[arg-type]  # msgspec takes unions, which are no class
+        f"the answer of {what}",
+        EngineError,
     )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise EngineError(f"the process that measures the memory of {path.name} failed: {reason}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    return float(answer) if answer is not None else None
+    return answer
 
 
 def _own_peak_mib() -> float | None:

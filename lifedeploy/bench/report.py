@@ -12,7 +12,8 @@ from lifedeploy.bench.choices import Choice
 from lifedeploy.bench.measure import Samples
 from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.stats import percentiles
-from lifedeploy.files import atomic_file, write_json
+from lifedeploy.files import write_json
+from lifedeploy.writing import atomic_file
 
 SCHEMA = 1
 

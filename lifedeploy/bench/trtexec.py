@@ -6,20 +6,22 @@ https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/benchmarking.ht
 from __future__ import annotations
 
 import re
-import shutil
 import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lifedeploy import children
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.errors import EngineError
+from lifedeploy.text import shortened
 
 # Engine → what the tool is called; a dry run brings one for the engine that stands in for a GPU's.
 TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx", "fake-device": "fake_trtexec"}
 RUNS = 3
 _SECONDS = 2
+_PATIENCE_S = 600.0
 # Between 10 and 11 the defaults changed: CUDA graphs came on and transfers went off. Asked for is what the tool's own
 # help still offers; what it no longer offers is its default.
 _WANTED = ("--useCudaGraph", "--noDataTransfers", "--useSpinWait")
@@ -37,7 +39,7 @@ class Opinion:
 
 def find(engine: str) -> str | None:
     """The tool for an engine, if it is on the PATH."""
-    return shutil.which(TOOLS[engine]) if engine in TOOLS else None
+    return children.tool(TOOLS[engine]) if engine in TOOLS else None
 
 
 def measure(tool: str, plan: Path, inputs: Sequence[TensorSpec], batch: int) -> Opinion:
@@ -58,10 +60,26 @@ def measure(tool: str, plan: Path, inputs: Sequence[TensorSpec], batch: int) -> 
 
 
 def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    name = Path(command[0]).name
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=children.environment(),
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=_PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"{name} took over {_PATIENCE_S:.0f} s") from error
+    except OSError as error:
+        raise EngineError(f"{name} could not be started: {error.strerror}") from error
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if "[E]" in line] or done.stdout.splitlines()
-        raise EngineError(f"{Path(command[0]).name} failed: {(lines or ['no reason given'])[-1].strip()}")
+        raise EngineError(f"{name} failed: {shortened((lines or ['no reason given'])[-1])}")
     return done.stdout
 
 

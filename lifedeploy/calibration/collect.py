@@ -9,15 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lifedeploy.calibration.feed import Feed
-from lifedeploy.calibration.ranges import TensorStatistics
+from lifedeploy.calibration.ranges import Counted, TensorStatistics
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.errors import ArtifactError
 from lifedeploy.exporters.inspect import load
-from lifedeploy.files import atomic_file, user_cache
+from lifedeploy.files import private_cache
+from lifedeploy.reading import decode_json, read_json
+from lifedeploy.writing import atomic_file, saving
 
-_FORMAT = 1  # of what is cached, and of how it is computed
+_FORMAT = 2  # of what is cached, and of how it is computed
 Count = Callable[[int], None]  # told the images that are done
 
 
@@ -56,16 +61,30 @@ def cached(
     key: Mapping[str, Any], make: Callable[[], dict[str, TensorStatistics]], folder: Path | None = None
 ) -> tuple[dict[str, TensorStatistics], bool]:
     """The statistics under ``key``, made if they are not known; and whether they were known."""
-    path = (folder or user_cache() / "calibration") / f"{_name(key)}.json"
-    known = _read(path, key)
+    # Where nothing can be kept (a home that is read only, or another user's) there is nothing to reuse, and no reason
+    # to lose what was computed.
+    path = None
+    with suppress(OSError, ArtifactError):
+        path = (folder or private_cache("calibration")) / f"{_name(key)}.json"
+    known = _read(path, key) if path is not None else None
     if known is not None:
         return known, True
     made = make()
-    tensors = {name: statistics.to_dict() for name, statistics in made.items()}
-    # Where nothing can be kept (a read-only home), there is nothing to reuse, and no reason to lose what was computed.
-    with suppress(OSError), atomic_file(path) as temporary:
-        temporary.write_text(json.dumps({"format": _FORMAT, "key": dict(key), "tensors": tensors}), encoding="utf-8")
+    if path is not None:
+        tensors = json.dumps({name: statistics.to_dict() for name, statistics in made.items()}).encode()
+        kept = _Cached(_FORMAT, dict(key), hashlib.sha256(tensors).hexdigest(), msgspec.Raw(tensors))
+        with suppress(OSError, ArtifactError), atomic_file(path) as staging, saving(path):
+            staging.write_bytes(msgspec.json.encode(kept))
     return made, False
+
+
+class _Cached(msgspec.Struct):
+    """A file of the cache; what is damaged and still can be read would go into every graph made of it."""
+
+    format: int
+    key: dict[str, Any]
+    sha256: str  # of what follows
+    tensors: msgspec.Raw  # name → Counted
 
 
 def _name(key: Mapping[str, Any]) -> str:
@@ -75,9 +94,11 @@ def _name(key: Mapping[str, Any]) -> str:
 
 def _read(path: Path, key: Mapping[str, Any]) -> dict[str, TensorStatistics] | None:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format"] != _FORMAT or data["key"] != json.loads(json.dumps(key)):
+        data = read_json(path, _Cached)
+        same = data.key == json.loads(json.dumps(key)) and data.sha256 == hashlib.sha256(data.tensors).hexdigest()
+        if data.format != _FORMAT or not same:
             return None
-        return {name: TensorStatistics.from_dict(item) for name, item in data["tensors"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        tensors = decode_json(bytes(data.tensors), dict[str, Counted], str(path))
+    except ArtifactError:
         return None  # not there, or damaged: it can be made again
+    return {name: TensorStatistics.of(counted) for name, counted in tensors.items()}

@@ -21,6 +21,7 @@ from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.inspect import load
 from lifedeploy.spec import QUANTIZED
+from lifedeploy.writing import saving
 
 SMOOTHING_IMAGES = 128  # enough to find the channels that reach far
 # P·V in FP8: probabilities end at 1, so that the scale is known. The very number that NVIDIA's ModelOpt and TensorRT
@@ -108,7 +109,8 @@ def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count
         reach = {name: statistics.channels for name, statistics in channels.items()}
         smooth(model, movable, {name: values for name, values in reach.items() if values is not None}, recipe.smoothing)
     graph = work / f"{source.graph.stem}.float.onnx"
-    ir.save(model, graph)
+    with saving(graph):
+        ir.save(model, graph)
     names = _activations(chosen, recipe)
     moved = {"smoothing": recipe.smoothing, "moved": [seam.activation for seam in movable]}
     statistics, also_known = cached(
@@ -136,7 +138,8 @@ def write(prepared: Prepared, target: Path, leave: Collection[str] = ()) -> qdq.
     )
     passes.clean(model)
     model.metadata_props["lifedeploy.quantization"] = prepared.recipe.precision
-    ir.save(model, target)
+    with saving(target):
+        ir.save(model, target)
     load(target)  # checks it
     return done
 

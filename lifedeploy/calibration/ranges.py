@@ -7,9 +7,10 @@ calibrators of onnxruntime.quantization keep every activation of every image of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +24,19 @@ PERCENTILE = 99.99
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+_Magnitude = Annotated[float, msgspec.Meta(ge=0, le=2 * _LARGEST)]  # a histogram ends at a power of two beyond
+
+
+class Counted(msgspec.Struct):
+    """Statistics as a cache keeps them."""
+
+    limit: _Magnitude
+    largest: _Magnitude
+    counts: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=2**53)]], msgspec.Meta(max_length=BINS)]
+    channels: list[_Magnitude] | None
 
 
 class TensorStatistics:
@@ -84,13 +98,12 @@ class TensorStatistics:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TensorStatistics:
+    def of(cls, counted: Counted) -> TensorStatistics:
         """The inverse of :meth:`to_dict`."""
-        made = cls(per_channel=data["channels"] is not None)
-        counts = np.asarray(data["counts"], dtype=np.int64)
-        made.counts[: len(counts)] = counts
-        made.limit, made.largest = float(data["limit"]), float(data["largest"])
-        made.channels = None if data["channels"] is None else np.asarray(data["channels"], dtype=np.float32)
+        made = cls(per_channel=counted.channels is not None)
+        made.counts[: len(counted.counts)] = counted.counts
+        made.limit, made.largest = counted.limit, counted.largest
+        made.channels = None if counted.channels is None else np.asarray(counted.channels, dtype=np.float32)
         return made
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from lifedeploy.calibration.qdq import Grid
+from lifedeploy.reading import convert
 
 
 @dataclass(frozen=True)
@@ -118,24 +120,24 @@ class MemberReport:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            KeyError, TypeError: a fact is missing.
+            ArtifactError: a fact is missing, or of another type.
         """
-        layers = [
-            LayerReport(**layer | {"tensors": tuple(TensorReport(**tensor) for tensor in layer["tensors"])})
-            for layer in data["layers"]
-        ]
-        images = [
-            ImageReport(**{name: value for name, value in image.items() if name != "changed"})
-            for image in data["per_image"]
-        ]
-        plain = ("logits_sqnr_db", "size_mib", "size_float_mib", "accuracy", "accuracy_float")
-        return cls(
-            data["method"],
-            tuple(layers),
-            tuple(images),
-            **{name: data[name] for name in plain},
-            restored=tuple(data["restored"]),
-        )
+        written = msgspec.structs.asdict(convert(data, _Written, "the report of a calibration"))
+        return cls(images=written.pop("per_image"), **written)
+
+
+class _Written(msgspec.Struct):
+    """A member as :meth:`MemberReport.to_dict` has it; what follows from these facts is not read."""
+
+    method: str
+    layers: tuple[LayerReport, ...]
+    per_image: Annotated[tuple[ImageReport, ...], msgspec.Meta(min_length=1)]
+    logits_sqnr_db: float
+    size_mib: float
+    size_float_mib: float
+    accuracy: float | None
+    accuracy_float: float | None
+    restored: tuple[str, ...]
 
 
 @dataclass

@@ -7,20 +7,20 @@ in https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cu
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from lifedeploy import children, graphs
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import require
+from lifedeploy.records import FusionRecord
 
 VARIABLE = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
 UNFUSED = "MATH"  # what ONNX Runtime calls MatMul, Softmax, MatMul
@@ -52,9 +52,9 @@ class AttentionKernels:
         """Attentions that ONNX Runtime said it computes in several kernels."""
         return self.kernels.get(UNFUSED, 0)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FusionRecord:
         """As plain JSON types."""
-        return asdict(self)
+        return cast(FusionRecord, asdict(self))
 
 
 def parse(text: str) -> dict[str, str]:
@@ -102,8 +102,7 @@ def read_back(graph: Path, provider: str, layers: int) -> AttentionKernels:
         provider: ONNX Runtime's name of it.
         layers: attentions in the model.
     """
-    onnx = require("onnx", extra="gpu")
-    found = Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
+    found = Counter(node.op_type for node in graphs.read(graph).graph.node)
     operators, topk = sum(found[name] for name in OPERATORS), found["TopK"]
     if not operators:
         return report(0, layers, topk, {}, "")
@@ -121,21 +120,9 @@ def _listen(graph: Path, provider: str) -> str:
         EngineError: it failed.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, str(graph), provider],
-            env=os.environ | {VARIABLE: "1"},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"one inference of {graph.name} took over {TIMEOUT_S:.0f} s") from error
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise EngineError(f"one inference of {graph.name} in a process of its own failed: {reason}")
-    return done.stdout
+        return children.run(__name__, str(graph), provider, more={VARIABLE: "1"}, timeout_s=TIMEOUT_S)
+    except EngineError as error:
+        raise EngineError(f"one inference of {graph.name} in a process of its own failed: {error.message}") from error
 
 
 def _child(graph: str, provider: str) -> None:
@@ -144,7 +131,7 @@ def _child(graph: str, provider: str) -> None:
     if provider == "CUDAExecutionProvider":
         ort.preload_dlls()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised
     session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
     if session.get_providers()[0] != provider:  # ONNX Runtime falls back in silence
         raise EngineError(f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}")

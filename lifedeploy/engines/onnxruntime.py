@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
+import shutil
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from lifedeploy import graphs
 from lifedeploy.artifact import TensorSpec
+from lifedeploy.bounds import require_sound
 from lifedeploy.engines.base import (
     Availability,
     BuildJob,
@@ -21,13 +24,20 @@ from lifedeploy.engines.base import (
     PrecisionPlan,
 )
 from lifedeploy.engines.lanes import Array, Lane, buffers
-from lifedeploy.errors import EngineError
+from lifedeploy.engines.onnxruntime_trace import WARM_UP, times
+from lifedeploy.errors import ArtifactError, EngineError
 from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
+from lifedeploy.reading import foreign
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
+from lifedeploy.text import quoted
+from lifedeploy.writing import saving, scratch_folder
 
-_KERNEL = "_kernel_time"  # how the trace names a node's own time
-_WARM_UP = 3  # runs that a profile leaves out
+if TYPE_CHECKING:  # a heavy library
+    import onnx
+
+_LOOP_S = 60.0  # for one inference of a graph with loops, which may have no end
+_SILENT = 4  # of ONNX Runtime: it would print names as they are; what it has to say is in its exceptions too
 _INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "QLinearMatMul", "QGemm")
 _DTYPES = {
     "tensor(float)": "float32",
@@ -85,9 +95,21 @@ class OnnxRuntime(Engine):
         ort = require("onnxruntime", extra=cls.extra)
         how = EngineOptions(precision=job.precision)
         options = cls._session_options(ort, how)
-        options.optimized_model_filepath = str(job.folder / f"{job.stem}.onnx")
-        new_session(ort, job.graph, options, [cls.provider], disabled=_harmful(how))
         target = job.folder / f"{job.stem}.onnx"
+        source: Path | bytes = job.graph if is_utf8(job.graph) else graph_bytes(job.graph, ())
+        with saving(target), scratch_folder("optimised") as folder:
+            written = target if is_utf8(target) else folder / target.name
+            options.optimized_model_filepath = str(written)
+            try:
+                new_session(ort, source, options, [cls.provider], disabled=_harmful(how))
+            except EngineError as error:
+                if written.exists():  # it is opened last, when everything else went well
+                    raise RuntimeError(error.message) from error
+                raise
+            if written != target:
+                shutil.copyfile(written, target)
+        with saving(target):
+            graphs.read(target)  # a full disk is no reason for it to fail
         if job.precision not in QUANTIZED:
             return Built(target.name, (target.name,))
         found = _integer_products(target)
@@ -98,7 +120,8 @@ class OnnxRuntime(Engine):
     @staticmethod
     def _session_options(ort: Any, options: EngineOptions) -> Any:
         made = ort.SessionOptions()
-        made.log_severity_level = 3  # errors; warnings go to stderr behind the progress bar
+        made.log_severity_level = _SILENT
+        ort.set_default_logger_severity(_SILENT)
         if options.literal:
             made.add_session_config_entry("session.disable_quant_qdq", "1")
         if options.precision in QUANTIZED and not fast_int8():
@@ -116,7 +139,12 @@ class OnnxRuntime(Engine):
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)
-        source: Path | bytes = graph_bytes(self.path, self.options.taps) if self.options.taps else self.path
+        model = _sound(self.path)
+        self._loops = graphs.has_loops(model)
+        source: Path | bytes = self.path
+        if self.options.taps or not is_utf8(self.path):
+            source = with_taps(self.path, model, self.options.taps)
+        del model
         options = self._session_options(ort, self.options)
         self._session = new_session(ort, source, options, self._providers(), disabled=_harmful(self.options))
         running = self._session.get_providers()[0]
@@ -124,7 +152,13 @@ class OnnxRuntime(Engine):
             raise EngineError(
                 f"ONNX Runtime fell back from {self.provider} to {running}", hint="lifedeploy doctor says why"
             )
-        return _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
+        inputs, outputs = _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
+        try:
+            require_askable(self.path, inputs, outputs)
+        except EngineError:
+            self._close()
+            raise
+        return inputs, outputs
 
     def _providers(self) -> list[str]:
         return [self.provider]
@@ -134,48 +168,67 @@ class OnnxRuntime(Engine):
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         names = [spec.name for spec in self.outputs]
-        try:
-            results = self._session.run(names, dict(feeds))
-        except Exception as error:  # the pybind exceptions of ONNX Runtime share no base class
-            raise EngineError(f"ONNX Runtime failed: {_first_line(error)}") from error
+        with self._running() as how:
+            results = self._session.run(names, dict(feeds), how)
         return dict(zip(names, results, strict=True))
+
+    @contextmanager
+    def _running(self) -> Iterator[Any]:
+        """Around an inference: what it raises becomes ours, and loops get a time; what to run with."""
+        how = require("onnxruntime", extra=self.extra).RunOptions() if self._loops else None
+        clock = threading.Timer(_LOOP_S, setattr, (how, "terminate", True)) if self._loops else None
+        if clock is not None:
+            clock.daemon = True
+            clock.start()
+        try:
+            yield how
+        except EngineError:
+            raise
+        except Exception as error:  # the pybind exceptions of ONNX Runtime share no base class
+            if how is not None and how.terminate:
+                raise EngineError(f"{self.path} loops for more than {_LOOP_S:.0f} s") from error
+            raise EngineError(f"ONNX Runtime failed: {_first_line(error)}") from error
+        finally:
+            if clock is not None:
+                clock.cancel()
 
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
         ort = require("onnxruntime", extra=self.extra)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder("profile") as folder:
             options = self._session_options(ort, self.options)
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
-            session = new_session(ort, self.path, options, self._providers(), disabled=_harmful(self.options))
-            for _ in range(_WARM_UP + runs):
-                session.run(None, dict(feeds))
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return _times(events, runs)
+            options.profile_file_prefix = str(folder / "profile")
+            source: Path | bytes = self.path if is_utf8(self.path) else graph_bytes(self.path, ())
+            session = new_session(ort, source, options, self._providers(), disabled=_harmful(self.options))
+            for _ in range(WARM_UP + runs):
+                with self._running() as how:
+                    session.run(None, dict(feeds), how)
+            return times(Path(session.end_profiling()), runs)
 
     def _lane(self, batch: int) -> Lane:
-        return _BoundLane(self._session, buffers(self.inputs, batch), buffers(self.outputs, batch))
+        return _BoundLane(self, buffers(self.inputs, batch), buffers(self.outputs, batch))
 
 
 class _BoundLane(Lane):
     """Buffers bound once; ``infer`` is a single call into the runtime."""
 
-    def __init__(self, session: Any, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+    def __init__(self, engine: OnnxRuntime, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
         super().__init__(inputs, outputs)
-        self._session = session
-        self._binding = session.io_binding()
+        self._engine, self._session = engine, engine._session
+        self._binding = self._session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def infer(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+        with self._engine._running() as how:
+            self._session.run_with_iobinding(self._binding, how)
 
 
 def _integer_products(optimized: Path) -> dict[str, int]:
     """How many products ONNX Runtime really computes in integers, by the graph it optimised; others keep Q and DQ."""
-    onnx = require("onnx", extra=OnnxRuntime.extra)
-    kinds = Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
+    kinds = Counter(node.op_type for node in graphs.read(optimized).graph.node)
     return {kind: kinds[kind] for kind in _INTEGER_PRODUCTS if kinds[kind]}
 
 
@@ -206,7 +259,7 @@ def new_session(
         more = {"disabled_optimizers": list(disabled)} if disabled else {}
         return ort.InferenceSession(what, options, providers=providers, enable_fallback=0, **more)
     except Exception as error:  # as above: no common base class
-        name = "the model" if isinstance(source, bytes) else source
+        name = "the model" if isinstance(source, bytes) else str(source)
         raise EngineError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from error
 
 
@@ -214,12 +267,25 @@ def graph_bytes(path: Path, taps: tuple[str, ...]) -> bytes:
     """The model, with inner tensors as further outputs.
 
     Raises:
+        EngineError: it is no ONNX file, or does not fit into memory; or there is no such tensor.
+    """
+    return with_taps(path, _sound(path), taps)
+
+
+def _sound(path: Path) -> onnx.ModelProto:
+    try:
+        return require_sound(path)
+    except ArtifactError as error:
+        raise EngineError(error.message, hint=error.hint) from error
+
+
+def with_taps(path: Path, model: onnx.ModelProto, taps: tuple[str, ...]) -> bytes:
+    """The same of a model that was read from ``path``; weights that lie in other files are taken in.
+
+    Raises:
         EngineError: there is no such tensor.
     """
-    if not taps:
-        return path.read_bytes()
     onnx = require("onnx", extra=OnnxRuntime.extra)
-    model = onnx.load(path)
     made = {name for node in model.graph.node for name in node.output}
     typed = {value.name: value for value in model.graph.value_info}
     for tap in taps:
@@ -227,7 +293,32 @@ def graph_bytes(path: Path, taps: tuple[str, ...]) -> bytes:
             raise EngineError(f"{path} has no tensor {tap}")
         if tap not in {output.name for output in model.graph.output}:
             model.graph.output.append(typed.get(tap) or onnx.ValueInfoProto(name=tap))
-    return bytes(model.SerializeToString())
+    with foreign(str(path), EngineError):
+        if any(graphs.is_outside(tensor) for tensor in graphs.tensors_of(model)):
+            onnx.load_external_data_for_model(model, str(path.parent))
+        return bytes(model.SerializeToString())
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a path can be given to C++: ONNX Runtime takes text, and a name may be any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_askable(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Make sure that there is something to ask, and something that answers.
+
+    Raises:
+        EngineError: nothing goes in or comes out, or it is a single number.
+    """
+    for name, specs in (("inputs", inputs), ("outputs", outputs)):
+        if not specs:
+            raise EngineError(f"{path} has no {name}; expected images in and logits out")
+        if not specs[0].shape:
+            raise EngineError(f"{path}: {quoted(specs[0].name)} is a single number; expected one axis for the batch")
 
 
 def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
@@ -235,20 +326,10 @@ def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
     for argument in arguments:
         dtype = _DTYPES.get(argument.type)
         if dtype is None:
-            raise EngineError(f"{argument.name} is a {argument.type}, which lifedeploy does not handle")
+            raise EngineError(f"{quoted(argument.name)} is a {argument.type}, which lifedeploy does not handle")
         shape = tuple(size if isinstance(size, int) else None for size in argument.shape)
         made.append(TensorSpec(argument.name, dtype, shape))
     return tuple(made)
-
-
-def _times(events: list[dict[str, Any]], runs: int) -> tuple[LayerTime, ...]:
-    """From ONNX Runtime's trace; microseconds, one event per node and run."""
-    spent: dict[tuple[str, str], list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
-            key = event["name"].removesuffix(_KERNEL), str(event["args"].get("op_name", ""))
-            spent.setdefault(key, []).append(event["dur"] / 1000)
-    return tuple(LayerTime(name, kind, sum(times[_WARM_UP:]) / runs) for (name, kind), times in spent.items())
 
 
 def _first_line(error: Exception) -> str:

@@ -20,11 +20,16 @@ from lifedeploy.engines import attention_kernels, cuda
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime, PrecisionPlan
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
-from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session
+from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session, require_askable
 from lifedeploy.errors import EngineError, EngineInputError
-from lifedeploy.files import user_cache
+from lifedeploy.files import private_cache
+from lifedeploy.graphs import dtype_name
 from lifedeploy.optional import installed, pip_line, require
+from lifedeploy.reading import reason
+from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, STANDARD_ATTENTIONS, GraphForm
+from lifedeploy.text import quoted
+from lifedeploy.writing import saving
 
 _WARM_UP = 3  # the first run sets up and captures; the others are replays
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
@@ -82,11 +87,12 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     def build(cls, job: BuildJob) -> Built:
         # Nothing is compiled ahead: what a provider makes of the graph depends on the batch and the GPU.
         target = job.folder / f"{job.stem}.onnx"
-        shutil.copyfile(job.graph, target)
+        with saving(target):
+            shutil.copyfile(job.graph, target)
         return Built(target.name, (target.name,), cls._told_of(target, job))
 
     @classmethod
-    def _told_of(cls, graph: Path, job: BuildJob) -> dict[str, Any]:
+    def _told_of(cls, graph: Path, job: BuildJob) -> DetailsRecord:
         """Which kernels compute attention, for the manifest.
 
         Raises:
@@ -106,10 +112,12 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ort: Any = require("onnxruntime", extra=self.extra)
+        self._model = graph_bytes(self.path, self.options.taps)
+        specs = self._read(self._model)
+        require_askable(self.path, *specs)
         self._prepare()
         self._connect()
-        self._model = graph_bytes(self.path, self.options.taps)
-        return self._read(self._model)
+        return specs
 
     def _prepare(self) -> None:
         """Load the provider's libraries."""
@@ -121,15 +129,15 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         try:
             graph = onnx.load_model_from_string(model).graph
         except Exception as error:  # protobuf's DecodeError, whose module moves between versions
-            raise EngineError(f"{self.path} is no ONNX file: {error}") from error
+            raise EngineError(f"{self.path} is no ONNX file: {reason(error)}") from error
         weights = {tensor.name for tensor in graph.initializer}
 
         def spec(value: Any) -> TensorSpec:
             kind = value.type.tensor_type
             if not kind.elem_type:
-                raise EngineError(f"{self.path} does not say of what type {value.name} is")
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
-            return TensorSpec(value.name, dtype, tuple(size.dim_value or None for size in kind.shape.dim))
+                raise EngineError(f"{self.path} does not say of what type {quoted(value.name)} is")
+            shape = tuple(size.dim_value or None for size in kind.shape.dim)
+            return TensorSpec(value.name, dtype_name(kind.elem_type), shape)
 
         fed = [value for value in graph.input if value.name not in weights]
         first = [dim for value in fed for dim in value.type.tensor_type.shape.dim[:1]]
@@ -184,9 +192,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
 
     def _cache(self) -> str:
         """Where the provider keeps what it compiles: code, so it stays with this user. It makes no parents itself."""
-        folder = user_cache() / self.name
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder)
+        return str(private_cache(self.name))
 
     def _require_provider(self, session: Any) -> None:
         """Make sure that nothing runs elsewhere: ONNX Runtime falls back in silence.
@@ -293,7 +299,7 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
                 ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
             except Exception as error:  # the exceptions of ONNX Runtime share no base class
                 if "already registered" not in str(error).lower():
-                    raise EngineError(f"ONNX Runtime cannot load {cls.plugin}: {error}") from error
+                    raise EngineError(f"ONNX Runtime cannot load {cls.plugin}: {reason(error)}") from error
         return [device for device in ort.get_ep_devices() if device.ep_name == cls.provider]
 
     def _prepare(self) -> None:

@@ -12,8 +12,10 @@ from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
 from lifedeploy.errors import EngineError
+from lifedeploy.files import compiler_caches
 from lifedeploy.optional import require
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME
+from lifedeploy.writing import saving
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -24,6 +26,7 @@ class Torch(Engine):
     name: ClassVar[str] = "torch"
     extra: ClassVar[str] = "cpu"
     taps_change_plan: ClassVar[bool] = False
+    endings: ClassVar[tuple[str, ...]] = (".safetensors",)
     device: ClassVar[str] = "cpu"
 
     @classmethod
@@ -40,9 +43,9 @@ class Torch(Engine):
     @classmethod
     def build(cls, job: BuildJob) -> Built:
         source = job.source
-        checkpoint = source.folder / source.manifest.checkpoint
-        if not source.manifest.checkpoint or not checkpoint.is_file():
+        if not source.manifest.checkpoint:
             raise EngineError(f"{source.manifest_path} names no checkpoint, and the torch engine runs from one")
+        checkpoint = source.file(source.manifest.checkpoint)
         if source.manifest.graph.get("with_preprocess"):
             raise EngineError("the torch engine takes normalised images, and this export takes uint8 pixels")
         # Nothing to compile, and the weights are large: the engine is the export's own checkpoint.
@@ -50,7 +53,8 @@ class Torch(Engine):
         try:
             target.hardlink_to(checkpoint)
         except OSError:  # a file system without hard links
-            shutil.copyfile(checkpoint, target)
+            with saving(target):
+                shutil.copyfile(checkpoint, target)
         return Built(target.name, (target.name,))
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -151,6 +155,7 @@ class TorchCompiled(TorchCuda):
     name: ClassVar[str] = "torch-compiled"
 
     def _ready(self, model: Any) -> Any:
+        compiler_caches()
         # All models share their code, and beyond its limit of compilations torch would go on in eager mode, in silence.
         self._torch._dynamo.config.recompile_limit = max(256, self._torch._dynamo.config.recompile_limit)
         self._torch._dynamo.config.fail_on_recompile_limit_hit = True

@@ -11,6 +11,7 @@ from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import attention, emulation, precision
 from lifedeploy.exporters.inspect import load
 from lifedeploy.spec import ATTENTIONS, ORDER_NAME, GraphForm
+from lifedeploy.writing import saving
 
 _FUSE = {"operator": attention.fuse, "contrib": attention.fuse_contrib}
 
@@ -60,7 +61,8 @@ def prepare(source: Path, form: GraphForm, target: Path) -> FormReport:
             attention.raise_opset(model)
         done = precision.to_half(model, form.precision)
         precision.require_half(model, form.precision)
-    ir.save(model, target)
+    with saving(target):
+        ir.save(model, target)
     load(target)  # checks it
     return FormReport(form, model.graph.opset_imports[""], attentions, done.casts, done.islands, done.subnormal)
 
@@ -69,7 +71,8 @@ def emulated(source: Path, target: Path, *, watch: bool = False) -> None:
     """Write a half-precision graph as the FP32 graph that computes the same; see :func:`emulation.emulate`."""
     model = ir.from_proto(load(source))
     emulation.emulate(model, watch=watch)
-    ir.save(model, target)
+    with saving(target):
+        ir.save(model, target)
 
 
 def _expose_order(model: ir.Model) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from lifedeploy.artifact import TensorSpec
-from lifedeploy.errors import ArtifactError, ExportError
+from lifedeploy.bounds import require_sound
+from lifedeploy.errors import ExportError
+from lifedeploy.graphs import dtype_name, is_outside, read, tensors_of
+from lifedeploy.reading import foreign
 
 GATHERS = ("Gather", "GatherElements", "GatherND")
 
@@ -45,17 +48,15 @@ def load(path: Path, *, check: bool = True) -> onnx.ModelProto:
     """Load an ONNX file, and check it against the standard.
 
     Raises:
-        ArtifactError: missing, damaged, or no ONNX file.
+        ArtifactError: missing, damaged, or no ONNX file; or what it declares is not there, or does not fit into memory.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist")
-    try:
-        model = onnx.load(path)
-        if check:  # by path, since a file with external weights cannot be checked in memory
-            onnx.checker.check_model(str(path))
-    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or ["unreadable"])[0]
-        raise ArtifactError(f"{path} is not a valid ONNX file: {reason}") from error
+    model = require_sound(path) if check else read(path)
+    with foreign(f"{path} is not a valid ONNX file: it"):
+        outside = any(is_outside(tensor) for tensor in tensors_of(model))
+        if check:  # by path only with weights in other files: a path has to be UTF-8 there
+            onnx.checker.check_model(str(path) if outside else model)
+        if outside:
+            onnx.load_external_data_for_model(model, str(path.parent))
     return model
 
 
@@ -65,10 +66,10 @@ def facts(model: onnx.ModelProto) -> GraphFacts:
     weights = {tensor.name for tensor in graph.initializer}
     types: Counter[str] = Counter()
     for tensor in graph.initializer:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+        dtype = dtype_name(tensor.data_type)
         # Integers are shapes and indices, not weights; 8-bit ones are quantised weights.
         if dtype in ("int8", "uint8") or "float" in dtype:
-            types[dtype] += int(np.prod(tensor.dims, dtype=np.int64))
+            types[dtype] += math.prod(tensor.dims)
     return GraphFacts(
         inputs=tuple(_spec(value) for value in graph.input if value.name not in weights),
         outputs=tuple(_spec(value) for value in graph.output),
@@ -84,22 +85,29 @@ def facts(model: onnx.ModelProto) -> GraphFacts:
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return TensorSpec(value.name, (kind or "unknown").removesuffix("_type"), ())
     tensor = value.type.tensor_type
     dims = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, dims)
+    return TensorSpec(value.name, dtype_name(tensor.elem_type), dims)
 
 
 def _topk_sizes(graph: onnx.GraphProto) -> tuple[int, ...]:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
-    sizes = []
-    for node in graph.node:
-        if node.op_type == "TopK":
-            k = constants.get(node.input[1])
-            sizes.append(int(onnx.numpy_helper.to_array(k).item()) if k is not None else 0)
-    return tuple(sizes)
+            constants.update(dict.fromkeys(node.output[:1], node.attribute[0].t))
+    return tuple(_count_of(node, constants) for node in graph.node if node.op_type == "TopK")
+
+
+def _count_of(topk: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> int:
+    """Its k; 0 where that is computed, or no number."""
+    fixed = next((attribute.i for attribute in topk.attribute if attribute.name == "k"), 0)  # before opset 10
+    k = constants.get(topk.input[1]) if len(topk.input) > 1 else None
+    if k is None or math.prod(k.dims) != 1 or k.data_type != onnx.TensorProto.INT64:
+        return int(fixed)
+    return int(onnx.numpy_helper.to_array(k).item())
 
 
 def _gathers_after_topk(graph: onnx.GraphProto) -> set[str]:
@@ -108,8 +116,8 @@ def _gathers_after_topk(graph: onnx.GraphProto) -> set[str]:
     found: set[str] = set()
     for node in graph.node:  # in topological order, as the ONNX standard demands
         if node.op_type in GATHERS:
-            if node.input[1] in reached:
-                found.add(node.output[0])
+            if len(node.input) > 1 and node.input[1] in reached:
+                found.update(node.output[:1])
         elif node.op_type in ("Add", "Mul", "Concat", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Identity"):
             reached.update(node.output if reached.intersection(node.input) else ())
     return found

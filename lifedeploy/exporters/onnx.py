@@ -14,16 +14,19 @@ import onnx_ir as ir
 import torch
 
 from lifedeploy import __version__
-from lifedeploy.errors import ExportError
+from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.wrapper import ExportModel, plain_attention
-from lifedeploy.files import compact_json
+from lifedeploy.files import compact_json, compiler_caches
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.spec import ModelSpec
+from lifedeploy.spec import GRAPHS, ModelSpec
+from lifedeploy.text import quoted
+from lifedeploy.writing import saving
 
 OPSET = 20  # the first with Gelu as one operator; every runtime we build for takes it
 INPUT = "images"
 _EXAMPLE_BATCH = 2  # an example batch of 1 would silently be exported as the only one
+_MOST_IN_BATCH = 65_536
 _PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2
 
 
@@ -35,6 +38,13 @@ class GraphOptions:
     batch_size: int | None = None  # None: dynamic
     with_life: bool = False
     with_preprocess: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in GRAPHS:
+            raise UsageError(f"graph form {quoted(self.form)} is unknown; there are: {', '.join(GRAPHS)}")
+        size = self.batch_size
+        if size is not None and (not isinstance(size, int) or not 1 <= size <= _MOST_IN_BATCH):
+            raise UsageError(f"batch size {quoted(size)} is not allowed: it must be 1 to {_MOST_IN_BATCH:,}")
 
     @property
     def batch(self) -> int | str:
@@ -66,6 +76,7 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
     if options.with_life and spec.schedule.drop_layers and spec.method == "life":
         names.append("life")
     dynamic = None if options.batch_size else ({0: torch.export.Dim("batch")},)
+    compiler_caches()  # its first export looks into them
     try:
         with plain_attention(model), torch.no_grad(), _quiet():
             program = torch.onnx.export(
@@ -130,7 +141,8 @@ def save(graph: ir.Model, path: Path, *, metadata: Mapping[str, object]) -> None
     graph.graph.name = str(metadata.get("lifedeploy.method", "model"))
     for key, value in metadata.items():
         graph.metadata_props[key] = value if isinstance(value, str) else compact_json(value)
-    ir.save(graph, path)
+    with saving(path):
+        ir.save(graph, path)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from numpy.typing import NDArray
 
 from lifedeploy.artifact import Artifact, Manifest, Workspace
@@ -20,19 +20,26 @@ from lifedeploy.calibration.quantize import SMOOTHING_IMAGES, Prepared, Recipe, 
 from lifedeploy.calibration.report import MemberReport
 from lifedeploy.data.images import ImageSet
 from lifedeploy.data.unlabelled import read_unlabelled
+from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, DataError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.accuracy import ClassMap, map_classes
-from lifedeploy.files import atomic_folder, now, sha256, write_json
+from lifedeploy.files import finite, now, sha256, write_json
 from lifedeploy.optional import versions
+from lifedeploy.reading import read_json
+from lifedeploy.records import QuantizationRecord
 from lifedeploy.spec import ModelSpec
+from lifedeploy.text import quoted
+from lifedeploy.typed import described
 from lifedeploy.workflows import gate
 from lifedeploy.workflows.find import newest_export
 from lifedeploy.workflows.members import members_of
 from lifedeploy.workflows.progress import Say, silent
+from lifedeploy.writing import atomic_folder, require_folder, saving, scratch_folder
 
+_MOST_IMAGES, _MOST_IN_BATCH = 1_000_000_000, 65_536
 REPORT, PLOT, REFERENCE = "report.json", "report.png", "reference.npz"
 Progress = Callable[[int, int], None]  # images seen, images in all
 
@@ -54,13 +61,18 @@ class CalibrateRequest:
     cache: Path | None = None  # of statistics; None: the user's
 
     def __post_init__(self) -> None:
-        for name, unit in (("images", "images"), ("check_images", "images to check on"), ("batch", "images per batch")):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{getattr(self, name)} {unit} are not allowed: at least 1 is needed")
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed} is not allowed: it must be at least 0")
-        if self.max_drop is not None and not self.max_drop >= 0:
-            raise UsageError(f"a drop of {self.max_drop:g} points is not allowed: it must be at least 0")
+        for name, unit, most in (
+            ("images", "images", _MOST_IMAGES),
+            ("check_images", "images to check on", _MOST_IMAGES),
+            ("batch", "images per batch", _MOST_IN_BATCH),
+        ):
+            count = getattr(self, name)
+            if not isinstance(count, int) or not 1 <= count <= most:
+                raise UsageError(f"{quoted(count)} {unit} are not allowed: at least 1 is needed, at most {most:,}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed {quoted(self.seed)} is not allowed: it must be at least 0, and below 2^32")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise UsageError(f"a drop of {self.max_drop:g} points is not allowed: it must be at least 0, at most 100")
 
 
 @dataclass(frozen=True)
@@ -98,9 +110,11 @@ def calibrate(
         ParityError: ``max_drop`` cannot be kept.
     """
     export = newest_export(request.model, workspace)
+    folder = export.folder / request.recipe.precision
+    require_folder(folder)
     members = members_of(export)
     for member in members.values():
-        member.check()
+        registry.verify(member)
     say(f"listing {request.data}")
     images = read_unlabelled(request.data, split=request.split)
     drawn = draw(images, request.images, request.check_images, request.seed)
@@ -108,11 +122,10 @@ def calibrate(
     say(f"reading {len(feed)} images")
     data_digest, check_digest = feed.digest(), check_feed.digest()
     settings = _settings(request, images, drawn, data_digest, check_digest)
-    folder = export.folder / request.recipe.precision
     left_out = tuple(map(str, images.left_out))
     found = None if request.force else _unchanged(folder, members, settings)
     if found:  # of the same images; what else lies beside them may have changed
-        return replace(found, left_out=left_out)
+        return replace(found, policy=tuple(_policy(request.recipe, export)), left_out=left_out)
 
     mapped = _classes(drawn.check, export.manifest.spec)  # the same for all members
     total = len(members) * (min(len(feed), SMOOTHING_IMAGES) + len(feed) + 3 * len(check_feed))
@@ -125,8 +138,7 @@ def calibrate(
 
     reports: dict[str, MemberReport] = {}
     cached = True
-    with atomic_folder(folder) as staging, tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch)
+    with atomic_folder(folder) as staging, scratch_folder("calibration") as work:
         answers: dict[str, list[parity.Answer]] = {}
         for method, member in members.items():
             stem = member.manifest_path.stem
@@ -144,7 +156,8 @@ def calibrate(
             _, inputs = gate.samples_of(member)
             answers[method] = _literal(target, spec, inputs)
             prepared.graph.unlink()
-        parity.record(staging / REFERENCE, answers, inputs)
+        with saving(staging / REFERENCE):
+            parity.record(staging / REFERENCE, answers, inputs)
         report = CalibrateReport(
             folder,
             settings,
@@ -157,11 +170,15 @@ def calibrate(
         )
         for method, member in members.items():
             _manifest(member, reports[method], report, staging).write(staging / member.manifest_path.name)
-        write_json(staging / REPORT, report.to_dict())
+        about_the_run = ("cached", "reused")  # not about what it made, which is the same the next time
+        write_json(
+            staging / REPORT, {key: value for key, value in report.to_dict().items() if key not in about_the_run}
+        )
         say("drawing")
         from lifedeploy.viz.calibration import plot_calibration
 
-        plot_calibration(report.members, staging / PLOT, precision=request.recipe.precision)
+        with saving(staging / PLOT):
+            plot_calibration(report.members, staging / PLOT, precision=request.recipe.precision)
     return report
 
 
@@ -202,7 +219,7 @@ def _settings(
             "check_images": len(drawn.check),
             "check_apart": not drawn.shared,
             "check_sha256": check_digest,
-            "check_classes_sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest(),
+            "check_classes_sha256": hashlib.sha256(os.fsencode("\n".join(classes))).hexdigest(),
         },
     }
 
@@ -252,6 +269,7 @@ def _manifest(member: Artifact, made: MemberReport, report: CalibrateReport, sta
         {"name": layer.name, "sqnr_db": layer.sqnr_db, "tensors": [asdict(tensor) for tensor in layer.tensors]}
         for layer in made.layers
     ]
+    facts = {**report.settings, "source_sha256": own.sha256, **made.summary(), "report": REPORT, "layers": layers}
     return replace(
         own,
         kind="calibrated",
@@ -259,13 +277,7 @@ def _manifest(member: Artifact, made: MemberReport, report: CalibrateReport, sta
         parity=None,
         reference=REFERENCE,
         checkpoint=f"../{own.checkpoint}" if own.checkpoint else "",
-        quantization={
-            **report.settings,
-            "source_sha256": own.sha256,
-            **made.summary(),
-            "report": REPORT,
-            "layers": layers,
-        },
+        quantization=described(facts, QuantizationRecord, f"the calibration of {own.file}"),
         versions=versions(),
         created=report.created,
     )
@@ -292,32 +304,36 @@ def _warnings(request: CalibrateRequest, drawn: Draw, reports: dict[str, MemberR
     return made
 
 
+class _Written(msgspec.Struct):
+    """What is read of a report."""
+
+    settings: dict[str, Any]
+    members: dict[str, dict[str, Any]]
+    warnings: tuple[str, ...]
+    created: str
+
+
 def _unchanged(folder: Path, members: dict[str, Artifact], settings: dict[str, Any]) -> CalibrateReport | None:
     """The calibration in ``folder``, if it is of the same files with the same settings by the same version."""
+    wanted = finite(settings)  # as JSON has them
     try:
         _, inputs = gate.samples_of(next(iter(members.values())))  # the same for all members
         for method, member in members.items():
             known = Artifact.read(folder / member.manifest_path.name)
-            known.check()
+            registry.verify(known)
             parity.recorded(folder / REFERENCE, method, inputs)
-            facts = known.manifest.quantization
-            if facts["source_sha256"] != member.manifest.sha256 or known.manifest.versions.get(
+            facts: Mapping[str, object] = known.manifest.quantization
+            if facts.get("source_sha256") != member.manifest.sha256 or known.manifest.versions.get(
                 "lifedeploy"
             ) != versions().get("lifedeploy"):
                 return None
-            if any(facts[name] != value for name, value in settings.items()):
+            if any(facts.get(name) != value for name, value in wanted.items()):
                 return None
-        data = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        reports = {method: MemberReport.from_dict(item) for method, item in data["members"].items()}
-        return CalibrateReport(
-            folder,
-            data["settings"],
-            tuple(data["policy"]),
-            reports,
-            tuple(data["warnings"]),
-            data["created"],
-            reused=True,
-            cached=True,
-        )
-    except (ArtifactError, OSError, ValueError, KeyError, TypeError):
+        data = read_json(folder / REPORT, _Written)
+        if data.settings != wanted or set(data.members) != set(members):
+            return None
+        reports = {method: MemberReport.from_dict(item) for method, item in data.members.items()}
+        facts_of = (data.settings, (), reports, data.warnings, data.created)
+        return CalibrateReport(folder, *facts_of, reused=True, cached=True)
+    except (ArtifactError, UsageError, OSError):
         return None  # not there, or damaged: calibrate again

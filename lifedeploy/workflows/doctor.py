@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import PRECISIONS, Availability
+from lifedeploy.engines.base import Availability
 from lifedeploy.errors import EngineUnavailableError
 from lifedeploy.machine import describe
+from lifedeploy.spec import PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,19 @@ from lifedeploy.evaluation import parity
 from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
-from lifedeploy.files import atomic_folder, sha256
+from lifedeploy.files import sha256
 from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import build_model, count_cost
 from lifedeploy.model.weights import LoadedModel, ModelRequest, load
 from lifedeploy.optional import versions
+from lifedeploy.records import GraphRecord, MacsRecord
 from lifedeploy.schedule import Cost
 from lifedeploy.spec import ModelSpec, model_name
+from lifedeploy.temporary import is_temporary, sweep
+from lifedeploy.text import shortened
+from lifedeploy.typed import described
 from lifedeploy.workflows.progress import Say, silent
+from lifedeploy.writing import atomic_folder, require_folder, saving
 
 CHECKPOINT = "weights.safetensors"
 REFERENCE = "reference.npz"
@@ -75,11 +80,13 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
         _require_onnxruntime()
     # Known before any weight is made, read or fetched.
     exporter.require_one_file(backbones.weight_bytes(request.model.backbone, num_classes=request.model.num_classes))
+    if request.output is not None:
+        _require_usable(request.output)
     say("loading the model")
     loaded = load(request.model, workspace, graph=request.graph.form)
     spec, cost = loaded.spec, count_cost(loaded.model.backbone, loaded.spec.image_size)
     folder = request.output or workspace.root / _name(spec, request)
-    _require_replaceable(folder)
+    _require_usable(folder)
 
     with atomic_folder(folder) as staging:
         samples = parity_samples(spec.preprocess, request.graph.batch_size)
@@ -88,7 +95,8 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
         ]
         say("asking PyTorch")
         answers = {method: _torch_answers(loaded, method, samples) for method in FILES}
-        parity.record(staging / REFERENCE, answers, inputs)
+        with saving(staging / REFERENCE):
+            parity.record(staging / REFERENCE, answers, inputs)
         checkpoint.save(staging / CHECKPOINT, loaded.model, spec)
 
         say("tracing")
@@ -114,7 +122,9 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                 file=path.name,
                 sha256=sha256(path),
                 spec=member,
-                graph=asdict(request.graph) | {"opset": facts.opset, "operators": facts.operators},
+                graph=described(
+                    asdict(request.graph) | {"opset": facts.opset, "operators": facts.operators}, GraphRecord, path.name
+                ),
                 inputs=facts.inputs,
                 outputs=facts.outputs,
                 macs=macs(member, cost),
@@ -126,6 +136,16 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             )
             manifests[method].write(staging / f"{stem}.json")
     return ExportReport(folder, manifests, loaded.warning, loaded.notes)
+
+
+def _require_usable(folder: Path) -> None:
+    """Found out before the work that is for nothing otherwise.
+
+    Raises:
+        UsageError: nothing can be written there, or what is there would be lost.
+    """
+    require_folder(folder)
+    _require_replaceable(folder)
 
 
 def _require_replaceable(folder: Path) -> None:
@@ -140,9 +160,15 @@ def _require_replaceable(folder: Path) -> None:
         what = "the current folder or above it" if folder.is_dir() else "a file"
         raise UsageError(f"{folder} cannot be written to: it is {what}")
     ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in FILES.values() for ending in ("onnx", "json"))}
-    foreign = [path.name for path in folder.iterdir() if path.name not in ours and not _is_made_of_one(path)]
+    sweep(folder)
+    foreign = [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in ours and not is_temporary(path.name) and not _is_made_of_one(path)
+    ]
     if foreign:
-        raise UsageError(f"{folder}/ holds {foreign[0]}, which no export made and which would be lost", hint="-o DIR")
+        name = shortened(min(foreign))
+        raise UsageError(f"{folder}/ holds {name}, which no export made and which would be lost", hint="-o DIR")
 
 
 def _is_made_of_one(folder: Path) -> bool:
@@ -153,7 +179,7 @@ def _is_made_of_one(folder: Path) -> bool:
         return False
 
 
-def macs(spec: ModelSpec, cost: Cost) -> dict[str, Any]:
+def macs(spec: ModelSpec, cost: Cost) -> MacsRecord:
     """Work per image, for the manifest."""
     schedule = spec.schedule
     if spec.method == "dense":

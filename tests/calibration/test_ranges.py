@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lifedeploy.calibration import ranges
-from lifedeploy.calibration.ranges import TensorStatistics
+from lifedeploy.calibration.ranges import Counted, TensorStatistics
 from lifedeploy.errors import EngineError
+from lifedeploy.reading import convert
 
 
 def counted(values, parts=1, **options):
@@ -85,7 +86,7 @@ def test_what_is_not_finite_is_refused():
 
 def test_statistics_are_read_back(normal):
     before = counted(normal, 2, per_channel=True)
-    after = TensorStatistics.from_dict(before.to_dict())
+    after = TensorStatistics.of(convert(before.to_dict(), Counted, "statistics"))
     assert (after.limit, after.largest) == (before.limit, before.largest)
     np.testing.assert_array_equal(after.counts, before.counts)
     np.testing.assert_allclose(after.channels, before.channels)

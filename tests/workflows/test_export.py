@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,8 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ParityError, UsageError
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.model.weights import ModelRequest
-from lifedeploy.workflows.export import ExportRequest, export
+from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.workflows.export import ExportRequest, _require_usable, export
 from tests.conftest import TINY, TINY_SIZE
 
 
@@ -141,3 +146,72 @@ def test_an_interruption_leaves_the_previous_export_as_it_was(workspace, weights
     assert before.manifest_path.read_text() == content
     assert [path.name for path in workspace.iterdir()] == [before.folder.name]
     Artifact.read(before.manifest_path).check()
+
+
+def test_what_a_killed_command_left_is_no_reason_to_refuse_and_is_swept(workspace):
+    """Neither from a build, which leaves it in the export's folder, nor of an export, which leaves it beside it."""
+    folder = next(path for path in workspace.iterdir() if path.is_dir())
+    gone = 2**22 + 1  # beyond the numbers that processes get
+    left = [
+        folder / f".openvino-fp32.elsewhere-{gone}.0123abcd.lifedeploy-tmp",
+        folder / f".model.json.elsewhere-{gone}.0123abcd.lifedeploy-tmp",
+    ]
+    left[0].mkdir()
+    (left[0] / "model.xml").touch()
+    left[1].touch()
+    _require_usable(folder)
+    assert not any(path.exists() for path in left)
+    (folder / "notes.txt").touch()
+    with pytest.raises(UsageError, match=r"holds notes\.txt, which no export made"):
+        _require_usable(folder)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**40, 10**26, 1.5, float("nan"), float("inf")])
+def test_a_batch_size_is_a_number_with_a_range(size):
+    with pytest.raises(UsageError, match=r"batch size .* is not allowed: it must be 1 to 65,536"):
+        exporter.GraphOptions(batch_size=size)
+
+
+def test_a_folder_that_is_no_utf8_is_exported_to_and_built_in(tmp_path):
+    """ONNX Runtime takes paths as text; a name is bytes."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    asked = ModelRequest(TINY, weights="random", image_size=TINY_SIZE)
+    export(ExportRequest(asked, output=folder), Workspace(tmp_path))
+    assert build(BuildRequest(folder, "onnxruntime"), Workspace(tmp_path)).engine.path.is_file()
+
+
+@pytest.mark.parametrize("name", ["reference.npz", "model.onnx"])
+def test_a_full_disk_names_the_file_that_did_not_fit(tmp_path, weights_file, name):
+    """A child may write 100 bytes to a file, and no more, from that file on."""
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+from lifedeploy import files, writing
+from lifedeploy.cli.app import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+saving, atomic_file = writing.saving, writing.atomic_file
+import lifedeploy.exporters.onnx, lifedeploy.workflows.export
+
+def limit(path):
+    if path.name == {name!r}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+def limited(function):
+    def call(path):
+        limit(path)
+        return function(path)
+    return call
+
+for module in (lifedeploy.exporters.onnx, lifedeploy.workflows.export, files):
+    for name, function in (("saving", saving), ("atomic_file", atomic_file)):
+        if hasattr(module, name):
+            setattr(module, name, limited(function))
+sys.argv[1:] = ["export", "-b", {TINY!r}, "--weights", {str(weights_file)!r}, "--img-size", "64", "-o", "out"]
+sys.exit(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert re.search(rf"error: out/{re.escape(name)}: File too large", done.stderr), done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,97 @@
+"""Processes of our own, and other people's tools: neither is looked for in the current folder.
+
+Python puts the current folder first on the path of what it is told to run, so ``numpy.py`` in a folder of downloaded
+models would run in every child that we start there; an empty or relative entry of ``PATH`` does the same to a tool.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from lifedeploy.errors import EngineError
+from lifedeploy.text import shortened
+
+# The package comes from where this process has it, whether that is installed or a checkout, and brings no folder with
+# it onto the path.
+_START = """
+import importlib.util, runpy, sys
+folder, module = sys.argv[1:3]
+find = importlib.util.spec_from_file_location
+spec = find("lifedeploy", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["lifedeploy"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+sys.argv[:3] = [module]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+_SEARCHED = ("PATH", "PYTHONPATH")  # what holds folders to look in
+
+
+def python(*arguments: str) -> list[str]:
+    """The command that runs this Python on ``arguments``, without the current folder or the script's on its path."""
+    return [sys.executable, "-P", *arguments]
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours, ``lifedeploy`` or one below it, as a program of its own."""
+    return python("-c", _START, str(Path(__file__).parent), module, *arguments)
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment and ``more``, for a child: it and those that it starts search no current folder."""
+    made = {**os.environ, **(more or {}), "PYTHONSAFEPATH": "1"}
+    for name in _SEARCHED:
+        if name in made:
+            made[name] = _absolute(made[name])
+            if not made[name]:
+                del made[name]
+    return made
+
+
+def tool(name: str) -> str | None:
+    """Where the program ``name`` is on the PATH, if it is; what lies in the current folder is not meant."""
+    return shutil.which(name, path=_absolute(os.environ.get("PATH", os.defpath)) or os.defpath)
+
+
+def run(module: str, *arguments: str, given: str = "", more: Mapping[str, str] | None = None, timeout_s: float) -> str:
+    """What a module of ours writes to its standard output, run as a program of its own.
+
+    Args:
+        module: its dotted name.
+        arguments: what it is called with.
+        given: its standard input.
+        more: of its environment.
+        timeout_s: seconds that it may take.
+
+    Raises:
+        EngineError: it failed, with the last line that it wrote of it; or it took longer.
+    """
+    try:
+        done = subprocess.run(
+            command(module, *arguments),
+            input=given,
+            env=environment(more),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"it took over {timeout_s:,.0f} s") from error
+    except OSError as error:
+        raise EngineError(f"it could not be started: {error.strerror}") from error
+    if done.returncode < 0:
+        raise EngineError(f"signal {-done.returncode} ended it; was there enough memory?")
+    if done.returncode:
+        raise EngineError(shortened((done.stderr.strip().splitlines() or ["no reason given"])[-1]))
+    return done.stdout
+
+
+def _absolute(folders: str) -> str:
+    """A list of folders without those that depend on the current one: an empty entry means it."""
+    return os.pathsep.join(folder for folder in folders.split(os.pathsep) if Path(folder).is_absolute())
