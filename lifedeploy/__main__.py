@@ -1,5 +1,27 @@
-"""``python -m lifedeploy``."""
+"""The program: ``lifedeploy``, and ``python -m lifedeploy``."""
 
-from lifedeploy.cli.app import main
+from __future__ import annotations
 
-main()
+import sys
+
+# ``python -m`` puts the current folder first on the path, where somebody else's numpy.py may lie. The package itself
+# has been found by now.
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]
+
+from lifedeploy.cli import interrupts
+
+
+def main() -> None:
+    """Run the command line. Signals are looked after before anything else is loaded, which takes a moment too."""
+    with interrupts.as_ctrl_c():
+        try:
+            from lifedeploy.cli import app
+        except KeyboardInterrupt:
+            sys.stderr.write(f"error: {interrupts.SAID}\n")
+            sys.exit(1)
+        app.main()
+
+
+if __name__ == "__main__":
+    main()

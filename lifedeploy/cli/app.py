@@ -6,29 +6,27 @@ Everything heavy is imported inside the command that needs it: ``lifedeploy --he
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lifedeploy import __version__
 from lifedeploy.artifact import WORKSPACE, Workspace
-from lifedeploy.cli import console
+from lifedeploy.cli import console, interrupts, options, streams
 from lifedeploy.cli.bench import bench
 from lifedeploy.cli.build import build_engine
 from lifedeploy.cli.calibrate import calibrate
 from lifedeploy.cli.evaluate import evaluate
-from lifedeploy.cli.options import (
-    JsonOption,
-    ModelArgument,
-    WorkspaceOption,
-    image_size,
-    numbers,
-)
+from lifedeploy.cli.export import export
 from lifedeploy.cli.train import train
 from lifedeploy.cli.visualize import visualize
-from lifedeploy.errors import LifedeployError, UsageError
-from lifedeploy.spec import GRAPHS
+from lifedeploy.errors import LifedeployError
+from lifedeploy.reading import reason
+
+# How the libraries below us say that memory has run out, each in an error of its own.
+_NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "out of memory", "cannot allocate memory", "bad allocation")
 
 app = typer.Typer(
     name="lifedeploy",
@@ -42,7 +40,7 @@ app = typer.Typer(
 
 def _version(*, wanted: bool) -> None:
     if wanted:
-        console.out.print(f"lifedeploy {__version__}", highlight=False)
+        console.out.print(f"lifedeploy {__version__}")
         raise typer.Exit
 
 
@@ -62,109 +60,7 @@ def _root(
     """Token-pruned Vision Transformers: from timm to ONNX to engines that are checked and measured."""
 
 
-@app.command()
-def export(
-    backbone: Annotated[
-        str, typer.Option("--backbone", "-b", help="deit_t|s|b, vit_t|s|b, or any timm ViT.")
-    ] = "deit_s",
-    rho: Annotated[
-        float | None,
-        typer.Option("--rho", help="Keep rate at each drop, in (0, 1].  [default: the weights' own, else 0.7]"),
-    ] = None,
-    counts: Annotated[
-        str | None,
-        typer.Option("--counts", metavar="N,N,N", help="Patch tokens to keep after each drop layer, instead of --rho."),
-    ] = None,
-    drop_layers: Annotated[
-        str | None,
-        typer.Option(
-            "--drop-layers", metavar="T,T,T", help="Layers after which tokens are dropped.  [default: 4,7,10 of 12]"
-        ),
-    ] = None,
-    weights: Annotated[
-        str, typer.Option("--weights", metavar="auto|pretrained|random|FILE", help="Where weights come from.")
-    ] = "auto",
-    img_size: Annotated[
-        str | None,
-        typer.Option("--img-size", metavar="N|HxW", help="Image size in pixels.  [default: the backbone's own]"),
-    ] = None,
-    weights_img_size: Annotated[
-        str | None,
-        typer.Option(
-            "--weights-img-size",
-            metavar="N|HxW",
-            help="Image size that the weights were trained at, where their file does not say.",
-        ),
-    ] = None,
-    num_classes: Annotated[
-        int | None,
-        typer.Option("--num-classes", min=0, help="Classes of the head; 0: none.  [default: the weights' own]"),
-    ] = None,
-    graph: Annotated[
-        str,
-        typer.Option(
-            "--graph", metavar="order-once|per-stage", help="Order once and slice, or a TopK and Gather per drop."
-        ),
-    ] = "order-once",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Fix the batch size.  [default: dynamic]")
-    ] = None,
-    with_life: Annotated[bool, typer.Option("--with-life", help="Second output: the life of every patch.")] = False,
-    with_preprocess: Annotated[
-        bool, typer.Option("--with-preprocess", help="Take uint8 NHWC pixels; normalise in the graph.")
-    ] = False,
-    parity: Annotated[bool, typer.Option("--parity/--no-parity", help="Check ONNX Runtime against PyTorch.")] = True,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.  [default: named after the model]"),
-    ] = None,
-    workspace: WorkspaceOption = WORKSPACE,
-    json: JsonOption = None,
-) -> None:
-    """Make a slimmed ViT and export it to ONNX, with its dense baseline and first-k bound.
-
-    Weights `auto`: the checkpoint trained in this workspace, else timm's pretrained ones, else random ones (with a
-    warning: good for measuring speed only).
-    """
-    if rho is not None and counts is not None:
-        raise UsageError("--rho and --counts exclude each other: both set the schedule")
-    if graph not in GRAPHS:
-        raise UsageError(f"graph {graph!r} is unknown; there are: {', '.join(GRAPHS)}")
-    layers = numbers(drop_layers, "--drop-layers") if drop_layers else None
-    kept = numbers(counts, "--counts") if counts else None
-    size = image_size(img_size) if img_size else None
-    trained_at = image_size(weights_img_size) if weights_img_size else None
-    with console.working() as say:
-        say("importing torch")
-        from lifedeploy.cli import render
-        from lifedeploy.exporters.onnx import GraphOptions
-        from lifedeploy.model.weights import ModelRequest
-        from lifedeploy.workflows.export import ExportRequest
-        from lifedeploy.workflows.export import export as run
-
-        request = ExportRequest(
-            ModelRequest(
-                backbone,
-                keep_rate=rho,
-                counts=kept,
-                drop_layers=layers,
-                weights=weights,
-                image_size=size,
-                num_classes=num_classes,
-                weights_image_size=trained_at,
-            ),
-            GraphOptions(graph, batch_size, with_life, with_preprocess),
-            output,
-            check_parity=parity,
-        )
-        report = run(request, Workspace(workspace), say)
-    if report.warning:
-        console.warn(report.warning, title="warning", alarming=True)
-    for note in report.notes:
-        console.note(note)
-    console.report(json, report.to_dict, lambda: render.exported(report))
-
-
+app.command()(export)
 app.command()(train)
 app.command()(evaluate)
 app.command()(visualize)
@@ -174,8 +70,13 @@ app.command()(bench)
 
 
 @app.command()
-def inspect(model: ModelArgument = None, workspace: WorkspaceOption = WORKSPACE, json: JsonOption = None) -> None:
+def inspect(
+    model: options.ModelArgument = None,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
+) -> None:
     """Show tokens and MACs per layer, the graph's TopK, Gather and Slice nodes, precision and provenance."""
+    options.require_apart({"--json": json}, [model])
     from lifedeploy.cli import render
     from lifedeploy.workflows.inspect import inspect as run
 
@@ -185,11 +86,12 @@ def inspect(model: ModelArgument = None, workspace: WorkspaceOption = WORKSPACE,
 
 @app.command()
 def verify(
-    first: Annotated[Path, typer.Argument(metavar="A", help="The reference: a checkpoint, ONNX file or engine.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="What is held against it.")],
-    json: JsonOption = None,
+    first: Annotated[Path, options.argument("A", "The reference: a checkpoint, ONNX file or engine.")],
+    second: Annotated[Path, options.argument("B", "What is held against it.")],
+    json: options.JsonOption = None,
 ) -> None:
     """Compare any two of checkpoint, ONNX file and engine on the same images."""
+    options.require_apart({"--json": json}, [first, second])
     with console.working() as say:
         from lifedeploy.cli import render
         from lifedeploy.workflows.verify import VerifyRequest
@@ -202,15 +104,19 @@ def verify(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    images: Annotated[list[Path], options.argument("IMAGE", "Image files.")],
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="An export or engine.  [default: what was built last]")
+        Path | None,
+        options.path("--model", "-m", help="An export or engine.  [default: what was built last]", metavar="MODEL"),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Classes to show.")] = 5,
-    workspace: WorkspaceOption = WORKSPACE,
-    json: JsonOption = None,
+    top: Annotated[int, options.whole("--top", low=1, high=options.CLASSES, help="Classes to show.")] = 5,
+    max_pixels: options.MaxPixelsOption = None,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
 ) -> None:
     """Classify images: the best classes by name, and the time each image took."""
+    options.require_apart({"--json": json}, [model, *images])
+    options.limit_pixels(max_pixels)
     from lifedeploy.cli import render
     from lifedeploy.workflows.predict import PredictRequest
     from lifedeploy.workflows.predict import predict as run
@@ -220,8 +126,9 @@ def predict(
 
 
 @app.command()
-def doctor(json: JsonOption = None) -> None:
+def doctor(json: options.JsonOption = None) -> None:
     """Show what is installed, which engines run here, and what would make the others run."""
+    options.require_apart({"--json": json})
     with console.working() as say:
         say("looking around")
         from lifedeploy.cli import render
@@ -233,23 +140,55 @@ def doctor(json: JsonOption = None) -> None:
 
 def main() -> None:
     """Run a command; the single error boundary."""
+    streams.prepare()
+    console.take_over_warnings()
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    with interrupts.as_ctrl_c():
+        try:
+            code = _run([argument for argument in sys.argv[1:] if argument != "--debug"], debug=debug)
+            streams.flush()
+        except OSError as error:  # one of our own streams cannot be written to, where messages would go too
+            code = _without_stream(error)
+    sys.exit(code)
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """The exit code of a command; whatever ended it is said.
+
+    Raises:
+        OSError: standard output or error takes nothing.
+    """
     try:
         code = app(arguments, prog_name="lifedeploy", standalone_mode=False)
         if code == 130:  # what newer versions of typer make of a KeyboardInterrupt
             raise KeyboardInterrupt
-        sys.exit(code or 0)
-    except Exception as error:
-        if debug:
-            raise
-        console.fail(*_explain(error))
-        sys.exit(_exit_code(error))
+        return int(code or 0)
     except KeyboardInterrupt:
         if debug:
             raise
-        console.fail("interrupted; nothing half-written was left behind", None)
-        sys.exit(1)
+        console.fail(interrupts.SAID, None)
+        return 1
+    except Exception as error:
+        if isinstance(error, OSError) and streams.is_of_a_stream(error):
+            raise
+        if debug:
+            raise
+        console.fail(*((interrupts.SAID, None) if interrupts.came() else _explain(error)))
+        return _exit_code(error)
+
+
+def _without_stream(error: OSError) -> int:
+    """The exit code where standard output (or error) takes nothing; said, unless it is that the reader has gone."""
+    streams.silence(sys.stdout)
+    gone = isinstance(error, BrokenPipeError)
+    if not gone:
+        with suppress(OSError):
+            console.fail(f"standard output cannot be written: {reason(error)}", None)
+    with suppress(OSError):
+        streams.flush()
+        return streams.PIPE_CLOSED if gone else 1
+    streams.silence(sys.stderr)
+    return streams.PIPE_CLOSED if gone else 1
 
 
 def _exit_code(error: Exception) -> int:
@@ -263,12 +202,19 @@ def _explain(error: Exception) -> tuple[str, str | None]:
     if isinstance(error, LifedeployError):
         return error.message, error.hint
     if isinstance(error, typer.Abort):
-        return "interrupted; nothing half-written was left behind", None
+        return interrupts.SAID, None
     if hasattr(error, "format_message"):  # click's, for a line it cannot parse
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "lifedeploy"
-        return error.format_message(), f"{command} --help"
-    if isinstance(error, OSError) and error.strerror:
+        return _of_the_line(error)
+    if isinstance(error, MemoryError) or any(said in str(error).lower() for said in _NO_MEMORY):
+        return "there is not enough memory for this", "a smaller batch, image size or number of workers needs less"
+    if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}", None
+        return f"{where}{reason(error)}", None
     return f"unexpected {type(error).__name__}: {error}", "this is a bug in lifedeploy; --debug shows where"
+
+
+def _of_the_line(error: Any) -> tuple[str, str]:
+    """What click has to say of a command line, and where to read on."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "lifedeploy"
+    return error.format_message().strip() or "a command is missing", f"{command} --help"

@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lifedeploy.artifact import WORKSPACE, Workspace
-from lifedeploy.cli import console
-from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, numbers, require_folder
-from lifedeploy.errors import UsageError
+from lifedeploy.cli import console, options, paths, values
+
+_WAYS = {"with": (True,), "without": (False,), "both": (True, False)}
+_MODES = ("latency", "throughput")
+_BINDINGS = ("cuda-python", "pycuda")
 
 
 def bench(
-    model: ModelArgument = None,
+    model: options.ModelArgument = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(
-            "--engine",
+        options.option(
+            values.EngineName("--engine", precision=True),
             "-e",
             metavar="NAME[:PRECISION]",
             help="Engine to measure; repeatable, and the first is what the others are held against. Built first if it "
             "is not.  [default: what was built last]",
         ),
     ] = None,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.")] = "1,8,32",
+    batch: Annotated[values.Numbers, options.batches("--batch", "Batch sizes.")] = values.Numbers((1, 8, 32)),
     mode: Annotated[
         list[str] | None,
-        typer.Option(
-            "--mode",
-            metavar="latency|throughput",
+        options.option(
+            values.Choice("--mode", *_MODES, said="mode {found} is unknown; there are: {words}"),
             help="One request at a time, or several in flight; repeatable.  [default: latency]",
         ),
     ] = None,
-    streams: Annotated[int, typer.Option("--streams", help="Requests in flight in throughput mode.")] = 2,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: all]")] = None,
+    streams: Annotated[
+        int, options.whole("--streams", low=1, high=1024, help="Requests in flight in throughput mode.")
+    ] = 2,
+    threads: options.ThreadsOption = None,
     budget: Annotated[
         float,
-        typer.Option(
-            "--budget",
+        options.option(
+            values.Real("--budget", 0, options.BUDGET_S, above=True),
             metavar="SECONDS",
             help="Longest time per engine, mode and batch size (three rounds are always made).",
         ),
@@ -50,51 +51,50 @@ def bench(
         bool, typer.Option("--memory/--no-memory", help="Measure peak memory, in a process of its own.")
     ] = True,
     cuda_binding: Annotated[
-        str, typer.Option("--cuda-binding", metavar="NAME", help="cuda-python or pycuda.  [default: what is installed]")
-    ] = "",
+        str | None,
+        options.option(
+            values.Choice("--cuda-binding", *_BINDINGS, said="CUDA binding {found} is unknown; there are: {words}"),
+            help="How CUDA is called.  [default: what is installed]",
+        ),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Measure a TensorRT plan without a manifest. A plan is executable code.")
     ] = False,
     copies: Annotated[
         str,
-        typer.Option(
-            "--copies", metavar="with|without|both", help="On a GPU: with copies to and from it, without, or both."
+        options.option(
+            values.Choice("--copies", *_WAYS, said="{flag} {found} is not allowed: it must be {words}"),
+            help="On a GPU: with copies to and from it, without, or both.",
         ),
     ] = "both",
     profile: Annotated[
         bool, typer.Option("--profile", help="Also show where the time goes: attention, MLP, TopK, Gather, Slice …")
     ] = False,
     data: Annotated[
-        str,
-        typer.Option(
-            "--data", metavar="DIR", help="Labelled images, as for evaluate: accuracy beside speed, in one table."
+        str | None,
+        options.option(
+            paths.Source("--data"),
+            metavar="DIR",
+            help="Labelled images, as for evaluate: accuracy beside speed, in one table.",
         ),
-    ] = "",
-    split: Annotated[
-        str,
-        typer.Option(
-            "--split", metavar="train|val|all|NAME|FILE", help="Which of them.  [default: val if there is one]"
-        ),
-    ] = "",
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="Take N images, evenly over the data.  [default: all]")
     ] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows as CSV.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw them: .png, .svg or .pdf.")
+    split: options.SplitOption = None,
+    limit: options.LimitOption = None,
+    max_pixels: options.MaxPixelsOption = None,
+    csv: Annotated[
+        Path | None, options.option(paths.Output("--csv"), metavar="FILE", help="Also write the rows as CSV.")
     ] = None,
-    workspace: WorkspaceOption = WORKSPACE,
-    json: JsonOption = None,
+    plot: Annotated[Path | None, options.picture("--plot", help="Also draw them: .png, .svg or .pdf.")] = None,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
 ) -> None:
     """Measure the slimmed model against its dense baseline and first-k bound, in turn, round by round.
 
     Stops when the 95 % interval of every speed-up is within ±1 %, or when the budget ends. Several engines take turns
     with each other, so that they can be compared; with labelled images, in accuracy too.
     """
-    batches = numbers(batch, "--batch")
-    ways = {"with": (True,), "without": (False,), "both": (True, False)}
-    if copies not in ways:
-        raise UsageError(f"--copies {copies!r} is not allowed: it must be {', '.join(ways)}")
+    options.require_apart({"--json": json, "--csv": csv, "--plot": plot}, [model, data, split])
+    options.limit_pixels(max_pixels)
     with console.benchmarking() as (say, progress):
         say("looking for engines")
         from lifedeploy.bench.measure import Stop
@@ -102,29 +102,22 @@ def bench(
         from lifedeploy.workflows.bench import BenchRequest
         from lifedeploy.workflows.bench import bench as run
 
-        require_folder(json)
-        require_folder(csv)
-        require_folder(plot)
-        if plot is not None:
-            from lifedeploy.viz.plots import check_format
-
-            check_format(plot)
         request = BenchRequest(
             model,
             tuple(engine or ()),
-            batches,
+            batch,
             tuple(mode or ("latency",)),
             streams,
             threads,
             Stop(budget_s=budget),
             memory,
-            command=shlex.join(["lifedeploy", *sys.argv[1:]]),
-            cuda_binding=cuda_binding,
+            command=options.command_line(),
+            cuda_binding=cuda_binding or "",
             trust=trust,
-            copies=ways[copies],
+            copies=_WAYS[copies],
             profile=profile,
-            data=data,
-            split=split,
+            data=data or "",
+            split=split or "",
             limit=limit,
         )
         report = run(request, Workspace(workspace), say, progress)
@@ -139,4 +132,4 @@ def bench(
     console.report(json, report.to_dict, lambda: render_bench.measured(report))
     for path in (csv, plot):
         if path is not None:
-            console.err.print(f"wrote {path}", highlight=False)
+            console.wrote(path)

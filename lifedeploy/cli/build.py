@@ -8,20 +8,20 @@ from typing import Annotated
 import typer
 
 from lifedeploy.artifact import WORKSPACE, Workspace
-from lifedeploy.cli import console
-from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, numbers, precision
+from lifedeploy.cli import console, options, paths, values
 from lifedeploy.errors import UsageError
 
 _PANEL = "TensorRT"
 
 
 def build_engine(
-    model: ModelArgument = None,
+    model: options.ModelArgument = None,
     engine: Annotated[
         str,
-        typer.Option(
-            "--engine",
+        options.option(
+            values.EngineName("--engine"),
             "-e",
+            metavar="NAME",
             help="auto, tensorrt, tensorrt-rtx, onnxruntime-tensorrt, onnxruntime-tensorrt-rtx, onnxruntime-cuda, "
             "openvino, onnxruntime, torch, torch-cuda or torch-compiled.",
         ),
@@ -34,49 +34,57 @@ def build_engine(
     ] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="8-bit floating point (TensorRT); of the same.")] = False,
     remainder: Annotated[
-        str,
-        typer.Option(
-            "--remainder",
-            metavar="fp16|bf16",
+        str | None,
+        options.option(
+            values.Choice("--remainder", "fp16", "bf16"),
             help="What is not quantised of a quantised graph, on GPUs.  [default: fp16]",
         ),
-    ] = "",
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build again even if nothing changed.")] = False,
     attention: Annotated[
-        str,
-        typer.Option(
-            "--attention",
-            metavar="operator|products|contrib",
+        str | None,
+        options.option(
+            values.Choice("--attention", "operator", "products", "contrib"),
             help="One Attention operator (opset 23); MatMul, Softmax, MatMul; or ONNX Runtime's own operator.  "
             "[default: what suits the engine]",
         ),
-    ] = "",
+    ] = None,
     batch: Annotated[
-        str | None,
-        typer.Option(
+        values.Numbers | None,
+        options.batches(
             "--batch",
+            "Batch sizes to build for; one number: that one only.  [default: 1,8,128]",
             metavar="MIN,OPT,MAX",
-            help="Batch sizes to build for; one number: that one only.  [default: 1,8,128]",
-            rich_help_panel=_PANEL,
+            most=3,
+            panel=_PANEL,
         ),
     ] = None,
     target: Annotated[
-        str | None,
-        typer.Option(
-            "--target", metavar="smNN,…", help="GPUs to build for (TensorRT for RTX).", rich_help_panel=_PANEL
+        values.Words | None,
+        options.option(
+            values.Targets("--target"),
+            metavar="smNN,…",
+            help="GPUs to build for (TensorRT for RTX).",
+            panel=_PANEL,
         ),
     ] = None,
     level: Annotated[
-        int | None,
-        typer.Option("--level", metavar="0…5", help="How long to look for kernels.", rich_help_panel=_PANEL),
+        int | None, options.whole("--level", low=0, high=5, help="How long to look for kernels.", panel=_PANEL)
     ] = None,
     workspace_gib: Annotated[
         float | None,
-        typer.Option("--workspace-gib", metavar="GIB", help="Scratch memory at most.", rich_help_panel=_PANEL),
+        options.option(
+            values.Real("--workspace-gib", 0, 65_536, above=True),
+            metavar="GIB",
+            help="Scratch memory at most.",
+            panel=_PANEL,
+        ),
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option("--timing-cache", metavar="FILE", help="Read and written (TensorRT).", rich_help_panel=_PANEL),
+        options.option(
+            paths.Output("--timing-cache"), metavar="FILE", help="Read and written (TensorRT).", panel=_PANEL
+        ),
     ] = None,
     hardware_compatible: Annotated[
         bool,
@@ -101,14 +109,15 @@ def build_engine(
         bool,
         typer.Option("--allow-unfused", help="Keep a plan whose attention is not fused.", rich_help_panel=_PANEL),
     ] = False,
-    workspace: WorkspaceOption = WORKSPACE,
-    json: JsonOption = None,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
 ) -> None:
     """Build engines of an exported model and its baselines, and check each against PyTorch's answers.
 
     TensorRT for RTX also builds where there is no GPU: its graphs are checked there, its plans where they run.
     """
-    asked = precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8, fp8=fp8)
+    options.require_apart({"--json": json, "--timing-cache": timing_cache}, [model])
+    asked = options.precision(fp32=fp32, fp16=fp16, bf16=bf16, int8=int8, fp8=fp8)
     batches = _profile(batch) if batch else None
     with console.building() as (say, progress):
         say("looking at the model")
@@ -116,13 +125,13 @@ def build_engine(
         from lifedeploy.engines.base import BuildOptions
         from lifedeploy.workflows.build import BuildRequest, build
 
-        options = BuildOptions(
-            attention=attention,
-            remainder=remainder,
+        how = BuildOptions(
+            attention=attention or "",
+            remainder=remainder or "",
             batch=batches,
             workspace_gib=workspace_gib,
             level=level,
-            target=tuple(target.lower().split(",")) if target else (),
+            target=target or (),
             timing_cache=timing_cache,
             hardware_compatible=hardware_compatible,
             version_compatible=version_compatible,
@@ -130,7 +139,7 @@ def build_engine(
             refittable=refittable,
             allow_unfused=allow_unfused,
         )
-        report = build(BuildRequest(model, engine, asked, force, options), Workspace(workspace), say, progress)
+        report = build(BuildRequest(model, engine, asked, force, how), Workspace(workspace), say, progress)
     record = report.record
     if record.note:
         other = record.precision != record.requested
@@ -138,15 +147,15 @@ def build_engine(
     console.report(json, report.to_dict, lambda: render.built(report))
 
 
-def _profile(text: str) -> tuple[int, int, int]:
-    """``"1,8,128"`` → (1, 8, 128); ``"32"`` → (32, 32, 32).
+def _profile(found: values.Numbers) -> tuple[int, int, int]:
+    """(1, 8, 128) as it is; (32,) → (32, 32, 32).
 
     Raises:
         UsageError: neither of these.
     """
-    found = numbers(text, "--batch")
     if len(found) == 1:
         return found[0], found[0], found[0]
-    if len(found) != 3:
+    if len(found) != 3 or not found[0] <= found[1] <= found[2]:
+        text = ",".join(map(str, found))
         raise UsageError(f"--batch {text!r} is not allowed; expected the smallest, usual and largest one: 1,8,128")
     return found[0], found[1], found[2]

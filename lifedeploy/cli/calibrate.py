@@ -8,46 +8,79 @@ from typing import Annotated
 import typer
 
 from lifedeploy.artifact import WORKSPACE, Workspace
-from lifedeploy.cli import console
-from lifedeploy.cli.options import JsonOption, ModelArgument, WorkspaceOption, precision, require_folder
+from lifedeploy.cli import console, options, paths, values
 from lifedeploy.errors import UsageError
+
+_NO_DATA = "calibration needs images: --data DIR"
+_METHODS = ("minmax", "percentile", "entropy")
 
 
 def calibrate(
-    model: ModelArgument = None,
+    model: options.ModelArgument = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="Images: a folder of them or of class folders, wds/DIR, hfds/NAME."),
+        options.option(
+            paths.Source("--data", empty=_NO_DATA),
+            metavar="DIR",
+            help="Images: a folder of them or of class folders, wds/DIR, hfds/NAME.",
+        ),
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="8-bit integers.  [default, or what MODEL is calibrated for]")
     ] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="8-bit floating point, E4M3: Hopper, Ada, Blackwell.")] = False,
-    images: Annotated[int, typer.Option("--images", metavar="N", help="How many to calibrate on.")] = 512,
+    images: Annotated[int, options.images("--images", "How many to calibrate on.")] = 512,
     split: Annotated[
-        str, typer.Option("--split", metavar="train|val|all|NAME|FILE", help="Which.  [default: train if there is one]")
-    ] = "",
-    seed: Annotated[int, typer.Option("--seed", help="Of their choice.")] = 0,
+        str | None,
+        options.option(
+            paths.Source("--split"),
+            metavar="train|val|all|NAME|FILE",
+            help="Which.  [default: train if there is one]",
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        options.whole(
+            "--seed",
+            low=0,
+            high=options.SEED,
+            said="seed {found} is not allowed: it must be {low} to {high}",
+            help="Of their choice.",
+        ),
+    ] = 0,
     method: Annotated[
-        str, typer.Option("--method", metavar="minmax|percentile|entropy", help="How far activations reach.")
+        str,
+        options.option(
+            values.Choice("--method", *_METHODS, said="method {found} is unknown; there are: {words}"),
+            help="How far activations reach.",
+        ),
     ] = "minmax",
     smoothing: Annotated[
         float,
-        typer.Option(
-            "--smoothing", metavar="ALPHA", help="How much of it is moved into the weights (SmoothQuant); 0: none."
+        options.option(
+            values.Real("--smoothing", 0, 1, "smoothing {found} is not allowed: it must be {interval}", below=True),
+            metavar="ALPHA",
+            help="How much of it is moved into the weights (SmoothQuant); 0: none.",
         ),
     ] = 0.6,
     parts: Annotated[
-        str, typer.Option("--parts", metavar="PART,PART", help="Parts to quantise.  [default: see --show-policy]")
-    ] = "",
+        str | None,
+        options.option(
+            values.Name("--parts"), metavar="PART,PART", help="Parts to quantise.  [default: see --show-policy]"
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option("--keep", metavar="NAME", help="Product left in floating point, as blocks.0.*; repeatable."),
+        options.option(
+            values.Name("--keep"),
+            metavar="NAME",
+            help="Product left in floating point, as blocks.0.*; repeatable.",
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(
-            "--max-drop",
+        options.option(
+            values.Real("--max-drop", 0, 100, "a drop of {found} points is not allowed: it must be {interval}"),
             metavar="POINTS",
             help="Leave the worst layers in floating point until top-1 drops by at most this; else fail.",
         ),
@@ -55,27 +88,28 @@ def calibrate(
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="One scale per weight, not one per output channel.")
     ] = False,
-    check_images: Annotated[
-        int, typer.Option("--check-images", metavar="N", help="Other images, to see what it costs.")
-    ] = 64,
-    batch: Annotated[int, typer.Option("--batch", help="Images per batch.")] = 8,
+    check_images: Annotated[int, options.images("--check-images", "Other images, to see what it costs.")] = 64,
+    batch: Annotated[
+        int, options.whole("--batch", low=1, high=options.BATCH, said=options.PER_BATCH, help="Images per batch.")
+    ] = 8,
+    max_pixels: options.MaxPixelsOption = None,
     show_policy: Annotated[
         bool, typer.Option("--show-policy", help="Show what is quantised and why, and stop.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Calibrate again even if nothing changed.")] = False,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the report here.")] = None,
-    workspace: WorkspaceOption = WORKSPACE,
-    json: JsonOption = None,
+    plot: Annotated[Path | None, options.picture("--plot", help="Also draw the report here.")] = None,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
 ) -> None:
     """Quantise an exported model and its baselines with images, and show what it costs.
 
     The graphs carry explicit Q/DQ nodes, so every engine computes the same 8 bits: `build-engine --int8` takes them.
     """
-    asked = precision(int8=int8, fp8=fp8)
-    require_folder(json)
-    require_folder(plot)
+    asked = options.precision(int8=int8, fp8=fp8)
+    options.require_apart({"--json": json, "--plot": plot}, [model, data, split])
     if not show_policy and not data:
-        raise UsageError("calibration needs images: --data DIR")
+        raise UsageError(_NO_DATA)
+    options.limit_pixels(max_pixels)
     with console.counting("images") as (say, progress):
         say("looking at the model")
         from lifedeploy.calibration.policy import check_parts
@@ -84,12 +118,8 @@ def calibrate(
         from lifedeploy.workflows import calibrate as workflow
         from lifedeploy.workflows.find import quantized_precision
 
-        if plot is not None:
-            from lifedeploy.viz.plots import check_format
-
-            check_format(plot)
         asked = asked or quantized_precision(model) or "int8"
-        chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
+        chosen = tuple(part.strip() for part in (parts or "").split(",") if part.strip())
         if parts:
             check_parts(chosen)
         recipe = Recipe(asked, method, chosen, per_channel=not per_tensor, smoothing=smoothing, keep=tuple(keep or ()))
@@ -97,7 +127,7 @@ def calibrate(
             model,
             data or "",
             recipe,
-            split,
+            split or "",
             images,
             check_images,
             seed,
@@ -120,4 +150,4 @@ def calibrate(
         console.warn(warning, title="warning")
     console.report(json, report.to_dict, lambda: render_calibration.calibrated(report))
     if plot is not None:
-        console.err.print(f"wrote {plot}", highlight=False)
+        console.wrote(plot)

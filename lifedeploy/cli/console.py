@@ -1,112 +1,238 @@
-"""Standard output for reports, standard error for everything said on the way."""
+"""Standard output for reports, standard error for everything said on the way.
+
+What is said holds names and messages of others. Here, where text leaves us, none of it is markup, and none of it is
+for the terminal to obey: :class:`Console` lets visible characters and line ends through and shows the rest as escapes.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
-from rich.markup import escape
+import rich.console
+from rich.console import ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn as _TextColumn
+from rich.segment import Segment
 from rich.text import Text
+
+from lifedeploy import text
+from lifedeploy.errors import LifedeployError
+from lifedeploy.files import readable_json, write_json
 
 if TYPE_CHECKING:
     from lifedeploy.training.loop import Progress as TrainingProgress
 
-from lifedeploy.files import readable_json, write_json
+_WIDEST = 1000  # columns, whatever the environment says
 
-out = Console(soft_wrap=False)
+
+class Console(rich.console.Console):
+    """Text is text: no markup, no emoji by name, nothing coloured by guessing, nothing that steers the terminal."""
+
+    def __init__(self, *, stderr: bool = False, soft_wrap: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
+
+    @property
+    def unicode(self) -> bool:
+        """Whether what we write to has every character there is."""
+        return self.encoding.startswith("utf")
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines, both within what can be filled."""
+        found = super().size
+        return ConsoleDimensions(min(max(found.width, 1), _WIDEST), min(max(found.height, 1), _WIDEST))
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def visible(self, said: str) -> str:
+        """What of a text can be seen here: escapes in the place of what cannot; line ends stay."""
+        lines = "\n".join(map(text.printable, said.split("\n")))
+        if lines.isascii() or self.unicode:
+            return lines
+        try:
+            return lines.encode(self.encoding, text.TERMINAL).decode(self.encoding)
+        except LookupError:  # an encoding that Python does not know
+            return lines.encode("ascii", text.TERMINAL).decode()
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text as rich lays it out: with its escapes, which need their place."""
+        return super().render_str(self.visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Whatever is shown, by whatever way it came, goes through here."""
+        for segment in super().render(renderable, options):
+            if segment.control or (segment.text.isascii() and segment.text.isprintable()):
+                yield segment
+            else:
+                yield Segment(self.visible(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """The reader has gone: the end of the command, which is no place for rich to leave the program at."""
+        del self._buffer[:]
+        raise BrokenPipeError
+
+
+def _forget_odd_sizes() -> None:
+    """What the environment calls the terminal's size, where that is no size: rich would end at it, or fill it."""
+    for name in ("COLUMNS", "LINES"):
+        if not re.fullmatch("[0-9]{1,4}", os.environ.get(name, "0")):
+            del os.environ[name]
+
+
+_forget_odd_sizes()
+out = Console()
 err = Console(stderr=True, soft_wrap=True)
 
 
+class TextColumn(_TextColumn):
+    """A column of a progress bar, whose text is no markup."""
+
+    def __init__(self, template: str) -> None:
+        super().__init__(template, markup=False)
+
+
 def report(json: Path | None, data: Callable[[], dict[str, Any]], show: Callable[[], RenderableType]) -> None:
-    """Show a report, and write it as JSON if asked; with ``-``, JSON is all that goes to standard output."""
+    """Show a report, and write it as JSON if asked; with ``-``, JSON is all that goes to standard output.
+
+    Raises:
+        LifedeployError: there is no standard output for it.
+    """
     if json is not None and str(json) == "-":
-        sys.stdout.write(readable_json(data()))
+        _write(readable_json(data()))
         return
     out.print(show())
     if json is not None:
         write_json(json, data())
-        err.print(f"wrote {json}", highlight=False)
+        wrote(json)
+
+
+def _write(document: str) -> None:
+    """A document to standard output as UTF-8, whatever the terminal has: it is for a program to read."""
+    if sys.stdout is None:
+        raise LifedeployError("standard output is closed, so the report cannot go there")
+    sink = getattr(sys.stdout, "buffer", None)
+    try:
+        sys.stdout.flush()
+        if sink is None:  # somebody has put something else in its place
+            sys.stdout.write(document)
+        else:
+            sink.write(document.encode("utf-8"))
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise BrokenPipeError from error  # without its number, by which typer would end the program on the spot
+
+
+def wrote(path: Path) -> None:
+    """One line on standard error of a file that was written."""
+    err.print(f"wrote {path}")
 
 
 def warn(message: str, *, title: str, alarming: bool = False) -> None:
     """A box on standard error, whatever the report goes to."""
     border, style = ("bold red", "bold yellow") if alarming else ("yellow", "")
     # Folded: a path that is longer than the line has to be read whole.
-    err.print(Panel(Text(message, overflow="fold"), title=title, border_style=border, style=style), soft_wrap=False)
+    body = Text(err.visible(message), overflow="fold")
+    err.print(Panel(body, title=Text(err.visible(title)), border_style=border, style=style), soft_wrap=False)
 
 
 def note(message: str) -> None:
     """One line on standard error of what should be known, and is nothing to worry about."""
-    err.print(f"[bold]note:[/] {escape(message)}", highlight=False)
+    _line("note:", "bold", message)
 
 
 def fail(message: str, hint: str | None) -> None:
     """One line of what went wrong, and one of what to do."""
-    err.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False)
+    _line("error:", "bold red", text.message(message))
     if hint:
-        err.print(f"[bold]hint:[/] {escape(hint)}", highlight=False)
+        _line("hint:", "bold", text.message(hint))
+
+
+def _line(word: str, style: str, message: str) -> None:
+    err.print(Text.assemble((word, style), " ", err.visible(text.one_line(message))))
+
+
+def take_over_warnings() -> None:
+    """Have what other libraries warn of, and log without saying where to, said by us: as a line each."""
+    warnings.showwarning = _python_warning
+    logging.lastResort = _LastResort(logging.WARNING)
+
+
+def _python_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    _line("warning:", "yellow", text.message(f"{category.__name__}: {message}"))
+
+
+class _LastResort(logging.Handler):
+    """What is logged where nobody has set up logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it in a line."""
+        try:
+            _line(f"{record.levelname.lower()}:", "yellow", text.message(f"{record.name}: {record.getMessage()}"))
+        except Exception:  # as every handler does: logging must not end what it is about
+            self.handleError(record)
+
+
+def _spinner() -> SpinnerColumn:
+    return SpinnerColumn("dots" if err.unicode else "line")
 
 
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
     """A spinner with what is being done; silent where nobody watches."""
-    with err.status("") as status:
-        yield lambda message: status.update(escape(message))
+    with err.status("", spinner="dots" if err.unicode else "line") as status:
+        yield lambda message: status.update(Text(err.visible(message)))
+
+
+@contextmanager
+def _bar(
+    *columns: ProgressColumn, shown: bool = True, **fields: Any
+) -> Iterator[tuple[Callable[[str], None], Callable[..., None]]]:
+    """A progress bar on standard error, with a spinner for what is done between what it counts.
+
+    ``say`` shows what is being done; ``show`` moves the bar, as ``rich.progress.Progress.update``.
+    """
+    made = (_spinner(), TextColumn("{task.description}"), BarColumn(), *columns)
+    with Progress(*made, console=err, transient=True, disable=not shown) as bar:
+        task = bar.add_task("", total=None, **fields)
+
+        def say(message: str) -> None:
+            bar.reset(task, description=err.visible(message), total=None, **fields)
+
+        def show(description: str, **change: Any) -> None:
+            bar.update(task, description=err.visible(description), **change)
+
+        yield say, show
 
 
 @contextmanager
 def building() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
-    """A progress bar for a builder's phases, with a spinner for what is done between them."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def say(message: str) -> None:
-            bar.reset(task, description=escape(message), total=None)
-
-        def progress(phase: str, share: float) -> None:
-            bar.update(task, description=escape(phase[:60]), total=1.0, completed=share)
-
-        yield say, progress
+    """A progress bar for a builder's phases."""
+    with _bar(TimeElapsedColumn()) as (say, show):
+        yield say, lambda phase, share: show(phase[:60], total=1.0, completed=share)
 
 
 @contextmanager
 def benchmarking() -> Iterator[tuple[Callable[[str], None], Callable[[str, str, float], None]]]:
-    """A progress bar for measurements, with a spinner for what is done between them."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[so_far]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=None, so_far="")
-
-        def say(message: str) -> None:
-            bar.reset(task, description=escape(message), total=None, so_far="")
-
-        def progress(label: str, so_far: str, share: float) -> None:
-            bar.update(task, description=escape(label), total=1.0, completed=share, so_far=so_far)
-
-        yield say, progress
+    """A progress bar for measurements."""
+    with _bar(TextColumn("{task.fields[so_far]}"), TimeElapsedColumn(), so_far="") as (say, show):
+        yield say, lambda label, so_far, share: show(label, total=1.0, completed=share, so_far=so_far)
 
 
 @contextmanager
 def training(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[TrainingProgress], None]]]:
     """A bar for an epoch's steps, with loss, accuracy, speed and the time that is left; nothing if ``quiet``."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"))
-    with Progress(*columns, console=err, transient=True, disable=quiet) as bar:
-        task = bar.add_task("", total=None, numbers="")
-
-        def say(message: str) -> None:
-            bar.reset(task, description=escape(message), total=None, numbers="")
+    with _bar(TextColumn("{task.fields[numbers]}"), shown=not quiet, numbers="") as (say, show):
 
         def watch(now: TrainingProgress) -> None:
             minutes, seconds = divmod(round(now.seconds_left), 60)
@@ -114,30 +240,14 @@ def training(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[
                 f"{now.step}/{now.steps} · loss {now.loss:.3f} · acc {now.accuracy * 100:.1f} % · "
                 f"{now.images_per_s:.3g} img/s · {minutes}:{seconds:02d} left"
             )
-            epoch = f"{now.stage} {now.epoch}/{now.epochs}"
-            bar.update(task, description=epoch, total=now.steps, completed=now.step, numbers=numbers)
+            show(f"{now.stage} {now.epoch}/{now.epochs}", total=now.steps, completed=now.step, numbers=numbers)
 
         yield say, watch
 
 
 @contextmanager
 def counting(unit: str, *, shown: bool = True) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """A progress bar that counts ``unit``, with a spinner for what is done before; not ``shown``: silent."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not shown) as bar:
-        task = bar.add_task("", total=None, count="")
-
-        def say(message: str) -> None:
-            bar.reset(task, description=escape(message), total=None, count="")
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, description="", total=total, completed=done, count=f"{done:,} of {total:,} {unit}")
-
-        yield say, progress
+    """A progress bar that counts ``unit``; not ``shown``: silent."""
+    columns = (TextColumn("{task.fields[count]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with _bar(*columns, shown=shown, count="") as (say, show):
+        yield say, lambda done, total: show("", total=total, completed=done, count=f"{done:,} of {total:,} {unit}")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lifedeploy.artifact import WORKSPACE, Workspace
-from lifedeploy.cli import console
-from lifedeploy.cli.options import JsonOption, WorkspaceOption, require_folder
+from lifedeploy.cli import console, options, paths, values
 
 _NAMED = 10  # broken images named on the screen; all of them are in the JSON
 
@@ -19,45 +16,46 @@ _NAMED = 10  # broken images named on the screen; all of them are in the JSON
 def evaluate(
     data: Annotated[
         str,
-        typer.Option("--data", metavar="DIR", help="Folder of class folders, wds/DIR or hfds/NAME."),
+        options.option(paths.Source("--data"), metavar="DIR", help="Folder of class folders, wds/DIR or hfds/NAME."),
     ],
     models: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="MODEL[:METHOD]",
-            help="Exports, engines, ONNX files or checkpoints; with :METHOD, the same weights under that method."
+        options.argument(
+            "MODEL[:METHOD]",
+            "Exports, engines, ONNX files or checkpoints; with :METHOD, the same weights under that method."
             "  [default: what was built last, and its dense baseline]",
         ),
     ] = None,
-    split: Annotated[
-        str,
-        typer.Option(
-            "--split", metavar="train|val|all|NAME|FILE", help="Which images.  [default: val if there is one]"
-        ),
-    ] = "",
-    batch: Annotated[int, typer.Option("--batch", help="Images per batch.")] = 32,
+    split: options.SplitOption = None,
+    batch: Annotated[
+        int, options.whole("--batch", low=1, high=options.BATCH, said=options.PER_BATCH, help="Images per batch.")
+    ] = 32,
     on_error: Annotated[
-        str, typer.Option("--on-error", metavar="skip|fail", help="What an image does that cannot be read.")
+        str,
+        options.option(values.Choice("--on-error", "skip", "fail"), help="What an image does that cannot be read."),
     ] = "fail",
     engine: Annotated[
-        str, typer.Option("--engine", "-e", metavar="NAME", help="What runs ONNX files.  [default: onnxruntime]")
-    ] = "",
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="Take N images, evenly over the data.  [default: all]")
+        str | None,
+        options.option(
+            values.EngineName("--engine"), "-e", metavar="NAME", help="What runs ONNX files.  [default: onnxruntime]"
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: all]")] = None,
+    limit: options.LimitOption = None,
+    max_pixels: options.MaxPixelsOption = None,
+    threads: options.ThreadsOption = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also show every class.")] = False,
     confusion: Annotated[
         bool, typer.Option("--confusion", help="Also show the confusion matrix, of up to 20 classes.")
     ] = False,
-    workspace: WorkspaceOption = WORKSPACE,
-    json: JsonOption = None,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
 ) -> None:
     """Measure top-1, top-5, loss and confusion on labelled images, and how far models agree.
 
     Every image is decoded once and given to all models. Under `accelerate launch` the images are shared out.
     """
-    require_folder(json)
+    options.require_apart({"--json": json}, [*(models or []), data, split])
+    options.limit_pixels(max_pixels)
     from lifedeploy.workflows.processes import here
 
     processes = here()
@@ -70,13 +68,13 @@ def evaluate(
         request = EvaluateRequest(
             tuple(models or ()),
             data,
-            split,
+            split or "",
             batch,
             on_error,
-            engine,
+            engine or "",
             limit,
             threads,
-            command=shlex.join(["lifedeploy", *sys.argv[1:]]),
+            command=options.command_line(),
         )
         report = run(request, Workspace(workspace), say, progress)
     if not processes.first:

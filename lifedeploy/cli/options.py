@@ -1,61 +1,173 @@
-"""Options that several commands share, and how their text becomes values."""
+"""Options that several commands share, and the ways to declare one with a range."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from lifedeploy import typed
+from lifedeploy.cli import paths, values
 from lifedeploy.errors import UsageError
 
+BATCH = 65_536  # images in a batch
+COUNT = 1_000_000_000  # images, steps
+CLASSES = typed.MOST_CLASSES
+SIDE = typed.LARGEST_SIDE  # pixels
+LAYERS = 1_000
+TOKENS = SIDE**2
+SEED = 2**32 - 1  # what NumPy and PyTorch both take
+THREADS = 4_096
+WORKERS = 1_024
+BUDGET_S = 30 * 86_400
+_MANY = 64  # numbers in a list
+_IMAGES = "{found} images are not allowed: at least {low} is needed, and at most {high}"
+PER_BATCH = "{found} images per batch are not allowed: at least {low} is needed, and at most {high}"
+# What no report takes the place of, whoever asks for it.
+_OF_A_MODEL = (
+    ".onnx", ".xml", ".bin", ".plan", ".engine", ".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".tar",
+)  # fmt: skip
+_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+
+def option(value: values.Value, *flags: str, help: str, metavar: str | None = None, panel: str | None = None) -> Any:
+    """An option that ``value`` reads; where that has a range, ``--help`` shows it."""
+    low = high = None
+    if isinstance(value, (values.Whole, values.Real)):
+        if isinstance(value, values.Real) and (value.above or value.below):  # typer has words for closed ones only
+            text, default, more = help.partition("[default")
+            help = f"{text.rstrip()}{' ' if text else ''}Must be {value.interval}.  {default}{more}".strip()
+        else:
+            low, high = value.low, value.high
+    if isinstance(value, values.Choice):
+        metavar = metavar or "|".join(value.words)
+    return typer.Option(
+        value.flag, *flags, parser=value, min=low, max=high, metavar=metavar, help=help, rich_help_panel=panel
+    )
+
+
+def whole(
+    *flags: str, low: int, high: int, help: str, said: str = "", metavar: str = "N", panel: str | None = None
+) -> Any:
+    """An option that is a whole number."""
+    return option(values.Whole(flags[0], low, high, said), *flags[1:], help=help, metavar=metavar, panel=panel)
+
+
+def images(flag: str, help: str, *, low: int = 1) -> Any:
+    """An option that is a number of images."""
+    return whole(flag, low=low, high=COUNT, help=help, said=_IMAGES)
+
+
+def counts(flag: str, help: str, panel: str | None = None) -> Any:
+    """An option that is a list of token counts."""
+    return option(values.WholeList(flag, 0, TOKENS, _MANY), help=help, metavar="N,N,N", panel=panel)
+
+
+def drop_layers(flag: str, help: str, panel: str | None = None) -> Any:
+    """An option that is a list of layers."""
+    return option(values.WholeList(flag, 0, LAYERS, _MANY), help=help, metavar="T,T,T", panel=panel)
+
+
+def image_size(flag: str, help: str, panel: str | None = None) -> Any:
+    """An option that is the size of an image."""
+    return option(values.Pixels(flag, 1, SIDE), help=help, metavar="N|HxW", panel=panel)
+
+
+def batches(flag: str, help: str, *, metavar: str = "N,N", most: int = _MANY, panel: str | None = None) -> Any:
+    """An option that is a list of batch sizes."""
+    value = values.WholeList(
+        flag, 1, BATCH, most, "batch sizes [{found}] are not allowed: each must be from {low} to {high}"
+    )
+    return option(value, help=help, metavar=metavar, panel=panel)
+
+
+def keep_rate(flag: str, help: str, panel: str | None = None) -> Any:
+    """An option that is a keep rate."""
+    said = "keep rate {found} is out of range: it must be {interval}"
+    return option(values.Real(flag, 0, 1, said, above=True), help=help, metavar="RHO", panel=panel)
+
+
+def path(flag: str, *flags: str, help: str, metavar: str = "FILE", panel: str | None = None) -> Any:
+    """An option that is a file to read."""
+    return option(paths.Input(flag), *flags, help=help, metavar=metavar, panel=panel)
+
+
+def picture(flag: str, *flags: str, help: str) -> Any:
+    """An option that is a picture to write."""
+    return option(paths.Output(flag, endings=paths.PICTURES), *flags, help=help, metavar="FILE")
+
+
+def argument(metavar: str, help: str) -> Any:
+    """An argument that is a file or folder to read."""
+    return typer.Argument(metavar=metavar, help=help, parser=paths.Input(metavar))
+
+
 WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", "-w", metavar="DIR", help="Where results go and are looked for.")
+    Path,
+    option(paths.Folder("--workspace"), "-w", metavar="DIR", help="Where results go and are looked for."),
+]
+WrittenWorkspaceOption = Annotated[
+    Path,
+    option(
+        paths.Folder("--workspace", written=True),
+        "-w",
+        metavar="DIR",
+        help="Where results go and are looked for.",
+    ),
 ]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the report as JSON; - for standard output.")
+    Path | None,
+    option(
+        paths.Output("--json", dash=True),
+        metavar="FILE",
+        help="Also write the report as JSON; - for standard output.",
+    ),
 ]
 ModelArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="MODEL", help="An export or engine folder, a manifest, or a model file. Default: newest."),
+    argument("MODEL", "An export or engine folder, a manifest, or a model file. Default: newest."),
+]
+SplitOption = Annotated[
+    str | None,
+    option(
+        paths.Source("--split"),
+        metavar="train|val|all|NAME|FILE",
+        help="Which of the images.  [default: val if there is one]",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    whole(
+        "--threads",
+        low=1,
+        high=THREADS,
+        said="{found} threads are not allowed: at least {low} is needed, and at most {high}",
+        help="CPU threads.  [default: all]",
+    ),
+]
+LimitOption = Annotated[int | None, images("--limit", "Take N images, evenly over the data.  [default: all]")]
+MaxPixelsOption = Annotated[
+    int | None,
+    whole(
+        "--max-pixels",
+        low=1,
+        high=2**31 - 1,  # Pillow counts in 32 bits
+        help="Open no image of more pixels.  [default: 178956970]",
+    ),
 ]
 
 
-def numbers(text: str, what: str) -> tuple[int, ...]:
-    """``"127,95,63"`` → (127, 95, 63).
+def limit_pixels(count: int | None) -> None:
+    """Open no image of more than ``count`` pixels from here on; None: as it is."""
+    if count is not None:
+        from lifedeploy.workflows.limits import limit_pixels as limit
 
-    Raises:
-        UsageError: something in it is no whole number.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{what} {text!r} is no list of whole numbers; expected for example 4,7,10") from error
-
-
-def fractions(text: str, what: str) -> tuple[float, ...]:
-    """``"0.6,1"`` → (0.6, 1.0).
-
-    Raises:
-        UsageError: something in it is no number.
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{what} {text!r} is no list of numbers; expected for example 0.6,1") from error
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """``"224"`` → (224, 224); ``"192x256"`` → (192, 256), height first.
-
-    Raises:
-        UsageError: neither of these.
-    """
-    parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"image size {text!r} is not allowed; expected for example 224, or 192x256 (height x width)")
-    return int(parts[0]), int(parts[-1])
+        limit(count)
 
 
 def precision(**given: bool) -> str:
@@ -70,15 +182,47 @@ def precision(**given: bool) -> str:
     return chosen[0] if chosen else ""
 
 
-def require_folder(path: Path | None) -> None:
-    """Find out before the work, not after, that a result cannot be written; ``-`` is standard output.
+def require_apart(
+    outputs: Mapping[str, Path | None],
+    inputs: Iterable[Path | str | None] = (),
+) -> None:
+    """Make sure that no file to write is another one of them, one of the ``inputs``, or part of a model or data set.
+
+    Args:
+        outputs: option → its file; ``-`` and None are none.
+        inputs: files and folders that are read; what else is in a folder is not looked at.
 
     Raises:
-        UsageError: the folder does not exist, or is not ours to write to; or the file is a folder.
+        UsageError: one is.
     """
-    if path is None or str(path) == "-":
-        return
-    if path.is_dir():
-        raise UsageError(f"{path} cannot be written: it is a folder, and a file is expected")
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise UsageError(f"{path} cannot be written: {path.parent}/ is no folder that can be written to")
+    written = {flag: path for flag, path in outputs.items() if path is not None and str(path) != "-"}
+    read = [Path(path) for path in inputs if path]
+    seen: dict[str, str] = {}
+    for flag, path in written.items():
+        place = os.path.realpath(path)
+        if not path.exists() or path.is_file():  # two reports may well go to one device
+            if place in seen:
+                raise UsageError(f"{seen[place]} and {flag} are one file, {path}: each needs its own")
+            seen[place] = flag
+        if not path.is_file():
+            continue
+        if any(one.is_file() and one.samefile(path) for one in read):
+            raise UsageError(f"{flag} {path} is read too, and would be replaced: name another file")
+        if _is_of_a_model(path) or (path.suffix.lower() in _IMAGE_ENDINGS and any(_holds(one, place) for one in read)):
+            raise UsageError(f"{flag} {path} is a file of a model or of the data, and would be replaced")
+
+
+def _is_of_a_model(path: Path) -> bool:
+    """Whether it is a graph, weights or samples; or a manifest, which lies beside one with its name."""
+    if path.suffix.lower() in _OF_A_MODEL:
+        return True
+    return path.suffix == ".json" and any(path.with_suffix(ending).exists() for ending in _OF_A_MODEL)
+
+
+def _holds(folder: Path, place: str) -> bool:
+    return folder.is_dir() and place.startswith(os.path.realpath(folder) + os.sep)
+
+
+def command_line() -> str:
+    """How this process was called, for reports."""
+    return shlex.join(["lifedeploy", *sys.argv[1:]])

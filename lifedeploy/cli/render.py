@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from lifedeploy.artifact import Manifest
 from lifedeploy.evaluation.parity import Parity
 from lifedeploy.exporters.inspect import GraphFacts
+from lifedeploy.records import EightBitsRecord, FusionRecord, ParityRecord, QuantizationRecord
 from lifedeploy.spec import ModelSpec
+from lifedeploy.text import printable
 from lifedeploy.workflows.build import BuildReport
 from lifedeploy.workflows.doctor import DoctorReport
 from lifedeploy.workflows.inspect import InspectReport
@@ -50,20 +51,20 @@ def exported(report: ExportReport) -> RenderableType:
         spec, macs = manifest.spec, manifest.macs
         tokens = spec.schedule.patches if method == "dense" else _stages(spec)
         table.add_row(
-            f"{manifest.file}  [dim]{_TITLES[method]}[/]",
+            Text.assemble(f"{manifest.file}  ", (_TITLES[method], "dim")),
             str(tokens),
             f"{gmacs:.2f}" if (gmacs := macs["total"] / 1e9) >= 0.1 else f"{gmacs:.2g}",
             f"{macs['speedup_bound']:.2f}×",
             *_evidence(manifest.parity),
         )
-    return Group(table, Text(f"wrote {report.folder}/", style="green"))
+    return Group(table, Text(printable(f"wrote {report.folder}/"), style="green"))
 
 
 def _stages(spec: ModelSpec) -> str:
     return "→".join(map(str, (spec.schedule.patches, *spec.schedule.counts)))
 
 
-def _evidence(parity: dict[str, Any] | None) -> tuple[str, str, str]:
+def _evidence(parity: ParityRecord | None) -> tuple[str, str, str]:
     if parity is None:
         return "not checked", "", ""
     overlap = parity["overlap"]
@@ -85,7 +86,7 @@ def built(report: BuildReport) -> RenderableType:
         evidence = own.graph.get("parity") if own and own.pending else manifest.parity
         fusion = own.details.get("fusion") if own else None
         table.add_row(
-            f"{manifest.file}  [dim]{_TITLES[method]}[/]",
+            Text.assemble(f"{manifest.file}  ", (_TITLES[method], "dim")),
             *_evidence(evidence),
             *(_fused(fusion, manifest.spec.schedule.depth) if fusion else ()),
             *((_eight_bits(own.details["eight_bits"]),) if own and "eight_bits" in own.details else ()),
@@ -93,13 +94,13 @@ def built(report: BuildReport) -> RenderableType:
     parts: list[RenderableType] = [headline, table]
     reach = _reach(report)
     if reach:
-        parts.append(Text(reach, style="dim"))
+        parts.append(Text(printable(reach), style="dim"))
     for stem, text in _fusion_notes(report):
-        parts.append(Text(f"{stem}: {text}", style="yellow"))
+        parts.append(Text(printable(f"{stem}: {text}"), style="yellow"))
     if record.pending:
         checked = f"its {record.precision} graph was checked, emulated" if record.graph.get("parity") else "not checked"
         parts.append(Text(f"built, cannot run here: {record.pending}; {checked}", style="yellow"))
-    return Group(*parts, Text(f"in {report.engine.folder}/", style="green"))
+    return Group(*parts, Text(printable(f"in {report.engine.folder}/"), style="green"))
 
 
 def _reach(report: BuildReport) -> str:
@@ -111,19 +112,19 @@ def _reach(report: BuildReport) -> str:
     return f"largest activation {found['largest']:.3g} of {found['limit']:.3g} that it may be: {found['tensor']}"
 
 
-def _eight_bits(found: dict[str, int]) -> str:
+def _eight_bits(found: EightBitsRecord) -> Text:
     """Those of the quantised graph that run in 8 bits; less than all is said out loud."""
     text = f"{found['products']}/{found['of']}"
-    return text if found["products"] >= found["of"] else f"[yellow]{text}[/]"
+    return Text(text, style="" if found["products"] >= found["of"] else "yellow")
 
 
-def _fused(fusion: dict[str, Any], layers: int) -> tuple[str, str, str]:
+def _fused(fusion: FusionRecord, layers: int) -> tuple[Text, str, str]:
     """Fused attentions, sorts and kernels; what the runtime does not tell is a question mark."""
     attention = fusion["attention"]
     text = f"{'?' if attention is None else attention}/{layers}"
     launches = fusion.get("launches")
     kernels = str(sum(launches.values())) if launches else "?"
-    return text if attention == layers else f"[yellow]{text}[/]", str(fusion["topk"]), kernels
+    return Text(text, style="" if attention == layers else "yellow"), str(fusion["topk"]), kernels
 
 
 def _fusion_notes(report: BuildReport) -> Iterator[tuple[str, str]]:
@@ -139,7 +140,7 @@ def _fusion_notes(report: BuildReport) -> Iterator[tuple[str, str]]:
 
 def inspected(report: InspectReport) -> RenderableType:
     """What ``inspect`` found."""
-    parts: list[RenderableType] = [Text(report.path, style="bold")]
+    parts: list[RenderableType] = [Text(printable(report.path), style="bold")]
     if report.spec is not None:
         parts.append(_identity(report.spec, report.manifest))
     if report.manifest is not None and report.manifest.quantization:
@@ -153,7 +154,7 @@ def inspected(report: InspectReport) -> RenderableType:
     return Group(*parts)
 
 
-def _quantization(facts: dict[str, Any]) -> Table:
+def _quantization(facts: QuantizationRecord) -> Table:
     data = facts["data"]
     kept = "" if facts["overlap"] is None else f", {facts['overlap']:.1%} of the kept tokens"
     pairs = {
@@ -173,7 +174,7 @@ def _facts(pairs: dict[str, str], title: str | None = None) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, value in pairs.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, printable(value))
     return table
 
 
@@ -252,8 +253,8 @@ def _graph(graph: GraphFacts) -> Table:
 def verified(report: VerifyReport) -> RenderableType:
     """What ``verify`` compared."""
     return Group(
-        Text.assemble("reference ", (report.first, "bold")),
-        Text.assemble("against   ", (report.second, "bold")),
+        Text.assemble("reference ", (printable(report.first), "bold")),
+        Text.assemble("against   ", (printable(report.second), "bold")),
         _cases(report.parity),
         Text("same" if report.parity.passed else "not the same", style="green" if report.parity.passed else "bold red"),
     )
@@ -271,13 +272,14 @@ def _cases(parity: Parity) -> Table:
 
 def predicted(report: PredictReport) -> RenderableType:
     """What ``predict`` says."""
-    parts: list[RenderableType] = [Text(f"{report.model} on {report.engine}", style="dim")]
+    parts: list[RenderableType] = [Text(printable(f"{report.model} on {report.engine}"), style="dim")]
     for prediction in report.predictions:
-        table = plain_table(
-            "class", "probability", title=f"{escape(prediction.image)}  ({prediction.inference_ms:.1f} ms)"
-        )
+        # No title of the table, which rich wraps to its width: the name of an image is longer.
+        headline = f"{printable(prediction.image)}  ({prediction.inference_ms:.1f} ms)"
+        parts.append(Text(headline, style="bold", overflow="fold"))
+        table = plain_table("class", "probability")
         for guess in prediction.guesses:
-            table.add_row(escape(guess.name), f"{guess.probability:.1%}")
+            table.add_row(printable(guess.name), f"{guess.probability:.1%}")
         parts.append(table)
     return Group(*parts)
 
@@ -300,12 +302,13 @@ def examined(report: DoctorReport) -> RenderableType:
         table.add_column(header, no_wrap=header == "engine", overflow="fold")
     for health in report.engines:
         found = health.availability
-        no = "[yellow]builds only[/]" if health.builds.ok else "[red]no[/]"
-        state = f"[green]yes[/], {found.version}" if found.ok else f"{no}: {escape(found.reason)}"
+        no = ("builds only", "yellow") if health.builds.ok else ("no", "red")
+        said = (("yes", "green"), f", {found.version}") if found.ok else (no, f": {found.reason}")
+        state = Text.assemble(*said)
         if health.name == report.auto:
-            state += " [dim](auto)[/]"
+            state.append(" (auto)", style="dim")
         if found.hint:
-            state += f"\n[dim]{escape(found.hint)}[/]"
+            state.append(f"\n{found.hint}", style="dim")
         table.add_row(health.name, state, " / ".join(health.precisions.values()) or "–")
     problems = [Text(problem, style="bold red") for problem in report.problems]
     return Group(_facts(facts), Text(""), table, *problems)

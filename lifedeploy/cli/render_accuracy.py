@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from lifedeploy.evaluation.accuracy import AP_CLASSES, Accuracy
+from lifedeploy.text import printable
 from lifedeploy.workflows.evaluate import EvaluateReport
 
 
@@ -18,10 +18,13 @@ def evaluated(report: EvaluateReport, per_class: bool, confusion: bool) -> Rende
         parts += [_title("Agreement"), _pairs(report)]
     for number, row in enumerate(report.rows, start=1):
         if per_class:
-            parts += [_title(f"{number}  {row.name}"), _classes(row.accuracy)]
+            parts += [_title(f"{number}  {printable(row.name)}"), _classes(row.accuracy)]
         if confusion:
-            parts += [_title(f"{number}  {row.name}: truth in rows, answers in columns"), _confusion(row.accuracy)]
-    return Group(*parts, Text(""), Text(_footnote(report), style="dim"))
+            parts += [
+                _title(f"{number}  {printable(row.name)}: truth in rows, answers in columns"),
+                _confusion(row.accuracy),
+            ]
+    return Group(*parts, Text(""), Text(printable(_footnote(report)), style="dim"))
 
 
 def _table() -> Table:
@@ -40,10 +43,10 @@ def _models(report: EvaluateReport) -> Table:
         accuracy = row.accuracy
         table.add_row(
             str(number),
-            f"{escape(row.name)}\n[dim]{row.method} · {row.engine}[/]",
+            Text.assemble(printable(row.name), (f"\n{row.method} · {row.engine}", "dim")),
             row.precision,
             str(accuracy.images),
-            f"[bold]{accuracy.top1 * 100:.1f}[/] [dim]± {accuracy.standard_error * 100:.1f}[/]",
+            Text.assemble((f"{accuracy.top1 * 100:.1f}", "bold"), (f" ± {accuracy.standard_error * 100:.1f}", "dim")),
             percent(accuracy.top5),
             f"{accuracy.loss:.3f}",
             percent(accuracy.average_precision),
@@ -69,7 +72,7 @@ def _classes(accuracy: Accuracy) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for entry in accuracy.per_class:
         values = (entry.recall, entry.precision, entry.average_precision)
-        table.add_row(escape(entry.name), str(entry.images), *map(percent, values))
+        table.add_row(printable(entry.name), str(entry.images), *map(percent, values))
     return table
 
 
@@ -84,8 +87,11 @@ def _confusion(accuracy: Accuracy) -> RenderableType:
     for index in range(len(matrix)):
         table.add_column(str(index), justify="right", no_wrap=True)
     for index, counts in enumerate(matrix):
-        cells = [f"[bold]{count}[/]" if answer == index else str(count or "·") for answer, count in enumerate(counts)]
-        table.add_row(f"{index}  {escape(names.get(index, '–'))}", *cells)
+        cells = [
+            Text(str(count), style="bold") if answer == index else str(count or "·")
+            for answer, count in enumerate(counts)
+        ]
+        table.add_row(f"{index}  {printable(names.get(index, '–'))}", *cells)
     return table
 
 

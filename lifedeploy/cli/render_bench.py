@@ -14,6 +14,7 @@ from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.cli.render import plain_table
 from lifedeploy.cli.render_accuracy import percent
+from lifedeploy.text import printable
 
 
 def measured(report: BenchReport) -> RenderableType:
@@ -35,7 +36,7 @@ def measured(report: BenchReport) -> RenderableType:
         ]
     parts += [Text(line, style="dim") for line in _opinions(report.rows)]
     notes = {row.note for row in report.rows if row.note}
-    parts += [Text(note, style="yellow") for note in sorted(notes)]
+    parts += [Text(printable(note), style="yellow") for note in sorted(notes)]
     if any(row.weights == "random" for row in report.rows):
         parts.append(Text("Random weights: speeds are valid, accuracy there is none.", style="yellow"))
     machine = report.machine
@@ -82,7 +83,7 @@ def _side_by_side(report: BenchReport) -> list[RenderableType]:
             f"{report.choices[0].images} images of {len(data['classes'])} classes in {data['source']}{split}. "
             "Same top-1: as the base; kept tokens: as the first engine's life model."
         )
-    return [*parts, Text(said.strip(), style="dim")]
+    return [*parts, Text(printable(said.strip()), style="dim")]
 
 
 def _compared(entries: Sequence[Row | Choice], title: str) -> Table:
@@ -104,9 +105,9 @@ def _compared(entries: Sequence[Row | Choice], title: str) -> Table:
     names = table.columns[1]
     names.no_wrap, names.overflow, names.max_width = False, "fold", 24
     for entry in entries:
-        right: list[str] = []
+        right: list[str | Text] = []
         if isinstance(entry, Choice):
-            right.append(f"[bold]{entry.top1 * 100:.1f}[/] [dim]± {entry.standard_error * 100:.1f}[/]")
+            right.append(_with_aside(f"{entry.top1 * 100:.1f}", f"± {entry.standard_error * 100:.1f}"))
             right += [percent(getattr(entry, fact)) for fact in known.values()]
         table.add_row(
             "●" if isinstance(entry, Choice) and entry.pareto else "",
@@ -118,12 +119,16 @@ def _compared(entries: Sequence[Row | Choice], title: str) -> Table:
     return table
 
 
-def _ratio(middle: float | None, low: float | None, high: float | None) -> str:
+def _with_aside(value: str, aside: str) -> Text:
+    return Text.assemble((value, "bold"), " ", (aside, "dim"))
+
+
+def _ratio(middle: float | None, low: float | None, high: float | None) -> str | Text:
     """A ratio with its interval, in few characters."""
     if middle is None or low is None or high is None:
         return "–"
     digits = 2 if middle < 10 else 1 if middle < 100 else 0
-    return f"[bold]{middle:.{digits}f}[/] [dim]({low:.{digits}f}–{high:.{digits}f})[/]"
+    return _with_aside(f"{middle:.{digits}f}", f"({low:.{digits}f}–{high:.{digits}f})")
 
 
 def _opinions(rows: Sequence[Row]) -> list[str]:
@@ -154,7 +159,9 @@ def _profiles(profiles: list[Profile], title: str) -> Table:
         table.add_row(
             name,
             *(
-                f"{_share(profile.shares[name])} [dim]{_significant(profile.shares[name] * profile.ms)} ms[/]"
+                Text.assemble(
+                    f"{_share(profile.shares[name])} ", (f"{_significant(profile.shares[name] * profile.ms)} ms", "dim")
+                )
                 if name in profile.shares
                 else "–"
                 for profile in profiles
@@ -181,9 +188,9 @@ def _contest(rows: list[Row], title: str) -> Table:
         if previous is not None and row.batch != previous:
             table.add_section()
         slimmed = row.method != "dense"
-        speedup = "–"
+        speedup: str | Text = "–"
         if row.speedup is not None and slimmed:
-            speedup = f"[bold]{row.speedup:.2f}[/] [dim]({row.speedup_low:.2f}–{row.speedup_high:.2f})[/]"
+            speedup = _with_aside(f"{row.speedup:.2f}", f"({row.speedup_low:.2f}–{row.speedup_high:.2f})")
         table.add_row(
             str(row.batch) if row.batch != previous else "",
             row.method,

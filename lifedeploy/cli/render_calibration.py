@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from lifedeploy.calibration.report import LayerReport, MemberReport
 from lifedeploy.cli.render import plain_table
+from lifedeploy.text import printable
 from lifedeploy.workflows.calibrate import PLOT, REPORT, CalibrateReport
 
 _SHOWN = 5  # worst layers and images on the screen; all of them are in the report
@@ -30,7 +30,7 @@ def policy(rows: Sequence[Mapping[str, Any]], precision: str) -> RenderableType:
             Text(row["part"], style=style),
             Text(row["precision"], style=style),
             *number,
-            f"{row['products']}\n[dim]{row['reason']}[/]",
+            Text.assemble(row["products"], (f"\n{row['reason']}", "dim")),
         )
     rest = "Everything else (norms, softmax, GELU, residuals, TopK, Gather) stays in floating point."
     return Group(table, Text(""), Text(f"{rest} Parts of {precision}: --parts", style="dim"))
@@ -57,15 +57,17 @@ def calibrated(report: CalibrateReport) -> RenderableType:
         f"{data['images']} of {data['of']} images of {data['source']}, seed {data['seed']}, SHA-256 "
         f"{data['sha256'][:12]}…; checked on {data['check_images']} {apart}.{known} All of it: {REPORT}, {PLOT}."
     )
-    return Group(*parts, Text(""), Text(note, style="dim"), Text(f"in {report.folder}/", style="green"))
+    return Group(
+        *parts, Text(""), Text(printable(note), style="dim"), Text(printable(f"in {report.folder}/"), style="green")
+    )
 
 
 def _members(members: Mapping[str, MemberReport]) -> Table:
     table = plain_table("graph", "same\ntop-1 %", "kept\ntokens %", "top-1 %\nfloat → 8 bit", "logits\ndB", "MiB")
     for member in members.values():
-        left = f"  [dim]{len(member.restored)} layers in float[/]" if member.restored else ""
+        left = f"  {len(member.restored)} layers in float" if member.restored else ""
         table.add_row(
-            f"{member.method}{left}",
+            Text.assemble(member.method, (left, "dim")),
             _percent(member.same_top1),
             _percent(member.overlap),
             "–" if member.accuracy is None else f"{_percent(member.accuracy_float)} → {_percent(member.accuracy)}",
@@ -82,7 +84,7 @@ def _layers(layers: Sequence[LayerReport]) -> Table:
         weights = [tensor for tensor in layer.tensors if tensor.kind == "weight"]
         worst = min(activations, key=lambda tensor: tensor.sqnr_db)
         table.add_row(
-            escape(layer.name),
+            printable(layer.name),
             f"{layer.sqnr_db:.1f}",
             f"{worst.sqnr_db:.1f}",
             f"{weights[0].sqnr_db:.1f}" if weights else "–",
@@ -95,8 +97,8 @@ def _layers(layers: Sequence[LayerReport]) -> Table:
 def _images(member: MemberReport) -> Table:
     table = plain_table("image", "top-1\nfloat → 8 bit", "error of\nlogits %", "kept\ntokens %")
     for image in member.images[:_SHOWN]:
-        changed = f"[bold]{image.top1_float} → {image.top1}[/]" if image.changed else f"{image.top1}"
-        table.add_row(escape(image.file[-40:]), changed, f"{image.error * 100:.1f}", _percent(image.overlap))
+        changed = Text(f"{image.top1_float} → {image.top1}", style="bold") if image.changed else str(image.top1)
+        table.add_row(printable(image.file[-40:]), changed, f"{image.error * 100:.1f}", _percent(image.overlap))
     return table
 
 

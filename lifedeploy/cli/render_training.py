@@ -9,20 +9,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lifedeploy.text import printable
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.workflows.train import TrainReport
 
 
 def started(config: TrainConfig, folder: Path) -> RenderableType:
     """What is about to run: what differs from the defaults, and where the rest stands."""
-    text = Text.assemble(("training ", "bold"), str(folder), "\n")
+    text = Text.assemble(("training ", "bold"), printable(str(folder)), "\n")
     changed = [
         f"{field.name}={getattr(config, field.name)}"
         for field in fields(TrainConfig)
         if getattr(config, field.name) != field.default
     ]
-    text.append(", ".join(changed) or "all settings at their defaults")
-    text.append(f"\nall settings: {folder}/config.toml", style="dim")
+    text.append(printable(", ".join(changed)) or "all settings at their defaults")
+    text.append("\n" + printable(f"all settings: {folder}/config.toml"), style="dim")
     return text
 
 
@@ -41,7 +42,7 @@ def trained(report: TrainReport) -> RenderableType:
         f"{train['images']} training images, {val['images']} to validate on{held_out}; {report.minutes:.1f} minutes, "
         f"{report.precision}{processes}, {report.machine['cpu']}.\n"
     )
-    last.append(f"Checkpoints: {report.folder}/best.safetensors and last.safetensors; next: ", style="dim")
+    last.append(printable(f"Checkpoints: {report.folder}/best.safetensors and last.safetensors; next: "), style="dim")
     last.append(f"lifedeploy export --backbone {report.config.backbone}")
     if not report.config.dense and not report.config.counts:
         last.append(f" --rho {report.config.keep_rate:g}")

@@ -7,27 +7,28 @@ from typing import Annotated
 
 import typer
 
-from lifedeploy.cli import console
-from lifedeploy.cli.options import JsonOption, require_folder
+from lifedeploy.cli import console, options, paths
 from lifedeploy.errors import UsageError
+from lifedeploy.text import printable
 
 
 def visualize(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A checkpoint, export or engine; or a run, for --curves.")
-    ],
-    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE…", help="Image files, a row each.")] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The picture: .png, .svg or .pdf.")
-    ] = Path("lives.png"),
+    model: Annotated[Path, options.argument("MODEL", "A checkpoint, export or engine; or a run, for --curves.")],
+    images: Annotated[list[Path] | None, options.argument("IMAGE…", "Image files, a row each.")] = None,
+    output: Annotated[Path, options.picture("--output", "-o", help="The picture: .png, .svg or .pdf.")] = Path(
+        "lives.png"
+    ),
     histogram: Annotated[
         bool, typer.Option("--histogram", help="Lives over --data, against what the schedule grants.")
     ] = False,
     curves: Annotated[bool, typer.Option("--curves", help="Loss, accuracy and rates of a training run.")] = False,
-    data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="Images for --histogram.")] = None,
-    split: Annotated[str, typer.Option("--split", metavar="train|val|all|NAME|FILE", help="Which of them.")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="This many of them, evenly spread.")] = 256,
-    json: JsonOption = None,
+    data: Annotated[
+        str | None, options.option(paths.Source("--data"), metavar="DIR", help="Images for --histogram.")
+    ] = None,
+    split: options.SplitOption = None,
+    limit: Annotated[int, options.images("--limit", "This many of them, evenly spread.")] = 256,
+    max_pixels: options.MaxPixelsOption = None,
+    json: options.JsonOption = None,
 ) -> None:
     """Draw which patches live and for how long: image, life per patch, and what is left after every drop."""
     if histogram and curves:
@@ -40,21 +41,22 @@ def visualize(
         raise UsageError("--histogram and --data go together: the images to take the lives of")
     if not (images or histogram or curves):
         raise UsageError("no images to draw", hint="lifedeploy visualize MODEL IMAGE… -o FILE")
-    require_folder(output)
+    options.require_apart({"--output": output, "--json": json}, [model, *(images or []), data, split])
+    options.limit_pixels(max_pixels)
     with console.working() as say:
         from lifedeploy.workflows import visualize as workflow
 
         if curves:
             report = workflow.curves(model, output)
         elif data is not None:
-            report = workflow.histogram(model, data, output, split=split, limit=limit, say=say)
+            report = workflow.histogram(model, data, output, split=split or "", limit=limit, say=say)
         else:
             report = workflow.visualize(model, images or [], output, say)
     for line in report.left_out:
         console.warn(line, title="warning")
     if report.warning:
         console.warn(report.warning, title="warning", alarming=True)
-    lines = [f"wrote {report.file}"]
+    lines = [printable(f"wrote {report.file}")]
     if report.mean_life is not None:
         plural = "" if report.images == 1 else "s"
         lines.append(

@@ -22,12 +22,17 @@ from lifedeploy.engines.lanes import Array, DeviceLane, Lane, WithoutCopies, buf
 from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.files import now
 from lifedeploy.machine import cores, describe, gpu_state
+from lifedeploy.text import quoted
 from lifedeploy.workflows.choices import Judgement, judge
 from lifedeploy.workflows.evaluate import EvaluateRequest, listed
 from lifedeploy.workflows.progress import Say, silent
 from lifedeploy.workflows.teams import Member, Team, teams
 
 MODES = ("latency", "throughput")
+MOST_BATCHES, LARGEST_BATCH = 64, 65_536
+MOST_STREAMS, MOST_THREADS = 1_024, 4_096
+MOST_IMAGES = 1_000_000_000
+LONGEST_BUDGET_S = 30 * 86_400
 _SEED = 5
 Progress = Callable[[str, str, float], None]  # what is done, how far that is, share of the way
 
@@ -54,23 +59,31 @@ class BenchRequest:
     limit: int | None = None  # at most so many images, evenly over the set
 
     def __post_init__(self) -> None:
-        if not self.batches or any(batch < 1 for batch in self.batches):
-            raise UsageError(f"batch sizes {list(self.batches)} are not allowed: each must be at least 1")
+        if not 1 <= len(self.batches) <= MOST_BATCHES or not all(1 <= batch <= LARGEST_BATCH for batch in self.batches):
+            raise UsageError(
+                f"batch sizes {quoted(list(self.batches))} are not allowed: each must be at least 1 and at most "
+                f"{LARGEST_BATCH:,}, and there may be {MOST_BATCHES} of them"
+            )
         for mode in self.modes:
             if mode not in MODES:
-                raise UsageError(f"mode {mode!r} is unknown; there are: {', '.join(MODES)}")
+                raise UsageError(f"mode {quoted(mode)} is unknown; there are: {', '.join(MODES)}")
         if not self.copies:
             raise UsageError("neither with nor without copies: there is nothing to measure")
-        if self.streams < 1:
-            raise UsageError(f"{self.streams} streams are not allowed: at least 1 is needed")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"{self.threads} threads are not allowed: at least 1 is needed")
-        if self.stop.budget_s <= 0:
-            raise UsageError(f"a budget of {self.stop.budget_s:g} s is not allowed: it must be positive")
+        for name, count, most in (
+            ("streams", self.streams, MOST_STREAMS),
+            ("threads", self.threads, MOST_THREADS),
+            ("images", self.limit, MOST_IMAGES),
+        ):
+            if count is not None and not 1 <= count <= most:
+                allowed = f"at least 1 is needed, and at most {most:,}"
+                raise UsageError(f"{quoted(count)} {name} are not allowed: {allowed}")
+        if not 0 < self.stop.budget_s <= LONGEST_BUDGET_S:  # neither NaN nor infinity is: measuring would not end
+            raise UsageError(
+                f"a budget of {self.stop.budget_s:g} s is not allowed: it must be positive, and at most "
+                f"{LONGEST_BUDGET_S:,} s"
+            )
         if not self.data and (self.split or self.limit is not None):
             raise UsageError("--split and --limit choose among labelled images, and there are none without --data")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"{self.limit} images are not allowed: at least 1 is needed")
 
 
 def bench(
@@ -290,7 +303,7 @@ def _options(member: Member, request: BenchRequest, streams: int, batch: int) ->
         batch=batch,
         method=member.method,
         cuda_binding=request.cuda_binding,
-        trust=request.trust,
+        trust=request.trust and member.manifest is None,  # a manifest, where there is one, is asked in any case
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench.measure import Stop
 from lifedeploy.cli.render_bench import measured
+from lifedeploy.errors import UsageError
 from lifedeploy.workflows.bench import BenchRequest, bench
 from tests.workflows.test_evaluate import make_images
 
@@ -96,3 +99,43 @@ def test_bad_arguments(workspace, lifedeploy, arguments, code, said):
     assert said in ended.lines[0]
     assert len(ended.lines) <= 2
     assert ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"stop": Stop(budget_s=float("nan"))}, "a budget of nan s is not allowed: it must be positive, and at most"),
+        ({"stop": Stop(budget_s=float("inf"))}, "a budget of inf s is not allowed"),
+        ({"batches": (1, 65_537)}, "each must be at least 1 and at most 65,536"),
+        ({"batches": (1,) * 65}, "there may be 64 of them"),
+        ({"streams": 1_025}, "1025 streams are not allowed: at least 1 is needed, and at most 1,024"),
+        ({"threads": 2**64}, "threads are not allowed"),
+        ({"data": "data", "limit": 2**40}, "images are not allowed"),
+        ({"modes": ("x" * 10_000,)}, "is unknown; there are: latency, throughput"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_a_request_that_would_not_end_is_none(request_, said):
+    with pytest.raises(UsageError) as caught:
+        BenchRequest(**request_)
+    assert said in caught.value.message
+    assert len(caught.value.message) < 700
+
+
+def test_pixels_can_be_limited_where_images_are_opened(workspace, lifedeploy, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIFEDEPLOY_MAX_PIXELS", "1000000")  # which the command sets: it has to be what it was again
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    data = make_images(tmp_path / "data")
+    few = ("--max-pixels", "10")
+    for command in (
+        ("bench", "--engine", "fake", *SHORT, "--data", data),
+        ("evaluate", "--data", data),
+        ("calibrate", "--data", data, "--images", "4", "--check-images", "2"),
+        ("predict", next(data.rglob("*.png"))),
+        ("visualize", next(workspace.glob("*/model.json")).parent, next(data.rglob("*.png"))),
+    ):
+        ended = lifedeploy(*command, *few)
+        assert ended.code == 1, ended.err
+        assert "pixels" in ended.lines[0]
+    assert lifedeploy("train", "--data", "nowhere", "--max-pixels", "11").code == 1
+    assert os.environ["LIFEDEPLOY_MAX_PIXELS"] == "11"

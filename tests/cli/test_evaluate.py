@@ -67,7 +67,7 @@ def test_left_out_images_are_named_on_standard_error(folder, data, lifedeploy):
         (["nothing", "--data", "data"], 1, "nothing does not exist"),
         (["--data", "data", "--on-error", "ignore"], 2, "--on-error 'ignore' is unknown"),
         (["--data", "data", "--batch", "0"], 2, "0 images per batch are not allowed"),
-        (["--data", "data", "--engine", "abacus", "artifacts"], 1, "holds no model.json"),
+        (["--data", "data", "--engine", "abacus", "artifacts"], 2, "engine 'abacus' is unknown"),
         (["--data", "data", "--json", "no/such/e.json"], 2, "no/such/e.json cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

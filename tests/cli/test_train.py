@@ -85,7 +85,7 @@ def test_resume_alone_continues_the_newest_run(data, lifedeploy):
         (("--data", "data", "--precision", "fp8"), 2, "precision is fp8, expected one of auto, fp32, bf16, fp16"),
         (("--data", "data", "--dense", "--distill"), 2, "--dense"),
         (("--data", "data", "--config", "none.toml"), 2, "none.toml does not exist"),
-        (("--data", "data", "--val-share", "1.5"), 1, "a share of 1.5 cannot be held out"),
+        (("--data", "data", "--val-share", "1.5"), 2, "a share of 1.5 cannot be held out"),
         (("--resume", "--overwrite"), 2, "--resume and --overwrite exclude each other"),
         (("--resume",), 1, "no training run in artifacts/checkpoints/"),
         (("--resume", "--name", "none"), 2, "none/config.toml does not exist"),

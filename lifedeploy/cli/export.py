@@ -1,0 +1,122 @@
+"""``lifedeploy export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lifedeploy.artifact import WORKSPACE, Workspace
+from lifedeploy.cli import console, options, paths, values
+from lifedeploy.errors import UsageError
+from lifedeploy.spec import GRAPHS
+
+
+def export(
+    backbone: Annotated[
+        str,
+        options.option(values.Name("--backbone"), "-b", metavar="NAME", help="deit_t|s|b, vit_t|s|b, or any timm ViT."),
+    ] = "deit_s",
+    rho: Annotated[
+        float | None,
+        options.keep_rate("--rho", "Keep rate at each drop.  [default: the weights' own, else 0.7]"),
+    ] = None,
+    counts: Annotated[
+        values.Numbers | None,
+        options.counts("--counts", "Patch tokens to keep after each drop layer, instead of --rho."),
+    ] = None,
+    drop_layers: Annotated[
+        values.Numbers | None,
+        options.drop_layers("--drop-layers", "Layers after which tokens are dropped.  [default: 4,7,10 of 12]"),
+    ] = None,
+    weights: Annotated[
+        str,
+        options.option(
+            paths.Source("--weights"), metavar="auto|pretrained|random|FILE", help="Where weights come from."
+        ),
+    ] = "auto",
+    img_size: Annotated[
+        values.Size | None,
+        options.image_size("--img-size", "Image size in pixels.  [default: the backbone's own]"),
+    ] = None,
+    weights_img_size: Annotated[
+        values.Size | None,
+        options.image_size(
+            "--weights-img-size", "Image size that the weights were trained at, where their file does not say."
+        ),
+    ] = None,
+    num_classes: Annotated[
+        int | None,
+        options.whole(
+            "--num-classes",
+            low=0,
+            high=options.CLASSES,
+            help="Classes of the head; 0: none.  [default: the weights' own]",
+        ),
+    ] = None,
+    graph: Annotated[
+        str,
+        options.option(
+            values.Choice("--graph", *GRAPHS, said="graph {found} is unknown; there are: {words}"),
+            help="Order once and slice, or a TopK and Gather per drop.",
+        ),
+    ] = "order-once",
+    batch_size: Annotated[
+        int | None,
+        options.whole("--batch-size", low=1, high=options.BATCH, help="Fix the batch size.  [default: dynamic]"),
+    ] = None,
+    with_life: Annotated[bool, typer.Option("--with-life", help="Second output: the life of every patch.")] = False,
+    with_preprocess: Annotated[
+        bool, typer.Option("--with-preprocess", help="Take uint8 NHWC pixels; normalise in the graph.")
+    ] = False,
+    parity: Annotated[bool, typer.Option("--parity/--no-parity", help="Check ONNX Runtime against PyTorch.")] = True,
+    output: Annotated[
+        Path | None,
+        options.option(
+            paths.Folder("--output", written=True),
+            "-o",
+            metavar="DIR",
+            help="Folder to write.  [default: named after the model]",
+        ),
+    ] = None,
+    workspace: options.WrittenWorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
+) -> None:
+    """Make a slimmed ViT and export it to ONNX, with its dense baseline and first-k bound.
+
+    Weights `auto`: the checkpoint trained in this workspace, else timm's pretrained ones, else random ones (with a
+    warning: good for measuring speed only).
+    """
+    if rho is not None and counts is not None:
+        raise UsageError("--rho and --counts exclude each other: both set the schedule")
+    options.require_apart({"--json": json}, [weights])
+    with console.working() as say:
+        say("importing torch")
+        from lifedeploy.cli import render
+        from lifedeploy.exporters.onnx import GraphOptions
+        from lifedeploy.model.weights import ModelRequest
+        from lifedeploy.workflows.export import ExportRequest
+        from lifedeploy.workflows.export import export as run
+
+        request = ExportRequest(
+            ModelRequest(
+                backbone,
+                keep_rate=rho,
+                counts=counts,
+                drop_layers=drop_layers,
+                weights=weights,
+                image_size=img_size,
+                num_classes=num_classes,
+                weights_image_size=weights_img_size,
+            ),
+            GraphOptions(graph, batch_size, with_life, with_preprocess),
+            output,
+            check_parity=parity,
+        )
+        report = run(request, Workspace(workspace), say)
+    if report.warning:
+        console.warn(report.warning, title="warning", alarming=True)
+    for note in report.notes:
+        console.note(note)
+    console.report(json, report.to_dict, lambda: render.exported(report))

@@ -1,0 +1,92 @@
+"""Signals that ask for an end: all of them end a command the way Ctrl-C does, cleaning up behind itself."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+_SIGNALS = tuple(
+    found for name in ("SIGINT", "SIGTERM", "SIGHUP") if (found := getattr(signal, name, None)) is not None
+)
+SAID = "interrupted; nothing half-written was left behind"
+_CLEANING_UP_S = 5.0  # seconds after the first signal in which others are waited out
+_previous: dict[signal.Signals, Any] = {}  # what was there before; empty: ours are not installed
+_first: float | None = None  # when the first signal came
+
+
+@contextmanager
+def as_ctrl_c() -> Iterator[None]:
+    """In the block, SIGTERM and SIGHUP raise KeyboardInterrupt too, in the main thread.
+
+    What the parent had ignored stays ignored (``nohup``). A second signal does not cut the clean-up short that the
+    first one has begun: supervisors send several, and hands are quick.
+    """
+    global _first
+    if threading.current_thread() is not threading.main_thread() or _previous:
+        yield
+        return
+    _first = None
+    for number in _SIGNALS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            _previous[number] = signal.signal(number, _interrupt)
+    try:
+        yield
+    except SystemExit as ending:
+        if _first is not None:
+            _leave(ending.code)
+        raise
+    finally:
+        _restore()
+
+
+def came() -> bool:
+    """Whether a signal has asked for the end: libraries make other errors of it on the way up."""
+    return _first is not None
+
+
+def _leave(code: Any) -> None:
+    """End an interrupted process with the exit code that it says.
+
+    Python would end with another one, 130, if the signal came while a library ran code that it had made (every
+    dataclass does), and gives signals back to the system before it has ended.
+    """
+    for number in _previous:
+        signal.signal(number, signal.SIG_IGN)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _first
+    now = time.monotonic()
+    if _first is not None and now - _first < _CLEANING_UP_S:
+        return
+    _first = now
+    raise KeyboardInterrupt
+
+
+def _restore() -> None:
+    for number, handler in _previous.items():
+        signal.signal(number, handler)
+    _previous.clear()
+
+
+def _in_child() -> None:
+    """A forked worker has nothing to clean up, and its parent ends it with a signal."""
+    if threading.current_thread() is threading.main_thread():
+        _restore()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
