@@ -1,12 +1,17 @@
 # make demo   environment, install, then train → export → build-engine → evaluate, bench and visualize on handwritten
 #             digits: a few minutes, ending in accuracy, speed and a picture of which patches live
 # make test   environment, then linters, types, tests, the README's own commands
+# make fuzz   bad inputs for every command: mutated files, values of all options; CASES=2000 SEED=0, about ten minutes
+# make kill   every command that writes, killed at random moments and run again; KILLS=60 SEED=0, about ten minutes
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
+CASES  ?= 2000
+KILLS  ?= 60
+SEED   ?= 0
 
-.PHONY: demo test env clean
+.PHONY: demo test fuzz kill env clean
 
 env: $(VENV)/.installed
 
@@ -34,6 +39,12 @@ test: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+
+fuzz: env
+	$(BIN)/python -m tests.robustness.fuzz --cases $(CASES) --seed $(SEED)
+
+kill: env
+	$(BIN)/python -m tests.robustness.kill --kills $(KILLS) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) demo artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
