@@ -18,6 +18,7 @@ _SIGNALS = tuple(
 )
 SAID = "interrupted; nothing half-written was left behind"
 _CLEANING_UP_S = 5.0  # seconds after the first signal in which others are waited out
+_SWALLOWED_S = 1.0  # seconds after which it is looked whether a library has caught what the signal raised
 _previous: dict[signal.Signals, Any] = {}  # what was there before; empty: ours are not installed
 _first: float | None = None  # when the first signal came
 
@@ -58,7 +59,7 @@ def _leave(code: Any) -> None:
     Python would end with another one, 130, if the signal came while a library ran code that it had made (every
     dataclass does), and gives signals back to the system before it has ended.
     """
-    for number in _previous:
+    for number in (*_previous, *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else [])):
         signal.signal(number, signal.SIG_IGN)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -73,10 +74,25 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if _first is not None and now - _first < _CLEANING_UP_S:
         return
     _first = now
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _insist)
+        signal.setitimer(signal.ITIMER_REAL, _SWALLOWED_S, _SWALLOWED_S)
+    raise KeyboardInterrupt
+
+
+def _insist(number: int, frame: FrameType | None) -> None:
+    """Raise again what a library has caught and dropped, as callbacks and finalisers do; not while it is cleaned up."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return
+        error = error.__context__
     raise KeyboardInterrupt
 
 
 def _restore() -> None:
+    if _first is not None and hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in _previous.items():
         signal.signal(number, handler)
     _previous.clear()

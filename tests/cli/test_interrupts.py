@@ -34,13 +34,42 @@ sys.argv = ["lifedeploy", "inspect"]
 app.main()
 """
 
+# A library that catches everything, and goes on.
+DEAF = """
+import sys, time
+from lifedeploy.cli import app
+from lifedeploy.workflows import inspect
+
+def deaf(*_):
+    print("deaf", flush=True)
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass
+    time.sleep(60)
+
+inspect.inspect = deaf
+sys.argv = ["lifedeploy", "inspect"]
+app.main()
+"""
+
+
+def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    """A process that ignores no signal, whatever started the tests (``nohup``, a shell in the background) ignores."""
+
+    def usual() -> None:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=usual
+    )
+
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_signal_while_writing_leaves_nothing(name, times, tmp_path):
-    child = subprocess.Popen(
-        [sys.executable, "-c", WRITER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    child = started([sys.executable, "-c", WRITER], tmp_path)
     assert child.stdout is not None and child.stdout.readline() == "writing\n"
     assert list(tmp_path.iterdir()) != []
     for _ in range(times):
@@ -51,17 +80,20 @@ def test_a_signal_while_writing_leaves_nothing(name, times, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("after_s", [0.4, 3])
+def test_a_signal_that_a_library_drops_comes_again(tmp_path):
+    child = started([sys.executable, "-c", DEAF], tmp_path)
+    assert child.stdout is not None and child.stdout.readline() == "deaf\n"
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=30)
+    assert (child.returncode, said) == (1, f"{SAID}\n")
+
+
+@pytest.mark.parametrize(("name", "after_s"), [("SIGTERM", 0.4), ("SIGHUP", 1.5)])
 def test_an_export_that_is_ended_leaves_nothing(name, after_s, tmp_path):
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lifedeploy", *EXPORT], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    child = started([sys.executable, "-P", "-m", "lifedeploy", *EXPORT], tmp_path)
     time.sleep(after_s)
     child.send_signal(getattr(signal, name))
     _, said = child.communicate(timeout=120)
-    if child.returncode == 0:
-        return  # it was faster
     # Before Python has come to us, the system ends it.
     assert (child.returncode, said) in ((1, f"{SAID}\n"), (-getattr(signal, name), ""))
     assert [path for path in tmp_path.rglob("*") if path.is_file() or "tmp" in path.name] == []
