@@ -9,7 +9,10 @@ import sys
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]
 
-from lifedeploy.cli import interrupts
+try:
+    from lifedeploy.cli import interrupts
+except KeyboardInterrupt:  # nothing has begun
+    raise SystemExit(1) from None
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import math
@@ -11,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from lifedeploy.errors import ArtifactError
 from lifedeploy.text import printable
 from lifedeploy.writing import atomic_file
 
+# The variables that name the caches of PyTorch's compilers.
+_COMPILERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -40,24 +44,55 @@ def user_cache() -> Path:
     """Where this user keeps what can be made again: ``$XDG_CACHE_HOME/lifedeploy``, else ``~/.cache/lifedeploy``.
 
     A relative ``XDG_CACHE_HOME`` is passed over, as https://specifications.freedesktop.org/basedir says.
+
+    Raises:
+        OSError: there is none of them.
     """
     given = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "lifedeploy"
+    if given.is_absolute():
+        return given / "lifedeploy"
+    try:
+        return Path.home() / ".cache" / "lifedeploy"
+    except RuntimeError as error:  # in a container, as a user that it does not know
+        raise FileNotFoundError(errno.ENOENT, "this user has no home; XDG_CACHE_HOME names a folder to use") from error
 
 
 def compiler_caches() -> None:
     """Have PyTorch's compilers keep their kernels where nobody else writes, unless the user has chosen a place.
 
-    Their own place has a name that anybody can be first to use, in the folder for temporary files of all.
+    Their own place has a name that anybody can be first to use, in the folder for temporary files of all. PyTorch may
+    have made it, and set the variable to it, when it was imported.
     """
-    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
-        if not os.environ.get(variable):
-            try:
-                folder = private_cache(name)
-            except OSError:  # a home that cannot be written to
-                folder = Path(tempfile.mkdtemp(prefix=f"lifedeploy-{name}-"))
-                atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            os.environ[variable] = str(folder)
+    shared = str(Path(tempfile.gettempdir()) / "torchinductor_")
+    for variable, name in _COMPILERS.items():
+        given = os.environ.get(variable, "")
+        if given.startswith(shared):
+            with suppress(OSError):
+                Path(given).rmdir()  # if there is nothing in it
+        elif given and given != _named_cache(name):
+            continue
+        try:
+            folder = private_cache(name)
+        except (OSError, ArtifactError):  # a home that cannot be written to, or another user's
+            folder = Path(tempfile.mkdtemp(prefix=f"lifedeploy-{name}-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[variable] = str(folder)
+
+
+def name_compiler_caches() -> None:
+    """Tell PyTorch of these places before it is imported: it makes its own as it is. Nothing is made here."""
+    for variable, name in _COMPILERS.items():
+        place = _named_cache(name)
+        above = next((folder for folder in Path(place).parents if folder.exists()), None) if place else None
+        if above is not None and os.access(above, os.W_OK) and not os.environ.get(variable):
+            os.environ[variable] = place
+
+
+def _named_cache(name: str) -> str:
+    try:
+        return str(user_cache() / name)
+    except OSError:  # no home
+        return ""
 
 
 def private_cache(name: str) -> Path:

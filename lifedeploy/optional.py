@@ -54,7 +54,7 @@ def require(module: str, *, extra: str) -> ModuleType:
         os.environ.setdefault(name, value)
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+    except Exception as error:  # a shared library that does not load, a home that a library looks for and is not there
         raise EngineUnavailableError(f"{module} is installed but does not import: {error}") from error
 
 

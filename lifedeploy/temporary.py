@@ -22,7 +22,11 @@ except ImportError:  # no such locks on this system: the process number decides 
     fcntl = None  # type: ignore[assignment]
 
 _ENDING = ".lifedeploy-tmp"
-_NAME = re.compile(r"\..*\.(?P<host>[\w-]*)-(?P<pid>\d+)\.[0-9a-f]{8}" + re.escape(_ENDING), re.DOTALL)
+_ASIDE = ".lifedeploy-old"  # of what makes room for its successor: it goes back if that does not come
+_NAME = re.compile(
+    rf"\.(?P<name>.*)\.(?P<host>[\w-]*)-(?P<pid>\d+)\.[0-9a-f]{{8}}(?P<ending>{re.escape(_ENDING)}|{re.escape(_ASIDE)})",
+    re.DOTALL,
+)
 _held: set[int] = set()  # descriptors of locks of this process
 
 
@@ -47,12 +51,43 @@ def temporary(path: Path, *, folder: bool) -> Iterator[Path]:
         release(lock)
 
 
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Another name for what is at ``path``, until its successor has come; back at ``path`` if it has not by the end of
+    the block, or, if the process dies in it, with the next :func:`sweep`.
+
+    Raises:
+        OSError: it cannot be renamed; FileNotFoundError if it is not there.
+    """
+    name = path.with_name(_owned(path, _ASIDE))
+    path.rename(name)
+    descriptor, _ = _locked(name, folder=name.is_dir())
+    try:
+        yield name
+    finally:
+        _put_back_or_remove(name, path)
+        release(descriptor)
+
+
 def sweep(folder: Path) -> None:
-    """Remove what owners that have died left in ``folder``."""
+    """Remove what owners that have died left in ``folder``; put back what they had put aside."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if is_temporary(path.name) and _abandoned(path):
-                remove(path)
+            if is_temporary(path.name):
+                with _abandoned(path) as abandoned:  # held until it is gone, so that no new owner takes it over
+                    found = _NAME.fullmatch(path.name)
+                    if abandoned and found is not None and found["ending"] == _ASIDE:
+                        _put_back_or_remove(path, folder / found["name"])
+                    elif abandoned:
+                        remove(path)
+
+
+def _put_back_or_remove(name: Path, path: Path) -> None:
+    if path.exists():
+        remove(name)
+    else:
+        with suppress(OSError):  # what there was stays where it is
+            name.rename(path)
 
 
 def remove(path: Path) -> None:
@@ -94,6 +129,30 @@ def _locked(path: Path, *, folder: bool) -> tuple[int, bool | None]:
     return descriptor, True
 
 
+def wait_for(path: Path, *, shared: bool) -> int | None:
+    """A lock on the folder at ``path``, once those that stand against it are gone; None: there is no such folder, or no
+    locks. ``shared``: with others who only need it to stay as it is.
+    """
+    while fcntl is not None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+        except OSError:
+            return None
+        _held.add(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        except OSError:
+            release(descriptor)
+            return None
+        except BaseException:
+            release(descriptor)
+            raise
+        if _is(path, descriptor):
+            return descriptor
+        release(descriptor)  # another folder has come to this name while we waited
+    return None
+
+
 def release(descriptor: int) -> None:
     """Let go of a lock."""
     if descriptor in _held:
@@ -103,20 +162,30 @@ def release(descriptor: int) -> None:
 
 def _made(path: Path, *, folder: bool) -> tuple[Path, int]:
     while True:
-        owner = f"{_host()}-{os.getpid()}.{secrets.token_hex(4)}"
-        name = path.with_name(f".{_cut(path.name)}.{owner}{_ENDING}")
+        name = path.with_name(_owned(path, _ENDING))
         if folder:
             name.mkdir()  # with the usual rights: it keeps them under its final name
         else:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-        try:
+        # Until it has the lock, it may be swept by somebody who finds it without one.
+        with suppress(FileNotFoundError):
             held = lock(name, folder=folder)
-        except FileNotFoundError:
-            continue  # swept between these two lines, by somebody who found it without a lock
-        if held is not None and name.exists():
-            return name, held
-        if held is not None:
-            release(held)
+            if held is not None:
+                if _is(name, held):
+                    return name, held
+                release(held)
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Whether ``path`` is a name of what the descriptor has open."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _owned(path: Path, ending: str) -> str:
+    return f".{_cut(path.name)}.{_host()}-{os.getpid()}.{secrets.token_hex(4)}{ending}"
 
 
 def _cut(name: str) -> str:
@@ -124,17 +193,22 @@ def _cut(name: str) -> str:
     return os.fsencode(name)[:120].decode("utf-8", "ignore")
 
 
-def _abandoned(path: Path) -> bool:
-    """Whether nobody holds the lock; where there are none, whether the owner was here and is no process any more."""
+@contextmanager
+def _abandoned(path: Path) -> Iterator[bool]:
+    """Whether nobody holds the lock, which this does then; where there are none, whether the owner was here and is no
+    process any more."""
     try:
         descriptor, locked = _locked(path, folder=path.is_dir())
     except OSError:
-        return False
-    release(descriptor)
-    if locked is not None:
-        return locked
-    found = _NAME.fullmatch(path.name)
-    return found is not None and found["host"] == _host() and not _alive(int(found["pid"]))
+        yield False
+        return
+    try:
+        if locked is None:
+            found = _NAME.fullmatch(path.name)
+            locked = found is not None and found["host"] == _host() and not _alive(int(found["pid"]))
+        yield locked
+    finally:
+        release(descriptor)
 
 
 def _host() -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lifedeploy.errors import LifedeployError, UsageError
 from lifedeploy.reading import reason
-from lifedeploy.temporary import is_temporary, lock, release, temporary
+from lifedeploy.temporary import aside, is_temporary, lock, release, temporary, wait_for
 
 _AT_FDCWD = -100
 _EXCHANGE = 2  # RENAME_EXCHANGE, https://man7.org/linux/man-pages/man2/renameat2.2.html
@@ -33,7 +34,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OSError: it cannot be written; with the name of the file.
     """
     target = _end_of_links(path)
-    if target.exists() and not target.is_file():
+    if _is_special(path, target):
         with _into_special(path) as staging:
             yield staging
         return
@@ -42,7 +43,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         if target.exists():
             staging.chmod(stat.S_IMODE(target.stat().st_mode))
         _to_disk(staging)
-        staging.replace(target)
+        try:
+            staging.replace(target)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            _copy(staging, target)  # a file that is mounted keeps its name
         _to_disk(target.parent)
 
 
@@ -51,12 +57,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: what was at ``path`` is replaced as a whole, or stays as it was.
 
     Readers find the one or the other at any moment, where the system can exchange two names. Of two writers the last
-    one stays.
+    one stays. What is :func:`in_use` is waited for.
 
     Raises:
         OSError: it cannot be written; with the name of the file that could not, where that is known.
+        UsageError: something is mounted there, which keeps its name.
     """
     target = _end_of_links(path)
+    if os.path.ismount(target):
+        raise _mounted(path)
     with _naming(path), temporary(target, folder=True) as staging:
         with _naming(path, staging):
             yield staging
@@ -82,10 +91,16 @@ def saving(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     except Exception as error:  # each library reports a full disk in its own way, and some call it an unexpected end
-        with suppress(OSError):
-            if shutil.disk_usage(path.parent).free < _FULL:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if _is_full(path.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise OSError(errno.EIO, f"it cannot be written: {reason(error)}", str(path)) from error
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _FULL
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -95,6 +110,18 @@ def scratch_folder(name: str = "scratch") -> Iterator[Path]:
     with temporary(place / f"lifedeploy-{name}", folder=True) as folder:
         folder.chmod(0o700)
         yield folder
+
+
+@contextmanager
+def in_use(*folders: Path) -> Iterator[None]:
+    """Keep folders from being replaced while something is made of them, or they are read in several steps: whoever
+    writes one as a whole waits. Not for folders that the block itself replaces."""
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(folders):
+            held = wait_for(folder, shared=True)
+            if held is not None:
+                stack.callback(release, held)
+        yield
 
 
 @contextmanager
@@ -140,8 +167,8 @@ def require_writable(path: Path) -> None:
         raise UsageError(f"{path} cannot be written: {problem}")
 
 
-def require_folder(path: Path) -> None:
-    """The same for a folder, which may not exist yet, and nor may those above it.
+def require_folder(path: Path, *, replaced: bool = False) -> None:
+    """The same for a folder, which may not exist yet, and nor may those above it; ``replaced``: as a whole.
 
     Raises:
         UsageError: something else has that name, or it cannot be made there, or not be written to.
@@ -150,16 +177,25 @@ def require_folder(path: Path) -> None:
     try:
         target = _end_of_links(path)
         above = next(place for place in (target, *target.parents) if place.exists())
+        place = target.parent if replaced and above == target else above
         if not above.is_dir():
             problem = f"{above} is no folder"
-        elif unfit := _unfit(target.name, above):
+        elif replaced and above == target and os.path.ismount(target):
+            raise _mounted(path)
+        elif unfit := _unfit(target.name, place):
             problem = unfit
         else:
-            problem = _refusal(above)
+            problem = _refusal(place)
     except (OSError, ValueError, StopIteration) as error:
         problem = reason(error)
     if problem:
         raise UsageError(f"{path}/ cannot be written: {problem}")
+
+
+def _mounted(path: Path) -> UsageError:
+    return UsageError(
+        f"{path}/ cannot be replaced as a whole: something is mounted there", hint=f"name a folder in it: {path}/NAME"
+    )
 
 
 def _refusal(folder: Path) -> str:
@@ -197,15 +233,42 @@ def _end_of_links(path: Path) -> Path:
     return path if path.exists() and not target.exists() else target
 
 
+def _is_special(path: Path, target: Path) -> bool:
+    """Whether something is written into, and its name stays what it is: a device, a pipe, or what is open here already,
+    as ``/dev/stdout`` is."""
+    return target.exists() and (not target.is_file() or _descriptor(path) is not None)
+
+
+def _descriptor(path: Path) -> int | None:
+    """The open descriptor that ``path`` is a name of; None of all other paths."""
+    for _ in range(40):  # as many links as Linux follows
+        found = re.fullmatch(r"/dev/std(in|out|err)|(?:/dev/fd|/proc/(?:self|\d+)/fd)/(\d+)", str(path))
+        if found is not None:
+            return int(found[2]) if found[2] else ("in", "out", "err").index(found[1])
+        if not path.is_symlink():
+            return None
+        path = path.parent / path.readlink()
+    return None
+
+
 @contextmanager
 def _into_special(path: Path) -> Iterator[Path]:
-    """Something that is no file is written into, from a temporary file elsewhere."""
+    """Something that is no plain file is written into, from a temporary file elsewhere."""
     with scratch_folder("output") as folder:
         staging = folder / (path.name or "output")
         staging.touch()
         yield staging
-        with _naming(path), staging.open("rb") as content, path.open("wb") as sink:
-            shutil.copyfileobj(content, sink)
+        with _naming(path):
+            _copy(staging, path)
+
+
+def _copy(staging: Path, path: Path) -> None:
+    """Write into what is at ``path``."""
+    number = _descriptor(path)
+    # Opened once more, a file that is open here would begin at its start, over what has been written.
+    sink = path.open("wb") if number is None else os.fdopen(os.dup(number), "wb")
+    with sink, staging.open("rb") as content:
+        shutil.copyfileobj(content, sink)
 
 
 @contextmanager
@@ -247,27 +310,25 @@ def _put(staging: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        if _exchange(staging, target):
-            return
-        if _one_after_the_other(staging, target):
-            return
+        held = wait_for(target, shared=False)
+        try:
+            if _exchange(staging, target) or _one_after_the_other(staging, target):
+                return
+        finally:
+            if held is not None:
+                release(held)
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
 
 
 def _one_after_the_other(staging: Path, target: Path) -> bool:
     """The same in two steps, where names cannot be exchanged; False: somebody else was between them."""
-    with temporary(target, folder=True) as previous:
-        moved = False
-        try:
-            target.rename(previous)
-            moved = True
+    try:
+        with aside(target):
             staging.rename(target)
-        except BaseException as error:
-            if moved and not target.exists():
-                previous.rename(target)  # if this fails too, what there was stays where it is
-            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-                return False
-            raise
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            return False
+        raise
     return True
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,22 @@ def test_devices_and_pipes_stay_what_they_are(tmp_path):
     assert stat.S_ISFIFO(pipe.stat().st_mode) and listing(tmp_path) == ["pipe"]
 
 
+def test_what_is_open_already_is_written_on(tmp_path):
+    code = """
+        from pathlib import Path
+        from lifedeploy.writing import atomic_file
+        print("before", flush=True)
+        with atomic_file(Path("/dev/stdout")) as staging:
+            staging.write_text("report\\n")
+        print("after", flush=True)
+        """
+    log = tmp_path / "log"
+    log.write_text("earlier\n")
+    with log.open("a") as sink:
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stdout=sink, check=True)
+    assert log.read_text().split() == ["earlier", "before", "report", "after"]
+
+
 def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
     path = tmp_path / "secret"
     path.write_text("old")
@@ -343,6 +361,63 @@ def test_without_locks_the_process_number_decides(tmp_path, monkeypatch):
     assert listing(tmp_path) == [elsewhere.name, "other"], "of another host nobody here can tell"
 
 
+def test_no_writer_loses_its_folder_to_others_that_sweep(tmp_path):
+    code = """
+        import sys, time
+        from pathlib import Path
+        from lifedeploy.temporary import temporary
+        lost, end = 0, time.time() + 3
+        while time.time() < end:
+            with temporary(Path(sys.argv[1]) / "x", folder=True) as folder:
+                for _ in range(3):
+                    lost += not folder.exists()
+        sys.exit(min(lost, 1))
+        """
+    writers = [another_process(code, tmp_path) for _ in range(8)]
+    assert [writer.wait(timeout=60) for writer in writers] == [0] * 8
+    assert listing(tmp_path) == []
+
+
+def test_what_was_put_aside_comes_back_when_its_successor_does_not(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    code = """
+        import os, sys
+        from pathlib import Path
+        from lifedeploy import writing
+        writing._exchange = lambda one, other: False
+        Path.rename = lambda self, target, rename=Path.rename: (
+            os._exit(9) if (self / "new").exists() and not target.exists() else rename(self, target)
+        )
+        with writing.atomic_folder(Path(sys.argv[1])) as staging:
+            (staging / "new").touch()
+        """
+    assert another_process(code, path).wait(timeout=60) == 9
+    assert not path.exists() and all(map(temporary.is_temporary, listing(tmp_path)))
+    write(tmp_path)
+    assert listing(tmp_path) == ["folder", "other"] and listing(path) == ["old"]
+
+
+def test_a_folder_that_is_in_use_is_not_taken_away(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    code = """
+        import sys
+        from pathlib import Path
+        from lifedeploy.writing import atomic_folder
+        with atomic_folder(Path(sys.argv[1])) as staging:
+            (staging / "new").touch()
+            print("made", flush=True)
+        """
+    with writing.in_use(path, tmp_path / "missing"), writing.in_use(path):
+        writer = another_process(code, path, until="made")
+        time.sleep(0.5)
+        assert writer.poll() is None and listing(path) == ["old"]
+    assert writer.wait(timeout=60) == 0 and listing(path) == ["new"]
+
+
 def test_what_is_temporary_is_told_by_its_name():
     assert temporary.is_temporary(".model.onnx.host-12.0123abcd.lifedeploy-tmp")
     assert not temporary.is_temporary("model.onnx.host-12.0123abcd.lifedeploy-tmp")
@@ -386,6 +461,13 @@ def test_a_full_disk_is_reported_with_the_file_that_could_not_be_written(tmp_pat
         (staging / "model.onnx").write_bytes(bytes(10_000))
     assert caught.value.filename == str(tmp_path / "export"), "nobody said which of its files"
     assert listing(tmp_path) == []
+
+
+def test_a_library_that_does_not_know_of_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(100, 100, 0))
+    with pytest.raises(OSError) as caught, saving(tmp_path / "picture.pdf"):
+        raise AttributeError("'Stream' object has no attribute 'pos'")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "picture.pdf"))
 
 
 def test_what_a_library_raises_when_it_cannot_write_names_the_file(tmp_path):

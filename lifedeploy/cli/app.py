@@ -23,6 +23,7 @@ from lifedeploy.cli.export import export
 from lifedeploy.cli.train import train
 from lifedeploy.cli.visualize import visualize
 from lifedeploy.errors import LifedeployError
+from lifedeploy.files import name_compiler_caches
 from lifedeploy.reading import reason
 
 # How the libraries below us say that memory has run out, each in an error of its own.
@@ -142,6 +143,7 @@ def main() -> None:
     """Run a command; the single error boundary."""
     streams.prepare()
     console.take_over_warnings()
+    name_compiler_caches()
     debug = "--debug" in sys.argv
     with interrupts.as_ctrl_c():
         try:

@@ -99,9 +99,19 @@ def _restore() -> None:
 
 
 def _in_child() -> None:
-    """A forked worker has nothing to clean up, and its parent ends it with a signal."""
-    if threading.current_thread() is threading.main_thread():
+    """A forked worker is ended by a signal too, its parent's or one to the whole group: quietly, and what the libraries
+    in it have made for themselves goes."""
+    global _first
+    if threading.current_thread() is threading.main_thread() and _previous:
         _restore()
+        _first = None
+        for number in _SIGNALS:
+            if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,7 +17,7 @@ from lifedeploy import __version__
 from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.wrapper import ExportModel, plain_attention
-from lifedeploy.files import compact_json, compiler_caches
+from lifedeploy.files import compact_json
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.spec import GRAPHS, ModelSpec
 from lifedeploy.text import quoted
@@ -76,7 +76,6 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
     if options.with_life and spec.schedule.drop_layers and spec.method == "life":
         names.append("life")
     dynamic = None if options.batch_size else ({0: torch.export.Dim("batch")},)
-    compiler_caches()  # its first export looks into them
     try:
         with plain_attention(model), torch.no_grad(), _quiet():
             program = torch.onnx.export(

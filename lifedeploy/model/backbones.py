@@ -12,6 +12,7 @@ from timm.data import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 
 from lifedeploy.errors import UnsupportedModelError, UsageError
+from lifedeploy.files import compiler_caches
 from lifedeploy.machine import memory_gib
 from lifedeploy.reading import reason
 from lifedeploy.spec import PreprocessSpec
@@ -83,6 +84,7 @@ def create(
     refuse_other_families(name, full)
     require_sizes(image_size, num_classes)
     _require_memory(full, name, image_size, options)
+    compiler_caches()  # exporting and training look into them, compiled or not
     try:
         model = timm.create_model(full, pretrained=pretrained, **options)
     except AssertionError as error:

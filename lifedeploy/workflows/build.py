@@ -24,7 +24,7 @@ from lifedeploy.workflows import gate
 from lifedeploy.workflows.find import newest_export, quantized_precision
 from lifedeploy.workflows.members import members_of
 from lifedeploy.workflows.progress import Say, silent
-from lifedeploy.writing import atomic_folder
+from lifedeploy.writing import atomic_folder, in_use
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ def build(
         ArtifactError: no model, or its files are not those of its manifest.
         EngineError, ParityError: the runtime refused, or computes something else.
     """
+    folder = newest_export(request.model, workspace).folder
+    with in_use(folder, *(folder / precision for precision in QUANTIZED)):
+        return _build(request, workspace, say, progress)
+
+
+def _build(request: BuildRequest, workspace: Workspace, say: Say, progress: Progress) -> BuildReport:
     source = newest_export(request.model, workspace)
     asked = request.precision or quantized_precision(request.model)
     cls = registry.resolve(request.engine, to_build=True, precision=asked)

@@ -37,7 +37,7 @@ from lifedeploy.workflows import gate
 from lifedeploy.workflows.find import newest_export
 from lifedeploy.workflows.members import members_of
 from lifedeploy.workflows.progress import Say, silent
-from lifedeploy.writing import atomic_folder, require_folder, saving, scratch_folder
+from lifedeploy.writing import atomic_folder, in_use, require_folder, saving, scratch_folder
 
 _MOST_IMAGES, _MOST_IN_BATCH = 1_000_000_000, 65_536
 REPORT, PLOT, REFERENCE = "report.json", "report.png", "reference.npz"
@@ -109,9 +109,16 @@ def calibrate(
         UsageError, ExportError: nothing of the model would be quantised.
         ParityError: ``max_drop`` cannot be kept.
     """
+    with in_use(newest_export(request.model, workspace).folder):
+        return _calibrate(request, workspace, say, progress)
+
+
+def _calibrate(
+    request: CalibrateRequest, workspace: Workspace, say: Say, progress: Callable[[int, int], None]
+) -> CalibrateReport:
     export = newest_export(request.model, workspace)
     folder = export.folder / request.recipe.precision
-    require_folder(folder)
+    require_folder(folder, replaced=True)
     members = members_of(export)
     for member in members.values():
         registry.verify(member)

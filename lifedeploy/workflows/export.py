@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -148,6 +149,10 @@ def _require_usable(folder: Path) -> None:
     _require_replaceable(folder)
 
 
+# What builds and calibrations left that version 0.1 had begun and somebody ended: ``.openvino-fp32.1a2b3c4d``.
+_HALF_BUILT = re.compile(r"\.([a-z-]+-(fp32|fp16|bf16|int8|fp8)|int8|fp8)(\.old)?\.[a-z0-9_]{8}")
+
+
 def _require_replaceable(folder: Path) -> None:
     """An export takes the place of what was in its folder: that may be nothing, or an export with its engines.
 
@@ -164,7 +169,10 @@ def _require_replaceable(folder: Path) -> None:
     foreign = [
         path.name
         for path in folder.iterdir()
-        if path.name not in ours and not is_temporary(path.name) and not _is_made_of_one(path)
+        if path.name not in ours
+        and not is_temporary(path.name)
+        and not _HALF_BUILT.fullmatch(path.name)
+        and not _is_made_of_one(path)
     ]
     if foreign:
         name = shortened(min(foreign))

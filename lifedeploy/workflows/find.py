@@ -60,6 +60,11 @@ def find(path: Path) -> Target:
     return Target(path, None)
 
 
+def folder_of(path: Path) -> Path:
+    """The folder that holds what ``path`` means."""
+    return path if path.is_dir() else path.parent
+
+
 def newest_export(path: Path | None, workspace: Workspace) -> Artifact:
     """The exported model at ``path``, or the newest in the workspace. What was made of an export stands for it.
 

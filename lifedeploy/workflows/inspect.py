@@ -12,7 +12,8 @@ from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.exporters.inspect import GraphFacts
 from lifedeploy.spec import ModelSpec
-from lifedeploy.workflows.find import find
+from lifedeploy.workflows.find import find, folder_of
+from lifedeploy.writing import in_use
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
     if model is None:
         artifact = workspace.latest_export()
         return _artifact(artifact)
-    target = find(model)
-    if target.artifact is not None:
-        return _artifact(target.artifact)
+    with in_use(folder_of(model)):
+        target = find(model)
+        if target.artifact is not None:
+            return _artifact(target.artifact)
     if target.path.suffix == ".onnx":
         return InspectReport(str(target.path), None, onnx_inspect.facts(onnx_inspect.load(target.path)), None)
     if target.path.suffix == ".safetensors":

@@ -13,7 +13,8 @@ from lifedeploy.exporters import inspect
 from lifedeploy.reading import foreign
 from lifedeploy.spec import METHODS, QUANTIZED, ModelSpec
 from lifedeploy.text import quoted
-from lifedeploy.workflows.find import Target, find
+from lifedeploy.workflows.find import Target, find, folder_of
+from lifedeploy.writing import in_use
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,11 @@ def named(model: Path, *, runtime: str = "onnxruntime") -> Openable:
     text, _, method = str(model).rpartition(":")
     with foreign(quoted(str(model))):  # names that the system does not take
         as_it_stands = not text or model.exists() or not Path(text).exists()
-    if as_it_stands:
-        return openable(find(model), runtime=runtime)
+    with in_use(folder_of(model if as_it_stands else Path(text))):
+        return openable(find(model), runtime=runtime) if as_it_stands else _under(model, text, method, runtime)
+
+
+def _under(model: Path, text: str, method: str, runtime: str) -> Openable:
     if method not in METHODS:
         raise UsageError(f"method {quoted(method)} in {quoted(str(model))} is unknown; there are: {', '.join(METHODS)}")
     target = find(Path(text))

@@ -17,6 +17,7 @@ from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import ArtifactError, WeightsError
 from lifedeploy.evaluation.asking import require_sound
 from lifedeploy.workflows.find import find
+from lifedeploy.writing import in_use
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
         ImageError: a file is no image.
         EngineError: the engine gives NaN or infinity.
     """
+    with in_use(_choose(request.model, workspace).folder):
+        return _predict(request, workspace)
+
+
+def _predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
     artifact = _choose(request.model, workspace)
     spec = artifact.manifest.spec
     if spec.provenance.weights == "random":

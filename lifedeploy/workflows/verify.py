@@ -17,9 +17,10 @@ from lifedeploy.errors import UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.parity import Answer, Parity
 from lifedeploy.spec import ModelSpec
-from lifedeploy.workflows.find import find
+from lifedeploy.workflows.find import find, folder_of
 from lifedeploy.workflows.opened import Openable, openable
 from lifedeploy.workflows.progress import Say, silent
+from lifedeploy.writing import in_use
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
         ArtifactError, WeightsError: one of them is missing or damaged.
         UsageError: they are not forms of the same model.
     """
+    with in_use(folder_of(request.first), folder_of(request.second)):
+        return _verify(request, say)
+
+
+def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
     first, second = (openable(find(path)) for path in (request.first, request.second))
     first, second = _like(first, second), _like(second, first)
     spec = first.spec or second.spec

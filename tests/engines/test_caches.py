@@ -13,6 +13,7 @@ from lifedeploy.calibration.collect import cached
 from lifedeploy.calibration.ranges import TensorStatistics
 from lifedeploy.engines.onnxruntime_gpu import OnnxRuntimeRtx, OnnxRuntimeTensorRT
 from lifedeploy.engines.torch import TorchCompiled
+from lifedeploy.files import compiler_caches
 
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
@@ -86,3 +87,16 @@ def test_damaged_statistics_are_made_anew(cache, damage):
     known, reused = cached(key, made)
     assert not reused and known["tokens"].largest == 2.0
     assert cached(key, made)[1] is True
+
+
+def test_the_place_that_torch_takes_by_itself_is_not_taken(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    shared = tmp_path / "torchinductor_somebody"
+    shared.mkdir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    compiler_caches()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache / "inductor")
+    assert not shared.exists()
+    monkeypatch.setattr("tempfile.tempdir", None)

@@ -33,6 +33,7 @@ ENVIRONMENT = {  # of all children; set before anything is imported, since some 
     "HF_DATASETS_OFFLINE": "1",
     "SOURCE_DATE_EPOCH": "1700000000",
     "CUDA_VISIBLE_DEVICES": "",
+    "ORT_DISABLE_TELEMETRY": "1",  # which lifedeploy sets before it imports ONNX Runtime
     "TERM": "dumb",
 }
 _KEPT_OUTPUT = 4 * 1024**2  # bytes of what a child says that are looked at
