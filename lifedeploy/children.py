@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 
 from lifedeploy.errors import EngineError
 from lifedeploy.text import shortened
@@ -90,6 +92,17 @@ def run(module: str, *arguments: str, given: str = "", more: Mapping[str, str] |
     if done.returncode:
         raise EngineError(shortened((done.stderr.strip().splitlines() or ["no reason given"])[-1]))
     return done.stdout
+
+
+def end_tidily(number: int, frame: FrameType | None = None) -> None:
+    """A handler of signals for forked workers: they end without a word, and what libraries made for them goes."""
+    sys.exit(128 + number)
+
+
+def as_worker(number: int = 0) -> None:
+    """At the start of a worker of PyTorch's (``worker_init_fn``), which otherwise ends on the spot at SIGTERM."""
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, end_tidily)
 
 
 def _absolute(folders: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +142,15 @@ def test_a_child_that_says_something_else_is_not_believed(monkeypatch, tmp_path,
     monkeypatch.setattr(children, "run", lambda *arguments, **options: said)
     with pytest.raises(EngineError, match=r"^the answer of the process that measures the memory of model\.onnx"):
         memory.peak_memory_mib("onnxruntime", tmp_path / "model.onnx", EngineOptions(), 1)
+
+
+def test_a_worker_that_is_ended_cleans_up_behind_itself():
+    child = os.fork()
+    if child == 0:
+        try:
+            children.as_worker()
+            os.kill(os.getpid(), signal.SIGTERM)
+        except SystemExit as ending:  # by which multiprocessing's finalisers run
+            os._exit(7 if ending.code == 128 + signal.SIGTERM else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

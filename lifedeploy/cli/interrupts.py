@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from lifedeploy.children import end_tidily
+
 _SIGNALS = tuple(
     found for name in ("SIGINT", "SIGTERM", "SIGHUP") if (found := getattr(signal, name, None)) is not None
 )
@@ -107,11 +109,7 @@ def _in_child() -> None:
         _first = None
         for number in _SIGNALS:
             if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, _end)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+                signal.signal(number, end_tidily)
 
 
 if hasattr(os, "register_at_fork"):

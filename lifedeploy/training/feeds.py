@@ -18,6 +18,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lifedeploy.children import as_worker
 from lifedeploy.data.images import ImageSet
 from lifedeploy.data.preprocess import normalise, to_pixels
 from lifedeploy.errors import ImageError, TrainingError, UsageError
@@ -194,6 +195,7 @@ def _load(images: Any, order: Any, config: TrainConfig, device: torch.device) ->
         num_workers=workers(config),
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
+        worker_init_fn=as_worker,
     )
     for loaded in _from_workers(loader):
         if isinstance(loaded, str):
