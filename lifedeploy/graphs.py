@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # a heavy library
 
 LIMIT = 2 * 1024**3  # bytes of one file: protobuf has no more
 _STRUCTURE = 64 * 1024**2  # bytes of a file that are no weights: in memory they are up to 50 times as many
-_ENTRIES = 2_000_000  # nodes, weights and descriptions of one graph; nodes after functions are put in their places
+_ENTRIES = 2_000_000  # nodes, weights and descriptions of one graph
+_NODES = 50_000  # after functions are put in their places: runtimes take minutes over more, and hear no signal
 _CUT = 4096  # bytes of a node that may hold a constant worth looking for
 GIB = 1024**3
 NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")  # of a tensor, one by one
@@ -197,6 +198,11 @@ class _Reader:
     def _many(self, nodes: Iterable[onnx.NodeProto]) -> None:
         for node in nodes:
             _ = node.name, node.op_type, node.domain, list(node.input), list(node.output)
+            if node.op_type == "EPContext":  # ONNX Runtime would load what it was compiled to: code, with no manifest
+                raise ArtifactError(
+                    f"{self.path} holds a compiled engine ({quoted(node.op_type)}), which is executable code",
+                    hint="build it of the ONNX file that it was made of",
+                )
             for attribute in node.attribute:
                 _ = attribute.name
                 for tensor in (*([attribute.t] if attribute.HasField("t") else ()), *attribute.tensors):
@@ -288,8 +294,8 @@ class _Reader:
                 busy.discard(key)
             return sizes[key]
 
-        if size(self.model.graph.node) > _ENTRIES:
-            raise ArtifactError(f"{self.path} calls functions so often that it has more than {_ENTRIES:,} nodes")
+        if bodies and size(self.model.graph.node) > _NODES:
+            raise ArtifactError(f"{self.path} calls functions so often that it has more than {_NODES:,} nodes")
 
 
 def _whole(text: str, standard: int) -> int:

@@ -50,7 +50,7 @@ REQUIRED = (
     "kind", "file", "sha256", "spec", "graph", "inputs", "outputs", "macs", "parity", "reference", "checkpoint",
     "siblings", "versions", "created",
 )  # fmt: skip
-_LARGEST_BATCH = 2**29  # pixels of one batch: 6 GiB of FP32
+LARGEST_BATCH = 2**29  # pixels of one batch: 6 GiB of FP32
 _WHAT = "the manifest"
 
 
@@ -194,7 +194,7 @@ class Manifest:
     def _require_consistent(self) -> None:
         height, width = self.spec.image_size
         batch = self.graph.get("batch_size") or 1
-        if batch * height * width > _LARGEST_BATCH:
+        if batch * height * width > LARGEST_BATCH:
             raise ArtifactError(
                 f"{_WHAT} is wrong: batch {batch} of {height}x{width} px is larger than any model takes"
             )

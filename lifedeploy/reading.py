@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 import tomllib
 import zipfile
@@ -27,6 +28,8 @@ if TYPE_CHECKING:  # the command line's help imports this module, and no numpy
 
 T = TypeVar("T")
 Failure = type[LifedeployError]
+_LONGEST_KEY = 1000  # characters of a key with dots in it
+TOML_LIMIT = 64 * 1024  # bytes of settings: Python's reader takes the square of its time over them
 TEXT_LIMIT = 64 * 1024**2  # bytes of JSON, TOML, CSV or plain text: a manifest of 21,000 classes has one
 ARRAYS_LIMIT = 1024**3  # bytes of all arrays of an .npz: recorded answers have megabytes
 
@@ -90,7 +93,7 @@ def read_bytes(path: Path, failure: Failure = ArtifactError, *, limit: int = TEX
     with foreign(str(path), failure), open(path, "rb", opener=_without_waiting) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise failure(f"{path} is larger than the {limit / 1024**2:,.0f} MiB that such a file may have")
+        raise failure(f"{path} is larger than the {limit / 1024:,.0f} KiB that such a file may have")
     return data
 
 
@@ -131,7 +134,9 @@ def read_toml(path: Path, failure: Failure = ArtifactError) -> dict[str, Any]:
     Raises:
         ``failure``: it cannot be read, or is no TOML.
     """
-    text = read_text(path, failure)
+    text = read_text(path, failure, limit=TOML_LIMIT)
+    if max(map(len, re.findall(r"[\w.]*\.[\w.]*", text)), default=0) > _LONGEST_KEY:
+        raise failure(f"{path} cannot be read: a key in it has more than {_LONGEST_KEY} characters")
     with foreign(str(path), failure):
         return tomllib.loads(text.replace("\r\n", "\n"))
 

@@ -21,6 +21,7 @@ _AT_FDCWD = -100
 _EXCHANGE = 2  # RENAME_EXCHANGE, https://man7.org/linux/man-pages/man2/renameat2.2.html
 # What only goes wrong when something is written; Python gives no name with it.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)  # for a pipe's reader, who may never come
 _FULL = 1024**2  # bytes left on a disk that count as none
 
 
@@ -266,8 +267,9 @@ def _copy(staging: Path, path: Path) -> None:
     """Write into what is at ``path``."""
     number = _descriptor(path)
     # Opened once more, a file that is open here would begin at its start, over what has been written.
-    sink = path.open("wb") if number is None else os.fdopen(os.dup(number), "wb")
-    with sink, staging.open("rb") as content:
+    descriptor = os.dup(number) if number is not None else os.open(path, os.O_WRONLY | os.O_TRUNC | _WITHOUT_WAITING)
+    os.set_blocking(descriptor, True)  # once a pipe is open there is somebody to read it
+    with os.fdopen(descriptor, "wb") as sink, staging.open("rb") as content:
         shutil.copyfileobj(content, sink)
 
 

@@ -140,10 +140,16 @@ def test_toml_with_the_marks_of_other_systems(tmp_path):
     path = tmp_path / "x.toml"
     path.write_bytes(b"\xef\xbb\xbfa = 1\r\n[b]\r\nc = 2\r\n")
     assert reading.read_toml(path) == {"a": 1, "b": {"c": 2}}
-    for text in (b"a = ", b"a = 1\na = 2", b"a = " + b"[" * 100_000, b"a = \xff"):
+    for text in (b"a = ", b"a = 1\na = 2", b"a = " + b"[" * 60_000, b"a = \xff"):
         path.write_bytes(text)
         with pytest.raises(ArtifactError, match=r"x\.toml cannot be read: "):
             reading.read_toml(path)
+    path.write_bytes(b".".join([b"a"] * 20_000) + b" = 1")  # over which Python's reader takes the square of its time
+    with pytest.raises(ArtifactError, match="a key in it has more than 1000 characters"):
+        reading.read_toml(path)
+    path.write_bytes(b"[a]\nb = 1\n" * 100_000)
+    with pytest.raises(ArtifactError, match="larger than the 64 KiB"):
+        reading.read_toml(path)
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------

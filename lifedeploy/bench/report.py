@@ -13,6 +13,7 @@ from lifedeploy.bench.measure import Samples
 from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.stats import percentiles
 from lifedeploy.files import write_json
+from lifedeploy.text import printable
 from lifedeploy.writing import atomic_file
 
 SCHEMA = 1
@@ -101,6 +102,7 @@ class BenchReport:
                 plain = [getattr(row, name) for name in names]
                 device, other = row.device_ms or {}, row.trtexec or {}
                 more = (device.get("p50"), other.get("images_per_s"), other.get("share"))
+                plain = [printable(value) if isinstance(value, str) else value for value in plain]
                 writer.writerow([*plain, *row.images_per_s_quartiles, *row.latency_ms.values(), *more])
 
 

@@ -121,15 +121,15 @@ def bench(
             limit=limit,
         )
         report = run(request, Workspace(workspace), say, progress)
-        if csv is not None:
-            report.write_csv(csv)
-        if plot is not None:
-            from lifedeploy.viz.plots import plot_bench
-
-            plot_bench(report, plot)
     for warning in report.warnings:
         console.warn(warning, title="warning")
     console.report(json, report.to_dict, lambda: render_bench.measured(report))
+    if csv is not None:
+        report.write_csv(csv)
+    if plot is not None:
+        from lifedeploy.viz.plots import plot_bench
+
+        plot_bench(report, plot)
     for path in (csv, plot):
         if path is not None:
             console.wrote(path)

@@ -48,6 +48,7 @@ class Console(rich.console.Console):
     @property
     def size(self) -> ConsoleDimensions:
         """Columns and lines, both within what can be filled."""
+        _forget_odd_sizes()  # they may have been set since
         found = super().size
         return ConsoleDimensions(min(max(found.width, 1), _WIDEST), min(max(found.height, 1), _WIDEST))
 

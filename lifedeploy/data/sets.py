@@ -18,6 +18,9 @@ MOST_CLASSES = 1_000_000
 _UNNAMED = 100_000  # classes that are taken to be there if a label says so, whatever the number of images
 
 
+_LONGEST_NAME = 4096  # characters of a class's name: what a model's description may hold
+
+
 class ImageSet(ABC):
     """Labelled images. ``targets[i]`` is the class of image ``i``, an index into ``classes``.
 
@@ -27,6 +30,11 @@ class ImageSet(ABC):
     left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, source: str, classes: Sequence[str], targets: NDArray[np.int64]) -> None:
+        longest = max(map(len, classes), default=0)
+        if longest > _LONGEST_NAME:
+            raise DataError(
+                f"{source} has a class whose name has {longest:,} characters; at most {_LONGEST_NAME:,} are taken"
+            )
         self.source = source
         self.classes = tuple(classes)
         self.targets = targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -11,16 +12,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lifedeploy import graphs
 from lifedeploy.artifact import TensorSpec
+from lifedeploy.bounds import require_sound
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, LayerTime, PrecisionPlan
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
-from lifedeploy.machine import fast_int8
+from lifedeploy.machine import fast_int8, memory_limit
 from lifedeploy.optional import installed, pip_line, require
+from lifedeploy.reading import read_text
 from lifedeploy.spec import GraphForm
+from lifedeploy.text import quoted
 from lifedeploy.writing import saving
 
 _DEVICE = "CPU"
+_LOOP = re.compile(r"\btype=\"(Loop|TensorIterator)\"")
 _WARM_UP = 3  # runs that a profile leaves out
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
@@ -110,8 +116,10 @@ class OpenVino(Engine):
 
     def _compile(self, extra: Mapping[str, Any]) -> Any:
         core = self._ov.Core()
+        self._require_bounded()
         try:
             model = core.read_model(self.path)
+            self._require_memory(model)
             if self.options.taps:
                 model.add_outputs(list(self.options.taps))
             if self.options.batch is not None:
@@ -122,6 +130,33 @@ class OpenVino(Engine):
             return core.compile_model(model, _DEVICE, {**self._config(), **extra})
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {self.path}: {_reason(error)}") from error
+
+    def _require_bounded(self) -> None:
+        """Refuse what OpenVINO might compute for ever: it hears neither a clock nor a signal meanwhile.
+
+        Raises:
+            EngineError: there is a loop in it.
+            ArtifactError: it does not fit into memory, or is damaged.
+        """
+        if self.path.suffix == ".onnx":
+            loops = graphs.has_loops(require_sound(self.path))
+        else:
+            loops = _LOOP.search(read_text(self.path, EngineError)) is not None
+        if loops:
+            raise EngineError(f"{self.path} holds a loop, which OpenVINO is not given: it could not be stopped")
+
+    def _require_memory(self, model: Any) -> None:
+        """Hold what the graph declares against memory, before constants are computed."""
+        for node in model.get_ordered_ops():
+            for port in node.outputs():
+                shape = port.get_partial_shape()
+                sizes = [size.get_length() if size.is_static else 1 for size in shape] if shape.rank.is_static else []
+                made = math.prod(sizes) * max(port.get_element_type().size, 1)
+                if made > memory_limit():
+                    raise EngineError(
+                        f"{self.path}: {quoted(node.get_friendly_name())} declares the shape {quoted(sizes)}, "
+                        f"{made / 1024**3:,.0f} GiB, and this machine has {memory_limit() / 1024**3:,.0f}"
+                    )
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = {

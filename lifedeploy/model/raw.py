@@ -22,12 +22,12 @@ from torch import Tensor
 from lifedeploy.errors import WeightsError
 from lifedeploy.files import is_lfs_pointer
 from lifedeploy.reading import foreign, reason, require_regular
-from lifedeploy.text import shortened
+from lifedeploy.text import quoted, shortened
 from lifedeploy.writing import atomic_file, saving
 
 _CHUNK = 8 * 1024**2
+_GROWTH = 16  # times its size that an archive may unpack to; torch packs nothing, and weights are hard to pack
 _SHOWN = 120  # characters of another library's message
-_DEFLATED = 1100  # bytes that Deflate makes of one at most
 
 # Names of types in safetensors (https://github.com/huggingface/safetensors#format).
 _DTYPES = {
@@ -184,30 +184,45 @@ def _require_honest(path: Path) -> None:
             _require_no_filler(file, size, path)
         return
     with damaged, zipfile.ZipFile(path) as archive:
-        held = 0
+        declared = 0
         for member in archive.infolist():
-            held += member.compress_size
-            stored = member.compress_type == zipfile.ZIP_STORED
-            most = member.compress_size if stored else _DEFLATED * member.compress_size
-            if held > size or member.file_size > most:
-                raise WeightsError(f"{path} declares {member.file_size:,} bytes as {member.filename}, and has {size:,}")
+            declared += member.file_size
+            if declared > _GROWTH * size:
+                raise WeightsError(
+                    f"{path} declares {member.file_size:,} bytes as {member.filename}, and has {size:,} in all: no "
+                    "weights are packed so small"
+                )
             if member.filename.endswith("data.pkl"):
                 with archive.open(member) as file:
                     _require_no_filler(file, member.file_size, path)
 
 
 def _require_no_filler(file: IO[bytes], size: int, path: Path) -> None:
-    """Refuse the one call that torch allows in a pickle and that takes and fills memory of any size: bytearray(n)."""
-    overlap = b""
+    """Refuse the calls that torch allows in a pickle and that take and fill memory of any size: bytearray(n), and
+    encode(bytes, "hex"), which doubles them; encode(text, "latin1") is how Python 2 had bytes."""
+    overlap, encodes, codec = b"", False, b""
     for _ in range(0, size, _CHUNK):
         part = file.read(_CHUNK)
         if b"\nbytearray\n" in overlap + part:
             raise WeightsError(
                 f"{path} holds more than tensors and is not loaded: a bytearray", hint="save a plain state dict"
             )
-        overlap = part[-16:]
+        encodes = encodes or b"_codecs" in overlap + part
+        found = _CODEC.search(overlap + part)
+        codec = found[1] if found is not None else codec
+        if encodes and codec:
+            raise WeightsError(
+                f"{path} holds more than tensors and is not loaded: bytes in the codec {quoted(codec.decode())}",
+                hint="save a plain state dict",
+            )
+        overlap = part[-32:]
 
 
+# Codecs that make bytes of bytes, by their names as texts of a pickle.
+_CODEC = re.compile(
+    rb"(?:X.\0\0\0|\x8c.|V)((?:hex|base.?64|bz2|zlib|zip|quopri|quoted.?printable|uu)(?:.codec)?)",
+    re.IGNORECASE | re.DOTALL,
+)
 # What torch's weights-only reader names when it meets something else than tensors.
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class|function|instantiate|Trying to load unsupported GLOBAL) ([\w.]+)")
 

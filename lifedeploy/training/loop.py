@@ -138,6 +138,8 @@ class Trainer:
                 self._save(None if last else optimizer)
         finally:
             self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            # Else the next stage's would be taken for prepared, and trained without autocast.
+            vars(self.model).pop("_is_accelerate_prepared", None)
             self.accelerator.free_memory()
 
     def _epoch(self, stage: Stage, epoch: int, model: Any, optimizer: Any, rates: CosineLRScheduler) -> None:

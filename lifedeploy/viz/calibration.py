@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lifedeploy.calibration.report import LayerReport, MemberReport
-from lifedeploy.viz.style import check_format, save, tidy, title
+from lifedeploy.viz.style import check_format, load_matplotlib, save, tidy, title
 
 _COLOURS = ("#1b6ca8", "#c2571a", "#4f9d69", "#8c6bb1", "#8c8c8c", "#d4a017")
 _SAME, _CHANGED = "#1b6ca8", "#c2571a"
@@ -21,6 +21,7 @@ def plot_calibration(members: Mapping[str, MemberReport], path: Path, *, precisi
         UsageError: a format that cannot be written.
     """
     check_format(path)
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lifedeploy.bench.choices import Choice
-from lifedeploy.viz.style import colour
+from lifedeploy.viz.style import colour, load_matplotlib
 
 _MARKERS = "osD^vPX<>*hp"  # one per engine and precision
 _WIDE = 6.0  # speeds further apart than this, as a ratio, are drawn on a logarithmic axis
@@ -59,6 +59,7 @@ def _front(choices: Sequence[Choice]) -> list[tuple[float, float]]:
 
 def label(axis: Any, choices: Sequence[Choice]) -> None:
     """Name the points, once the layout is known, where names cover no other, no point and no line."""
+    load_matplotlib()
     from matplotlib.transforms import Bbox
 
     pixels = axis.figure.dpi / 72
@@ -108,6 +109,7 @@ def _sign(value: float) -> int:
 
 def _box(point: Any, across: int, up: int, distance: float, size: Any) -> Any:
     """Where a text of ``size`` is, ``distance`` from ``point`` in one of the directions; in pixels."""
+    load_matplotlib()
     from matplotlib.transforms import Bbox
 
     left = point[0] + across * distance - size.width * (1 - across) / 2

@@ -11,7 +11,7 @@ from typing import Any
 
 from lifedeploy.text import printable
 from lifedeploy.training.log import LogRow
-from lifedeploy.viz.style import check_format, save
+from lifedeploy.viz.style import check_format, load_matplotlib, save
 
 _LARGEST = 1e30
 _TRAIN, _VAL, _RATE = "#6baed6", "#c2571a", "#8c8c8c"
@@ -24,6 +24,7 @@ def draw_curves(rows: Sequence[LogRow], path: Path, *, title: str = "") -> None:
         UsageError: a format that cannot be written.
     """
     check_format(path)
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lifedeploy.evaluation.lives import PatchLives, granted
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import shortened
-from lifedeploy.viz.style import check_format, save
+from lifedeploy.viz.style import check_format, load_matplotlib, save
 
 _COLOURS = "viridis"  # even steps for every eye
 _DARK = 0.15  # brightness of a dropped patch
@@ -28,6 +28,7 @@ def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, n
         UsageError: a format that cannot be written.
     """
     check_format(path)
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -112,6 +113,7 @@ def draw_histogram(life: NDArray[Any], schedule: Schedule, path: Path, *, note: 
         UsageError: a format that cannot be written.
     """
     check_format(path)
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

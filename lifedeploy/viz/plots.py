@@ -9,7 +9,7 @@ from typing import Any
 from lifedeploy.bench.choices import by_setting
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.viz.choices import draw, label, marked
-from lifedeploy.viz.style import as_text, check_format, colour, save, tidy, title
+from lifedeploy.viz.style import as_text, check_format, colour, load_matplotlib, save, tidy, title
 
 
 def plot_bench(report: BenchReport, path: Path) -> None:
@@ -19,6 +19,7 @@ def plot_bench(report: BenchReport, path: Path) -> None:
         UsageError: a format that cannot be written.
     """
     check_format(path)
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

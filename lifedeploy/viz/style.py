@@ -3,6 +3,8 @@ written as a whole, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lifedeploy.errors import UsageError
+from lifedeploy.optional import require
 from lifedeploy.text import printable, shortened
 from lifedeploy.writing import atomic_file, saving
 
@@ -51,12 +54,32 @@ def check_format(path: Path) -> None:
         raise UsageError(f"{path} is no plot file: its ending must be one of {', '.join(FORMATS)}")
 
 
+def load_matplotlib() -> None:
+    """Import matplotlib, before anything of it is: without the settings of the current folder, which it would obey,
+    LaTeX and all, and without the user's, which would make other pictures.
+
+    Raises:
+        EngineUnavailableError: it does not import.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=os.devnull)
+    here = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+    os.chdir(Path(__file__).parent)  # it looks for its settings in the current folder first
+    try:
+        require("matplotlib", extra="cpu")
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
 def save(figure: Any, path: Path, *, dpi: int = 150) -> None:
     """Write a figure, in the format that the file's ending says.
 
     Raises:
         OSError, ArtifactError: it cannot be written.
     """
+    load_matplotlib()
     from matplotlib import rc_context
 
     ending = path.suffix.lower()
@@ -71,13 +94,14 @@ def as_text(figure: Any) -> Iterator[None]:
     Between two dollars in a name there is no mathematics, and a control character in it would be no XML. A letter that
     the font lacks is seen in the picture, as a box: nothing to warn of.
     """
+    load_matplotlib()
     from matplotlib.text import Text
 
     numbers = {id(label) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in _of_ticks(axis)}
     for text in figure.findobj(Text):
         if id(text) not in numbers:  # the powers of ten of an axis are mathematics
             text.set_parse_math(False)
-            text.set_usetex(False)
+        text.set_usetex(False)
         text.set_text("\n".join(map(_line, text.get_text().split("\n"))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

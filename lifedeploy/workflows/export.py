@@ -24,6 +24,7 @@ from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
+from lifedeploy.manifest import LARGEST_BATCH
 from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import build_model, count_cost
 from lifedeploy.model.weights import LoadedModel, ModelRequest, load
@@ -86,6 +87,12 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     say("loading the model")
     loaded = load(request.model, workspace, graph=request.graph.form)
     spec, cost = loaded.spec, count_cost(loaded.model.backbone, loaded.spec.image_size)
+    height, width = spec.image_size
+    if (request.graph.batch_size or 1) * height * width > LARGEST_BATCH:
+        raise UsageError(
+            f"batch {request.graph.batch_size:,} of {height}x{width} px is not allowed; expected at most "
+            f"{LARGEST_BATCH // (height * width):,} images of that size"
+        )
     folder = request.output or workspace.root / _name(spec, request)
     _require_usable(folder)
 

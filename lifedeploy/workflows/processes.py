@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lifedeploy.errors import UsageError
+from lifedeploy.reading import foreign
 from lifedeploy.text import quoted
 
 T = TypeVar("T")
@@ -50,7 +51,15 @@ def here() -> Processes:
         )
     if int(world) == 1:
         return Processes()
+    for name, most in (("RANK", int(world) - 1), ("LOCAL_RANK", int(world) - 1), ("MASTER_PORT", 65_535)):
+        found = os.environ.get(name, "")
+        if not (found.isascii() and found.isdigit() and int(found[:9]) <= most):
+            raise UsageError(
+                f"WORLD_SIZE is {world}, and {name} is {quoted(found)}; expected 0 to {most:,}",
+                hint="accelerate launch sets all of them; for one process, take WORLD_SIZE out of the environment",
+            )
     from accelerate import PartialState
 
-    state = PartialState(cpu=True)  # objects are gathered, not tensors: no need for a GPU each
+    with foreign("the other processes", UsageError):
+        state = PartialState(cpu=True)  # objects are gathered, not tensors: no need for a GPU each
     return Processes(state.process_index, state.num_processes)

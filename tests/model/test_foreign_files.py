@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lifedeploy.artifact import Workspace
-from lifedeploy.errors import LifedeployError, UsageError
+from lifedeploy.errors import LifedeployError, UsageError, WeightsError
 from lifedeploy.model import checkpoint, weights
 from lifedeploy.model.raw import write_tensors
 from lifedeploy.model.weights import ModelRequest
@@ -307,6 +307,22 @@ def test_a_deflated_archive_that_grows_a_thousandfold_is_read_or_refused_by_what
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
     assert checkpoint.read(path).state.keys() == backbone_state().keys()
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as more:
+        more.writestr("plain/data/zeros", bytes(64 * 1024**2))
+    with pytest.raises(WeightsError, match="no weights are packed so small"):
+        checkpoint.read(path)
+
+
+def test_bytes_in_a_codec_that_doubles_them_are_refused(tmp_path):
+    path = tmp_path / "bomb.pt"
+    text = b"X" + (9).to_bytes(4, "little") + b"a" * 9
+    pickled = b"\x80\x02c_codecs\nencode\nq\x00" + text + b"X\x06\0\0\0latin1\x86R"
+    pickled += b"q\x01h\x00h\x01X\x03\0\0\0hex\x86R" * 3 + b"."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+    with pytest.raises(WeightsError, match="bytes in the codec 'hex'"):
+        checkpoint.read(path)
 
 
 @pytest.mark.parametrize("name", ["filler", "zipped filler", "deep", "expanded"])

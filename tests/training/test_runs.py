@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from lifedeploy.artifact import Workspace
 from lifedeploy.errors import ImageError, TrainingError, UsageError
 from lifedeploy.model import backbones, checkpoint
+from lifedeploy.model.vit import SlimViT
 from lifedeploy.training import loop
 from lifedeploy.training.log import read_log
 from lifedeploy.workflows.runs import run_config
@@ -113,6 +114,7 @@ RECIPES = {
         "auto_augment": "rand-m5-n2",
     },
     "single": {"single_stage": True},
+    "bf16": {"precision": "bf16"},
 }
 
 
@@ -233,9 +235,17 @@ def test_averaged_weights_are_what_is_validated_and_kept(settings, workspace):
     assert not torch.equal(weights_of(plain)[key], weights_of(averaged)[key])
 
 
-def test_bf16_runs_where_it_is_asked_for(settings, workspace):
+def test_bf16_runs_where_it_is_asked_for(settings, workspace, monkeypatch):
+    forward, seen = SlimViT.forward, []
+
+    def watched(self, *arguments, **options):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(SlimViT, "forward", watched)
     report = train(TrainRequest(settings(precision="bf16")), workspace)
     assert report.precision == "bf16"
+    assert len(seen) >= 8 and all(seen), "in both stages, in training and in validation"
     assert all(tensor.dtype == torch.float32 for tensor in weights_of(report.folder).values())
 
 
