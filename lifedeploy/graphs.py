@@ -205,6 +205,10 @@ class _Reader:
                 )
             for attribute in node.attribute:
                 _ = attribute.name
+                if attribute.type == attribute.UNDEFINED:  # or of a type that there is not
+                    raise ArtifactError(
+                        f"{self.path}: {quoted(attribute.name)} of {quoted(node.op_type)} is of no type of attribute"
+                    )
                 for tensor in (*([attribute.t] if attribute.HasField("t") else ()), *attribute.tensors):
                     self._tensor(tensor)
                 if attribute.HasField("sparse_tensor"):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import time
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -130,3 +134,18 @@ def test_other_formats_are_refused(name):
     with pytest.raises(UsageError, match="is no plot file: its ending must be one of") as refused:
         check_format(Path(name))
     assert isinstance(refused.value, LifedeployError) and refused.value.message.isprintable()
+
+
+def test_the_settings_of_the_current_folder_are_not_obeyed(tmp_path):
+    (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: True\nsavefig.pad_inches: 3\n")
+    code = """
+        import os
+        from lifedeploy.viz import style
+        style.load_matplotlib()
+        import matplotlib
+        assert not matplotlib.rcParams["text.usetex"] and matplotlib.rcParams["savefig.pad_inches"] < 1
+        print(os.getcwd())
+        """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "odd"})
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path)), done.stderr

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lifedeploy import bounds, graphs
 from lifedeploy.bounds import require_sound
-from lifedeploy.engines import onnxruntime
+from lifedeploy.engines import onnxruntime, registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, EngineError, LifedeployError
@@ -417,3 +417,51 @@ def test_a_folder_that_is_no_utf8_is_opened(tmp_path):
         images = {"images": np.zeros((1, 3, 2, 2), np.float32)}
         assert engine.run(images)["logits"].shape == (1, 5)
         assert engine.profile(images, runs=2)
+
+
+def test_an_engine_in_a_graph_is_not_loaded(tmp_path):
+    node = helper.make_node(
+        "EPContext", ["images"], ["extra"], domain="com.microsoft", embed_mode=1, ep_cache_context="x"
+    )
+    path = saved(tmp_path, classifier(node))
+    with pytest.raises(ArtifactError, match=r"holds a compiled engine \('EPContext'\), which is executable code"):
+        inspect.load(path)
+
+
+def test_an_attribute_of_no_type_is_refused(tmp_path):
+    model = classifier()
+    node = helper.make_node("Identity", ["images"], ["unused"])
+    node.attribute.append(onnx.AttributeProto(name="odd", i=1))
+    model.graph.node.insert(0, node)
+    with pytest.raises(ArtifactError, match="'odd' of 'Identity' is of no type of attribute"):
+        inspect.load(saved(tmp_path, model))
+
+
+def test_functions_that_call_each_other_twice_are_counted(tmp_path):
+    functions = []
+    for level in range(18):
+        inner = ("Neg", "") if level == 17 else (f"f{level + 1}", "local")
+        nodes = [
+            helper.make_node(inner[0], ["x"], ["y"], domain=inner[1]),
+            helper.make_node(inner[0], ["y"], ["z"], domain=inner[1]),
+        ]
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
+        functions.append(helper.make_function("local", f"f{level}", ["x"], ["z"], nodes, opsets))
+    model = classifier(helper.make_node("f0", ["products"], ["extra"], domain="local"), functions=functions)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    with pytest.raises(ArtifactError, match="calls functions so often that it has more than 50,000 nodes"):
+        inspect.load(saved(tmp_path, model))
+
+
+def test_openvino_is_given_no_loop(tmp_path):
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["sum"], ["out"])],
+        "body",
+        [value("step", [], INT64), value("go", [], TensorProto.BOOL), value("sum", [])],
+        [value("on", [], TensorProto.BOOL), value("out", [])],
+    )
+    start = helper.make_tensor("start", FLOAT, [], [0.0])
+    loop = helper.make_node("Loop", ["rounds", "", "start"], ["extra"], body=body)
+    path = saved(tmp_path, classifier(loop, weights=(start, number("rounds", 3))))
+    with pytest.raises(EngineError, match="holds a loop, which OpenVINO is not given"):
+        registry.get("openvino")(path).open()

@@ -113,7 +113,10 @@ def _types(model: onnx.ModelProto, place: Place) -> str:
         model.graph.input[0].type.sequence_type.elem_type.tensor_type.elem_type = 1
     else:
         attributes = [attribute for node in model.graph.node for attribute in node.attribute]
-        place.rng.choice(attributes).type = max(number, 0) % 15
+        attribute = place.rng.choice(attributes)
+        number = max(number, 0) % 15
+        number = number if number != attribute.type else (number + 1) % 15
+        attribute.type = number
     return f"{part} of type {number}"
 
 
