@@ -93,7 +93,8 @@ def read_bytes(path: Path, failure: Failure = ArtifactError, *, limit: int = TEX
     with foreign(str(path), failure), open(path, "rb", opener=_without_waiting) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise failure(f"{path} is larger than the {limit / 1024:,.0f} KiB that such a file may have")
+        most = f"{limit / 1024**2:,.0f} MiB" if limit >= 1024**2 else f"{limit / 1024:,.0f} KiB"
+        raise failure(f"{path} is larger than the {most} that such a file may have")
     return data
 
 
