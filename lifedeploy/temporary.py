@@ -27,6 +27,7 @@ _NAME = re.compile(
     rf"\.(?P<name>.*)\.(?P<host>[\w-]*)-(?P<pid>\d+)\.[0-9a-f]{{8}}(?P<ending>{re.escape(_ENDING)}|{re.escape(_ASIDE)})",
     re.DOTALL,
 )
+_LONGEST = 120  # bytes of a name that are kept in ours, which may have 255
 _held: set[int] = set()  # descriptors of locks of this process
 
 
@@ -77,7 +78,10 @@ def sweep(folder: Path) -> None:
                 with _abandoned(path) as abandoned:  # held until it is gone, so that no new owner takes it over
                     found = _NAME.fullmatch(path.name)
                     if abandoned and found is not None and found["ending"] == _ASIDE:
-                        _put_back_or_remove(path, folder / found["name"])
+                        if (
+                            len(os.fsencode(found["name"])) < _LONGEST - 3
+                        ):  # else it may be cut: whoever knows it decides
+                            _put_back_or_remove(path, folder / found["name"])
                     elif abandoned:
                         remove(path)
 
@@ -189,8 +193,8 @@ def _owned(path: Path, ending: str) -> str:
 
 
 def _cut(name: str) -> str:
-    """As much of a name as leaves room for ours in the 255 bytes that a name may have."""
-    return os.fsencode(name)[:120].decode("utf-8", "ignore")
+    """As much of a name as leaves room for ours."""
+    return os.fsencode(name)[:_LONGEST].decode("utf-8", "ignore")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lifedeploy import files, temporary, writing
+from lifedeploy import caches, files, temporary, writing
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.writing import atomic_file, atomic_folder, saving, scratch_folder, sole_writer
 
@@ -516,14 +516,14 @@ def test_caches_are_for_nobody_else_whatever_the_umask(tmp_path, monkeypatch):
     (tmp_path / "lifedeploy").mkdir(mode=0o777)
     before = os.umask(0)
     try:
-        folder = files.private_cache("kernels")
+        folder = caches.private_cache("kernels")
     finally:
         os.umask(before)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "lifedeploy").stat().st_mode) == 0o700
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(ArtifactError, match="belongs to another user"):
-        files.private_cache("kernels")
+        caches.private_cache("kernels")
 
 
 def test_the_time_can_be_set_for_builds_that_are_to_be_equal(monkeypatch):
@@ -532,3 +532,16 @@ def test_the_time_can_be_set_for_builds_that_are_to_be_equal(monkeypatch):
     for nonsense in ("", "soon", "²", "9" * 30):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", nonsense)
         assert files.now()[:2] == "20" and files.now() != "2023-11-14T22:13:20+00:00"
+
+
+def test_nobody_waits_for_a_run_of_training_to_read_what_is_in_it(tmp_path):
+    code = """
+        import sys
+        from pathlib import Path
+        from lifedeploy.workflows.find import unchanged
+        with unchanged(Path(sys.argv[1])):
+            print("read", flush=True)
+        """
+    (tmp_path / "last.safetensors").touch()
+    with sole_writer(tmp_path):
+        assert another_process(code, tmp_path / "last.safetensors", until="read").wait(timeout=60) == 0

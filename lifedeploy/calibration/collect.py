@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lifedeploy.caches import private_cache
 from lifedeploy.calibration.feed import Feed
 from lifedeploy.calibration.ranges import Counted, TensorStatistics
 from lifedeploy.engines.base import EngineOptions
@@ -18,7 +19,6 @@ from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError
 from lifedeploy.exporters.inspect import load
-from lifedeploy.files import private_cache
 from lifedeploy.reading import decode_json, read_json
 from lifedeploy.writing import atomic_file, saving
 

@@ -14,6 +14,7 @@ import typer
 
 from lifedeploy import __version__
 from lifedeploy.artifact import WORKSPACE, Workspace
+from lifedeploy.caches import name_compiler_caches
 from lifedeploy.cli import console, interrupts, options, streams
 from lifedeploy.cli.bench import bench
 from lifedeploy.cli.build import build_engine
@@ -23,7 +24,6 @@ from lifedeploy.cli.export import export
 from lifedeploy.cli.train import train
 from lifedeploy.cli.visualize import visualize
 from lifedeploy.errors import LifedeployError
-from lifedeploy.files import name_compiler_caches
 from lifedeploy.reading import reason
 
 # How the libraries below us say that memory has run out, each in an error of its own.

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import TensorSpec
+from lifedeploy.caches import private_cache
 from lifedeploy.engines import attention_kernels, cuda
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime, PrecisionPlan
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session, require_askable
 from lifedeploy.errors import EngineError, EngineInputError
-from lifedeploy.files import private_cache
 from lifedeploy.graphs import dtype_name
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.reading import reason

@@ -105,6 +105,7 @@ class OpenVino(Engine):
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ov = require("openvino", extra=self.extra)
+        self._require_bounded()
         self._compiled = self._compile({})
         # A request holds one inference's inputs and outputs. `run` borrows one for itself, or makes one more.
         self._idle: deque[Any] = deque([self._compiled.create_infer_request()])
@@ -116,7 +117,6 @@ class OpenVino(Engine):
 
     def _compile(self, extra: Mapping[str, Any]) -> Any:
         core = self._ov.Core()
-        self._require_bounded()
         try:
             model = core.read_model(self.path)
             self._require_memory(model)
@@ -147,15 +147,16 @@ class OpenVino(Engine):
 
     def _require_memory(self, model: Any) -> None:
         """Hold what the graph declares against memory, before constants are computed."""
+        limit = memory_limit()
         for node in model.get_ordered_ops():
             for port in node.outputs():
                 shape = port.get_partial_shape()
                 sizes = [size.get_length() if size.is_static else 1 for size in shape] if shape.rank.is_static else []
                 made = math.prod(sizes) * max(port.get_element_type().size, 1)
-                if made > memory_limit():
+                if made > limit:
                     raise EngineError(
                         f"{self.path}: {quoted(node.get_friendly_name())} declares the shape {quoted(sizes)}, "
-                        f"{made / 1024**3:,.0f} GiB, and this machine has {memory_limit() / 1024**3:,.0f}"
+                        f"{made / 1024**3:,.0f} GiB, and this machine has {limit / 1024**3:,.0f}"
                     )
 
     def _config(self) -> dict[str, Any]:

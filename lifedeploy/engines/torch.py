@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lifedeploy.artifact import TensorSpec
+from lifedeploy.caches import compiler_caches
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
 from lifedeploy.errors import EngineError
-from lifedeploy.files import compiler_caches
 from lifedeploy.optional import require
 from lifedeploy.spec import ORDER_NAME, SCORES_NAME
 from lifedeploy.writing import saving

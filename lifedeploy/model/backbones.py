@@ -11,8 +11,8 @@ import torch
 from timm.data import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 
+from lifedeploy.caches import compiler_caches
 from lifedeploy.errors import UnsupportedModelError, UsageError
-from lifedeploy.files import compiler_caches
 from lifedeploy.machine import memory_gib
 from lifedeploy.reading import reason
 from lifedeploy.spec import PreprocessSpec

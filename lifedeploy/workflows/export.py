@@ -152,7 +152,7 @@ def _require_usable(folder: Path) -> None:
     Raises:
         UsageError: nothing can be written there, or what is there would be lost.
     """
-    require_folder(folder)
+    require_folder(folder, replaced=True)
     _require_replaceable(folder)
 
 

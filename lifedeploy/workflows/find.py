@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.artifact import Artifact
 from lifedeploy.errors import ArtifactError
 from lifedeploy.reading import foreign, read_bytes
-from lifedeploy.spec import QUANTIZED
 from lifedeploy.text import quoted
+from lifedeploy.writing import in_use
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,15 @@ def find(path: Path) -> Target:
     return Target(path, None)
 
 
-def folder_of(path: Path) -> Path:
-    """The folder that holds what ``path`` means."""
-    return path if path.is_dir() else path.parent
+@contextmanager
+def unchanged(*paths: Path) -> Iterator[None]:
+    """Keep the artifacts at ``paths`` from being replaced while they are read, which takes several steps.
+
+    Runs of training are written file by file, never replaced, and held by whoever trains: nobody waits for them.
+    """
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    with in_use(*(folder for folder in folders if (folder / "model.json").is_file())):
+        yield
 
 
 def newest_export(path: Path | None, workspace: Workspace) -> Artifact:

@@ -12,8 +12,7 @@ from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.exporters.inspect import GraphFacts
 from lifedeploy.spec import ModelSpec
-from lifedeploy.workflows.find import find, folder_of
-from lifedeploy.writing import in_use
+from lifedeploy.workflows.find import find, unchanged
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
     if model is None:
         artifact = workspace.latest_export()
         return _artifact(artifact)
-    with in_use(folder_of(model)):
+    with unchanged(model):
         target = find(model)
         if target.artifact is not None:
             return _artifact(target.artifact)

@@ -13,8 +13,7 @@ from lifedeploy.exporters import inspect
 from lifedeploy.reading import foreign
 from lifedeploy.spec import METHODS, QUANTIZED, ModelSpec
 from lifedeploy.text import quoted
-from lifedeploy.workflows.find import Target, find, folder_of
-from lifedeploy.writing import in_use
+from lifedeploy.workflows.find import Target, find, unchanged
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def named(model: Path, *, runtime: str = "onnxruntime") -> Openable:
     text, _, method = str(model).rpartition(":")
     with foreign(quoted(str(model))):  # names that the system does not take
         as_it_stands = not text or model.exists() or not Path(text).exists()
-    with in_use(folder_of(model if as_it_stands else Path(text))):
+    with unchanged(model if as_it_stands else Path(text)):
         return openable(find(model), runtime=runtime) if as_it_stands else _under(model, text, method, runtime)
 
 

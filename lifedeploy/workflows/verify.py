@@ -17,10 +17,9 @@ from lifedeploy.errors import UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.parity import Answer, Parity
 from lifedeploy.spec import ModelSpec
-from lifedeploy.workflows.find import find, folder_of
+from lifedeploy.workflows.find import find, unchanged
 from lifedeploy.workflows.opened import Openable, openable
 from lifedeploy.workflows.progress import Say, silent
-from lifedeploy.writing import in_use
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
         ArtifactError, WeightsError: one of them is missing or damaged.
         UsageError: they are not forms of the same model.
     """
-    with in_use(folder_of(request.first), folder_of(request.second)):
+    with unchanged(request.first, request.second):
         return _verify(request, say)
 
 

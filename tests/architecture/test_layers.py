@@ -23,6 +23,7 @@ FOUNDATION = {
     "schedule",
     "spec",
     "files",
+    "caches",
     "artifact",
     "manifest",
     "records",

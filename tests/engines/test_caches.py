@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lifedeploy.caches import compiler_caches
 from lifedeploy.calibration.collect import cached
 from lifedeploy.calibration.ranges import TensorStatistics
 from lifedeploy.engines.onnxruntime_gpu import OnnxRuntimeRtx, OnnxRuntimeTensorRT
 from lifedeploy.engines.torch import TorchCompiled
-from lifedeploy.files import compiler_caches
 
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 

@@ -6,13 +6,14 @@ import re
 from typing import Any, ClassVar
 
 from lifedeploy.artifact import EngineRecord, TensorSpec
+from lifedeploy.caches import private_cache
 from lifedeploy.engines import cuda
 from lifedeploy.engines.base import BuildJob, Built, option_name
 from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
 from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, named
 from lifedeploy.engines.tensorrt.loading import require_valid
 from lifedeploy.errors import EngineError, EngineUnavailableError
-from lifedeploy.files import private_cache, sha256
+from lifedeploy.files import sha256
 from lifedeploy.writing import atomic_file
 
 
