@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lifedeploy.artifact import Artifact
+from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ArtifactError
 from lifedeploy.reading import foreign, read_bytes
+from lifedeploy.spec import QUANTIZED
 from lifedeploy.text import quoted
 from lifedeploy.writing import in_use
 
