@@ -169,16 +169,18 @@ class Workspace:
             newest[path.parent] = max(newest[path.parent], time)
         return sorted(found, key=lambda path: (newest[path.parent], path.stem == "best", written[path]), reverse=True)
 
-    def latest_export(self) -> Artifact:
-        """The export that was written last.
+    def latest_export(self, method: str = "") -> Artifact:
+        """The export that was written last; of a method, if one is named.
 
         Raises:
             ArtifactError: there is none.
         """
-        found = self.exports()
+        found = [export for export in self.exports() if method in ("", export.method)]
         if not found:
+            of, more = (f" of {method}", f" --method {method}") if method else ("", "")
             raise ArtifactError(
-                f"no exported model in {self.root}/", hint="run: lifedeploy export --backbone deit_s --rho 0.7"
+                f"no exported model{of} in {self.root}/",
+                hint=f"run: lifedeploy export --backbone deit_s{more} --rho 0.7",
             )
         return found[0]
 

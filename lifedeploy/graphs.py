@@ -7,14 +7,14 @@ over, or loop for ever. What can be told without running it is told here, in one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lifedeploy.errors import ArtifactError
 from lifedeploy.machine import memory_limit
-from lifedeploy.reading import foreign, require_regular
+from lifedeploy.reading import Failure, foreign, require_regular
 from lifedeploy.text import quoted
 
 if TYPE_CHECKING:  # a heavy library
@@ -91,6 +91,27 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def is_outside(tensor: onnx.TensorProto) -> bool:
     """Whether a constant lies in another file."""
     return bool(tensor.data_location == tensor.EXTERNAL)
+
+
+def with_outputs(path: Path, model: onnx.ModelProto, names: Sequence[str], failure: Failure = ArtifactError) -> bytes:
+    """A model that was read from ``path``, inner tensors as further outputs; weights in other files are taken in.
+
+    Raises:
+        ``failure``: there is no such tensor, or the weights cannot be read.
+    """
+    import onnx
+
+    made = {name for node in model.graph.node for name in node.output}
+    typed = {value.name: value for value in model.graph.value_info}
+    for name in names:
+        if name not in made:
+            raise failure(f"{path} has no tensor {name}")
+        if name not in {output.name for output in model.graph.output}:
+            model.graph.output.append(typed.get(name) or onnx.ValueInfoProto(name=name))
+    with foreign(str(path), failure):
+        if any(is_outside(tensor) for tensor in tensors_of(model)):
+            onnx.load_external_data_for_model(model, str(path.parent))
+        return bytes(model.SerializeToString())
 
 
 def dtype_name(kind: int) -> str:

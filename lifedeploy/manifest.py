@@ -14,8 +14,10 @@ from typing import Annotated, Any, cast
 
 from msgspec import Meta
 
+from lifedeploy import methods
 from lifedeploy.errors import ArtifactError
 from lifedeploy.files import now, write_json
+from lifedeploy.kept import EARLIER_NAME, KeptTokens
 from lifedeploy.reading import decode_json, read_bytes
 from lifedeploy.records import (
     COMPLETE,
@@ -36,7 +38,7 @@ from lifedeploy.typed import (
     FileName,
     Kind,
     MaybeDigest,
-    Method,
+    MethodName,
     Name,
     Precision,
     Size,
@@ -114,7 +116,7 @@ class Manifest:
     parity: ParityRecord | None = None
     reference: Text = ""  # file with PyTorch's own answers, relative to the manifest's folder
     checkpoint: Text = ""
-    siblings: dict[Method, FileName] = field(default_factory=dict)  # method → manifest, same folder
+    siblings: dict[MethodName, FileName] = field(default_factory=dict)  # method → manifest, same folder
     engine: EngineRecord | None = None
     quantization: QuantizationRecord = field(default_factory=QuantizationRecord)  # how it was calibrated, at what cost
     versions: dict[Name, Text] = field(default_factory=dict)
@@ -204,6 +206,9 @@ class Manifest:
         for tensor in self.outputs[:1]:
             if self.spec.num_classes and tensor.shape[1:] != (self.spec.num_classes,):
                 raise ArtifactError(f"{_WHAT} is wrong: {tensor} is no output for {self.spec.num_classes} classes")
+        strange = [layer for layer in self.graph.get("kept", ()) if layer not in self.spec.schedule.drop_layers]
+        if strange:
+            raise ArtifactError(f"{_WHAT} is wrong at $.graph.kept: {strange[0]} is none of its drop layers")
         own = self.engine.files.get(self.file, self.sha256) if self.engine else self.sha256
         if own != self.sha256:
             raise ArtifactError(f"{_WHAT} is wrong: engine.files has another SHA-256 of {self.file} than sha256")
@@ -232,6 +237,22 @@ class Manifest:
         layers = len(self.macs["per_layer"])
         if layers != self.spec.schedule.depth:
             raise ArtifactError(f"{what}: {_WHAT} is wrong: MACs of {layers} of {self.spec.schedule.depth} layers")
+
+    @property
+    def kept(self) -> KeptTokens:
+        """Where its graph, and every engine of it, says which tokens it kept."""
+        schedule = self.spec.schedule
+        if "kept" in self.graph:
+            return KeptTokens.of(schedule, self.graph["kept"])
+        # Written before there were other methods: it ranks once, and says so under another name.
+        if methods.role_of(self.spec.method) != methods.SLIMMED or not schedule.prunes:
+            return KeptTokens.of(schedule, ())
+        return replace(KeptTokens.of(schedule, (schedule.base_layer,)), names={schedule.base_layer: EARLIER_NAME})
+
+    @property
+    def predicts_lives(self) -> bool:
+        """Whether its graph, and every engine of it, can be asked for the scores that lives are made of."""
+        return self.graph.get("scores", bool(self.kept) and "kept" not in self.graph)
 
     @property
     def quantized_products(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from lifedeploy.typed import (
     Digest,
     FileName,
     Graph,
+    Layer,
     Name,
     Number,
     Positive,
@@ -40,6 +41,8 @@ class GraphRecord(TypedDict, total=False):
     with_preprocess: bool  # it takes uint8 pixels and normalises them itself
     opset: Count
     operators: dict[Name, Count]
+    kept: Annotated[Sequence[Layer], Meta(max_length=1000)]  # layers after which it names its kept tokens: kept_LAYER
+    scores: bool  # whether it names the scores of all patches, which lives are made of: life_scores
 
 
 class MacsRecord(TypedDict, total=False):
@@ -48,8 +51,10 @@ class MacsRecord(TypedDict, total=False):
     total: Count
     dense: Count
     per_layer: Annotated[Sequence[Count], Meta(max_length=1000)]
+    attention_tokens: Annotated[Sequence[Count], Meta(max_length=1000)]  # patch tokens in the attention of each layer
+    mlp_tokens: Annotated[Sequence[Count], Meta(max_length=1000)]  # and in its MLP
     embed: Count
-    predictor: Count
+    predictor: Count  # of the method's own: scoring, fusing, merging
     head: Count
     speedup_bound: Positive
 
@@ -85,7 +90,7 @@ class FormRecord(TypedDict):
 
     precision: Precision
     attention: Attention
-    with_order: bool
+    with_order: bool  # kept tokens as further outputs
 
 
 class ReachRecord(TypedDict):

@@ -21,9 +21,9 @@ PAPER_DEPTH = 12
 PAPER_DROP_LAYERS = (4, 7, 10)
 
 
-def default_drop_layers(depth: int) -> tuple[int, ...]:
-    """The paper's drop layers, 4, 7 and 10 of 12, at the same relative depth of another backbone."""
-    layers = [round(layer * depth / PAPER_DEPTH) for layer in PAPER_DROP_LAYERS]
+def default_drop_layers(depth: int, of_twelve: Sequence[int] = PAPER_DROP_LAYERS) -> tuple[int, ...]:
+    """Drop layers of a backbone of twelve layers (the paper's: 4, 7 and 10), at the same relative depth of another."""
+    layers = [round(layer * depth / PAPER_DEPTH) for layer in of_twelve]
     return tuple(sorted({layer for layer in layers if 1 <= layer < depth}))
 
 
@@ -62,13 +62,14 @@ class Schedule:
     def from_keep_rate(
         cls, patches: int, depth: int, keep_rate: float, drop_layers: Sequence[int] | None = None
     ) -> Schedule:
-        """Keep ``round(patches * keep_rate**k)`` tokens after the k-th drop layer (METHOD: n_k = round(N ρ^k)).
+        """Keep ``round(patches * keep_rate**k)`` tokens after the k-th drop layer.
+
+        The LifeViT paper (section III-D) has n_{k+1} = ρ n_k; rounded once, from N, so that no roundings add up.
 
         Raises:
             ScheduleError: the keep rate is outside (0, 1], leaves no token, or the drop layers cannot be.
         """
-        if not (math.isfinite(keep_rate) and 0 < keep_rate <= 1):
-            raise ScheduleError(f"keep rate {keep_rate:g} is out of range: it must be in (0, 1]")
+        require_keep_rate(keep_rate)
         layers = default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
         _check_drop_layers(layers, depth)
         counts = [round(patches * keep_rate**k) for k in range(1, len(layers) + 1)]
@@ -160,6 +161,16 @@ class Schedule:
         return sum(count * value(layer) for layer, count in weights) / self.patches
 
 
+def require_keep_rate(keep_rate: float) -> None:
+    """Make sure that a keep rate is one.
+
+    Raises:
+        ScheduleError: it is outside (0, 1].
+    """
+    if not (math.isfinite(keep_rate) and 0 < keep_rate <= 1):
+        raise ScheduleError(f"keep rate {keep_rate:g} is out of range: it must be in (0, 1]")
+
+
 def _spread(patches: int, depth: int, counts: Sequence[int], layers: Sequence[int]) -> tuple[int, ...]:
     """Counts after drop layers → tokens in every layer."""
     after = dict(zip(layers, counts, strict=True))
@@ -182,43 +193,3 @@ def _check_drop_layers(layers: Sequence[int], depth: int) -> None:
 
 def _join(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Multiply-accumulates (MACs) of one image, per place; together with a schedule they give exact totals.
-
-    Counted: patch embedding, qkv, QKᵀ, AV, proj, MLP, head, and the life predictor. Normalisation, softmax and
-    activations are not MACs and not counted.
-    """
-
-    embed: int  # the whole image
-    linear: tuple[int, ...]  # per token, in layer t
-    attention: tuple[int, ...]  # per pair of tokens, in layer t: QKᵀ and AV
-    head: int
-    prefix: int  # tokens that are never dropped
-    predictor_base: int = 0  # per image: W x̄_cls
-    predictor_patch: int = 0  # per patch: its inner product with W x̄_cls
-
-    def layer(self, layer: int, patches: int) -> int:
-        """MACs of one layer with ``patches`` patch tokens in it."""
-        tokens = self.prefix + patches
-        return self.linear[layer - 1] * tokens + self.attention[layer - 1] * tokens * tokens
-
-    def per_layer(self, schedule: Schedule) -> tuple[int, ...]:
-        """MACs of every layer under ``schedule``."""
-        return tuple(self.layer(layer, schedule.tokens[layer - 1]) for layer in range(1, schedule.depth + 1))
-
-    def predictor(self, schedule: Schedule) -> int:
-        """MACs of predicting all lives, once."""
-        return self.predictor_base + self.predictor_patch * schedule.patches
-
-    def total(self, schedule: Schedule, *, predictor: bool = False) -> int:
-        """MACs of one image under ``schedule``, with the life predictor if it runs."""
-        scoring = self.predictor(schedule) if predictor else 0
-        return self.embed + sum(self.per_layer(schedule)) + scoring + self.head
-
-    def speedup_bound(self, schedule: Schedule, *, predictor: bool = False) -> float:
-        """The speed-up over the dense model that the MACs alone would allow."""
-        dense = Schedule.dense(schedule.patches, schedule.depth)
-        return self.total(dense) / self.total(schedule, predictor=predictor)

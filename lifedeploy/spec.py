@@ -6,18 +6,18 @@ Everything here turns into JSON and back, and nothing here needs a framework.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from msgspec import Meta
 
+from lifedeploy import methods
 from lifedeploy.errors import ArtifactError
 from lifedeploy.reading import decode_json
-from lifedeploy.schedule import Schedule
+from lifedeploy.schedule import Schedule, default_drop_layers
 from lifedeploy.typed import (
     ATTENTIONS,
     GRAPHS,
-    METHODS,
     PRECISIONS,
     QUANTIZED,
     Attention,
@@ -26,9 +26,9 @@ from lifedeploy.typed import (
     Interpolation,
     Label,
     MaybeDigest,
-    Method,
+    MethodName,
     Name,
-    Positive,
+    Number,
     Precision,
     Predictor,
     Side,
@@ -41,8 +41,7 @@ from lifedeploy.typed import (
 __all__ = [
     "ATTENTIONS",
     "GRAPHS",
-    "METHODS",
-    "ORDER_NAME",
+    "LIVES_NAME",
     "PRECISIONS",
     "QUANTIZED",
     "SCORES_NAME",
@@ -56,8 +55,9 @@ __all__ = [
 
 STANDARD_ATTENTIONS = ("products", "operator")
 
-# Inner tensors that every form of a life model can be asked for, under these names.
-ORDER_NAME = "life_order"  # (B, n_{t_base+1}), original patch numbers, longest life first
+# Lives: (B, N), in layers, an output of graphs that were exported with it.
+LIVES_NAME = "life"
+# An inner tensor that every form of a model that predicts lives can be asked for, beside those of :mod:`.kept`.
 SCORES_NAME = "life_scores"  # (B, N), the score of every patch in original order; lives are its standardised form
 
 
@@ -67,7 +67,7 @@ class GraphForm:
 
     precision: Precision = "fp32"  # of the tensors in it; inputs and outputs are FP32 in any case
     attention: Attention = "products"
-    with_order: bool = False  # the ranking of the tokens as a further output
+    with_order: bool = False  # which tokens it kept as further outputs
 
     @property
     def as_exported(self) -> bool:
@@ -95,8 +95,9 @@ class PreprocessSpec:
 class Provenance:
     """Where weights came from.
 
-    ``weights`` is ``random``, ``pretrained`` (timm's), ``trained`` (by lifedeploy) or ``file``; ``predictor`` is
-    ``identity`` (its starting point, never trained) or ``trained``.
+    ``weights`` is ``random``, ``pretrained`` (timm's), ``trained`` (by lifedeploy) or ``file``; ``predictor``, the
+    method's own parameters, is ``identity`` (its starting point, never trained), ``trained``, or ``none`` of a method
+    that slims without.
     """
 
     weights: Weights
@@ -112,19 +113,32 @@ class ModelSpec:
 
     backbone: Name  # as given: a short name or a timm name
     timm_name: Name
-    method: Method
+    method: MethodName
     schedule: Schedule
     preprocess: PreprocessSpec
     num_classes: Classes
     prefix_tokens: Annotated[int, Meta(ge=0, le=1024)]
     provenance: Provenance
-    temperature: Positive = 1.5  # U of eq. 7, used in training only
     classes: tuple[Label, ...] = field(default=(), repr=False)
+    options: dict[Name, bool | int | Number | Text] = field(default_factory=dict)  # of the method, all of them
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.preprocess.image_size
+
+    def under(self, method: str) -> ModelSpec:
+        """The same weights under another method, whose options are those that it has beside this one.
+
+        Raises:
+            UsageError: there is no such method, or it does not protect all prefix tokens.
+        """
+        if method == self.method:
+            return self
+        other = methods.get(method)
+        other.require_prefix(self.prefix_tokens, self.backbone)
+        beside = methods.get(self.method).options_beside(other) if other.role == methods.BOUND else {}
+        return replace(self, method=method, options=other.plain_options(beside))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -144,6 +158,7 @@ class ModelSpec:
         if isinstance(data, Mapping):
             for name, kind in (("preprocess", PreprocessSpec), ("provenance", Provenance)):
                 only(data.get(name), [item.name for item in fields(kind)], f"{what} ({name})")
+            data = _brought_up(data)
         spec = described(data, cls, what)
         spec.require_consistent(what)
         return spec
@@ -174,27 +189,37 @@ class ModelSpec:
             raise ArtifactError(f"{what} is wrong: {self.schedule.patches} patches of an image of {height}x{width} px")
 
 
+def _brought_up(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was written before methods had options, as it is written now: U of eq. 7 stood by itself."""
+    if "temperature" not in data or "options" in data:
+        return data
+    slims = methods.role_of(str(data.get("method"))) == methods.SLIMMED
+    return {**data, "options": {"temperature": data["temperature"]} if slims else {}}
+
+
 def model_name(
     backbone: str,
-    method: str,
+    method: methods.Method,
     schedule: Schedule,
     *,
-    graph: str = "order-once",
+    options: Mapping[str, Any] | None = None,
+    graph: str = "",
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> str:
     """The folder that an export of this model goes to, e.g. ``deit_s-life-r0.7`` or ``deit_s-life-127.95.63``.
 
-    ``image_size`` is given where it is not the backbone's own.
+    ``image_size`` is given where it is not the backbone's own, ``graph`` where the graph has a form.
     """
-    parts = [backbone.replace("/", "_"), method]
+    parts = [backbone.replace("/", "_"), method.name]
     if schedule.drop_layers:
         rate = schedule.keep_rate
         parts.append(f"r{rate:g}" if rate is not None else ".".join(map(str, schedule.counts)))
-        default_layers = Schedule.from_keep_rate(schedule.patches, schedule.depth, 1.0).drop_layers
-        if schedule.drop_layers != default_layers:
+        if schedule.drop_layers != default_drop_layers(schedule.depth, method.drop_layers):
             parts.append("after" + ".".join(map(str, schedule.drop_layers)))
-    if graph != "order-once":
+    if changed := method.label(options or {}):
+        parts.append(changed)
+    if graph not in ("", method.forms[0]):
         parts.append(graph)
     if image_size is not None:
         parts.append("x".join(map(str, image_size)) + "px")

@@ -18,7 +18,6 @@ from lifedeploy.text import quoted
 
 T = TypeVar("T")
 
-METHODS = ("life", "dense", "first-k")
 GRAPHS = ("order-once", "per-stage")
 QUANTIZED = ("int8", "fp8")  # precisions that need calibration
 PRECISIONS = ("fp32", "fp16", "bf16", *QUANTIZED)
@@ -29,7 +28,7 @@ ATTENTIONS = ("products", "operator", "contrib")
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 WEIGHTS = ("random", "pretrained", "trained", "file")
-PREDICTORS = ("identity", "trained")
+PREDICTORS = ("identity", "trained", "none")
 KINDS = ("model", "calibrated", "engine")
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
@@ -37,7 +36,6 @@ DTYPES = (
 )  # fmt: skip
 # Field → its words, for messages: msgspec says only that a word is none of them.
 _LISTS = {
-    "method": METHODS,
     "form": GRAPHS,
     "precision": PRECISIONS,
     "attention": ATTENTIONS,
@@ -66,12 +64,13 @@ Rate = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 Label = Annotated[str, Meta(max_length=4096)]  # of a class, which may have an empty name
 Text = Annotated[str, Meta(max_length=65_536)]
+# A method may be one that is not installed here: what is needed of it then is in its files.
+MethodName = Annotated[str, Meta(pattern="^[a-z0-9]+([.-][a-z0-9]+)*$", max_length=40)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]  # SHA-256
 MaybeDigest = Annotated[str, Meta(pattern="^([0-9a-f]{64})?$", max_length=64)]  # '': none was taken
 FileName = Annotated[str, Meta(min_length=1, max_length=255)]
 
 if TYPE_CHECKING:  # a word of a list is a str to whoever works with it
-    Method: TypeAlias = str
     Graph: TypeAlias = str
     Precision: TypeAlias = str
     Attention: TypeAlias = str
@@ -82,7 +81,6 @@ if TYPE_CHECKING:  # a word of a list is a str to whoever works with it
     Kind: TypeAlias = str
     DType: TypeAlias = str
 else:
-    Method = Literal[METHODS]
     Graph = Literal[GRAPHS]
     Precision = Literal[PRECISIONS]
     Attention = Literal[ATTENTIONS]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from hypothesis import settings
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+from lifedeploy import methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench import measure
 from lifedeploy.cli import app as cli
@@ -65,8 +69,31 @@ def make_tiny(*, graph: str = "order-once", method: str = "life", **options: obj
         num_classes=5,
         prefix_tokens=vit.num_prefix_tokens,
         provenance=Provenance("random"),
+        options=methods.get(method).plain_options({}),
     )
     return build_model(vit, spec, graph=graph), spec
+
+
+@pytest.fixture
+def plugged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Methods' entry points in the place of those of the packages that are installed; none, before it is called."""
+    installed = metadata.entry_points
+
+    def plug(*entries: EntryPoint) -> None:
+        def listed(**wanted: Any) -> Any:
+            return entries if wanted == {"group": methods.GROUP} else installed(**wanted)
+
+        monkeypatch.setattr(metadata, "entry_points", listed)
+        forget()
+
+    def forget() -> None:
+        methods.plugins.cache_clear()
+        methods._loaded.cache_clear()
+
+    plug()
+    yield plug
+    monkeypatch.undo()
+    forget()
 
 
 @pytest.fixture(scope="session")

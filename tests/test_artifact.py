@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lifedeploy import methods
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, TensorSpec, Workspace, read_manifest
 from lifedeploy.errors import ArtifactError
 from lifedeploy.files import compact_json, readable_json, sha256, write_json
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance, model_name
 from lifedeploy.writing import atomic_folder
+from tests.plugins import entry
 
 SPEC = ModelSpec(
     backbone="deit_s",
@@ -28,15 +30,15 @@ SPEC = ModelSpec(
     num_classes=3,
     prefix_tokens=1,
     provenance=Provenance("file", source="mine [v2].pth", sha256="ab" * 32, predictor="trained"),
-    temperature=2.0,
     classes=("tabby, cat", "[ odd ]\nname", 'quo"ted ]'),
+    options={"temperature": 2.0},
 )
 MANIFEST = Manifest(
     kind="model",
     file="model.onnx",
     sha256="00" * 32,
     spec=SPEC,
-    graph={"form": "order-once", "batch": None},
+    graph={"form": "order-once", "batch": None, "kept": [4], "scores": True},
     inputs=(TensorSpec("image", "float32", (None, 3, 224, 192)),),
     outputs=(TensorSpec("logits", "float32", (None, 3)), TensorSpec("life", "float32", (None, 196))),
     macs={"total": 3_132_536_064, "per_layer": [1, 2, 3]},
@@ -357,4 +359,27 @@ def test_an_empty_workspace_says_what_to_run(tmp_path):
     ],
 )
 def test_an_exports_name_says_what_sets_it_apart(schedule, options, name):
-    assert model_name("deit_s", "life", schedule, **options) == name
+    assert model_name("deit_s", methods.get("life"), schedule, **options) == name
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "layers", "changes", "name"),
+    [
+        ("other", 0.7, (3, 6, 9), {}, "deit_s-other-r0.7"),  # its own usual drop layers
+        ("other", 0.7, (4, 7, 10), {}, "deit_s-other-r0.7-after4.7.10"),
+        ("other", 0.7, (3, 6, 9), {"graph": "per-stage"}, "deit_s-other-r0.7"),  # its usual form
+        ("life", 0.7, (4, 7, 10), {"graph": "order-once"}, "deit_s-life-r0.7"),
+        ("life", 0.7, (4, 7, 10), {"options": {"temperature": 9.0}}, "deit_s-life-r0.7"),  # changes no graph
+        (
+            "other",
+            0.7,
+            (3, 6, 9),
+            {"options": {"fuse": False, "merged": 4, "pooled_by": "mean", "sharpness": 1.0}, "batch_size": 8},
+            "deit_s-other-r0.7-merged4-no-fuse-b8",
+        ),
+    ],
+)
+def test_an_exports_name_says_what_is_unusual_for_its_method(plugged, method, rate, layers, changes, name):
+    plugged(entry("tests.plugins:OTHER"))
+    schedule = Schedule.from_keep_rate(196, 12, rate, layers)
+    assert model_name("deit_s", methods.get(method), schedule, **changes) == name

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import timm
 import torch
+
+from lifedeploy import methods
+from lifedeploy.exporters import onnx as exporter
+from lifedeploy.exporters.inspect import kept_layers
+from tests.conftest import make_tiny
 
 DOCS = Path(__file__).parents[1] / "docs"
 # timm's name → that of transformers, as it writes files and as it names its own parameters.
@@ -59,3 +68,37 @@ def test_a_state_dict_of_transformers_is_turned_into_timms(names, prefix):
     )
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def blocks_of(section: str, language: str) -> list[str]:
+    """Code of one language in a section of docs/architecture.md, as it stands there."""
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    body = text.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", body, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
+
+
+def test_the_method_that_the_how_to_adds_is_one(monkeypatch):
+    package, module = ModuleType("my_package"), ModuleType("my_package.reducer")
+    monkeypatch.setitem(sys.modules, "my_package", package)
+    monkeypatch.setitem(sys.modules, "my_package.reducer", module)
+    reducer, row = blocks_of("Adding a method", "python")
+    exec(reducer, vars(module))
+    exec(row, vars(package))
+    (added,) = blocks_of("Adding a method", "toml")
+    entries = tomllib.loads(added)["project"]["entry-points"][methods.GROUP]
+    found = {name: (EntryPoint(name, value, methods.GROUP),) for name, value in entries.items()}
+    monkeypatch.setattr(methods, "plugins", lambda: found)
+
+    model, spec = make_tiny(method="strongest", graph="per-stage")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        output = model(images)
+    assert {layer: tuple(kept.shape) for layer, kept in output.kept.items()} == {2: (2, 11), 3: (2, 6)}
+    assert all(
+        set(late) < set(early) for early, late in zip(output.kept[2].tolist(), output.kept[3].tolist(), strict=True)
+    )
+    graph = exporter.trace(model, spec, exporter.GraphOptions("per-stage"))
+    exporter.passes.read_well(graph)
+    assert kept_layers(exporter.ir.to_proto(graph)) == (2, 3)
+    assert [node.name for node in graph.graph if node.op_type == "TopK"] == ["reducer/TopK", "reducer/TopK_1"]

@@ -16,11 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifedeploy import methods
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, read_manifest
 from lifedeploy.engines import registry
-from lifedeploy.errors import ArtifactError
+from lifedeploy.errors import ArtifactError, UnsupportedModelError, UsageError
 from lifedeploy.files import readable_json, sha256
+from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
+from tests.plugins import entry
 from tests.test_artifact import MANIFEST, SPEC, manifest_beside
 
 ENGINE = EngineRecord("openvino", "fp32", "fp32", source="../model.onnx", files={"model.bin": "11" * 32})
@@ -28,7 +31,14 @@ FULL = replace(
     MANIFEST,
     kind="engine",
     engine=replace(ENGINE, details={"fusion": {"attention": None, "topk": 1}}, graph={"parity": {"passed": True}}),
-    graph={"form": "order-once", "batch_size": None, "with_preprocess": False, "operators": {"Add": 3}},
+    graph={
+        "form": "order-once",
+        "batch_size": None,
+        "with_preprocess": False,
+        "operators": {"Add": 3},
+        "kept": [4],
+        "scores": True,
+    },
     parity={"passed": True, "max_abs": 0.0, "max_rel": 0.0, "top1": 1.0, "overlap": None, "cases": [], "failures": []},
     quantization={"precision": "int8", "data": {"source": "x", "images": 1, "seed": 0, "sha256": "22" * 32}},
     reference="../reference.npz",
@@ -78,6 +88,7 @@ def test_whatever_stands_anywhere_is_read_or_refused_in_one_line(place, value):
         assert error.message.isprintable() and len(error.message) <= 600
         return
     json.dumps(found.to_dict())
+    assert len(found.kept.taps) == len(set(found.kept.taps)) and found.predicts_lives in (True, False)
     assert isinstance(found.file, str) and isinstance(found.macs, dict) and isinstance(found.spec, ModelSpec)
 
 
@@ -96,6 +107,14 @@ def test_whatever_stands_anywhere_is_read_or_refused_in_one_line(place, value):
         (("spec",), [], "the model's description is wrong: expected object, got array"),
         (("graph", "batch_size"), 0, r"\$\.graph\.batch_size: 0; expected int >= 1"),
         (("graph", "batch_size"), 60_000, "batch 60000 of 224x192 px is larger than any model takes"),
+        (("graph", "kept"), [4, 5], r"wrong at \$\.graph\.kept: 5 is none of its drop layers"),
+        (("graph", "kept"), [0], r"\$\.graph\.kept\[0\]: 0; expected int >= 1"),
+        (("graph", "kept"), 4, r"\$\.graph\.kept: 4; expected array, got int"),
+        (("graph", "scores"), "life_scores", r"\$\.graph\.scores: 'life_scores'; expected bool, got str"),
+        (("macs", "mlp_tokens"), [1.5], r"\$\.macs\.mlp_tokens\[0\]: 1\.5; expected int, got float"),
+        (("spec", "options"), [], r"\$\.options: \[\]; expected object, got array"),
+        (("spec", "options"), {"temperature": [1]}, r"\$\.options\[\.\.\.\]: .*expected .*, got array"),
+        (("spec", "method"), "a b", r"\$\.method: 'a b'; expected str matching"),
         (("graph", "form"), "spiral", r"\$\.graph\.form: 'spiral'; there are: order-once, per-stage"),
         (("inputs",), [{"name": "i", "dtype": "object", "shape": []}], r"dtype: 'object'; there are: bool"),
         (("inputs",), [{"name": "i", "dtype": "float32", "shape": [None, 3, 8, 8]}], r"\(batch, 3, 8, 8\) is no"),
@@ -165,12 +184,100 @@ def test_a_byte_order_mark_is_no_part_of_it_and_a_pipe_is_not_waited_for(tmp_pat
 def test_a_spec_is_read_from_json_text_with_the_place_of_what_is_wrong():
     text = json.dumps(SPEC.to_dict())
     assert ModelSpec.from_json(text, "x.safetensors") == SPEC
+    # Of a method that is not installed here: its options are read as they stand.
+    other = replace(SPEC, method="of-somebody", options={"fuse": True, "merged": 4, "rate": 0.5, "by": "mean"})
+    assert ModelSpec.from_json(json.dumps(other.to_dict()), "x.safetensors") == other
     for wrong, said in (
-        (text.replace('"life"', '"death"'), r"\$\.method: 'death'; there are"),
+        (text.replace('"life"', '"Life!"'), r"\$\.method: 'Life!'; expected str matching"),
         ("[1", "cannot be read"),
     ):
         with pytest.raises(ArtifactError, match=rf"x\.safetensors.*{said}"):
             ModelSpec.from_json(wrong, "x.safetensors")
+
+
+# --- from before methods had options ----------------------------------------------------------------------------
+
+
+def earlier(method: str, **schedule: object) -> dict:
+    """A manifest as version 0.1 wrote it: U of eq. 7 stands by itself, and nothing is said of kept tokens."""
+    data = plain(replace(MANIFEST, spec=replace(SPEC, method=method, **schedule)))
+    del data["spec"]["options"], data["graph"]["kept"], data["graph"]["scores"]
+    data["spec"]["temperature"] = 2.5  # whatever the method
+    return data
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "names", "lives"),
+    [("life", {"temperature": 2.5}, {4: "life_order"}, True), ("dense", {}, {}, False), ("first-k", {}, {}, False)],
+)
+def test_a_manifest_from_before_methods_had_options_is_read(method, options, names, lives):
+    found = Manifest.from_dict(earlier(method))
+    assert found.spec == replace(SPEC, method=method, options=options)
+    assert found.kept.names == names
+    assert found.kept.taps == found.kept.last_tap == tuple(names.values())
+    assert found.predicts_lives is lives
+    assert "temperature" not in found.to_dict()["spec"]
+    assert Manifest.from_dict(plain(found)).spec == found.spec  # written anew, and read again
+    if names:
+        order = np.arange(137)[None]
+        assert [found.kept.after(layer, {"life_order": order}).shape[1] for layer in (4, 7, 10)] == [137, 96, 67]
+
+
+def test_an_earlier_model_that_drops_nothing_kept_no_order():
+    found = Manifest.from_dict(earlier("life", schedule=Schedule.from_keep_rate(196, 12, 1.0)))
+    assert (found.kept.names, found.predicts_lives) == ({}, False)
+
+
+@pytest.mark.parametrize(
+    ("graph", "names", "counts", "lives"),
+    [
+        ({"kept": [4], "scores": True}, {4: "kept_4"}, {4: 137, 7: 96, 10: 67}, True),
+        ({"kept": [4], "scores": False}, {4: "kept_4"}, {4: 137, 7: 96, 10: 67}, False),
+        (
+            {"kept": [4, 7, 10]},
+            {4: "kept_4", 7: "kept_7", 10: "kept_10"},
+            {4: 137, 7: 96, 10: 67},
+            False,
+        ),
+        ({"kept": [7, 10]}, {7: "kept_7", 10: "kept_10"}, {7: 96, 10: 67}, False),
+        ({"kept": []}, {}, {}, False),
+    ],
+)
+@pytest.mark.parametrize("method", ["life", "of-somebody"])
+def test_a_manifest_says_where_its_graph_says_what_it_kept(method, graph, names, counts, lives):
+    found = Manifest.from_dict(plain(replace(FULL, spec=replace(SPEC, method=method), graph=graph)))
+    assert (found.kept.names, found.kept.counts, found.predicts_lives) == (names, counts, lives)
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({}, {}),  # from before U could be set: at its usual value
+        ({"temperature": 2.5}, {"temperature": 2.5}),
+        ({"temperature": 2.5, "options": {"temperature": 3.5}}, {"temperature": 3.5}),
+    ],
+)
+def test_options_go_over_what_stood_in_their_place(given, options):
+    data = SPEC.to_dict()
+    del data["options"]
+    found = ModelSpec.from_dict(data | given)
+    assert found.options == options
+    assert methods.get("life").settle(found.options).temperature == options.get("temperature", 1.5)
+
+
+def test_a_spec_under_another_method_has_the_usual_options_of_that_one(plugged):
+    plugged(entry("tests.plugins:OTHER"), entry("tests.plugins:INSIDE", "inside"))
+    assert SPEC.under("life") is SPEC
+    assert SPEC.under("dense") == replace(SPEC, method="dense", options={})
+    other = SPEC.under("other")
+    assert other.options == {"merged": 8, "fuse": True, "pooled_by": "mean", "sharpness": 2.0}
+    assert other.under("life").options == {"temperature": 1.5}
+    assert SPEC.under("first-k").options == other.under("first-k").options == {"inside": False}
+    assert SPEC.under("inside").under("first-k").options == {"inside": True}  # its bound
+    with pytest.raises(UsageError, match="method 'death' is unknown; there are: life, dense, first-k, inside, other"):
+        SPEC.under("death")
+    with pytest.raises(UnsupportedModelError, match=r"other protects 2 tokens .*, and deit_s has 5"):
+        replace(SPEC, prefix_tokens=5).under("other")
 
 
 # --- files ------------------------------------------------------------------------------------------------------

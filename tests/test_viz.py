@@ -27,7 +27,7 @@ from lifedeploy.schedule import Schedule
 from lifedeploy.training.log import LogRow
 from lifedeploy.viz.curves import draw_curves
 from lifedeploy.viz.lives import draw_histogram, draw_lives
-from lifedeploy.viz.style import as_text, check_format, save
+from lifedeploy.viz.style import as_text, check_format, colour, save
 
 SCHEDULE = Schedule.from_counts(16, 4, (11, 6), (2, 3))
 ODD = "$a_b$ \\frac \x1b[31m\x07\ufffe\udce9 猫 & <b>\n%s" + "x" * 400
@@ -46,17 +46,20 @@ def figure(text: str) -> Figure:
     return made
 
 
-def image(name: str, guess: str = "") -> PatchLives:
+def image(name: str, guess: str = "", *, lived: bool = True, fused: int = 0) -> PatchLives:
+    """One that lost patches after layers 2 and 3; the last of those that go on are ``fused``."""
     generator = np.random.default_rng(0)
-    alive = {layer: generator.permutation(16) < SCHEDULE.after(layer) for layer in (2, 3)}
+    alive = {layer: generator.permutation(16) < SCHEDULE.after(layer) - fused for layer in (2, 3)}
     pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    return PatchLives(name, pixels, (4, 4), np.linspace(2, 4, 16), alive, guess)
+    life = np.linspace(2, 4, 16) if lived else None
+    return PatchLives(name, pixels, (4, 4), life, alive, {2: fused, 3: fused}, guess)
 
 
 def drawings(path: Path, text: str) -> None:
     """Each kind of picture, with ``text`` for every name in it."""
     rows = [LogRow("train", text, 1, step, 10.0**-step, 1 / step, 0.5, 9.0) for step in (1, 2, 3)]
     draw_lives([image(text, text)], SCHEDULE, path.with_stem("lives"), note=text)
+    draw_lives([image(text, text, lived=False, fused=1)], SCHEDULE, path.with_stem("kept"), note=text)
     draw_histogram(np.random.default_rng(0).normal(3, 1, (3, 16)), SCHEDULE, path.with_stem("histogram"), note=text)
     draw_curves(rows, path.with_stem("curves"), title=text)
 
@@ -68,13 +71,42 @@ def test_names_are_drawn_whatever_is_in_them_and_nothing_is_said(tmp_path, endin
         drawings(tmp_path / f"x{ending}", ODD)
     assert capfd.readouterr() == ("", "")
     made = sorted(tmp_path.iterdir())
-    assert [path.stem for path in made] == ["curves", "histogram", "lives"]
+    assert [path.stem for path in made] == ["curves", "histogram", "kept", "lives"]
     for path in made:
         if ending == ".svg":
             ElementTree.parse(path)
             assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", path.read_text(encoding="utf-8"))
         elif ending == ".png":
             assert max(Image.open(path).size) < 4000
+
+
+@pytest.mark.parametrize(
+    ("lived", "fused", "titles", "left"),
+    [
+        (True, 0, ["life, in layers"], ["11 of 16 patches", "6 of 16 patches"]),
+        (False, 0, [], ["11 of 16 patches", "6 of 16 patches"]),
+        (False, 2, [], ["9 of 16 patches, 2 fused", "4 of 16 patches, 2 fused"]),
+    ],
+)
+def test_lives_are_drawn_where_there_are_any_and_fused_tokens_are_counted(
+    tmp_path, monkeypatch, lived, fused, titles, left
+):
+    drawn = []
+    monkeypatch.setattr("lifedeploy.viz.lives.save", lambda made, path: drawn.append(made))
+    draw_lives([image("x", lived=lived, fused=fused)] * 2, SCHEDULE, tmp_path / "x.png")
+    panels = drawn[0].axes[: 2 * (3 + lived)]
+    first, second = panels[: len(panels) // 2], panels[len(panels) // 2 :]
+    assert [axis.get_title() for axis in first] == ["image", *titles, "after layer 2", "after layer 3"]
+    assert [[axis.get_xlabel() for axis in row[-2:]] for row in (first, second)] == [left] * 2
+    bars = [axis.get_ylabel() for axis in drawn[0].axes[len(panels) :]]
+    assert bars == ["last layer that a patch takes part in"] * lived
+
+
+def test_every_method_has_a_colour_of_its_own_and_the_built_in_ones_keep_theirs():
+    assert [colour(name) for name in ("dense", "first-k", "life")] == ["#8c8c8c", "#6baed6", "#1b6ca8"]
+    others = {colour(name) for name in ("evit", "tome", "dynamicvit", "outside")}
+    assert len(others) > 1 and not others & {"#8c8c8c", "#6baed6", "#1b6ca8"}
+    assert colour("evit") == colour("evit")
 
 
 def test_equal_numbers_give_equal_files(tmp_path):

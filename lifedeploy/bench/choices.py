@@ -29,7 +29,7 @@ class Choice:
     standard_error: float
     average_precision: float | None
     same_top1: float | None  # share of images with the base's answer; None of the base itself
-    kept_overlap: float | None  # share of kept tokens in common with the life model of the first engine
+    kept_overlap: float | None  # share of kept tokens in common with the same method on the first engine
     pareto: bool = False  # nothing in its setting is better in img/s or top-1, and as good in the other
 
 

@@ -14,6 +14,7 @@ GROUPS = (
     ("predictor", "", r"reducer\.predictor"),
     ("TopK", r"topk|sort", ""),
     ("Gather", r"gath", ""),  # TensorRT cuts operators to four letters
+    ("scoring", "", r"\breducer/"),  # of other methods: what they compute themselves
     ("patch embedding", "", r"patch_embed"),
     ("MLP", r"gelu", r"\bmlp\b"),
     ("attention", r"attention|softmax|_mha_", r"\battn\b"),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lifedeploy import methods
 from lifedeploy.bench.choices import Choice
 from lifedeploy.bench.measure import Samples
 from lifedeploy.bench.profile import Profile
@@ -32,13 +33,13 @@ class Row:
     images_per_s: float  # median over rounds
     images_per_s_quartiles: tuple[float, float]
     latency_ms: dict[str, float]  # p50, p90, p99 of single requests
-    speedup: float | None  # over dense, same engine, mode and batch; median of per-round ratios
+    speedup: float | None  # over the baseline, same engine, mode and batch; median of per-round ratios
     speedup_low: float | None
     speedup_high: float | None
     speedup_coverage: float | None
     mac_ratio: float | None  # MACs of dense over MACs of this: the bound on speed-up
     efficiency: float | None  # speedup / mac_ratio
-    first_k_share: float | None  # throughput over that of first-k
+    first_k_share: float | None  # throughput over that of the bound
     peak_memory_mib: float | None
     rounds: int
     streams: int
@@ -143,7 +144,7 @@ def make_rows(
 ) -> list[Row]:
     """A team's rows from the samples of one contest; ``base`` is the contender that all teams are held against."""
     rows = []
-    dense, first_k = (contender_name(team, method, copies) for method in ("dense", "first-k"))
+    baseline, bound = (contender_name(team, one.name, copies) for one in (methods.baseline(), methods.bound()))
     for subject in subjects:
         own = contender_name(team, subject.method, copies)
         turns = samples.rounds[own]
@@ -151,10 +152,11 @@ def make_rows(
         rates = [turn.images_per_s for turn in turns]
         latencies = [latency * 1000 for turn in turns for latency in turn.latencies_s]
         q1, median, q3 = percentiles(rates, (25, 50, 75))
-        speedup = samples.ratio(own, dense) if dense in samples.rounds else None
-        share = samples.ratio(own, first_k).median if first_k in samples.rounds else None
+        speedup = samples.ratio(own, baseline) if baseline in samples.rounds else None
+        slimmed = methods.role_of(subject.method) == methods.SLIMMED
+        share = samples.ratio(own, bound).median if slimmed and bound in samples.rounds else None
         over_base = samples.ratio(own, base) if base else None
-        bound = subject.mac_ratio
+        mac_ratio = subject.mac_ratio
         rows.append(
             Row(
                 model=subject.model,
@@ -170,9 +172,9 @@ def make_rows(
                 speedup_low=speedup.low if speedup else None,
                 speedup_high=speedup.high if speedup else None,
                 speedup_coverage=speedup.coverage if speedup else None,
-                mac_ratio=bound,
-                efficiency=speedup.median / bound if speedup and bound else None,
-                first_k_share=share if subject.method not in ("dense", "first-k") else None,
+                mac_ratio=mac_ratio,
+                efficiency=speedup.median / mac_ratio if speedup and mac_ratio else None,
+                first_k_share=share,
                 peak_memory_mib=subject.peak_memory_mib,
                 rounds=samples.count,
                 streams=streams,

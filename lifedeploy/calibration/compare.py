@@ -28,9 +28,9 @@ from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.evaluation.asking import shared_tokens
-from lifedeploy.evaluation.parity import asker, taps_for
+from lifedeploy.evaluation.parity import asker
 from lifedeploy.exporters.inspect import load
-from lifedeploy.spec import ModelSpec
+from lifedeploy.kept import KeptTokens
 
 _MIB = 1024**2
 
@@ -49,17 +49,17 @@ class Check:
 
     float_graph: Path  # as exported
     feed: Feed
-    spec: ModelSpec
+    method: str
+    kept: KeptTokens  # where the graph says what it kept
     answers: Answers  # of the float graph
     labels: NDArray[np.int64] | None = None  # class of every image among the model's; None: not known
 
 
-def ask(graph: Path, feed: Feed, spec: ModelSpec, count: Count = lambda images: None) -> Answers:
+def ask(graph: Path, feed: Feed, kept_tokens: KeptTokens, count: Count = lambda images: None) -> Answers:
     """Run ``graph`` on ``feed``, Q and DQ computed as they stand: what every engine has to agree with."""
-    taps = taps_for(spec)
     logits, kept = [], []
-    with OnnxRuntime(graph, EngineOptions(taps=taps, literal=True)) as engine:
-        run = asker(engine, engine if taps else None, spec.schedule.tokens[-1])
+    with OnnxRuntime(graph, EngineOptions(taps=kept_tokens.last_tap, literal=True)) as engine:
+        run = asker(engine, engine, kept_tokens)
         for images, counted in feed:
             answer = run(images)
             logits.append(answer.logits[:counted].reshape(counted, -1))
@@ -88,7 +88,7 @@ def report(
     count: Count = lambda images: None,
 ) -> MemberReport:
     """Per tensor, layer and image, worst first."""
-    theirs = ask(graph, check.feed, check.spec, count)
+    theirs = ask(graph, check.feed, check.kept, count)
     images = _images(check, theirs)
     layers = _layers(prepared, check, restored, noises or {}, count)
     accuracy = accuracy_float = None
@@ -98,7 +98,7 @@ def report(
         )
     ratio = noise(check.answers, theirs)
     return MemberReport(
-        method=check.spec.method,
+        method=check.method,
         layers=layers,
         images=images,
         logits_sqnr_db=decibels(1.0, ratio),

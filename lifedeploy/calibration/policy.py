@@ -1,8 +1,8 @@
 """Which products of a graph are computed in 8 bits, as data.
 
-Products are sorted into parts by what they do, not by name, so that a graph of another exporter is sorted the same
-way. Everything that is no product (LayerNormalization, Softmax, Gelu, the residual stream, TopK, Gather) stays in
-floating point in any case: none of it is arithmetic that 8 bits make faster.
+Products are sorted into parts by what they do, and those that choose tokens by where they were traced. Everything that
+is no product (LayerNormalization, Softmax, Gelu, the residual stream, TopK, Gather) stays in floating point in any
+case: none of it is arithmetic that 8 bits make faster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from lifedeploy.errors import UsageError
 from lifedeploy.exporters.inspect import load
-from lifedeploy.exporters.precision import RANKING
+from lifedeploy.exporters.ranking import is_inside
 from lifedeploy.spec import QUANTIZED
 
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
@@ -52,7 +52,7 @@ PARTS = (
     Part("head", "the classifier", "one token per image: bound by memory, not by arithmetic", int8=False, fp8=False),
     Part(
         "ranking",
-        "the life predictor, from its LayerNormalization to TopK",
+        "all that the method itself computes: scores, fused tokens",
         "scores closer than 8 bits can tell decide which token is kept",
         int8=False,
         fp8=False,
@@ -97,10 +97,7 @@ class Product:
 
 def products(model: ir.Model) -> tuple[Product, ...]:
     """All products of a graph, in its order, each with its part."""
-    ranking = RANKING.nodes(model)
-    return tuple(
-        Product(node, _part(node, ranking)) for node in model.graph if node.op_type in (*_MATRIX_PRODUCTS, "Conv")
-    )
+    return tuple(Product(node, _part(node)) for node in model.graph if node.op_type in (*_MATRIX_PRODUCTS, "Conv"))
 
 
 def products_in(graph: Path) -> tuple[Product, ...]:
@@ -112,8 +109,8 @@ def products_in(graph: Path) -> tuple[Product, ...]:
     return products(ir.from_proto(load(graph)))
 
 
-def _part(node: ir.Node, ranking: set[ir.Node]) -> str:
-    if node in ranking:
+def _part(node: ir.Node) -> str:
+    if is_inside(node):
         return "ranking"
     if node.op_type == "Conv":
         return "embedding"

@@ -22,13 +22,13 @@ def scan(
     is the order in which leaving them out helps.
     """
     feed = check.feed.first(SCAN_IMAGES)
-    reference = ask(prepared.graph, feed, check.spec)
+    reference = ask(prepared.graph, feed, check.kept)
     found = {}
     graph = work / "alone.onnx"
     for name in prepared.names:
         progress(name)
         write(prepared, graph, leave=set(prepared.names) - {name})
-        found[name] = noise(reference, ask(graph, feed, check.spec))
+        found[name] = noise(reference, ask(graph, feed, check.kept))
     graph.unlink(missing_ok=True)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -60,7 +60,7 @@ def restore(
             return made
     least = f"{made.drop:.2f}" if made else "more"
     raise ParityError(
-        f"{check.spec.method}: top-1 drops by {least} points with {most} of {len(names)} layers in floating "
+        f"{check.method}: top-1 drops by {least} points with {most} of {len(names)} layers in floating "
         f"point, allowed {max_drop:g}",
         hint="more --images, another --method, or a larger --max-drop",
     )

@@ -21,6 +21,7 @@ from lifedeploy.cli.build import build_engine
 from lifedeploy.cli.calibrate import calibrate
 from lifedeploy.cli.evaluate import evaluate
 from lifedeploy.cli.export import export
+from lifedeploy.cli.method_options import MethodCommand, TrainingCommand
 from lifedeploy.cli.train import train
 from lifedeploy.cli.visualize import visualize
 from lifedeploy.errors import LifedeployError
@@ -61,8 +62,8 @@ def _root(
     """Token-pruned Vision Transformers: from timm to ONNX to engines that are checked and measured."""
 
 
-app.command()(export)
-app.command()(train)
+app.command(cls=MethodCommand)(export)
+app.command(cls=TrainingCommand)(train)
 app.command()(evaluate)
 app.command()(visualize)
 app.command()(calibrate)

@@ -7,12 +7,20 @@ from typing import Annotated
 
 import typer
 
+from lifedeploy import methods
 from lifedeploy.artifact import WORKSPACE, Workspace
-from lifedeploy.cli import console, options, paths, values
+from lifedeploy.cli import console, method_options, options, paths, values
 from lifedeploy.errors import UsageError
 
 _NO_DATA = "calibration needs images: --data DIR"
-_METHODS = ("minmax", "percentile", "entropy")
+_RANGES = ("minmax", "percentile", "entropy")
+
+
+class _MethodOrRange(method_options.MethodName):
+    """A method; or, as ``--ranges`` was called before there were several, how far activations reach."""
+
+    def read(self, text: str) -> str:
+        return text if text in _RANGES else super().read(text)
 
 
 def calibrate(
@@ -49,12 +57,18 @@ def calibrate(
         ),
     ] = 0,
     method: Annotated[
-        str,
+        str | None,
         options.option(
-            values.Choice("--method", *_METHODS, said="method {found} is unknown; there are: {words}"),
-            help="How far activations reach.",
+            _MethodOrRange(methods.SLIMMED), metavar="NAME", help="Take the newest export of this method as MODEL."
         ),
-    ] = "minmax",
+    ] = None,
+    ranges: Annotated[
+        str | None,
+        options.option(
+            values.Choice("--ranges", *_RANGES, said="ranges as {found} are unknown; there are: {words}"),
+            help="How far activations reach.  [default: minmax]",
+        ),
+    ] = None,
     smoothing: Annotated[
         float,
         options.option(
@@ -106,6 +120,10 @@ def calibrate(
     The graphs carry explicit Q/DQ nodes, so every engine computes the same 8 bits: `build-engine --int8` takes them.
     """
     asked = options.precision(int8=int8, fp8=fp8)
+    if method in _RANGES:
+        if ranges not in (None, method):
+            raise UsageError(f"--method {method} and --ranges {ranges} exclude each other: both say how far they reach")
+        method, ranges = None, method
     options.require_apart({"--json": json, "--plot": plot}, [model, data, split])
     if not show_policy and not data:
         raise UsageError(_NO_DATA)
@@ -116,13 +134,19 @@ def calibrate(
         from lifedeploy.calibration.quantize import Recipe
         from lifedeploy.cli import render_calibration
         from lifedeploy.workflows import calibrate as workflow
-        from lifedeploy.workflows.find import quantized_precision
+        from lifedeploy.workflows.find import newest_export, quantized_precision
 
+        place = Workspace(workspace)
+        if method is not None:
+            export = newest_export(model, place, method=method)
+            model = model or export.manifest_path
         asked = asked or quantized_precision(model) or "int8"
         chosen = tuple(part.strip() for part in (parts or "").split(",") if part.strip())
         if parts:
             check_parts(chosen)
-        recipe = Recipe(asked, method, chosen, per_channel=not per_tensor, smoothing=smoothing, keep=tuple(keep or ()))
+        recipe = Recipe(
+            asked, ranges or _RANGES[0], chosen, per_channel=not per_tensor, smoothing=smoothing, keep=tuple(keep or ())
+        )
         request = workflow.CalibrateRequest(
             model,
             data or "",
@@ -136,9 +160,9 @@ def calibrate(
             force,
         )
         if show_policy:
-            rows = workflow.show_policy(request, Workspace(workspace))
+            rows = workflow.show_policy(request, place)
         else:
-            report = workflow.calibrate(request, Workspace(workspace), say, progress)
+            report = workflow.calibrate(request, place, say, progress)
             if plot is not None:
                 from lifedeploy.viz.calibration import plot_calibration
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from lifedeploy import methods
 from lifedeploy.artifact import WORKSPACE, Workspace
-from lifedeploy.cli import console, options, paths, values
+from lifedeploy.cli import console, method_options, options, paths, values
 from lifedeploy.errors import UsageError
 from lifedeploy.spec import GRAPHS
 
@@ -18,6 +19,14 @@ def export(
         str,
         options.option(values.Name("--backbone"), "-b", metavar="NAME", help="deit_t|s|b, vit_t|s|b, or any timm ViT."),
     ] = "deit_s",
+    method: Annotated[
+        str,
+        options.option(
+            method_options.MethodName(methods.SLIMMED),
+            metavar="NAME",
+            help="How tokens are dropped; its own options come with it.",
+        ),
+    ] = methods.DEFAULT,
     rho: Annotated[
         float | None,
         options.keep_rate("--rho", "Keep rate at each drop.  [default: the weights' own, else 0.7]"),
@@ -56,12 +65,12 @@ def export(
         ),
     ] = None,
     graph: Annotated[
-        str,
+        str | None,
         options.option(
             values.Choice("--graph", *GRAPHS, said="graph {found} is unknown; there are: {words}"),
-            help="Order once and slice, or a TopK and Gather per drop.",
+            help="Order once and slice, or a TopK and Gather per drop.  [default: the method's usual one]",
         ),
-    ] = "order-once",
+    ] = None,
     batch_size: Annotated[
         int | None,
         options.whole("--batch-size", low=1, high=options.BATCH, help="Fix the batch size.  [default: dynamic]"),
@@ -83,7 +92,7 @@ def export(
     workspace: options.WrittenWorkspaceOption = WORKSPACE,
     json: options.JsonOption = None,
 ) -> None:
-    """Make a slimmed ViT and export it to ONNX, with its dense baseline and first-k bound.
+    """Make a slimmed ViT and export it to ONNX, with its baseline, `dense`, and its bound, `first-k`.
 
     Weights `auto`: the checkpoint trained in this workspace, else timm's pretrained ones, else random ones (with a
     warning: good for measuring speed only).
@@ -105,12 +114,14 @@ def export(
                 keep_rate=rho,
                 counts=counts,
                 drop_layers=drop_layers,
+                method=method,
+                options=method_options.given(),
                 weights=weights,
                 image_size=img_size,
                 num_classes=num_classes,
                 weights_image_size=weights_img_size,
             ),
-            GraphOptions(graph, batch_size, with_life, with_preprocess),
+            GraphOptions(graph or "", batch_size, with_life, with_preprocess),
             output,
             check_parity=parity,
         )

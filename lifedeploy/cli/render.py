@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lifedeploy import methods
 from lifedeploy.artifact import Manifest
 from lifedeploy.evaluation.parity import Parity
 from lifedeploy.exporters.inspect import GraphFacts
@@ -24,8 +25,8 @@ from lifedeploy.workflows.verify import VerifyReport
 if TYPE_CHECKING:  # its module imports torch
     from lifedeploy.workflows.export import ExportReport
 
-# Methods in the order a reader wants them.
-_TITLES = {"life": "slimmed", "dense": "baseline", "first-k": "bound"}
+
+_PREDICTORS = {"identity": "identity: its start, not trained", "none": "none: the method has none of its own"}
 
 
 def plain_table(*headers: str, title: str | None = None, text_columns: int = 1) -> Table:
@@ -49,9 +50,10 @@ def exported(report: ExportReport) -> RenderableType:
     table = plain_table("file", "tokens", "GMACs", "MAC\nbound", "max rel.\nerror", "top-1", "kept\ntokens")
     for method, manifest in report.manifests.items():
         spec, macs = manifest.spec, manifest.macs
-        tokens = spec.schedule.patches if method == "dense" else _stages(spec)
+        role = methods.role_of(method)
+        tokens = spec.schedule.patches if role == methods.BASELINE else _stages(spec)
         table.add_row(
-            Text.assemble(f"{manifest.file}  ", (_TITLES[method], "dim")),
+            Text.assemble(f"{manifest.file}  ", (role, "dim")),
             str(tokens),
             f"{gmacs:.2f}" if (gmacs := macs["total"] / 1e9) >= 0.1 else f"{gmacs:.2g}",
             f"{macs['speedup_bound']:.2f}×",
@@ -86,7 +88,7 @@ def built(report: BuildReport) -> RenderableType:
         evidence = own.graph.get("parity") if own and own.pending else manifest.parity
         fusion = own.details.get("fusion") if own else None
         table.add_row(
-            Text.assemble(f"{manifest.file}  ", (_TITLES[method], "dim")),
+            Text.assemble(f"{manifest.file}  ", (methods.role_of(method), "dim")),
             *_evidence(evidence),
             *(_fused(fusion, manifest.spec.schedule.depth) if fusion else ()),
             *((_eight_bits(own.details["eight_bits"]),) if own and "eight_bits" in own.details else ()),
@@ -183,14 +185,17 @@ def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
     origin = spec.provenance
     facts = {
         "backbone": f"{spec.backbone} ({spec.timm_name}), {height}x{width} px, {spec.num_classes} classes",
-        "method": spec.method,
+        "method": _method(spec),
         "weights": " ".join(part for part in (origin.weights, origin.source, origin.sha256[:12]) if part),
-        "predictor": {"identity": "identity: its start, not trained"}.get(origin.predictor, origin.predictor),
+        "predictor": {
+            "identity": "identity: its start, not trained",
+            "none": "none: nothing of its own is trained",
+        }.get(origin.predictor, origin.predictor),
         "tokens": f"{_stages(spec)}, and {spec.prefix_tokens} prefix; dropped after layers "
         f"{', '.join(map(str, spec.schedule.drop_layers)) or 'none'}",
     }
-    if spec.schedule.drop_layers:
-        facts["life"] = f"mean {spec.schedule.mean_life:.2f}, deviation {spec.schedule.std_life:.2f} layers"
+    if manifest is not None and manifest.predicts_lives:
+        facts["lives"] = f"mean {spec.schedule.mean_life:.2f}, deviation {spec.schedule.std_life:.2f} layers"
     if manifest is not None:
         tools = {name: manifest.versions.get(name, "?") for name in ("lifedeploy", "torch", "timm")}
         facts["made"] = f"{manifest.created} with {', '.join(f'{name} {version}' for name, version in tools.items())}"
@@ -208,21 +213,30 @@ def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
     return _facts(facts)
 
 
+def _method(spec: ModelSpec) -> str:
+    """Name, title, and the options that it was made with."""
+    title = methods.title_of(spec.method)
+    options = ", ".join(f"{name} {value}" for name, value in spec.options.items())
+    return spec.method + (f": {title}" if title != spec.method else "") + (f" ({options})" if options else "")
+
+
 def _layers(manifest: Manifest) -> Table:
+    """Tokens in each layer; where a method drops inside a block, in its attention and in its MLP."""
     table = plain_table("layer", "patch tokens", "MMACs", title="Tokens and MACs")
-    tokens = manifest.spec.schedule.tokens
-    if manifest.spec.method == "dense":
-        tokens = (tokens[0],) * len(tokens)
-    macs = manifest.macs
+    macs, schedule = manifest.macs, manifest.spec.schedule
+    usual = schedule.tokens
+    if methods.role_of(manifest.spec.method) == methods.BASELINE:
+        usual = (schedule.patches,) * schedule.depth
+    attention, mlp = macs.get("attention_tokens", usual), macs.get("mlp_tokens", usual)
     table.add_row("embed", "", f"{macs['embed'] / 1e6:.1f}")
-    for layer, (count, work) in enumerate(zip(tokens, macs["per_layer"], strict=True), start=1):
-        table.add_row(str(layer), str(count), f"{work / 1e6:.1f}")
+    for layer, (seen, fed, work) in enumerate(zip(attention, mlp, macs["per_layer"], strict=True), start=1):
+        table.add_row(str(layer), str(seen) if seen == fed else f"{seen}, MLP {fed}", f"{work / 1e6:.1f}")
     if macs["predictor"]:
-        table.add_row("predictor", "", f"{macs['predictor'] / 1e6:.1f}")
+        table.add_row("scoring", "", f"{macs['predictor'] / 1e6:.1f}")
     table.add_row("head", "", f"{macs['head'] / 1e6:.1f}")
     table.add_section()
     table.add_row("in all", "", f"{macs['total'] / 1e6:.1f}")
-    table.add_row("dense", "", f"{macs['dense'] / 1e6:.1f}")
+    table.add_row(methods.baseline().name, "", f"{macs['dense'] / 1e6:.1f}")
     table.add_row("MAC bound", "", f"{macs['speedup_bound']:.3f}×")
     return table
 
@@ -310,5 +324,11 @@ def examined(report: DoctorReport) -> RenderableType:
         if found.hint:
             state.append(f"\n{found.hint}", style="dim")
         table.add_row(health.name, state, " / ".join(health.precisions.values()) or "–")
+    known = Table(
+        title="Methods", title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False
+    )
+    for method in report.methods:
+        fine = Text(printable(f"{method.title}, of {method.package}"))
+        known.add_row(printable(method.name), Text(printable(method.problem), style="red") if method.problem else fine)
     problems = [Text(problem, style="bold red") for problem in report.problems]
-    return Group(_facts(facts), Text(""), table, *problems)
+    return Group(_facts(facts), Text(""), table, Text(""), known, *problems)

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lifedeploy import methods
 from lifedeploy.bench.choices import Choice, by_setting
 from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.report import BenchReport, Row
@@ -81,7 +82,7 @@ def _side_by_side(report: BenchReport) -> list[RenderableType]:
         said += (
             " ●: nothing beside it is better in speed or top-1 and as good in the other. ±: standard error, of "
             f"{report.choices[0].images} images of {len(data['classes'])} classes in {data['source']}{split}. "
-            "Same top-1: as the base; kept tokens: as the first engine's life model."
+            "Same top-1: as the base; kept tokens: as the same method on the first engine."
         )
     return [*parts, Text(printable(said.strip()), style="dim")]
 
@@ -182,12 +183,12 @@ def _most(profiles: list[Profile], name: str) -> float:
 def _contest(rows: list[Row], title: str) -> Table:
     """Fits eighty columns: what does not (quartiles, rounds, coverage) is in the JSON and the CSV."""
     headers = ("batch", "method", "img/s", "p50/p90/p99\nms", "speed-up\n(95 %)", "MAC\nbound", "effi-\nciency")
-    table = plain_table(*headers, "of\nfirst-k", "MiB", title=title, text_columns=2)
+    table = plain_table(*headers, f"of\n{methods.bound().name}", "MiB", title=title, text_columns=2)
     previous = None
     for row in rows:
         if previous is not None and row.batch != previous:
             table.add_section()
-        slimmed = row.method != "dense"
+        slimmed = methods.role_of(row.method) != methods.BASELINE
         speedup: str | Text = "–"
         if row.speedup is not None and slimmed:
             speedup = _with_aside(f"{row.speedup:.2f}", f"({row.speedup_low:.2f}–{row.speedup_high:.2f})")

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lifedeploy import methods
 from lifedeploy.calibration.report import LayerReport, MemberReport
 from lifedeploy.cli.render import plain_table
 from lifedeploy.text import printable
@@ -46,7 +47,8 @@ def calibrated(report: CalibrateReport) -> RenderableType:
         (settings["precision"].upper(), "bold"), f" · {settings['method']}, weights {channels}{smoothed} · {verb}"
     )
     parts: list[RenderableType] = [headline, _members(report.members)]
-    slimmed = next((member for method, member in report.members.items() if method not in ("dense", "first-k")), None)
+    members = report.members.values()
+    slimmed = next((member for member in members if methods.role_of(member.method) == methods.SLIMMED), None)
     if slimmed is not None:
         parts += [_title(f"{slimmed.method}: worst layers"), _layers(slimmed.layers)]
         parts += [_title(f"{slimmed.method}: worst images"), _images(slimmed)]

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lifedeploy import methods
 from lifedeploy.text import printable
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.workflows.train import TrainReport
@@ -17,10 +18,11 @@ from lifedeploy.workflows.train import TrainReport
 def started(config: TrainConfig, folder: Path) -> RenderableType:
     """What is about to run: what differs from the defaults, and where the rest stands."""
     text = Text.assemble(("training ", "bold"), printable(str(folder)), "\n")
+    usual = TrainConfig()
     changed = [
         f"{field.name}={getattr(config, field.name)}"
         for field in fields(TrainConfig)
-        if getattr(config, field.name) != field.default
+        if getattr(config, field.name) != getattr(usual, field.name)
     ]
     text.append(printable(", ".join(changed)) or "all settings at their defaults")
     text.append("\n" + printable(f"all settings: {folder}/config.toml"), style="dim")
@@ -44,6 +46,8 @@ def trained(report: TrainReport) -> RenderableType:
     )
     last.append(printable(f"Checkpoints: {report.folder}/best.safetensors and last.safetensors; next: "), style="dim")
     last.append(f"lifedeploy export --backbone {report.config.backbone}")
-    if not report.config.dense and not report.config.counts:
+    if report.config.slims and report.config.method != methods.DEFAULT:
+        last.append(f" --method {report.config.method}")
+    if report.config.slims and not report.config.counts:
         last.append(f" --rho {report.config.keep_rate:g}")
     return Group(table, last)

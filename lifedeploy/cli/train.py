@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from lifedeploy import methods
 from lifedeploy.artifact import WORKSPACE, Workspace
-from lifedeploy.cli import console, options, paths, values
+from lifedeploy.cli import console, method_options, options, paths, values
 from lifedeploy.errors import UsageError
 
 _MODEL = "The model"
@@ -56,6 +57,15 @@ def train(
             panel=_MODEL,
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        options.option(
+            method_options.MethodName(methods.SLIMMED, methods.BASELINE),
+            metavar="NAME",
+            help=f"How tokens are dropped; its own options come with it.  [default: {methods.DEFAULT}]",
+            panel=_MODEL,
+        ),
+    ] = None,
     dense: Annotated[
         bool | None, typer.Option("--dense", help="Fine-tune the unslimmed model instead.", rich_help_panel=_MODEL)
     ] = None,
@@ -70,10 +80,10 @@ def train(
     img_size: Annotated[
         values.Size | None, options.image_size("--img-size", "[default: the backbone's own]", _MODEL)
     ] = None,
-    temperature: Annotated[
-        float | None, _real("--temperature", "U of eq. 7.  [default: 1.5]", _MODEL, 1000, low=0.001)
+    epochs: Annotated[
+        int | None,
+        _whole("--epochs", "Of a dense run, or a method of one stage.  [default: 3]", _STAGES, _EPOCHS),
     ] = None,
-    epochs: Annotated[int | None, _whole("--epochs", "Of a dense run.  [default: 3]", _STAGES, _EPOCHS)] = None,
     stage1_epochs: Annotated[
         int | None, _whole("--stage1-epochs", "Predictor alone.  [default: 1]", _STAGES, _EPOCHS)
     ] = None,
@@ -228,13 +238,14 @@ def train(
     given = {
         "data": data,
         "backbone": backbone,
+        "method": method,
+        "options": method_options.given() or None,
         "weights": weights,
         "dense": dense,
         "keep_rate": rho,
         "counts": counts and tuple(counts),
         "drop_layers": drop_layers and tuple(drop_layers),
         "image_size": img_size and tuple(img_size),
-        "temperature": temperature,
         "epochs": epochs,
         "stage1_epochs": stage1_epochs,
         "stage2_epochs": stage2_epochs,

@@ -26,11 +26,12 @@ from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built,
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.files import compact_json
+from lifedeploy.kept import is_kept_name
 from lifedeploy.optional import require
 from lifedeploy.reading import read_arrays, read_json
 from lifedeploy.records import FusionRecord
-from lifedeploy.spec import ATTENTIONS, ORDER_NAME, QUANTIZED, GraphForm
-from lifedeploy.typed import Method
+from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
+from lifedeploy.typed import MethodName
 from lifedeploy.writing import saving
 
 SECONDS_PER_GMAC = 0.02
@@ -45,7 +46,7 @@ class Script:
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
     gmacs: Annotated[float, Meta(ge=0, le=10_000)]  # per image
-    method: Method
+    method: MethodName
 
     def __post_init__(self) -> None:
         for tensor in (*self.inputs, *self.outputs):
@@ -121,7 +122,8 @@ class Fake(Engine):
         first = next(iter(feeds.values()))
         time.sleep(self.seconds_per_image * len(first))
         known = self._recorded.get(digest(first), {})
-        names = {self.outputs[0].name: "logits", ORDER_NAME: "kept"}  # output → what it was recorded as
+        names = {self.outputs[0].name: "logits"}  # output → what it was recorded as: of kept tokens the survivors
+        names |= {spec.name: "kept" for spec in self.outputs if is_kept_name(spec.name)}
         generator = np.random.default_rng(int(digest(first)[:8], 16))
         made: dict[str, Array] = {}
         for spec in self.outputs:

@@ -28,7 +28,6 @@ from lifedeploy.engines.onnxruntime_trace import WARM_UP, times
 from lifedeploy.errors import ArtifactError, EngineError
 from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
-from lifedeploy.reading import foreign
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving, scratch_folder
@@ -143,7 +142,7 @@ class OnnxRuntime(Engine):
         self._loops = graphs.has_loops(model)
         source: Path | bytes = self.path
         if self.options.taps or not is_utf8(self.path):
-            source = with_taps(self.path, model, self.options.taps)
+            source = graphs.with_outputs(self.path, model, self.options.taps, EngineError)
         del model
         options = self._session_options(ort, self.options)
         self._session = new_session(ort, source, options, self._providers(), disabled=_harmful(self.options))
@@ -269,7 +268,7 @@ def graph_bytes(path: Path, taps: tuple[str, ...]) -> bytes:
     Raises:
         EngineError: it is no ONNX file, or does not fit into memory; or there is no such tensor.
     """
-    return with_taps(path, _sound(path), taps)
+    return graphs.with_outputs(path, _sound(path), taps, EngineError)
 
 
 def _sound(path: Path) -> onnx.ModelProto:
@@ -277,26 +276,6 @@ def _sound(path: Path) -> onnx.ModelProto:
         return require_sound(path)
     except ArtifactError as error:
         raise EngineError(error.message, hint=error.hint) from error
-
-
-def with_taps(path: Path, model: onnx.ModelProto, taps: tuple[str, ...]) -> bytes:
-    """The same of a model that was read from ``path``; weights that lie in other files are taken in.
-
-    Raises:
-        EngineError: there is no such tensor.
-    """
-    onnx = require("onnx", extra=OnnxRuntime.extra)
-    made = {name for node in model.graph.node for name in node.output}
-    typed = {value.name: value for value in model.graph.value_info}
-    for tap in taps:
-        if tap not in made:
-            raise EngineError(f"{path} has no tensor {tap}")
-        if tap not in {output.name for output in model.graph.output}:
-            model.graph.output.append(typed.get(tap) or onnx.ValueInfoProto(name=tap))
-    with foreign(str(path), EngineError):
-        if any(graphs.is_outside(tensor) for tensor in graphs.tensors_of(model)):
-            onnx.load_external_data_for_model(model, str(path.parent))
-        return bytes(model.SerializeToString())
 
 
 def is_utf8(path: Path) -> bool:

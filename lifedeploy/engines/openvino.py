@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from lifedeploy.bounds import require_sound
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, LayerTime, PrecisionPlan
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
+from lifedeploy.kept import is_kept_name
 from lifedeploy.machine import fast_int8, memory_limit
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.reading import read_text
@@ -88,10 +89,9 @@ class OpenVino(Engine):
     @classmethod
     def build(cls, job: BuildJob) -> Built:
         ov = require("openvino", extra=cls.extra)
-        try:
-            model = ov.Core().read_model(job.graph)
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot convert {job.graph}: {_reason(error)}") from error
+        # It converts what outputs need, and nothing of a graph that only says what was kept: that becomes an output,
+        # which is shown to those alone who ask for it.
+        model = _read(ov.Core(), job.graph, job.source.manifest.kept.taps)
         main = job.folder / f"{job.stem}.xml"
         with saving(main.with_suffix(".bin")):
             # FP32 weights in the file: the precision of the arithmetic is chosen when it is compiled.
@@ -109,16 +109,14 @@ class OpenVino(Engine):
         self._compiled = self._compile({})
         # A request holds one inference's inputs and outputs. `run` borrows one for itself, or makes one more.
         self._idle: deque[Any] = deque([self._compiled.create_infer_request()])
-        self._output_names = self._name_outputs()
-        outputs = tuple(
-            _spec(port, name) for port, name in zip(self._compiled.outputs, self._output_names, strict=True)
-        )
+        self._shown = self._name_outputs()
+        outputs = tuple(_spec(self._compiled.outputs[index], name) for index, name in self._shown.items())
         return tuple(_spec(port, port.any_name) for port in self._compiled.inputs), outputs
 
     def _compile(self, extra: Mapping[str, Any]) -> Any:
         core = self._ov.Core()
         try:
-            model = core.read_model(self.path)
+            model = _read(core, self.path, self.options.taps)
             self._require_memory(model)
             if self.options.taps:
                 model.add_outputs(list(self.options.taps))
@@ -176,12 +174,17 @@ class OpenVino(Engine):
         fast = self._ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         return _HINTS["bf16" if "BF16" in fast else "fp32"]
 
-    def _name_outputs(self) -> list[str]:
-        """A tap may be one of several names of its tensor: prefer the name it was asked for by."""
-        return [
-            next((tap for tap in self.options.taps if tap in port.names), port.any_name)
-            for port in self._compiled.outputs
-        ]
+    def _name_outputs(self) -> dict[int, str]:
+        """Place → name of what is shown: not the kept tokens that nobody asked for.
+
+        A tap may be one of several names of its tensor: prefer the name it was asked for by.
+        """
+        shown = {}
+        for index, port in enumerate(self._compiled.outputs):
+            tap = next((tap for tap in self.options.taps if tap in port.names), None)
+            if tap is not None or not any(map(is_kept_name, port.names)):
+                shown[index] = tap or port.any_name
+        return shown
 
     def _close(self) -> None:
         del self._idle, self._compiled
@@ -218,7 +221,7 @@ class OpenVino(Engine):
             results = request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {_reason(error)}") from error
-        answer = {name: np.array(results[index]) for index, name in enumerate(self._output_names)}
+        answer = {name: np.array(results[index]) for index, name in self._shown.items()}
         self._idle.append(request)  # after its outputs were copied
         return answer
 
@@ -242,16 +245,16 @@ class OpenVino(Engine):
         if lent:
             for name, array in inputs.items():
                 request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
-        return _RequestLane(request, inputs, self._output_names, lent=lent)
+        return _RequestLane(request, inputs, self._shown, lent=lent)
 
 
 class _RequestLane(Lane):
     """One infer request, over the lane's own buffers or with a copy of them; outputs are the request's own memory."""
 
-    def __init__(self, request: Any, inputs: dict[str, Array], names: list[str], *, lent: bool) -> None:
+    def __init__(self, request: Any, inputs: dict[str, Array], shown: Mapping[int, str], *, lent: bool) -> None:
         super().__init__(inputs, {})
         self._request = request
-        self._names = names
+        self._shown = shown
         self._lent = lent
         self.infer()
 
@@ -259,7 +262,27 @@ class _RequestLane(Lane):
         # The synchronous call would build a dictionary of copies of all results.
         self._request.start_async(None if self._lent else self.inputs)
         self._request.wait()
-        self.outputs = {name: self._request.get_output_tensor(index).data for index, name in enumerate(self._names)}
+        self.outputs = {name: self._request.get_output_tensor(index).data for index, name in self._shown.items()}
+
+
+def _read(core: Any, path: Path, names: Sequence[str]) -> Any:
+    """The model at ``path``, tensors called ``names`` among the others.
+
+    Raises:
+        EngineError: OpenVINO cannot convert it, or there is no such tensor.
+    """
+    try:
+        model = core.read_model(path)
+        there = {name for node in model.get_ops() for port in node.outputs() for name in port.names}
+        missing = tuple(name for name in names if name not in there)
+        if not missing:
+            return model
+        if path.suffix != ".onnx":
+            raise EngineError(f"{path} has no tensor {missing[0]}")
+        # Of an ONNX graph it converts what outputs need, and nothing else.
+        return core.read_model(graphs.with_outputs(path, require_sound(path), missing, EngineError))
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot read {path}: {_reason(error)}") from error
 
 
 def choose_precision(requested: str, *, bf16: bool) -> PrecisionPlan:

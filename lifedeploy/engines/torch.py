@@ -13,8 +13,9 @@ from lifedeploy.caches import compiler_caches
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
 from lifedeploy.errors import EngineError
+from lifedeploy.kept import kept_layer
 from lifedeploy.optional import require
-from lifedeploy.spec import ORDER_NAME, SCORES_NAME
+from lifedeploy.spec import SCORES_NAME
 from lifedeploy.writing import saving
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -68,13 +69,14 @@ class Torch(Engine):
         if self.options.threads is not None:
             self._torch.set_num_threads(self.options.threads)  # of the whole process: there is no other way
         height, width = spec.image_size
-        width_out = spec.num_classes or self._model.backbone.num_features
+        width_out = spec.num_classes or model.adapted.features
         self._name = "logits" if spec.num_classes else "features"
         outputs = [TensorSpec(self._name, "float32", (self.options.batch, width_out))]
-        self._ordered = spec.schedule.after(spec.schedule.base_layer) if spec.schedule.drop_layers else 0
-        widths = {ORDER_NAME: ("int64", self._ordered), SCORES_NAME: ("float32", spec.schedule.patches)}
         for tap in self.options.taps:
-            dtype, size = widths[tap]
+            layer = kept_layer(tap)
+            if layer is None and tap != SCORES_NAME:
+                raise EngineError(f"{self.path} has no tensor {tap}")
+            dtype, size = ("float32", spec.schedule.patches) if layer is None else ("int64", spec.schedule.after(layer))
             outputs.append(TensorSpec(tap, dtype, (self.options.batch, size)))
         return (TensorSpec("images", "float32", (self.options.batch, 3, height, width)),), tuple(outputs)
 
@@ -94,14 +96,9 @@ class Torch(Engine):
         with self._torch.inference_mode():
             output = self._model(self._torch.from_numpy(np.ascontiguousarray(images)).to(self._device, self._dtype))
         results = {self._name: self._on_host(output.logits)}
-        if ORDER_NAME in self.options.taps:
-            order = output.scores.topk(self._ordered, dim=1).indices
-            # The model's own survivors first, as it kept them; then those that left on the way.
-            results[ORDER_NAME] = np.concatenate(
-                [self._on_host(output.kept), self._on_host(order[:, output.kept.shape[1] :])], axis=1
-            )
-        if SCORES_NAME in self.options.taps:
-            results[SCORES_NAME] = self._on_host(output.scores)
+        for tap in self.options.taps:
+            layer = kept_layer(tap)
+            results[tap] = self._on_host(output.scores if layer is None else output.kept[layer])
         return results
 
     def _on_host(self, tensor: Any) -> Array:

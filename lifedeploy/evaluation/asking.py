@@ -14,17 +14,18 @@ from lifedeploy.engines.base import Engine
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import EngineError
 from lifedeploy.evaluation.parity import Answer, asker, overlap
+from lifedeploy.kept import KeptTokens
 from lifedeploy.spec import PreprocessSpec
 
 
 class Asking:
-    """Asks ``engine``; and ``probe``, the same with taps, for the kept tokens. May be one and the same."""
+    """Asks ``engine``; and ``probe``, the same with taps, for the ``kept`` tokens. May be one and the same."""
 
     def __init__(
-        self, engine: Engine, probe: Engine | None, survivors: int, preprocess: PreprocessSpec, *, in_graph: bool
+        self, engine: Engine, probe: Engine | None, kept: KeptTokens, preprocess: PreprocessSpec, *, in_graph: bool
     ) -> None:
-        self._ask = asker(engine, engine if probe is engine else None, survivors)
-        self._probe = asker(probe, probe, survivors) if probe is not None and probe is not engine else None
+        self._ask = asker(engine, engine if probe is engine else None, kept)
+        self._probe = asker(probe, probe, kept) if probe is not None and probe is not engine else None
         self._input = engine.inputs[0]
         self._preprocess = preprocess
         self._in_graph = in_graph

@@ -18,8 +18,9 @@ class PatchLives:
     name: str
     pixels: NDArray[np.uint8]  # (H, W, 3), as the model sees it
     grid: tuple[int, int]  # rows and columns of patches
-    life: NDArray[np.float64]  # (N,), in layers
+    life: NDArray[np.float64] | None  # (N,), in layers; None: the model predicts none
     alive: dict[int, NDArray[np.bool_]]  # drop layer → (N,), who goes on after it
+    fused: dict[int, int]  # drop layer → tokens that go on after it and are no single patch
     guess: str = ""  # best class with its probability, where the model has any
 
 
@@ -30,14 +31,11 @@ def lives(scores: NDArray[Any], schedule: Schedule) -> NDArray[np.float64]:
     return centred / deviation * schedule.std_life + schedule.mean_life
 
 
-def alive_after(order: NDArray[Any], schedule: Schedule) -> dict[int, NDArray[np.bool_]]:
-    """Drop layer → mask (B, N) of the patches that go on; ``order`` (B, n) holds survivors, longest life first."""
-    masks = {}
-    for layer in schedule.drop_layers:
-        mask = np.zeros((len(order), schedule.patches), dtype=bool)
-        np.put_along_axis(mask, order[:, : schedule.after(layer)].astype(np.int64), True, axis=1)
-        masks[layer] = mask
-    return masks
+def alive(kept: NDArray[Any], patches: int) -> NDArray[np.bool_]:
+    """Kept tokens (B, n), by original index, -1 for what is no single patch → mask (B, N) of the patches among them."""
+    mask = np.zeros((len(kept), patches + 1), dtype=bool)
+    np.put_along_axis(mask, kept.astype(np.int64), True, axis=1)  # -1 falls behind the last patch
+    return mask[:, :patches]
 
 
 def granted(schedule: Schedule) -> dict[int, float]:

@@ -18,9 +18,10 @@ from lifedeploy.data.samples import Sample, digest
 from lifedeploy.engines.base import Engine
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import ArtifactError, ParityError
+from lifedeploy.kept import KeptTokens
 from lifedeploy.reading import read_arrays
 from lifedeploy.records import ParityRecord
-from lifedeploy.spec import ORDER_NAME, ModelSpec
+from lifedeploy.spec import ModelSpec
 from lifedeploy.writing import saving
 
 
@@ -117,20 +118,20 @@ def ask(run: Callable[[Array], Answer], samples: Sequence[Sample], spec: ModelSp
     return [run(model_input(sample.pixels, spec.preprocess, in_graph=in_graph)) for sample in samples]
 
 
-def asker(engine: Engine, probe: Engine | None, survivors: int) -> Callable[[Array], Answer]:
-    """Ask an open engine, and an open probe (the same with the ranking tapped; may be the engine itself) what it kept.
+def asker(engine: Engine, probe: Engine | None, kept: KeptTokens) -> Callable[[Array], Answer]:
+    """Ask an open engine, and an open probe (the same with ``kept.last_tap``; may be the engine itself) what it kept.
 
-    ``survivors`` is the number of tokens that reach the last layer.
+    Without a probe, or of a model that chooses nothing, nobody is asked.
     """
 
     def run(images: Array) -> Answer:
         # Logits first, by contract: graphs of other tools may call them anything.
         results = engine.run({engine.inputs[0].name: images})
         logits = results[engine.outputs[0].name]
-        if probe is None:
+        if probe is None or not kept:
             return Answer(logits, None)
         tapped = results if probe is engine else probe.run({probe.inputs[0].name: images})
-        return Answer(logits, tapped[ORDER_NAME][:, :survivors])
+        return Answer(logits, kept.survivors(tapped))
 
     return run
 
@@ -161,7 +162,9 @@ def compare(
         elif case.decided_flips:
             failures.append(f"{where}: top-1 of {case.decided_flips} of {sample.batch} images changed")
         if case.overlap is not None and ours.kept is not None:
-            needed = min(tolerance.overlap, 1 - tolerance.swaps / ours.kept.size)
+            # A swap weighs most in the image that keeps the fewest patches; fused tokens are not compared.
+            fewest = max(int(np.greater_equal(ours.kept, 0).sum(axis=1).min()), 1)
+            needed = min(tolerance.overlap, 1 - tolerance.swaps / (len(ours.kept) * fewest))
             if case.overlap < needed - 1e-9:
                 failures.append(f"{where}: kept-token overlap {case.overlap:.3f}, at least {needed:.3g} needed")
     return Parity(precision, tuple(cases), tuple(failures))
@@ -191,9 +194,15 @@ def _compare_one(sample: Sample, ours: Answer, theirs: Answer, tolerance: Tolera
 
 
 def overlap(first: Array, second: Array) -> float:
-    """Mean share of ``first``'s tokens that are in ``second`` too: (B, n), (B, n) → 0…1. Order does not matter."""
-    shares = [len(np.intersect1d(a, b)) / max(len(a), 1) for a, b in zip(first, second, strict=True)]
-    return float(np.mean(shares))
+    """Mean share of ``first``'s patches that are in ``second`` too: (B, n), (B, n) → 0…1. Order does not matter.
+
+    Tokens that are no single patch, -1, are none.
+    """
+    return float(np.mean([_share(a[a >= 0], b) for a, b in zip(first, second, strict=True)]))
+
+
+def _share(patches: Array, others: Array) -> float:
+    return len(np.intersect1d(patches, others)) / len(patches) if len(patches) else 1.0
 
 
 def record(path: Path, answers: Mapping[str, Sequence[Answer]], inputs: Sequence[Array]) -> None:
@@ -235,8 +244,3 @@ def recorded(path: Path, method: str, inputs: Sequence[Array]) -> list[Answer]:
 
 def _is_answer(array: Array, kind: Any) -> bool:
     return array.ndim == 2 and array.size > 0 and np.issubdtype(array.dtype, kind)
-
-
-def taps_for(spec: ModelSpec) -> tuple[str, ...]:
-    """What to tap to learn which tokens a model keeps; nothing where no score decides."""
-    return (ORDER_NAME,) if spec.method not in ("dense", "first-k") and spec.schedule.prunes else ()

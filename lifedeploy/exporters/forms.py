@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lifedeploy.errors import ExportError, UsageError
-from lifedeploy.exporters import attention, emulation, precision
+from lifedeploy.exporters import attention, emulation, passes, precision
 from lifedeploy.exporters.inspect import load
-from lifedeploy.spec import ATTENTIONS, ORDER_NAME, GraphForm
+from lifedeploy.exporters.ranking import is_inside
+from lifedeploy.spec import ATTENTIONS, GraphForm
 from lifedeploy.writing import saving
 
 _FUSE = {"operator": attention.fuse, "contrib": attention.fuse_contrib}
@@ -44,10 +45,10 @@ def prepare(source: Path, form: GraphForm, target: Path) -> FormReport:
     model = ir.from_proto(load(source))
     attentions, done = 0, precision.Conversion("fp32", {}, 0, 0)
     if form.with_order:
-        _expose_order(model)
+        model.graph.outputs.extend(value for value in passes.kept_tokens(model) if not value.is_graph_output())
     if form.attention in _FUSE:
         attentions = _FUSE[form.attention](model)
-        left = sum(node.op_type == "Softmax" for node in model.graph)
+        left = sum(node.op_type == "Softmax" and not is_inside(node) for node in model.graph)
         if left or not attentions:
             raise ExportError(
                 f"{left} of {left + attentions} attentions in {source} have a form that is not known, so they cannot "
@@ -73,10 +74,3 @@ def emulated(source: Path, target: Path, *, watch: bool = False) -> None:
     emulation.emulate(model, watch=watch)
     with saving(target):
         ir.save(model, target)
-
-
-def _expose_order(model: ir.Model) -> None:
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name == ORDER_NAME and not value.is_graph_output():
-                model.graph.outputs.append(value)

@@ -14,9 +14,12 @@ from lifedeploy.artifact import TensorSpec
 from lifedeploy.bounds import require_sound
 from lifedeploy.errors import ExportError
 from lifedeploy.graphs import dtype_name, is_outside, read, tensors_of
+from lifedeploy.kept import kept_layer
 from lifedeploy.reading import foreign
+from lifedeploy.spec import SCORES_NAME
 
 GATHERS = ("Gather", "GatherElements", "GatherND")
+_INDEX_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class GraphFacts:
     parameters: int
     weight_types: dict[str, int]  # dtype → parameters
     topk: tuple[int, ...]  # k of every TopK; 0 where it is computed in the graph
-    gathers_after_topk: int  # Gather-family nodes that a TopK's indices reach
+    gathers_after_topk: int  # Gather-family nodes that a TopK's indices reach, and that move no indices themselves
     metadata: dict[str, str]
     producer: str
 
@@ -111,37 +114,48 @@ def _count_of(topk: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
 
 
 def _gathers_after_topk(graph: onnx.GraphProto) -> set[str]:
-    """Gather-family nodes whose *indices* come from a TopK (through index arithmetic)."""
+    """Gather-family nodes whose *indices* come from a TopK (through index arithmetic).
+
+    Not those that move indices: which patches the tokens are is moved along with them, and is no token.
+    """
     reached = {node.output[1] for node in graph.node if node.op_type == "TopK" and len(node.output) > 1}
+    values = (*graph.value_info, *graph.input, *graph.output)
+    indices = {value.name for value in values if value.type.tensor_type.elem_type in _INDEX_TYPES}
     found: set[str] = set()
     for node in graph.node:  # in topological order, as the ONNX standard demands
         if node.op_type in GATHERS:
-            if len(node.input) > 1 and node.input[1] in reached:
+            if len(node.input) > 1 and node.input[1] in reached and node.input[0] not in indices:
                 found.update(node.output[:1])
         elif node.op_type in ("Add", "Mul", "Concat", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Identity"):
             reached.update(node.output if reached.intersection(node.input) else ())
     return found
 
 
-def check_form(found: GraphFacts, *, form: str, drops: tuple[int, ...], batch_size: int | None) -> None:
-    """Make sure that an exported life graph has the form it claims.
+def kept_layers(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Layers after which a graph of ours names its kept tokens, first one first."""
+    made = (name for node in model.graph.node for name in node.output)
+    return tuple(sorted(layer for name in made if (layer := kept_layer(name)) is not None))
+
+
+def names_scores(model: onnx.ModelProto) -> bool:
+    """Whether a graph of ours names the scores of all patches."""
+    return any(SCORES_NAME in node.output for node in model.graph.node)
+
+
+def check_form(found: GraphFacts, *, orderings: int | None, batch_size: int | None) -> None:
+    """Make sure that an exported graph has the form it claims.
 
     Args:
         found: facts of the exported graph.
-        form: ``order-once`` or ``per-stage``.
-        drops: token counts after the drops that drop anything.
+        orderings: how often the method orders tokens: its TopK nodes, and Gathers fed by them; None: it does not say.
         batch_size: the static batch, or None for a dynamic one.
 
     Raises:
-        ExportError: another number of TopK or Gather nodes, other counts, or a batch that is fixed and should not be.
+        ExportError: another number of TopK or Gather nodes, or a batch that is fixed and should not be.
     """
-    wanted = drops if form == "per-stage" else drops[:1]
-    if len(found.topk) != len(wanted):
-        raise ExportError(f"the {form} graph has {len(found.topk)} TopK nodes, expected {len(wanted)}")
-    if found.gathers_after_topk != len(wanted):
-        raise ExportError(
-            f"the {form} graph has {found.gathers_after_topk} Gather nodes fed by TopK, expected {len(wanted)}"
-        )
+    for count, what in ((len(found.topk), "TopK nodes"), (found.gathers_after_topk, "Gather nodes fed by TopK")):
+        if orderings not in (None, count):
+            raise ExportError(f"the graph has {count} {what}, expected {orderings}")
     for tensor in (*found.inputs, *found.outputs):
         if tensor.shape[0] != batch_size:
             expected = "dynamic" if batch_size is None else batch_size

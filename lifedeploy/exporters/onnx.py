@@ -13,13 +13,15 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from lifedeploy import __version__
+from lifedeploy import __version__, methods
 from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import passes
-from lifedeploy.exporters.wrapper import ExportModel, plain_attention
+from lifedeploy.exporters.wrapper import ExportModel
 from lifedeploy.files import compact_json
+from lifedeploy.kept import kept_layer
+from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.spec import GRAPHS, ModelSpec
+from lifedeploy.spec import GRAPHS, LIVES_NAME, ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving
 
@@ -34,13 +36,13 @@ _PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2
 class GraphOptions:
     """How the graph is to look."""
 
-    form: str = "order-once"  # or "per-stage"
+    form: str = ""  # "order-once" or "per-stage"; '': the method's usual one
     batch_size: int | None = None  # None: dynamic
     with_life: bool = False
     with_preprocess: bool = False
 
     def __post_init__(self) -> None:
-        if self.form not in GRAPHS:
+        if self.form not in ("", *GRAPHS):
             raise UsageError(f"graph form {quoted(self.form)} is unknown; there are: {', '.join(GRAPHS)}")
         size = self.batch_size
         if size is not None and (not isinstance(size, int) or not 1 <= size <= _MOST_IN_BATCH):
@@ -58,13 +60,18 @@ def output_name(spec: ModelSpec) -> str:
 
 
 def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
-    """Trace the model into an ONNX graph with one file's worth of weights in it.
+    """Trace the model into an ONNX graph with one file's worth of weights in it, its kept tokens named.
 
     Raises:
         ExportError: the exporter failed, or what it gave is not what was asked for.
     """
+    told: list[tuple[str, ...]] = []
     wrapper = ExportModel(
-        model, preprocess=spec.preprocess if options.with_preprocess else None, with_life=options.with_life
+        model,
+        output=output_name(spec),
+        preprocess=spec.preprocess if options.with_preprocess else None,
+        choice=methods.get(spec.method).choice,
+        told=told.append,
     ).eval()
     batch = options.batch_size or _EXAMPLE_BATCH
     height, width = spec.image_size
@@ -72,9 +79,6 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
         example = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
     else:
         example = torch.zeros(batch, 3, height, width)
-    names = [output_name(spec)]
-    if options.with_life and spec.schedule.drop_layers and spec.method == "life":
-        names.append("life")
     dynamic = None if options.batch_size else ({0: torch.export.Dim("batch")},)
     try:
         with plain_attention(model), torch.no_grad(), _quiet():
@@ -84,7 +88,6 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=names,
                 dynamic_shapes=dynamic,
                 verbose=False,
             )
@@ -92,23 +95,43 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
         raise ExportError(f"torch could not export {spec.backbone}: {str(error).splitlines()[0]}") from error
     assert program is not None  # with dynamo=True it always is one
     graph = program.model
+    for value, name in zip(graph.graph.outputs, told[-1], strict=True):
+        value.name = name
     passes.relative_reshapes(graph)
+    _require_kept(graph, spec)
+    passes.keep_outputs(graph, (output_name(spec), *([LIVES_NAME] if options.with_life else [])))
     passes.clean(graph)
     return graph
 
 
-def derive(graph: ir.Model, spec: ModelSpec, method: str) -> ir.Model:
-    """The ``dense`` or ``first-k`` graph over the same nodes as a traced ``life`` graph.
+def _require_kept(graph: ir.Model, spec: ModelSpec) -> None:
+    """Make sure that as many tokens go on after each drop as the schedule says.
 
     Raises:
-        ExportError: the graph is not one that :func:`trace` made of a life model, or ``method`` another one.
+        ExportError: others do.
     """
-    if method not in ("dense", "first-k"):
-        raise ExportError(f"a {method} graph cannot be derived from a life graph")
+    for value in graph.graph.outputs:
+        layer = kept_layer(value.name or "")
+        if layer is None:
+            continue
+        found, wanted = None if value.shape is None else value.shape[1], spec.schedule.after(layer)
+        if found != wanted:
+            raise ExportError(f"{spec.method} keeps {found} tokens after layer {layer}, and its schedule says {wanted}")
+
+
+def derive(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> ir.Model:
+    """The baseline's or the bound's graph, over the same nodes as that of a traced method that derives them.
+
+    Raises:
+        ExportError: the graph is not one that :func:`trace` made of such a method, or ``method`` has another role.
+    """
+    if method.role == methods.SLIMMED or not methods.get(spec.method).derives:
+        raise ExportError(f"the graph of {method.name} cannot be derived from one of {spec.method}")
     derived = graph.clone()
     kept = {layer: spec.prefix_tokens + spec.schedule.after(layer) for layer in spec.schedule.drop_layers}
     passes.keep_outputs(derived, (output_name(spec),))
-    passes.without_drops(derived, first_k=kept if method == "first-k" else None)
+    passes.without_drops(derived, slices=kept if method.role == methods.BOUND else None)
+    passes.forget_names(derived)
     passes.clean(derived)
     return derived
 

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from lifedeploy.errors import ExportError
-from lifedeploy.spec import ORDER_NAME, SCORES_NAME
+from lifedeploy.kept import is_kept_name
+from lifedeploy.spec import SCORES_NAME
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ORDER = re.compile(r"(^|\.)reducer\.order\.(\d+)$")
@@ -22,8 +23,15 @@ _KEEP = re.compile(r"(^|\.)reducer\.keep\.(\d+)$")
 
 
 def clean(model: ir.Model) -> None:
-    """Drop what nothing uses any more, then infer all shapes anew; what ONNX knows no shapes of keeps those it has."""
+    """Drop what nothing uses any more, then infer all shapes anew; what ONNX knows no shapes of keeps those it has.
+
+    What the graph may be asked for by name stays (:func:`is_asked_for`), whether anything uses it or not.
+    """
+    outputs = list(model.graph.outputs)
+    asked_for = [value for value in _made(model) if is_asked_for(value) and not value.is_graph_output()]
+    model.graph.outputs.extend(asked_for)
     common.RemoveUnusedNodesPass()(model)
+    model.graph.outputs[:] = outputs  # after a `del`, onnx_ir would take them for outputs still, and save no types
     for node in model.graph:
         if node.domain not in ("", "ai.onnx"):
             continue
@@ -31,6 +39,27 @@ def clean(model: ir.Model) -> None:
             if not value.is_graph_output():
                 value.shape = None
     common.ShapeInferencePass()(model)
+
+
+def is_asked_for(value: ir.Value) -> bool:
+    """Whether a tensor has a name that engines tap it by: kept tokens, scores."""
+    return value.name == SCORES_NAME or is_kept_name(value.name)
+
+
+def _made(model: ir.Model) -> list[ir.Value]:
+    return [value for node in model.graph for value in node.outputs]
+
+
+def forget_names(model: ir.Model) -> None:
+    """Take the names that engines tap tensors by from a graph that has nothing behind them any more."""
+    for value in _made(model):
+        if is_asked_for(value):
+            value.name = f"{value.name}_of_another_method"
+
+
+def kept_tokens(model: ir.Model) -> list[ir.Value]:
+    """The tensors of kept tokens, first drop first."""
+    return [value for value in _made(model) if is_kept_name(value.name)]
 
 
 def scope_of(node: ir.Node) -> str:
@@ -74,11 +103,11 @@ def relative_reshapes(model: ir.Model) -> int:
     return changed
 
 
-def without_drops(model: ir.Model, *, first_k: dict[int, int] | None = None) -> int:
-    """Take the token drops of a life graph out again, and with them the predictor.
+def without_drops(model: ir.Model, *, slices: dict[int, int] | None = None) -> int:
+    """Take the token drops of a graph that orders once out again, and with them the scoring.
 
-    With ``first_k`` (drop layer → tokens to keep, prefix included) an ordering is replaced by a Slice of that many
-    tokens instead; slices stay. What is left is the dense, or the first-k graph, node for node: the baseline
+    With ``slices`` (drop layer → tokens to keep, prefix included) an ordering is replaced by a Slice of that many
+    tokens instead; slices stay. What is left is the baseline's, or the bound's graph, node for node: the baseline
     differs from the slimmed model in nothing but the drops.
 
     Raises:
@@ -91,8 +120,8 @@ def without_drops(model: ir.Model, *, first_k: dict[int, int] | None = None) -> 
         if order and node.op_type == "Gather":
             tokens, ordered = _around_gather(node)
             layer = int(order.group(2))
-            replacement = tokens if first_k is None else _prefix_slice(model, node, tokens, first_k[layer])
-        elif keep and node.op_type == "Slice" and first_k is None:
+            replacement = tokens if slices is None else _prefix_slice(model, node, tokens, slices[layer])
+        elif keep and node.op_type == "Slice" and slices is None:
             before, ordered = node.inputs[0], node.outputs[0]
             assert before is not None  # a Slice has its data
             replacement = before
@@ -144,6 +173,7 @@ def read_well(model: ir.Model) -> None:
     """
     taken: Counter[str] = Counter()
     fixed = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    fixed |= {value.name for value in _made(model) if is_asked_for(value)}
     for node in model.graph:
         base = f"{_short(scope_of(node))}/{node.op_type}".lstrip("/")
         taken[base] += 1
@@ -151,11 +181,6 @@ def read_well(model: ir.Model) -> None:
         for index, value in enumerate(node.outputs):
             if value.name not in fixed:
                 value.name = f"{node.name}_output_{index}"
-        if node.op_type == "TopK" and taken["TopK"] == 0:
-            taken["TopK"] = 1
-            node.outputs[1].name = ORDER_NAME
-            if node.inputs[0] is not None and node.inputs[0].name not in fixed:
-                node.inputs[0].name = SCORES_NAME
     for value in list(model.graph.initializers.values()):
         users = value.uses()
         if not users or value.name is None:

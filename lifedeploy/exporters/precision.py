@@ -16,6 +16,7 @@ import onnx_ir as ir
 from lifedeploy.errors import ExportError
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.attention import is_contrib
+from lifedeploy.exporters.ranking import ranking
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -29,29 +30,11 @@ _UNSUPPORTED = ("Resize", "Upsample", "If", "Loop", "Scan", "RandomNormal", "Ran
 
 @dataclass(frozen=True)
 class Island:
-    """Nodes that stay in FP32.
-
-    ``nodes`` finds them in a graph. They are found by what they do, not by name, so that a graph of another exporter
-    has them too.
-    """
+    """Nodes that stay in FP32; ``nodes`` finds them in a graph."""
 
     name: str
     reason: str
     nodes: Callable[[ir.Model], set[ir.Node]]
-
-
-def _ranking(model: ir.Model) -> set[ir.Node]:
-    """From the normalised tokens to TopK and to further outputs (lives): not the LayerNormalization before them."""
-    found: set[ir.Node] = set()
-    waiting: list[ir.Node | None] = [node for node in model.graph if node.op_type == "TopK"]
-    waiting += [value.producer() for value in model.graph.outputs[1:]]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in found or node.op_type == "LayerNormalization":
-            continue
-        found.add(node)
-        waiting += [value.producer() for value in node.inputs if value is not None]
-    return found
 
 
 # Logits in FP32 were tried too, and the predictor's LayerNormalization: kept tokens and classes were the same
@@ -60,7 +43,7 @@ RANKING = Island(
     "ranking",
     "scores that differ by less than half precision can tell decide which token is kept, and ONNX has no TopK in BF16 "
     "before opset 24",
-    _ranking,
+    ranking,
 )
 ISLANDS = (RANKING,)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from lifedeploy.kept import kept_name
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.spec import PreprocessSpec
+from lifedeploy.spec import LIVES_NAME, SCORES_NAME, PreprocessSpec
 
 
 class Normalise(nn.Module):
@@ -30,38 +29,40 @@ class Normalise(nn.Module):
         return pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
 
 
-class ExportModel(nn.Module):
-    """The model as the graph shows it: images in; logits, and lives if asked for, out."""
+Told = Callable[[tuple[str, ...]], None]
 
-    def __init__(self, model: SlimViT, *, preprocess: PreprocessSpec | None, with_life: bool) -> None:
+
+class ExportModel(nn.Module):
+    """The model as it is traced: images in; the output, and after it whatever the graph may be asked for, out.
+
+    ``told`` hears the names of what comes out whenever it runs.
+    """
+
+    def __init__(
+        self, model: SlimViT, *, output: str, preprocess: PreprocessSpec | None, choice: str, told: Told
+    ) -> None:
         super().__init__()
         self.preprocess = Normalise(preprocess) if preprocess else None
         self.model = model
-        self.with_life = with_life
+        self.output = output
+        self.choice = choice
+        self.told = told
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """``(logits,)`` or ``(logits, life)``."""
+        """What the model gives, lives and scores where it predicts some, and the kept tokens after every drop.
+
+        Where a method ranks once, those after the first drop tell all; where nothing leaves after a drop layer, those
+        after the one before do.
+        """
         if self.preprocess is not None:
             images = self.preprocess(images)
-        output = self.model(images)
-        if self.with_life and output.life is not None:
-            return output.logits, output.life
-        return (output.logits,)
-
-
-@contextmanager
-def plain_attention(model: SlimViT) -> Iterator[None]:
-    """Trace attention as MatMul → Softmax → MatMul with a constant scale.
-
-    Runtimes fuse that pattern themselves. torch's own decomposition of scaled_dot_product_attention computes its
-    scale in the graph (108 nodes more for 12 layers) and was no faster anywhere.
-    """
-    attentions: list[Any] = [module for module in model.modules() if hasattr(module, "fused_attn")]
-    before = [module.fused_attn for module in attentions]
-    try:
-        for module in attentions:
-            module.fused_attn = False
-        yield
-    finally:
-        for module, fused in zip(attentions, before, strict=True):
-            module.fused_attn = fused
+        answer = self.model(images)
+        given = {self.output: answer.logits}
+        if answer.lives is not None:
+            given |= {LIVES_NAME: answer.lives, SCORES_NAME: answer.scores}
+        kept = [] if self.choice == "none" else sorted(answer.kept.items())
+        for layer, positions in kept[:1] if self.choice == "once" else kept:
+            if not any(positions is other for other in given.values()):
+                given[kept_name(layer)] = positions
+        self.told(tuple(given))
+        return tuple(given.values())

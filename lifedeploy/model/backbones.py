@@ -9,11 +9,12 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from lifedeploy.caches import compiler_caches
 from lifedeploy.errors import UnsupportedModelError, UsageError
 from lifedeploy.machine import memory_gib
+from lifedeploy.model.blocks import FAMILIES, adapted
 from lifedeploy.reading import reason
 from lifedeploy.spec import PreprocessSpec
 from lifedeploy.text import quoted
@@ -62,7 +63,7 @@ def create(
     pretrained: bool = False,
     image_size: tuple[int, int] | None = None,
     num_classes: int | None = None,
-) -> VisionTransformer:
+) -> nn.Module:
     """Make the backbone and check that the method applies to it.
 
     Args:
@@ -73,7 +74,7 @@ def create(
 
     Raises:
         UsageError: unknown name, or an image size that patches do not tile.
-        UnsupportedModelError: no VisionTransformer, or one without a CLS token to score patches with.
+        UnsupportedModelError: of no family that is known, or without a CLS token to score patches with.
     """
     full = timm_name(name)
     options: dict[str, Any] = {}
@@ -96,10 +97,10 @@ def create(
         raise
     except (TypeError, ValueError, MemoryError, OverflowError) as error:  # TypeError: it takes no other image size
         raise UnsupportedModelError(f"{name} cannot be made as asked for: {reason(error)}") from error
-    checked = check_supported(model, name)
+    adapted(model, name).require_supported(name)
     if image_size is not None:
-        _check_tiling(checked, name, image_size)
-    return checked
+        _check_tiling(model, name, image_size)
+    return model
 
 
 def require_sizes(image_size: tuple[int, int] | None, num_classes: int | None) -> None:
@@ -128,14 +129,14 @@ def _require_memory(full: str, name: str, image_size: tuple[int, int] | None, op
     if usual and options.get("num_classes", 0) <= _USUAL_CLASSES:
         return
     with torch.device("meta"):
-        model: Any = timm.create_model(full, pretrained=False, **options)
+        model = timm.create_model(full, pretrained=False, **options)
+    view = adapted(model, name)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    tokens = model.patch_embed.num_patches
-    attention = 4 * tokens**2 * model.blocks[0].attn.num_heads if len(model.blocks) else 0
+    attention = 4 * view.patches**2 * view.heads
     there = (memory_gib() or _SMALL_MACHINE_GIB) * 1024**3
     if weights + attention > there / 2:
         raise UsageError(
-            f"{name} with {tokens:,} patches and {model.num_classes:,} classes needs {weights / 1024**3:.1f} GiB for "
+            f"{name} with {view.patches:,} patches and {view.classes:,} classes needs {weights / 1024**3:.1f} GiB for "
             f"its weights and {attention / 1024**3:.1f} GiB for one layer's attention; this machine has "
             f"{there / 1024**3:.1f} GiB",
             hint="a smaller image size",
@@ -165,35 +166,15 @@ def weight_bytes(name: str, *, num_classes: int | None = None) -> int:
 def refuse_other_families(name: str, full: str) -> None:
     """Refuse by the module a timm model is defined in, before it is built: some take seconds and gigabytes."""
     module = timm.model_entrypoint(full.partition(".")[0]).__module__.rpartition(".")[2]
-    if module not in ("vision_transformer", "deit", "vision_transformer_hybrid", "_registry"):  # the last: old names
+    if not any(module in family.modules for family in FAMILIES):
         raise UnsupportedModelError(
             f"{name} is defined in timm's {module!r} and is no timm VisionTransformer; lifedeploy prunes the tokens "
             "of plain ViTs (ViT, DeiT, DeiT-3, DINOv2 …)"
         )
 
 
-def check_supported(model: Any, name: str) -> VisionTransformer:
-    """``model``, if the method applies to it.
-
-    Raises:
-        UnsupportedModelError: it is no VisionTransformer, has no CLS token, or blocks of a kind we do not know.
-    """
-    if not isinstance(model, VisionTransformer):
-        raise UnsupportedModelError(f"{name} is a {type(model).__name__}, not a timm VisionTransformer")
-    if model.cls_token is None:
-        raise UnsupportedModelError(
-            f"{name} has no CLS token (it pools by {model.global_pool!r}), and patches are scored against CLS; "
-            "choose a backbone with a CLS token"
-        )
-    for block in model.blocks:
-        attention = getattr(block, "attn", None)
-        if not (hasattr(attention, "num_heads") and hasattr(attention, "head_dim")):
-            raise UnsupportedModelError(f"{name} is built of {type(block).__name__}, which is not supported")
-    return model
-
-
-def _check_tiling(model: VisionTransformer, name: str, image_size: tuple[int, int]) -> None:
-    patch = model.patch_embed.patch_size
+def _check_tiling(model: nn.Module, name: str, image_size: tuple[int, int]) -> None:
+    patch = adapted(model).patch_size
     if any(size % step for size, step in zip(image_size, patch, strict=True)):
         raise UsageError(
             f"image size {image_size[0]}x{image_size[1]} is not a multiple of the {patch[0]}x{patch[1]} patches of "
@@ -202,7 +183,7 @@ def _check_tiling(model: VisionTransformer, name: str, image_size: tuple[int, in
 
 
 def preprocess_of(
-    model: VisionTransformer,
+    model: nn.Module,
     image_size: tuple[int, int] | None = None,
     trained_with: Mapping[str, Any] | None = None,
 ) -> PreprocessSpec:
@@ -211,8 +192,7 @@ def preprocess_of(
     ``trained_with`` is what a training script was told about it, in timm's words, and wins over the backbone's own.
     """
     config = resolve_data_config(dict(trained_with or {}), model=model)
-    own = tuple(model.patch_embed.img_size)
-    size = image_size or own
+    size = image_size or adapted(model).image_size
     return PreprocessSpec(
         image_size=(size[0], size[1]),
         crop_pct=float(config["crop_pct"]),

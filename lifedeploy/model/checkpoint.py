@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 import torch
 from msgspec import Meta
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
 
 from lifedeploy.errors import ArtifactError, UsageError, WeightsError
 from lifedeploy.files import compact_json
 from lifedeploy.model import backbones, positions
+from lifedeploy.model.blocks import adapted
 from lifedeploy.model.layouts import Facts, size_of, unpack
 from lifedeploy.model.positions import Grid
 from lifedeploy.model.raw import (
@@ -146,11 +147,11 @@ def load_into(
     ours = any(name.startswith("backbone.") for name in state)
     target: torch.nn.Module = model if ours else model.backbone
     if ours:
-        # Under a method without parameters those of the predictor are left out. A checkpoint of the dense model has
-        # none; the model then keeps its own. But all of them or none.
+        # What is of another method's reducer is left out. A checkpoint of the dense model, or of another method, has
+        # nothing for this one's; the model then keeps its own. But all of it or nothing.
         reducer = {name: tensor for name, tensor in state.items() if not _is_backbone(name)}
         own = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
-        found = {name: tensor for name, tensor in reducer.items() if name in own} if reducer else own
+        found = {name: tensor for name, tensor in reducer.items() if name in own} or own
         bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if _is_backbone(name)}
         placed, note = _placed(bare, model.backbone, path, image_size)
         state = {f"backbone.{name}": tensor for name, tensor in placed.items()} | found
@@ -208,7 +209,7 @@ class _WithoutGrid:
     pos_embed = SimpleNamespace(shape=(1, _Any()))  # whatever comes fits
     pretrained_cfg = MappingProxyType({"input_size": (3, 1, 1)})  # smaller than a patch: no image size to guess from
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(self, vit: nn.Module) -> None:
         self._vit = vit
 
     def __getattr__(self, name: str) -> Any:
@@ -216,13 +217,13 @@ class _WithoutGrid:
 
 
 def _placed(
-    state: dict[str, Tensor], vit: VisionTransformer, path: Path, image_size: tuple[int, int] | None
+    state: dict[str, Tensor], vit: nn.Module, path: Path, image_size: tuple[int, int] | None
 ) -> tuple[dict[str, Tensor], str]:
     """``state`` with position embeddings of the backbone's grid; and what was taken for granted."""
     embeddings, wanted = state.get("pos_embed"), getattr(vit, "pos_embed", None)
     if embeddings is None or wanted is None or embeddings.ndim != 3 or embeddings.shape[2] != wanted.shape[2]:
         return state, ""  # what is wrong with it is found in comparison
-    now: Grid = (int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1]))
+    now: Grid = adapted(vit).grid
     prefix = wanted.shape[1] - now[0] * now[1]  # prefix tokens that have a position embedding
     patches = embeddings.shape[1] - prefix
     if patches < 1:
@@ -316,7 +317,7 @@ def require_head(file: Checkpoint) -> None:
 
 
 def load(
-    path: Path, *, method: str | None = None, schedule: Schedule | None = None, graph: str = "order-once"
+    path: Path, *, method: str | None = None, schedule: Schedule | None = None, graph: str = ""
 ) -> tuple[SlimViT, ModelSpec]:
     """The model in a checkpoint of ours, under its own method and schedule or others.
 
@@ -329,7 +330,7 @@ def load(
             f"{path} carries no description of its model",
             hint="lifedeploy export --backbone NAME --weights FILE makes a checkpoint that does",
         )
-    spec = replace(file.spec, method=method or file.spec.method, schedule=schedule or file.spec.schedule)
+    spec = replace(file.spec.under(method or file.spec.method), schedule=schedule or file.spec.schedule)
     require_head(file)
     with declared(file):
         vit = backbones.create(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import timm
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from lifedeploy import methods
 from lifedeploy.errors import WeightsError
 from lifedeploy.files import sha256
 from lifedeploy.model import backbones, checkpoint
+from lifedeploy.model.blocks import adapted
 from lifedeploy.model.checkpoint import Checkpoint
 from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
 from lifedeploy.model.vit import build_model
@@ -38,28 +39,30 @@ def load_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
     as_the_file_says = request.image_size is None and file.image_size is not None
     with checkpoint.declared(file) if as_the_file_says else nullcontext():
         vit = backbones.create(name, image_size=size, num_classes=classes)
+    if own and own.method == request.method:
+        with checkpoint.declared(file):
+            methods.get(own.method).settle(own.options)
+    # What one method has learned is nothing to another that slims; baselines are described as the weights they are of.
+    slims = methods.role_of(request.method) == methods.SLIMMED
+    learned = own.provenance if own and (own.method == request.method or not slims) else None
     provenance = Provenance(
         weights=own.provenance.weights if own else "file",  # random weights stay random in a file
         source=path.name,
         sha256=sha256(path),
-        predictor=own.provenance.predictor if own else "identity",
-        elastic=own.provenance.elastic if own else False,
+        predictor=learned.predictor if learned else "identity",
+        elastic=learned.elastic if learned else False,
     )
     given = own.classes if own else checkpoint.read_classes(path)
-    names = given or (() if own else imagenet_names(vit.num_classes))
+    names = given or (() if own else imagenet_names(adapted(vit).classes))
     taken = "its 1,000 classes are taken for ImageNet's" if names and not given and not fresh else ""
     if fresh:
         names = ()
         state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)} | _head_of(vit, state)
-    if names and len(names) != vit.num_classes:
-        raise WeightsError(f"{path} carries {len(names)} class names for a head of {vit.num_classes} classes")
-    spec = describe(request, vit, provenance, names, own.schedule if own else None)
+    if names and len(names) != adapted(vit).classes:
+        raise WeightsError(f"{path} carries {len(names)} class names for a head of {adapted(vit).classes} classes")
+    spec = describe(request, vit, provenance, names, own)
     if own:
-        spec = replace(
-            spec,
-            preprocess=replace(own.preprocess, image_size=spec.image_size),
-            temperature=own.temperature if request.temperature is None else request.temperature,
-        )
+        spec = replace(spec, preprocess=replace(own.preprocess, image_size=spec.image_size))
     elif facts.data_config:
         trained_with = {"input_size": (3, *spec.image_size), **facts.data_config}
         spec = replace(spec, preprocess=backbones.preprocess_of(vit, spec.image_size, trained_with))
@@ -94,7 +97,7 @@ def _trained_size(file: Checkpoint, request: ModelRequest) -> tuple[int, int] | 
     return given or said  # of another tool's file somebody may know better
 
 
-def _head_of(vit: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _head_of(vit: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The new head's own tensors, under the names that ``state`` uses."""
     prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
     own = ((prefix + name, tensor) for name, tensor in vit.state_dict().items())

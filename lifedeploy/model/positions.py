@@ -11,26 +11,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
+
+from lifedeploy.model.blocks import adapted
 
 Grid = tuple[int, int]  # rows and columns of patches
 
 
-def grid_of(vit: VisionTransformer, image_size: tuple[int, int]) -> Grid:
+def grid_of(vit: nn.Module, image_size: tuple[int, int]) -> Grid:
     """The patches of an image (height, width) on this backbone."""
-    rows, columns = vit.patch_embed.dynamic_feat_size(image_size)
-    return int(rows), int(columns)
+    return adapted(vit).grid_at(image_size)
 
 
-def own_grid(vit: VisionTransformer) -> Grid | None:
+def own_grid(vit: nn.Module) -> Grid | None:
     """The patches at the image size that the backbone was designed for, if it says."""
     config: Any = getattr(vit, "pretrained_cfg", None) or {}
     size = config.get("input_size")
     return grid_of(vit, (size[-2], size[-1])) if size else None
 
 
-def guess_grid(patches: int, vit: VisionTransformer) -> tuple[Grid | None, str]:
+def guess_grid(patches: int, vit: nn.Module) -> tuple[Grid | None, str]:
     """The grid of ``patches`` position embeddings that nothing is said about; None where it could be another one too.
 
     It is the backbone's own grid or, if that is a square, the one that ``vit`` has now. Not if both have as many
@@ -39,7 +39,7 @@ def guess_grid(patches: int, vit: VisionTransformer) -> tuple[Grid | None, str]:
     Returns:
         The grid, or None; and how it was told, or what it could be.
     """
-    now, own = (int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])), own_grid(vit)
+    now, own = adapted(vit).grid, own_grid(vit)
     side = math.isqrt(max(patches, 0))
     possible = {grid for grid in (own, now, (side, side)) if grid is not None and grid[0] * grid[1] == patches}
     if possible == {own}:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-from lifedeploy.errors import ScheduleError, UsageError
+from lifedeploy import methods
+from lifedeploy.errors import ScheduleError
 from lifedeploy.model import backbones
+from lifedeploy.model.blocks import adapted
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance
 
 DEFAULT_KEEP_RATE = 0.7
-DEFAULT_TEMPERATURE = 1.5
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,11 @@ class ModelRequest:
     keep_rate: float | None = None
     counts: tuple[int, ...] | None = None
     drop_layers: tuple[int, ...] | None = None
-    method: str = "life"
+    method: str = methods.DEFAULT
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the method; what is not said is the weights' own
     weights: str = "auto"
     image_size: tuple[int, int] | None = None
     num_classes: int | None = None
-    temperature: float | None = None  # U of eq. 7; None: the weights' own, else 1.5
     new_head: bool = False  # for training: weights of another number of classes get a new head, else are refused
     # (height, width) that a file's position embeddings are of, where the file does not say
     weights_image_size: tuple[int, int] | None = None
@@ -36,22 +40,32 @@ class ModelRequest:
     def __post_init__(self) -> None:
         for size in (self.image_size, self.weights_image_size):
             backbones.require_sizes(size, self.num_classes)
-        if self.temperature is not None and not 0.001 <= self.temperature <= 1000:
-            raise UsageError(f"temperature is {self.temperature:g}; expected 0.001 to 1000")
+        methods.get(self.method).settle(self.options)
 
-    def schedule(self, patches: int, depth: int, own: Schedule | None = None) -> Schedule:
+    def all_options(self, own: ModelSpec | None = None) -> dict[str, methods.Option]:
+        """All options of the method: those asked for, else those of the weights' ``own`` spec, else the usual ones."""
+        known = own.options if own is not None and own.method == self.method else {}
+        return methods.get(self.method).plain_options({**known, **self.options})
+
+    def schedule(
+        self, patches: int, depth: int, own: Schedule | None = None, options: Mapping[str, Any] | None = None
+    ) -> Schedule:
         """The schedule asked for, on a backbone of this size; what is not asked for is that of the weights' ``own``.
+
+        ``options`` are all of the method's (:meth:`all_options`); those asked for where none are given.
 
         Raises:
             ScheduleError: it cannot be, or the weights' own counts are of another number of patches.
         """
+        method = methods.get(self.method)
+        make = partial(method.make_schedule, patches, depth, options=self.options if options is None else options)
         layers = self.drop_layers
         if own is None or not own.drop_layers:
             own = None
         elif layers is None and (self.counts is None or len(self.counts) == len(own.drop_layers)):
             layers = own.drop_layers  # lives are predicted after the first of them, and were trained there
         if self.counts is not None:
-            return Schedule.from_counts(patches, depth, self.counts, layers)
+            return make(counts=self.counts, drop_layers=layers)
         if self.keep_rate is None and own is not None and own.keep_rate is None:
             if own.patches != patches:
                 raise ScheduleError(
@@ -59,9 +73,9 @@ class ModelRequest:
                     f"{patches} are asked for",
                     hint="--rho or --counts says what is to be kept",
                 )
-            return Schedule.from_counts(patches, depth, own.counts, layers)
+            return make(counts=own.counts, drop_layers=layers)
         usual = DEFAULT_KEEP_RATE if own is None or own.keep_rate is None else own.keep_rate
-        return Schedule.from_keep_rate(patches, depth, usual if self.keep_rate is None else self.keep_rate, layers)
+        return make(keep_rate=usual if self.keep_rate is None else self.keep_rate, drop_layers=layers)
 
 
 @dataclass(frozen=True)
@@ -77,23 +91,32 @@ class LoadedModel:
 
 def describe(
     request: ModelRequest,
-    vit: VisionTransformer,
+    vit: nn.Module,
     provenance: Provenance,
     classes: tuple[str, ...],
-    own: Schedule | None = None,
+    own: ModelSpec | None = None,
 ) -> ModelSpec:
-    """The spec of the model that ``request`` makes of ``vit``, whose weights may have a schedule of their ``own``."""
+    """The spec of the model that ``request`` makes of ``vit``, whose weights may have a spec of their ``own``.
+
+    Raises:
+        UsageError: the method takes no such schedule or options, or not this backbone.
+    """
+    method, view = methods.get(request.method), adapted(vit)
+    method.require_prefix(view.prefix, request.backbone)
+    if method.role == methods.SLIMMED and not method.trains_reducer:
+        provenance = replace(provenance, predictor="none")
+    options = request.all_options(own)
     return ModelSpec(
         backbone=request.backbone,
         timm_name=backbones.timm_name(request.backbone),
-        method=request.method,
-        schedule=request.schedule(vit.patch_embed.num_patches, len(vit.blocks), own),
+        method=method.name,
+        schedule=request.schedule(view.patches, view.depth, own.schedule if own else None, options),
         preprocess=backbones.preprocess_of(vit, request.image_size),
-        num_classes=vit.num_classes,
-        prefix_tokens=vit.num_prefix_tokens,
+        num_classes=view.classes,
+        prefix_tokens=view.prefix,
         provenance=provenance,
-        temperature=DEFAULT_TEMPERATURE if request.temperature is None else request.temperature,
         classes=classes,
+        options=options,
     )
 
 

@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.errors import LifedeployError, ScheduleError, WeightsError
 from lifedeploy.model import backbones, checkpoint, positions
+from lifedeploy.model.blocks import adapted
 from lifedeploy.model.from_file import load_file
 from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
 from lifedeploy.model.vit import build_model
@@ -32,7 +33,7 @@ RANDOM_SEED = 0
 POLICIES = ("auto", "pretrained", "random")
 
 
-def load(request: ModelRequest, workspace: Workspace, *, graph: str = "order-once") -> LoadedModel:
+def load(request: ModelRequest, workspace: Workspace, *, graph: str = "") -> LoadedModel:
     """Make the model of ``request`` and fill it with the weights it asks for.
 
     Raises:
@@ -67,7 +68,8 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
         if request.image_size not in (None, spec.image_size) or request.num_classes not in (None, spec.num_classes):
             continue
         try:
-            wanted = request.schedule(spec.schedule.patches, spec.schedule.depth, spec.schedule)
+            own = spec.schedule
+            wanted = request.schedule(own.patches, own.depth, own, request.all_options(spec))
         except ScheduleError:  # at this checkpoint's image size; at the one that is made in the end it may be fine
             continue
         same_drops = wanted.drop_layers == spec.schedule.drop_layers
@@ -100,7 +102,7 @@ def _random(request: ModelRequest, graph: str) -> LoadedModel:
         return LoadedModel(build_model(vit, spec, graph=graph), spec)
 
 
-def _give_life_to_zeros(vit: VisionTransformer) -> None:
+def _give_life_to_zeros(vit: nn.Module) -> None:
     """Fill in what timm starts at zero (a head, layer scales near it).
 
     With a head of zeros all logits are equal, and a comparison of two engines would pass whatever they compute.
@@ -132,17 +134,18 @@ def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
         )
     vit = _at_size(vit, request)
     source = config.get("hf_hub_id") or config.get("url") or ""
-    classes = () if fresh else imagenet_names(vit.num_classes)
+    classes = () if fresh else imagenet_names(adapted(vit).classes)
     spec = describe(request, vit, Provenance("pretrained", source=str(source)), classes)
     return LoadedModel(build_model(vit, spec, graph=graph), spec, new_head=fresh)
 
 
-def _at_size(vit: VisionTransformer, request: ModelRequest) -> VisionTransformer:
+def _at_size(vit: nn.Module, request: ModelRequest) -> nn.Module:
     """A pretrained model at the image size asked for: made at its own, whose grid is known, and brought over."""
-    if request.image_size in (None, tuple(vit.patch_embed.img_size)):
+    now = adapted(vit)
+    if request.image_size in (None, now.image_size):
         return vit
-    moved = backbones.create(request.backbone, image_size=request.image_size, num_classes=vit.num_classes)
-    state, old, new = vit.state_dict(), vit.patch_embed.grid_size, moved.patch_embed.grid_size
+    moved = backbones.create(request.backbone, image_size=request.image_size, num_classes=now.classes)
+    state, old, new = vit.state_dict(), now.grid, adapted(moved).grid
     if "pos_embed" in state:
         state["pos_embed"] = positions.resample(state["pos_embed"], old, new)
     moved.load_state_dict(state)

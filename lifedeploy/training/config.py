@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from lifedeploy import reading
+from lifedeploy import methods, reading
 from lifedeploy.errors import UsageError
+from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted
 from lifedeploy.typed import Rate as Part
 from lifedeploy.typed import Share, Side
@@ -41,18 +42,19 @@ class TrainConfig:
     # The model.
     backbone: Annotated[str, Meta(max_length=200)] = "deit_s"
     weights: Text = "auto"  # auto, pretrained, random, or a file
+    method: Annotated[str, Meta(max_length=40)] = methods.DEFAULT  # that tokens are dropped by
+    options: dict[str, methods.Option] = field(default_factory=dict)  # of the method; its usual ones where not given
     dense: bool = False  # fine-tune the unslimmed model instead
     keep_rate: Part = 0.7
     counts: Counts = ()  # instead of keep_rate
     drop_layers: Counts = ()  # 4, 7, 10 of 12
     image_size: Annotated[tuple[Side, ...], Meta(max_length=2)] = ()  # the backbone's own
-    temperature: Annotated[float, Meta(ge=0.001, le=1000)] = 1.5  # U of eq. 7
     # The data.
     data: Text = ""
     val_share: PartialShare = 0.1  # held out where the data have no validation half
     # The stages (Algorithm 1).
-    epochs: Epochs = 3  # of a dense run
-    stage1_epochs: Epochs = 1
+    epochs: Epochs = 3  # of a dense run, and of a method that trains in one stage
+    stage1_epochs: Epochs = 1  # of a method that trains in two
     stage2_epochs: Epochs = 1
     single_stage: bool = False  # everything at once for as many epochs as both stages have: the paper's ablation
     # Beyond the paper.
@@ -104,17 +106,58 @@ class TrainConfig:
             raise UsageError(f"image_size is {self.image_size[0]} alone; expected height and width")
         if any(float(number) > 100 for number in re.findall(r"[0-9]+(?:\.[0-9]+)?", self.auto_augment)):
             raise UsageError(f"auto_augment is {self.auto_augment}; expected numbers of at most 100 in it")
+        self._require_method()
         if self.total_epochs == 0:
             raise UsageError("0 epochs in all: there is nothing to train")
-        if self.dense and (self.hard or self.distill or self.elastic or self.single_stage):
+
+    def _require_method(self) -> None:
+        asked = methods.get(self.method, methods.SLIMMED, methods.BASELINE)
+        asked.settle(self.options)
+        clash = next((item.name for item in fields(asked.options) if item.name in _kinds()), None)
+        if clash is not None:  # in a run's configuration one would hide the other
+            raise asked.broken(f"its option {clash} is called like a setting of training")
+        if self.dense and self.method not in (methods.DEFAULT, methods.baseline().name):
+            raise UsageError(f"--dense and --method {self.method} exclude each other: dense drops nothing")
+        if not self.slims and (self.hard or self.distill or self.elastic or self.single_stage):
             raise UsageError(
                 "--dense fine-tunes the unslimmed model: --single-stage, --hard, --distill and --elastic need lives"
             )
+        stages = len(self.trained_method.stages)
+        if not stages:
+            raise UsageError(f"{self.method} says of no stage what it trains: it is used as it is")
+        if self.single_stage and stages == 1:
+            raise UsageError(f"{self.method} trains in one stage as it is, without --single-stage")
+
+    @property
+    def trained_method(self) -> methods.Method:
+        """What is trained: the method, or the baseline."""
+        return methods.baseline() if self.dense else methods.get(self.method)
+
+    @property
+    def slims(self) -> bool:
+        """Whether a model that drops tokens is trained, not the baseline."""
+        return self.trained_method.role == methods.SLIMMED
+
+    @property
+    def model_options(self) -> dict[str, methods.Option]:
+        """All options of what is trained."""
+        return self.trained_method.plain_options({} if self.dense else self.options)
+
+    def schedule_at(self, keep_rate: float, own: Schedule) -> Schedule:
+        """The schedule of another keep rate, at the drop layers of a model's ``own``."""
+        return self.trained_method.make_schedule(
+            own.patches, own.depth, keep_rate=keep_rate, drop_layers=own.drop_layers, options=self.model_options
+        )
+
+    @property
+    def stage_epochs(self) -> tuple[int, ...]:
+        """Epochs of each stage of what is trained."""
+        return (self.epochs,) if len(self.trained_method.stages) == 1 else (self.stage1_epochs, self.stage2_epochs)
 
     @property
     def total_epochs(self) -> int:
         """Epochs of all stages."""
-        return self.epochs if self.dense else self.stage1_epochs + self.stage2_epochs
+        return sum(self.stage_epochs)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -128,6 +171,21 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON and TOML types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def decisive(self) -> dict[str, Any]:
+        """All that decides the result, as plain types: for the fingerprint by which a run is continued.
+
+        Options stand among the settings, and the usual method goes without saying, as it was before there were others:
+        what was begun then can be continued.
+        """
+        facts = self.to_dict()
+        for name in ("workers", "checkpoint_every", "log_every", "tensorboard"):
+            del facts[name]
+        asked = methods.get(self.method)
+        facts |= asked.plain_options({}) | facts.pop("options")  # as they were given: 2 is written otherwise than 2.0
+        if asked.name == methods.DEFAULT:
+            del facts["method"]
+        return facts
 
     def to_toml(self) -> str:
         """As a TOML file."""
@@ -143,6 +201,7 @@ class TrainConfig:
             UsageError: an unknown name, or a value of another kind or out of range.
         """
         known = _kinds()
+        data = brought_up(data)
         unknown = next((name for name in data if name not in known), None)
         if unknown is not None:
             names = ", ".join(sorted(known))
@@ -171,10 +230,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     return reading.read_toml(path, UsageError)
 
 
+def brought_up(data: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were called before methods had options, as they are called now: U of eq. 7 stood by itself."""
+    if "temperature" not in data:
+        return data
+    options = data.get("options", {})
+    if isinstance(options, dict):  # else it is refused as it is
+        options = {"temperature": data["temperature"], **options}
+    return {name: value for name, value in data.items() if name != "temperature"} | {"options": options}
+
+
 @cache
 def _kinds() -> dict[str, Any]:
     hints = get_type_hints(TrainConfig, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(TrainConfig)}
+    return {item.name: hints[item.name] for item in fields(TrainConfig)}
 
 
 def _require(name: str, value: Any, kind: Any) -> None:

@@ -1,7 +1,8 @@
 """The dense model as teacher: what it answers, what its tokens become, and where it looks.
 
-The first two are DynamicViT's distillation (PEERS: its training). The third is ours: lives are one ranking made after
-layer t_base, and a dense model shows in its later layers what a good ranking would have been.
+The first two are the distillation of DynamicViT (Rao et al., https://arxiv.org/abs/2106.02034, section 3.3). The third
+is ours: lives are one ranking made after layer t_base, and a dense model shows in its later layers what a good ranking
+would have been.
 """
 
 from __future__ import annotations
@@ -14,23 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lifedeploy.errors import UnsupportedModelError
-from lifedeploy.model.reducers import BlockAttention, DenseReducer, Tokens
-from lifedeploy.model.reducers.base import gather_tokens, has_inner_seam
-from lifedeploy.model.reducers.life import standardise
+from lifedeploy.kept import NO_PATCH
+from lifedeploy.model.lives import standardise
+from lifedeploy.model.reducers import BlockAttention, Reducer, Tokens
+from lifedeploy.model.tokens import gather_tokens
 from lifedeploy.model.vit import SlimOutput, SlimViT
 from lifedeploy.schedule import Schedule
 from lifedeploy.training.config import TrainConfig
 
 
-class Watched(DenseReducer):
+class Watched(Reducer):
     """Dense, and scores each patch by the attention that CLS pays to it in the layers after ``base_layer``.
 
     The scores (B, N) are a mean over those layers, every layer's row adding up to 1 over the patches. The k-th of them
     counts k times: later layers have fewer tokens to choose from and see more of what the image is about. One ranking
     for every keep rate, as lives are.
     """
-
-    method = "dense-watched"
 
     def __init__(self, patches: int, depth: int, base_layer: int) -> None:
         super().__init__(Schedule.dense(patches, depth))
@@ -55,13 +55,17 @@ def require_watchable(model: SlimViT, config: TrainConfig) -> None:
     Raises:
         UnsupportedModelError: a block that is not pre-norm.
     """
-    blocks: Any = model.backbone.blocks
-    closed = [type(block).__name__ for block in blocks if not has_inner_seam(block)]
-    if config.distill and config.distill_lives and closed:
+    backbone = model.adapted
+    closed = [type(block).__name__ for layer, block in enumerate(backbone.blocks, 1) if not backbone.has_inside(layer)]
+    if config.distill and _teaches_lives(config) and closed:
         raise UnsupportedModelError(
             f"--distill teaches lives by the attention of pre-norm blocks, and the backbone has a {closed[0]}",
             hint="distill_lives = 0 in a --config file leaves logits and tokens to distil",
         )
+
+
+def _teaches_lives(config: TrainConfig) -> bool:
+    return bool(config.distill_lives) and config.trained_method.predicts_lives
 
 
 class Teacher:
@@ -69,10 +73,10 @@ class Teacher:
 
     def __init__(self, model: SlimViT, config: TrainConfig) -> None:
         patches, depth = model.schedule.patches, model.schedule.depth
-        if config.distill_lives and model.schedule.drop_layers:
-            reducer: DenseReducer = Watched(patches, depth, model.schedule.base_layer)
+        if _teaches_lives(config) and model.schedule.drop_layers:
+            reducer: Reducer = Watched(patches, depth, model.schedule.base_layer)
         else:
-            reducer = DenseReducer(Schedule.dense(patches, depth))
+            reducer = Reducer(Schedule.dense(patches, depth))
         self.model = SlimViT(deepcopy(model.backbone), reducer).eval().requires_grad_(False)
         self.config = config
 
@@ -97,7 +101,7 @@ class Teacher:
         )
         loss = self.config.distill_logits * divergence
         loss = loss + self.config.distill_tokens * _token_loss(student, wanted, norm, kept)
-        if student.scores is not None and wanted.scores is not None:
+        if student.lives is not None and student.scores is not None and wanted.scores is not None:
             loss = loss + self.config.distill_lives * ranking_loss(student.scores, wanted.scores)
         return loss
 
@@ -113,18 +117,20 @@ def ranking_loss(scores: Tensor, attention: Tensor) -> Tensor:
 
 
 def _token_loss(student: SlimOutput, teacher: SlimOutput, norm: nn.Module, kept: int) -> Tensor:
-    wanted = teacher.tokens  # (B, P + N, C)
-    if student.kept is not None:  # hard: only survivors are left
-        prefix = student.tokens.shape[1] - student.kept.shape[1]
-        places = F.pad(student.kept + prefix, (prefix, 0))
+    wanted, survivors = teacher.tokens, student.survivors  # (B, P + N, C), (B, n_T)
+    counts: Tensor | None = None  # (B, L), which tokens do
+    if survivors is not None:  # hard: only survivors are left; those that are no single patch have no like
+        prefix = student.tokens.shape[1] - survivors.shape[1]
+        places = F.pad(survivors.clamp_min(0) + prefix, (prefix, 0))
         places[:, :prefix] = torch.arange(prefix, device=places.device)
         wanted = gather_tokens(wanted, places)
+        counts = F.pad((survivors != NO_PATCH).float(), (prefix, 0), value=1.0)
+    elif student.lives is not None:
+        prefix = wanted.shape[1] - student.lives.shape[1]
+        alive = torch.zeros_like(student.lives).scatter(1, student.lives.topk(kept, dim=1).indices, 1.0)
+        counts = F.pad(alive, (prefix, 0), value=1.0)
     with torch.no_grad():
         theirs: Any = norm(wanted).float()
     distance = (norm(student.tokens).float() - theirs).square().mean(dim=2)  # (B, L)
-    mask = torch.ones_like(distance)
-    if student.kept is None and student.life is not None:
-        prefix = distance.shape[1] - student.life.shape[1]
-        alive = torch.zeros_like(student.life).scatter(1, student.life.topk(kept, dim=1).indices, 1.0)
-        mask = F.pad(alive, (prefix, 0), value=1.0).to(distance.dtype)
+    mask = torch.ones_like(distance) if counts is None else counts.to(distance.dtype)
     return (distance * mask).sum() / mask.sum()

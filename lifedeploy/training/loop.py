@@ -196,13 +196,13 @@ class Trainer:
         low, high = self.config.elastic_range
         draw = feeds.seed_of(self.config.seed, self.position.run_step) / 2**32
         own = self.job.spec.schedule
-        return Schedule.from_keep_rate(own.patches, own.depth, low + (high - low) * draw, own.drop_layers)
+        return self.config.schedule_at(low + (high - low) * draw, own)
 
     def _distillation(self, output: SlimOutput, images: Tensor, schedule: Schedule | None) -> Tensor:
         assert self.teacher is not None
         kept = (schedule or self.job.spec.schedule).tokens[-1]
         with self.accelerator.autocast():
-            return self.teacher.loss(output, self.teacher(images), self.job.model.backbone.norm, kept)
+            return self.teacher.loss(output, self.teacher(images), self.job.model.adapted.final_norm, kept)
 
     def _require_finite(self, stage: Stage, norm: Tensor | None, loss: Tensor, micro: Sequence[Batch]) -> None:
         """Stop before a step that would leave a model of NaNs.

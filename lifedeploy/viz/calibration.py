@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lifedeploy import methods
 from lifedeploy.calibration.report import LayerReport, MemberReport
 from lifedeploy.viz.style import check_format, load_matplotlib, save, tidy, title
 
@@ -25,7 +26,7 @@ def plot_calibration(members: Mapping[str, MemberReport], path: Path, *, precisi
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = [member for method, member in members.items() if method != "first-k"]
+    drawn = [member for method, member in members.items() if methods.role_of(method) != methods.BOUND]
     figure = Figure(figsize=(10.5, 3.2 * len(drawn) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(len(drawn), 2, squeeze=False, width_ratios=(3, 2))

@@ -22,7 +22,8 @@ _LABEL = 34  # characters below a panel
 
 
 def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, note: str = "") -> None:
-    """One row an image: the image, the life of every patch, and what is left after every drop layer.
+    """One row an image: the image, the life of every patch if the model predicts lives, and what is left after every
+    drop layer.
 
     Raises:
         UsageError: a format that cannot be written.
@@ -35,7 +36,8 @@ def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, n
     from matplotlib.figure import Figure
 
     layers = [layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1]]
-    columns = 2 + len(layers)
+    lived = drawn[0].life is not None
+    columns = 1 + lived + len(layers)
     height, width = drawn[0].pixels.shape[:2]
     panel = (_PANEL * width / max(height, width), _PANEL * height / max(height, width))
     figure = Figure(figsize=(columns * panel[0] + 1.0, len(drawn) * (panel[1] + 0.3) + 0.55), layout="compressed")
@@ -49,17 +51,20 @@ def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, n
             axis.spines[:].set_visible(False)
         row[0].imshow(one.pixels)
         row[0].set_xlabel(_label(one), fontsize=8)
-        _draw_life(row[1], one, schedule, scale)
-        for axis, layer in zip(row[2:], layers, strict=True):
+        if one.life is not None:
+            _draw_life(row[1], one.life, one, schedule, scale)
+        for axis, layer in zip(row[1 + lived :], layers, strict=True):
             axis.imshow(dimmed(one, layer))
-            axis.set_xlabel(f"{int(one.alive[layer].sum())} of {schedule.patches} patches", fontsize=8)
-    titles = ["image", "life, in layers", *(f"after layer {layer}" for layer in layers)]
+            axis.set_xlabel(_left(one, layer, schedule), fontsize=8)
+    titles = ["image", *(["life, in layers"] if lived else []), *(f"after layer {layer}" for layer in layers)]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9, fontweight="bold")
-    bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=list(axes.flat), shrink=0.9 / len(drawn) ** 0.5, pad=0.01)
-    bar.set_label("last layer that a patch takes part in", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    if lived:
+        shrink = 0.9 / len(drawn) ** 0.5
+        bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=list(axes.flat), shrink=shrink, pad=0.01)
+        bar.set_label("last layer that a patch takes part in", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+        bar.outline.set_visible(False)
     figure.supxlabel(note, fontsize=7, color="#666666", x=0.01, ha="left")
     save(figure, path)
 
@@ -77,8 +82,14 @@ def spread(values: NDArray[Any], one: PatchLives) -> NDArray[Any]:
     return values.reshape(rows, columns).repeat(height // rows, axis=0).repeat(width // columns, axis=1)
 
 
-def _draw_life(axis: Any, one: PatchLives, schedule: Schedule, scale: Any) -> None:
-    clamped = one.life.clip(schedule.base_layer, schedule.depth)
+def _left(one: PatchLives, layer: int, schedule: Schedule) -> str:
+    """What goes on after a layer, in words."""
+    text, fused = f"{int(one.alive[layer].sum())} of {schedule.patches} patches", one.fused[layer]
+    return text if not fused else f"{text}, {fused} fused"
+
+
+def _draw_life(axis: Any, life: NDArray[Any], one: PatchLives, schedule: Schedule, scale: Any) -> None:
+    clamped = life.clip(schedule.base_layer, schedule.depth)
     grey = one.pixels.mean(axis=2)
     axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
     axis.imshow(spread(clamped, one), cmap=_COLOURS, norm=scale, alpha=0.72)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lifedeploy import methods
 from lifedeploy.bench.choices import by_setting
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.viz.choices import draw, label, marked
@@ -102,7 +103,7 @@ def _throughput(axis: Any, rows: Sequence[Row]) -> None:
 def _speedup(axis: Any, rows: Sequence[Row]) -> None:
     """Points with their interval, against the bound that the MACs set."""
     batches = list(dict.fromkeys(row.batch for row in rows))
-    slimmed = [method for method in _methods(rows) if method != "dense"]
+    slimmed = [method for method in _methods(rows) if methods.role_of(method) != methods.BASELINE]
     shift = 0.1
     for index, method in enumerate(slimmed):
         own = [row for row in rows if row.method == method and row.speedup is not None]
@@ -126,7 +127,7 @@ def _speedup(axis: Any, rows: Sequence[Row]) -> None:
                 color=colour(method),
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
-    bounds = {row.mac_ratio for row in rows if row.method not in ("dense", "first-k") and row.mac_ratio}
+    bounds = {row.mac_ratio for row in rows if methods.role_of(row.method) == methods.SLIMMED and row.mac_ratio}
     for bound in bounds:
         axis.axhline(bound, linestyle="--", linewidth=1, color="#333333")
         axis.annotate(
@@ -139,7 +140,7 @@ def _speedup(axis: Any, rows: Sequence[Row]) -> None:
             xytext=(4, 0),
             textcoords="offset points",
         )
-    axis.axhline(1, linewidth=1, color=colour("dense"))
+    axis.axhline(1, linewidth=1, color=colour(methods.baseline().name))
     top = max([*bounds, *(row.speedup_high or 0 for row in rows), 1.0])
     axis.set_ylim(0.9, top * 1.08)
     axis.set_xlim(-0.5, len(batches) - 0.5)

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+from lifedeploy import methods
 from lifedeploy.errors import UsageError
 from lifedeploy.optional import require
 from lifedeploy.text import printable, shortened
@@ -22,13 +24,16 @@ FORMATS = (".png", ".svg", ".pdf")
 _WITHOUT_DATE: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _SAME_AGAIN: Any = {"svg.hashsalt": "lifedeploy"}
 
-_COLOURS = {"dense": "#8c8c8c", "first-k": "#6baed6", "life": "#1b6ca8"}
-_OTHER = "#c2571a"
+_BASELINE, _BOUND, _USUAL = "#8c8c8c", "#6baed6", "#1b6ca8"
+_OTHERS = ("#c2571a", "#4f9d69", "#8c6bb1", "#d4a017", "#b5446e", "#3f8f8f", "#7a5c3e")
 
 
 def colour(method: str) -> str:
-    """Of a method."""
-    return _COLOURS.get(method, _OTHER)
+    """Of a method: of those that are neither baseline nor bound the usual one's own, else one that its name says."""
+    role = methods.role_of(method)
+    if role != methods.SLIMMED:
+        return _BASELINE if role == methods.BASELINE else _BOUND
+    return _USUAL if method == methods.DEFAULT else _OTHERS[crc32(method.encode()) % len(_OTHERS)]
 
 
 def tidy(axis: Any) -> None:

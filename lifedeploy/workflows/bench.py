@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lifedeploy import methods
 from lifedeploy.artifact import TensorSpec, Workspace
 from lifedeploy.bench import trtexec
 from lifedeploy.bench.measure import Contender, Stop, measure
@@ -216,7 +217,7 @@ def _base(entries: Sequence[_Entry], copies: bool | None) -> str | None:
     Where it knows no such difference, or was not asked for it, it is taken as it is.
     """
     first = entries[0]
-    if first.member.method != "dense":
+    if methods.role_of(first.member.method) != methods.BASELINE:
         return None
     return first.name(copies if copies in first.ways else next(iter(first.ways)))
 

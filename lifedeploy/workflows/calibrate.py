@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Manifest, Workspace
 from lifedeploy.calibration import compare, policy, sensitivity
 from lifedeploy.calibration.compare import Check
@@ -27,6 +28,7 @@ from lifedeploy.errors import ArtifactError, DataError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.accuracy import ClassMap, map_classes
 from lifedeploy.files import finite, now, sha256, write_json
+from lifedeploy.kept import KeptTokens
 from lifedeploy.optional import versions
 from lifedeploy.reading import read_json
 from lifedeploy.records import QuantizationRecord
@@ -101,7 +103,7 @@ def calibrate(
     say: Say = silent,
     progress: Progress = lambda seen, images: None,
 ) -> CalibrateReport:
-    """Quantise the slimmed model, its dense baseline and its first-k bound into a folder of the export.
+    """Quantise the slimmed model, its baseline and its bound into a folder of the export.
 
     Raises:
         ArtifactError: no model, or its files are not those of its manifest.
@@ -154,14 +156,14 @@ def _calibrate(
             prepared = prepare(source, request.recipe, feed, work, count)
             cached = cached and prepared.cached
             say(f"checking {stem}")
-            spec = member.manifest.spec
-            reference = compare.ask(member.path, check_feed, spec, count)
+            kept = member.manifest.kept
+            reference = compare.ask(member.path, check_feed, kept, count)
             labels = mapped.indices[drawn.check.targets] if mapped else None
-            check = Check(member.path, check_feed, spec, reference, labels)
+            check = Check(member.path, check_feed, method, kept, reference, labels)
             target = staging / f"{stem}.onnx"
             reports[method] = _quantized(prepared, check, target, work, request, say, count)
             _, inputs = gate.samples_of(member)
-            answers[method] = _literal(target, spec, inputs)
+            answers[method] = _literal(target, kept, inputs)
             prepared.graph.unlink()
         with saving(staging / REFERENCE):
             parity.record(staging / REFERENCE, answers, inputs)
@@ -252,21 +254,21 @@ def _quantized(
 ) -> MemberReport:
     """Write the quantised graph; with ``max_drop``, with as many layers in floating point as that takes.
 
-    first-k is a bound on speed, not a model to use: it gets what its schedule gets, whatever its accuracy.
+    The bound on speed is no model to use: it gets what its schedule gets, whatever its accuracy.
     """
     write(prepared, target)
     made = compare.report(prepared, target, check, count=count)
-    if request.max_drop is None or made.drop <= request.max_drop or check.spec.method == "first-k":
+    bound = methods.role_of(check.method) == methods.BOUND
+    if request.max_drop is None or made.drop <= request.max_drop or bound:
         return made
     say(f"top-1 drops by {made.drop:.2f} points: looking for the layers that cause it")
     return sensitivity.restore(prepared, check, target, work, request.max_drop, say)
 
 
-def _literal(graph: Path, spec: ModelSpec, inputs: list[NDArray[Any]]) -> list[parity.Answer]:
+def _literal(graph: Path, kept: KeptTokens, inputs: list[NDArray[Any]]) -> list[parity.Answer]:
     """What the quantised graph says to the parity samples: what engines built of it are held against."""
-    taps = parity.taps_for(spec)
-    with OnnxRuntime(graph, EngineOptions(taps=taps, literal=True)) as engine:
-        run = parity.asker(engine, engine if taps else None, spec.schedule.tokens[-1])
+    with OnnxRuntime(graph, EngineOptions(taps=kept.last_tap, literal=True)) as engine:
+        run = parity.asker(engine, engine, kept)
         return [run(images) for images in inputs]
 
 
@@ -306,7 +308,7 @@ def _warnings(request: CalibrateRequest, drawn: Draw, reports: dict[str, MemberR
     for method, report in reports.items():
         if report.overlap is not None and report.overlap < 0.95:
             made.append(f"{method}: only {report.overlap:.1%} of the kept tokens are those of the float graph")
-        if method != "first-k" and report.same_top1 < 0.95:
+        if methods.role_of(method) != methods.BOUND and report.same_top1 < 0.95:
             made.append(f"{method}: only {report.same_top1:.1%} of the answers are those of the float graph")
     return made
 

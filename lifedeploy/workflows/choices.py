@@ -1,10 +1,11 @@
-"""How right the contenders of ``bench`` are: dense and slimmed models on labelled images, beside their speeds."""
+"""How right the contenders of ``bench`` are: baselines and slimmed models on labelled images, beside their speeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from lifedeploy import methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench.choices import Choice, ranked
 from lifedeploy.bench.report import Row
@@ -13,8 +14,6 @@ from lifedeploy.errors import ImageError, UsageError
 from lifedeploy.workflows.evaluate import EvaluateReport, EvaluateRequest, Progress, evaluate
 from lifedeploy.workflows.progress import Say
 from lifedeploy.workflows.teams import Team
-
-METHODS = ("dense", "life")  # first-k scores nothing: a bound on speed, and no model to choose
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,9 @@ class Judgement:
             top1=accuracy.top1,
             standard_error=accuracy.standard_error,
             average_precision=accuracy.average_precision,
-            same_top1=self._shared(number, "dense", "agreement"),
-            kept_overlap=self._shared(number, "life", "overlap") if row.method == "life" else None,
+            same_top1=self._shared(number, methods.baseline().name, "agreement"),
+            # Of the same method on the first engine; a baseline keeps everything, and has nothing in common there.
+            kept_overlap=self._shared(number, row.method, "overlap"),
         )
 
     def _shared(self, number: int, method: str, fact: str) -> float | None:
@@ -75,7 +75,7 @@ def judge(
     say: Say,
     progress: Progress,
 ) -> Judgement:
-    """Evaluate the dense and slimmed models of all teams in one pass; ``request`` says how.
+    """Evaluate the baselines and slimmed models of all teams in one pass; ``request`` says how.
 
     Raises:
         UsageError: there are none, but a file of another tool.
@@ -85,7 +85,7 @@ def judge(
         (team.label, member.method): member.manifest
         for team in teams
         for member in team.members
-        if member.method in METHODS and member.manifest is not None
+        if methods.role_of(member.method) != methods.BOUND and member.manifest is not None
     }
     if not models:
         raise UsageError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from lifedeploy import methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import ImageSet
 from lifedeploy.engines.base import Engine
@@ -38,14 +39,14 @@ def choose(models: Sequence[Path], runtime: str, workspace: Workspace) -> list[O
         return [named(model, runtime=runtime) for model in models]
     built = workspace.engines()
     newest = built[0] if built else workspace.latest_export()
-    dense = newest.sibling("dense")
+    dense = newest.sibling(methods.baseline().name)
     chosen = [newest] + ([dense] if dense is not None and dense.method != newest.method else [])
     return [openable(Target(artifact.path, artifact), runtime=runtime) for artifact in chosen]
 
 
 def comparable(first: Openable, second: Openable) -> bool:
-    """Whether both choose tokens by score, from the same patches of the same crop."""
-    if not (first.taps and second.taps and first.spec and second.spec):
+    """Whether both choose tokens by what is in the image, from the same patches of the same crop."""
+    if not (first.kept and second.kept and first.spec and second.spec):
         return False
     return first.spec.schedule.patches == second.spec.schedule.patches and all(
         getattr(first.spec.preprocess, name) == getattr(second.spec.preprocess, name)
@@ -87,7 +88,7 @@ def enter(
             mapped = contender.map
         else:
             spec = side.spec
-            ask = Asking(engine, probe, spec.schedule.tokens[-1], spec.preprocess, in_graph=side.in_graph)
+            ask = Asking(engine, probe, side.kept, spec.preprocess, in_graph=side.in_graph)
             mapped = maps[number]
             contender = Contender(side, ask, spec.preprocess, spec.num_classes, mapped, engine.precision)
             if spec.provenance.weights == "random":
@@ -125,7 +126,7 @@ def _foreign(side: Openable, engine: Engine, sides: Sequence[Openable], images: 
     same = spec.num_classes == classes
     names = spec.classes if same else ()
     mapped = map_classes(images.classes, names, classes, source=images.source, model=side.label)
-    ask = Asking(engine, None, 0, spec.preprocess, in_graph=tensor.dtype == "uint8")
+    ask = Asking(engine, None, side.kept, spec.preprocess, in_graph=tensor.dtype == "uint8")
     borrowed = "preprocessing and classes" if same else "preprocessing"
     note = f"{side.label} has no manifest: it was given the {borrowed} of {donor.label}"
     return Contender(side, ask, spec.preprocess, classes, mapped, _foreign_precision(engine)), note

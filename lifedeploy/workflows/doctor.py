@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lifedeploy import methods
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import Availability
-from lifedeploy.errors import EngineUnavailableError
+from lifedeploy.errors import EngineUnavailableError, UsageError
 from lifedeploy.machine import describe
 from lifedeploy.spec import PRECISIONS
 
@@ -23,13 +24,24 @@ class EngineHealth:
 
 
 @dataclass(frozen=True)
+class MethodHealth:
+    """One method to slim by."""
+
+    name: str
+    title: str
+    package: str  # that it comes from
+    problem: str  # why it cannot be used; '' where it can
+
+
+@dataclass(frozen=True)
 class DoctorReport:
-    """The machine and its engines."""
+    """The machine, its engines, and the methods."""
 
     machine: dict[str, Any]
     engines: tuple[EngineHealth, ...]
     auto: str  # what `auto` would take; '' where nothing runs
     problems: tuple[str, ...]
+    methods: tuple[MethodHealth, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -50,7 +62,16 @@ def doctor() -> DoctorReport:
         auto = registry.resolve(registry.AUTO).name
     except EngineUnavailableError:
         auto = ""
-    return DoctorReport(machine, tuple(engines), auto, tuple(_problems(machine["versions"])))
+    known = tuple(_examined(name) for name in methods.names(methods.SLIMMED))
+    return DoctorReport(machine, tuple(engines), auto, tuple(_problems(machine["versions"])), known)
+
+
+def _examined(name: str) -> MethodHealth:
+    try:
+        method = methods.get(name)
+    except UsageError as error:
+        return MethodHealth(name, "", "", error.message)
+    return MethodHealth(name, method.title, method.package, "")
 
 
 def _problems(versions: dict[str, str]) -> list[str]:

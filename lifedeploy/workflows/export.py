@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Manifest, Workspace
+from lifedeploy.cost import Cost, Work
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines.base import EngineOptions
@@ -24,13 +26,14 @@ from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
+from lifedeploy.kept import KeptTokens
 from lifedeploy.manifest import LARGEST_BATCH
+from lifedeploy.method import Method
 from lifedeploy.model import backbones, checkpoint
-from lifedeploy.model.vit import build_model, count_cost
+from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.model.weights import LoadedModel, ModelRequest, load
 from lifedeploy.optional import versions
 from lifedeploy.records import GraphRecord, MacsRecord
-from lifedeploy.schedule import Cost
 from lifedeploy.spec import ModelSpec, model_name
 from lifedeploy.temporary import is_temporary, sweep
 from lifedeploy.text import shortened
@@ -40,8 +43,6 @@ from lifedeploy.writing import atomic_folder, require_folder, saving
 
 CHECKPOINT = "weights.safetensors"
 REFERENCE = "reference.npz"
-# The slimmed model, the baseline its speed-up is over, and the bound on it: method → file name.
-FILES = {"life": "model", "dense": "dense", "first-k": "first-k"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class ExportRequest:
     graph: GraphOptions = field(default_factory=GraphOptions)
     output: Path | None = None  # None: a folder of the workspace, named after the model
     check_parity: bool = True
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One of an export's models, with its weights."""
+
+    method: Method
+    spec: ModelSpec
+    model: SlimViT
 
 
 @dataclass(frozen=True)
@@ -71,13 +81,18 @@ class ExportReport:
 
 
 def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> ExportReport:
-    """Export the slimmed model, its dense baseline and its first-k bound.
+    """Export the slimmed model, the baseline that its speed-up is over, and the bound on it.
 
     The folder appears under its name only when everything in it has passed.
 
     Raises:
         LifedeployError: the request cannot be meant, weights are missing, the graph or its answers are not right.
     """
+    method = methods.get(request.model.method, methods.SLIMMED)
+    options = replace(request.graph, form=request.graph.form or method.forms[0])
+    method.require_form(options.form)
+    if options.with_life and not method.predicts_lives:
+        raise UsageError(f"{method.name} predicts no lives, so its graph can give none", hint="without --with-life")
     if request.check_parity:
         _require_onnxruntime()
     # Known before any weight is made, read or fetched.
@@ -85,8 +100,8 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     if request.output is not None:
         _require_usable(request.output)
     say("loading the model")
-    loaded = load(request.model, workspace, graph=request.graph.form)
-    spec, cost = loaded.spec, count_cost(loaded.model.backbone, loaded.spec.image_size)
+    loaded = load(request.model, workspace, graph=options.form)
+    spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)
     height, width = spec.image_size
     if (request.graph.batch_size or 1) * height * width > LARGEST_BATCH:
         raise UsageError(
@@ -102,47 +117,45 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             model_input(sample.pixels, spec.preprocess, in_graph=request.graph.with_preprocess) for sample in samples
         ]
         say("asking PyTorch")
-        answers = {method: _torch_answers(loaded, method, samples) for method in FILES}
+        members = _members(loaded)
+        answers = {name: _torch_answers(member, samples) for name, member in members.items()}
         with saving(staging / REFERENCE):
             parity.record(staging / REFERENCE, answers, inputs)
         checkpoint.save(staging / CHECKPOINT, loaded.model, spec)
 
         say("tracing")
-        _write_graphs(staging, loaded, cost, request.graph)
-        del loaded.model.backbone  # the gate needs the memory more than we need the weights
+        _write_graphs(staging, members, cost, options)
+        for member in members.values():
+            del member.model.backbone  # the gate needs the memory more than we need the weights
         gc.collect()
 
         manifests = {}
-        for method, stem in FILES.items():
-            say(f"checking {stem}.onnx")
-            member = replace(spec, method=method)
-            path = staging / f"{stem}.onnx"
-            facts = inspect.facts(inspect.load(path))
-            inspect.check_form(
-                facts,
-                form=request.graph.form,
-                drops=_drops(member) if method == "life" else (),
-                batch_size=request.graph.batch_size,
-            )
-            evidence = _gate(path, member, answers[method], inputs, samples) if request.check_parity else None
-            manifests[method] = Manifest(
+        for name, member in members.items():
+            path = staging / f"{member.method.stem}.onnx"
+            say(f"checking {path.name}")
+            graph = inspect.load(path)
+            facts = inspect.facts(graph)
+            inspect.check_form(facts, orderings=member.model.reducer.orderings, batch_size=options.batch_size)
+            kept = KeptTokens.of(member.spec.schedule, inspect.kept_layers(graph))
+            evidence = _gate(path, kept, answers[name], inputs, samples) if request.check_parity else None
+            record = asdict(options) | {"opset": facts.opset, "operators": facts.operators}
+            record |= {"kept": list(kept.names), "scores": inspect.names_scores(graph)}
+            manifests[name] = Manifest(
                 kind="model",
                 file=path.name,
                 sha256=sha256(path),
-                spec=member,
-                graph=described(
-                    asdict(request.graph) | {"opset": facts.opset, "operators": facts.operators}, GraphRecord, path.name
-                ),
+                spec=member.spec,
+                graph=described(record, GraphRecord, path.name),
                 inputs=facts.inputs,
                 outputs=facts.outputs,
-                macs=macs(member, cost),
+                macs=macs(member.spec, cost),
                 parity=evidence.to_dict() if evidence else None,
                 reference=REFERENCE,
                 checkpoint=CHECKPOINT,
-                siblings={other: f"{name}.json" for other, name in FILES.items()},
+                siblings={other: f"{one.method.stem}.json" for other, one in members.items()},
                 versions=versions(),
             )
-            manifests[method].write(staging / f"{stem}.json")
+            manifests[name].write(path.with_suffix(".json"))
     return ExportReport(folder, manifests, loaded.warning, loaded.notes)
 
 
@@ -171,7 +184,8 @@ def _require_replaceable(folder: Path) -> None:
     if not folder.is_dir() or Path.cwd().is_relative_to(folder.resolve()):
         what = "the current folder or above it" if folder.is_dir() else "a file"
         raise UsageError(f"{folder} cannot be written to: it is {what}")
-    ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in FILES.values() for ending in ("onnx", "json"))}
+    stems = {method.stem for method in methods.members(methods.get(methods.DEFAULT))}
+    ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in stems for ending in ("onnx", "json"))}
     sweep(folder)
     foreign = [
         path.name
@@ -195,19 +209,23 @@ def _is_made_of_one(folder: Path) -> bool:
 
 
 def macs(spec: ModelSpec, cost: Cost) -> MacsRecord:
-    """Work per image, for the manifest."""
-    schedule = spec.schedule
-    if spec.method == "dense":
-        schedule = replace(schedule, tokens=(schedule.patches,) * schedule.depth)
-    predicts = spec.method == "life" and bool(spec.schedule.drop_layers)
+    """Work per image, for the manifest.
+
+    Raises:
+        UsageError: the method is not known here.
+    """
+    method = methods.get(spec.method)
+    work = method.work(spec.schedule, method.settle(spec.options), cost)
     return {
-        "total": cost.total(schedule, predictor=predicts),
-        "dense": cost.total(replace(schedule, tokens=(schedule.patches,) * schedule.depth)),
-        "per_layer": list(cost.per_layer(schedule)),
+        "total": cost.total(work),
+        "dense": cost.total(Work.dense(spec.schedule)),
+        "per_layer": list(cost.per_layer(work)),
+        "attention_tokens": list(work.attention),
+        "mlp_tokens": list(work.mlp),
         "embed": cost.embed,
-        "predictor": cost.predictor(schedule) if predicts else 0,
+        "predictor": work.scoring,
         "head": cost.head,
-        "speedup_bound": cost.speedup_bound(schedule, predictor=predicts),
+        "speedup_bound": cost.speedup_bound(work),
     }
 
 
@@ -218,8 +236,9 @@ def _name(spec: ModelSpec, request: ExportRequest) -> str:
         asked = spec.image_size  # the weights' own, which is not the backbone's
     name = model_name(
         spec.backbone,
-        spec.method,
+        methods.get(spec.method),
         spec.schedule,
+        options=spec.options,
         graph=graph.form,
         image_size=asked,
         batch_size=graph.batch_size,
@@ -227,36 +246,44 @@ def _name(spec: ModelSpec, request: ExportRequest) -> str:
     return name + ("-uint8" if graph.with_preprocess else "") + ("-with-life" if graph.with_life else "")
 
 
-def _drops(spec: ModelSpec) -> tuple[int, ...]:
-    """Token counts after the drops that have a node in the graph."""
-    schedule = spec.schedule
-    if not schedule.prunes:
-        return ()
-    base = schedule.base_layer
-    layers = [t for t in schedule.drop_layers if t == base or schedule.after(t) < schedule.tokens[t - 1]]
-    return tuple(schedule.after(layer) for layer in layers)
+def _members(loaded: LoadedModel) -> dict[str, _Member]:
+    """What the export holds, the slimmed model first."""
+    own = loaded.spec
+    made = {}
+    for method in methods.members(methods.get(own.method)):
+        spec = own.under(method.name)
+        model = loaded.model if spec is own else build_model(loaded.model.backbone, spec)
+        made[method.name] = _Member(method, spec, model)
+    return made
 
 
-def _write_graphs(folder: Path, loaded: LoadedModel, cost: Cost, options: GraphOptions) -> None:
-    traced = exporter.trace(loaded.model, loaded.spec, options)
-    # Derived before the first is saved, since saving renames the nodes they are found by.
-    graphs = {method: exporter.derive(traced, loaded.spec, method) for method in FILES if method != loaded.spec.method}
-    graphs[loaded.spec.method] = traced
-    for method, graph in graphs.items():
-        spec = replace(loaded.spec, method=method)
-        exporter.save(graph, folder / f"{FILES[method]}.onnx", metadata=_metadata(spec, cost, options))
+def _write_graphs(folder: Path, members: Mapping[str, _Member], cost: Cost, options: GraphOptions) -> None:
+    """The graphs of all members; those of baseline and bound out of the slimmed model's, where that is possible."""
+    first, *others = members.values()
+    graphs = {first.method.name: exporter.trace(first.model, first.spec, options)}
+    for member in others:
+        # Before the first is saved, since saving renames the nodes that others are made of.
+        graphs[member.method.name] = (
+            exporter.derive(graphs[first.method.name], first.spec, member.method)
+            if first.method.derives
+            else exporter.trace(member.model, member.spec, options)
+        )
+    for name, graph in graphs.items():
+        member = members[name]
+        metadata = _metadata(member.spec, cost, options)
+        exporter.save(graph, folder / f"{member.method.stem}.onnx", metadata=metadata)
 
 
 def _metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, object]:
     """What another tool may want to know, in the ONNX file itself."""
-    preprocess = spec.preprocess
+    preprocess, drops = spec.preprocess, methods.role_of(spec.method) != methods.BASELINE
     return {
         "lifedeploy.version": versions(("lifedeploy",)).get("lifedeploy", ""),
         "lifedeploy.backbone": spec.timm_name,
         "lifedeploy.method": spec.method,
         "lifedeploy.graph": options.form,
-        "lifedeploy.tokens": list(spec.schedule.tokens) if spec.method != "dense" else [spec.schedule.patches],
-        "lifedeploy.drop_layers": list(spec.schedule.drop_layers) if spec.method != "dense" else [],
+        "lifedeploy.tokens": list(spec.schedule.tokens) if drops else [spec.schedule.patches],
+        "lifedeploy.drop_layers": list(spec.schedule.drop_layers) if drops else [],
         "lifedeploy.prefix_tokens": spec.prefix_tokens,
         "lifedeploy.macs": macs(spec, cost)["total"],
         "lifedeploy.weights": spec.provenance.weights,
@@ -268,24 +295,21 @@ def _metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, o
     }
 
 
-def _torch_answers(loaded: LoadedModel, method: str, samples: Sequence[Sample]) -> list[parity.Answer]:
-    """What PyTorch says under ``method``: always on normalised images, whatever the graph takes."""
-    spec = replace(loaded.spec, method=method)
-    model = loaded.model if method == loaded.spec.method else build_model(loaded.model.backbone, spec)
-    scored = bool(parity.taps_for(spec))
+def _torch_answers(member: _Member, samples: Sequence[Sample]) -> list[parity.Answer]:
+    """What PyTorch says: always on normalised images, whatever the graph takes."""
 
     def run(images: Array) -> parity.Answer:
         with torch.inference_mode():
-            output = model(torch.from_numpy(images))
-        kept = output.kept.numpy() if scored and output.kept is not None else None
-        return parity.Answer(output.logits.numpy(), kept)
+            output = member.model(torch.from_numpy(images))
+        survivors = None if member.method.choice == "none" else output.survivors
+        return parity.Answer(output.logits.numpy(), None if survivors is None else survivors.numpy())
 
-    return parity.ask(run, samples, spec, in_graph=False)
+    return parity.ask(run, samples, member.spec, in_graph=False)
 
 
 def _gate(
     path: Path,
-    spec: ModelSpec,
+    kept: KeptTokens,
     reference: Sequence[parity.Answer],
     inputs: Sequence[Array],
     samples: Sequence[Sample],
@@ -295,12 +319,11 @@ def _gate(
     Raises:
         ParityError: they do not agree.
     """
-    taps = parity.taps_for(spec)
     with ExitStack() as stack:
-        # Logits from the file as it will be shipped; which tokens it keeps from a copy with the ranking exposed.
+        # Logits from the file as it will be shipped; which tokens it keeps from a copy with these as outputs.
         engine = stack.enter_context(OnnxRuntime(path))
-        probe = stack.enter_context(OnnxRuntime(path, EngineOptions(taps=taps))) if taps else None
-        run = parity.asker(engine, probe, spec.schedule.tokens[-1])
+        probe = stack.enter_context(OnnxRuntime(path, EngineOptions(taps=kept.last_tap))) if kept else None
+        run = parity.asker(engine, probe, kept)
         evidence = parity.compare(reference, [run(images) for images in inputs], samples, "fp32")
     evidence.require(f"{path.name} in ONNX Runtime")
     return evidence

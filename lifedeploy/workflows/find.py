@@ -74,21 +74,24 @@ def unchanged(*paths: Path) -> Iterator[None]:
         yield
 
 
-def newest_export(path: Path | None, workspace: Workspace) -> Artifact:
+def newest_export(path: Path | None, workspace: Workspace, *, method: str = "") -> Artifact:
     """The exported model at ``path``, or the newest in the workspace. What was made of an export stands for it.
 
     Raises:
-        ArtifactError: there is none, or the file was not exported by lifedeploy.
+        ArtifactError: there is none, none of ``method``, or the file was not exported by lifedeploy.
     """
     if path is None:
-        return workspace.latest_export()
+        return workspace.latest_export(method)
     target = find(path)
     if target.artifact is None:
         raise ArtifactError(
             f"{path} was not exported by lifedeploy: it has no manifest beside it",
             hint="bench and inspect take any ONNX file as it is",
         )
-    return target.artifact.export
+    export = target.artifact.export
+    if method and export.method != method:
+        raise ArtifactError(f"{export.folder} is an export of {export.method}, and --method is {method}")
+    return export
 
 
 def quantized_precision(path: Path | None) -> str:

@@ -17,7 +17,7 @@ from lifedeploy.evaluation import parity
 from lifedeploy.exporters.emulation import LARGEST, largest_of
 from lifedeploy.exporters.forms import emulated
 from lifedeploy.records import ReachRecord
-from lifedeploy.spec import ORDER_NAME, QUANTIZED
+from lifedeploy.spec import QUANTIZED
 from lifedeploy.writing import scratch_folder
 
 
@@ -39,16 +39,15 @@ def check(cls: type[Engine], path: Path, member: Artifact, precision: str, *, tr
     other: after its manifest's hashes, version and processor were compared.
     """
     samples, inputs, reference = _questions(member)
-    spec = member.manifest.spec
-    options = EngineOptions(precision=precision, method=spec.method, trust=trust)
-    taps = parity.taps_for(spec)
+    options = EngineOptions(precision=precision, method=member.method, trust=trust)
+    kept = member.manifest.kept
     with cls(path, options) as engine:
         ran, inputs_of, outputs_of = engine.precision, engine.inputs, engine.outputs
         eight_bits = engine.eight_bits if precision in QUANTIZED else None
         # A probe of its own, since a further output may change what the runtime fuses: logits come from the real one.
-        probe = cls(path, replace(options, taps=taps)).open() if taps else None
+        probe = cls(path, replace(options, taps=kept.last_tap)).open() if kept else None
         try:
-            run = parity.asker(engine, probe, spec.schedule.tokens[-1])
+            run = parity.asker(engine, probe, kept)
             answers = [run(images) for images in inputs]
         finally:
             if probe is not None:
@@ -84,18 +83,17 @@ def check_graph(graph: Path, member: Artifact, precision: str, half: str) -> tup
         ParityError: a tensor goes beyond the range of ``half``; it is named.
     """
     samples, inputs, reference = _questions(member)
-    spec = member.manifest.spec
-    taps = parity.taps_for(spec)
+    kept = member.manifest.kept
     with scratch_folder("emulated") as folder:
         path = folder / "emulated.onnx"
         emulated(graph, path, watch=True)
-        # The order may be an output of the graph already; as a tap it is found under the same name either way.
-        with OnnxRuntime(path, EngineOptions(taps=taps)) as engine:
+        # Kept tokens may be outputs of the graph already; as a tap they are found under the same name either way.
+        with OnnxRuntime(path, EngineOptions(taps=kept.last_tap)) as engine:
             answers, reach = [], Reach("", 0.0, largest_of(half), "")
             for sample, images in zip(samples, inputs, strict=True):
                 results = engine.run({engine.inputs[0].name: images})
-                kept = results[ORDER_NAME][:, : spec.schedule.tokens[-1]] if taps else None
-                answers.append(parity.Answer(results[engine.outputs[0].name], kept))
+                survivors = kept.survivors(results) if kept else None
+                answers.append(parity.Answer(results[engine.outputs[0].name], survivors))
                 reach = _further(reach, results, f"{sample.kind}, batch {sample.batch}")
     if reach.overflows:
         raise ParityError(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from lifedeploy import methods
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import Engine, EngineOptions
-from lifedeploy.errors import ArtifactError, UsageError
-from lifedeploy.evaluation import parity
+from lifedeploy.errors import ArtifactError
 from lifedeploy.exporters import inspect
+from lifedeploy.kept import NOTHING_KEPT, KeptTokens
 from lifedeploy.reading import foreign
-from lifedeploy.spec import METHODS, QUANTIZED, ModelSpec
-from lifedeploy.text import quoted
+from lifedeploy.spec import QUANTIZED, ModelSpec
+from lifedeploy.text import quoted, shortened
 from lifedeploy.workflows.find import Target, find, unchanged
 
 
@@ -29,7 +31,8 @@ class Openable:
     spec: ModelSpec | None  # None: a graph of another tool
     in_graph: bool  # whether it normalises pixels itself
     batch_size: int | None  # fixed by the export
-    taps: tuple[str, ...]  # what tells the kept tokens, if anything does
+    kept: KeptTokens  # where it says what it kept, if it chooses anything
+    predicts_lives: bool = False
 
     @property
     def is_checkpoint(self) -> bool:
@@ -39,12 +42,12 @@ class Openable:
     def under(self, method: str) -> Openable:
         """The same checkpoint under another method."""
         assert self.spec is not None
-        spec = replace(self.spec, method=method)
-        return replace(self, spec=spec, method=method, taps=parity.taps_for(spec))
+        spec = self.spec.under(method)
+        return replace(self, spec=spec, method=method, **_choices_of(spec))
 
     def open(self, *, tapped: bool = False, threads: int | None = None, batch: int | None = None) -> Engine:
-        """An engine of it, to be entered; ``tapped``: with the ranking of the tokens as a further output."""
-        taps = self.taps if tapped else ()
+        """An engine of it, to be entered; ``tapped``: with the survivors among its tokens as a further output."""
+        taps = self.kept.last_tap if tapped else ()
         return self.engine(
             self.path,
             EngineOptions(precision=self.precision, threads=threads, batch=batch, taps=taps, method=self.method),
@@ -67,9 +70,9 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
                 f"{target.path} carries no description of its model, so it cannot be run",
                 hint="lifedeploy export --backbone NAME --weights FILE makes a checkpoint that does",
             )
-        cls, taps = registry.resolve("torch"), parity.taps_for(spec)
-        label = str(target.path)
-        return Openable(target.name, label, cls, target.path, "fp32", spec.method, spec, False, None, taps)
+        cls, label = registry.resolve("torch"), str(target.path)
+        side = Openable(target.name, label, cls, target.path, "fp32", spec.method, spec, False, None, NOTHING_KEPT)
+        return replace(side, **_choices_of(spec))
     if target.artifact is None:
         if target.path.suffix != ".onnx":
             raise ArtifactError(
@@ -79,7 +82,8 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
         cls = registry.resolve(runtime, opens_onnx=True)
         found = inspect.facts(inspect.load(target.path)).precision
         precision = found if found in QUANTIZED else "fp32"
-        return Openable(target.name, str(target.path), cls, target.path, precision, "", None, False, None, ())
+        label = str(target.path)
+        return Openable(target.name, label, cls, target.path, precision, "", None, False, None, NOTHING_KEPT)
     registry.verify(target.artifact)
     manifest = target.artifact.manifest
     record = manifest.engine
@@ -93,8 +97,20 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
         spec=manifest.spec,
         in_graph=bool(manifest.graph.get("with_preprocess")),
         batch_size=manifest.graph.get("batch_size"),
-        taps=parity.taps_for(manifest.spec),
+        kept=manifest.kept,
+        predicts_lives=manifest.predicts_lives,
     )
+
+
+def _choices_of(spec: ModelSpec) -> dict[str, Any]:
+    """What can be asked of weights, which PyTorch runs: the kept tokens after every drop, if the method chooses.
+
+    Where nothing leaves, a method need not have chosen yet.
+    """
+    method, schedule = methods.get(spec.method), spec.schedule
+    leaving = [layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1]]
+    kept = KeptTokens.of(schedule, leaving if method.choice != "none" else ())
+    return {"kept": kept, "predicts_lives": method.predicts_lives and schedule.prunes}
 
 
 def named(model: Path, *, runtime: str = "onnxruntime") -> Openable:
@@ -112,16 +128,16 @@ def named(model: Path, *, runtime: str = "onnxruntime") -> Openable:
 
 
 def _under(model: Path, text: str, method: str, runtime: str) -> Openable:
-    if method not in METHODS:
-        raise UsageError(f"method {quoted(method)} in {quoted(str(model))} is unknown; there are: {', '.join(METHODS)}")
     target = find(Path(text))
     if target.artifact is None:
+        methods.get(method)
         side = openable(target, runtime=runtime)
         if not side.is_checkpoint:
             raise ArtifactError(f"{text} runs under the method it was exported with: it has no manifest beside it")
         return side.under(method)
     sibling = target.artifact.sibling(method)
     if sibling is None:
+        methods.get(method)  # says so where it is none at all
         offered = ", ".join(sorted({target.artifact.method, *target.artifact.manifest.siblings}))
-        raise ArtifactError(f"{text} was not exported under {method}; there are: {offered}")
+        raise ArtifactError(f"{text} was not exported under {shortened(method)}; there are: {offered}")
     return openable(Target(sibling.path, sibling), runtime=runtime)

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from lifedeploy import reading
+from lifedeploy import methods, reading
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import Split, write_split
 from lifedeploy.errors import TrainingError, UsageError
@@ -142,15 +143,22 @@ def _require_same_images(path: Path, split: Split) -> None:
 
 
 def _require_same(before: TrainConfig, now: TrainConfig) -> None:
-    old, new = before.to_dict(), now.to_dict()
+    old, new = _settings(before), _settings(now)
     free = ("workers", "checkpoint_every", "log_every", "tensorboard")
-    changed = [name for name in old if old[name] != new[name] and name not in free]
+    changed = [name for name in old if name not in free and (name not in new or old[name] != new[name])]
     if changed:
-        name = changed[0]
+        name = changed[0]  # of another method the method itself: its options stand behind it
         raise UsageError(
             f"the run to resume has {name} {old[name]!r}, and {new[name]!r} was asked for",
             hint="--resume alone continues a run as it was; --overwrite starts it again",
         )
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """All of them, among them all options of the method: whether a usual one was given makes no other run."""
+    settings = config.to_dict()
+    del settings["options"]
+    return settings | methods.get(config.method).plain_options(config.options)
 
 
 def _written(run: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lifedeploy import machine
+from lifedeploy import machine, methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import describe, read_split
 from lifedeploy.data.left_out import unique
@@ -28,11 +28,11 @@ from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
 from lifedeploy.training import feeds
 from lifedeploy.training.accelerator import accelerator_for
-from lifedeploy.training.config import TrainConfig, read_toml
+from lifedeploy.training.config import TrainConfig, brought_up, read_toml
 from lifedeploy.training.distillation import require_watchable
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Progress, Trainer
-from lifedeploy.training.stages import drop_paths
+from lifedeploy.training.stages import plan
 from lifedeploy.workflows.progress import Say, silent
 from lifedeploy.workflows.runs import claim, held, run_config, run_folder
 from lifedeploy.writing import require_folder
@@ -138,8 +138,10 @@ def train(
             note(line)
         if others := _other_classes(loaded, split.train.classes):
             warn(others)
-    drop_paths(loaded.model, config.drop_path)
+    loaded.model.adapted.set_drop_path(config.drop_path)
     require_watchable(loaded.model, config)
+    if config.elastic:
+        _require_elastic(loaded, config)
     feeds.TrainingImages(split.train, loaded.spec.preprocess, config)  # refuses an augmentation that cannot be
     if config.tensorboard:
         require("tensorboard", extra="tensorboard")
@@ -187,12 +189,18 @@ def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
     Raises:
         UsageError: an unknown setting, or a value that cannot be.
     """
-    merged = (read_toml(file) if file else {}) | settings
+    read = brought_up(read_toml(file)) if file else {}
+    merged = read | settings
+    own, given = read.get("options"), settings.get("options")
+    same = merged.get("method", methods.DEFAULT) == read.get("method", methods.DEFAULT)
+    if isinstance(own, dict) and isinstance(given, dict) and same:
+        merged["options"] = {**own, **given}  # of one method, option by option
     config = TrainConfig.from_dict(merged, str(file) if file else "the command")
-    if config.dense and "backbone_lr" not in merged:
+    dense = not config.slims
+    if dense and "backbone_lr" not in merged:
         config = config.but(backbone_lr=DENSE_LR)
-    if "head_lr" not in merged and (config.dense or "backbone_lr" in merged):
-        config = config.but(head_lr=(10 if config.dense else 1) * config.backbone_lr)
+    if "head_lr" not in merged and (dense or "backbone_lr" in merged):
+        config = config.but(head_lr=(10 if dense else 1) * config.backbone_lr)
     return config
 
 
@@ -207,9 +215,10 @@ def resumed(folder: Path, command: str = "") -> TrainRequest:
 
 def run_name(config: TrainConfig, spec: ModelSpec) -> str:
     """``deit_s-life-r0.7``, ``deit_s-dense``, with what else sets the run apart."""
-    whole = Schedule.dense(spec.schedule.patches, spec.schedule.depth)
-    schedule = whole if config.dense else spec.schedule
-    name = model_name(config.backbone, spec.method, schedule, image_size=config.size)
+    method, schedule = config.trained_method, spec.schedule
+    if not config.slims:
+        schedule = Schedule.dense(schedule.patches, schedule.depth)
+    name = model_name(config.backbone, method, schedule, options=spec.options, image_size=config.size)
     extras = [word for word in ("single_stage", "hard", "distill", "elastic") if getattr(config, word)]
     return "-".join([name, *(word.replace("_stage", "") for word in extras)])
 
@@ -225,19 +234,20 @@ def _warn_of_size(config: TrainConfig, warn: Callable[[str], None]) -> None:
 def _resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> tuple[TrainConfig, str]:
     """The configuration with ``--weights auto`` made explicit, so that a resumed run starts from the same; a warning.
 
-    Lives are trained over the newest dense model fine-tuned on these classes; failing that, and for a dense run, over
-    timm's weights; with no hub in reach, over random ones.
+    A slimmed model is trained over the newest dense one fine-tuned on these classes; failing that, and for a dense run,
+    over timm's weights; with no hub in reach, over random ones.
     """
     if config.weights != "auto":
         return config, ""
     backbone = backbones.timm_name(config.backbone)
-    if not config.dense:
+    if config.slims:
+        wanted = (backbone, methods.baseline().name, tuple(classes))
         for path in workspace.checkpoints():
             try:
                 spec = checkpoint.read_spec(path)
             except WeightsError:  # damaged, or still being written
                 continue
-            if spec is None or (spec.timm_name, spec.method, spec.classes) != (backbone, "dense", tuple(classes)):
+            if spec is None or (spec.timm_name, spec.method, spec.classes) != wanted:
                 continue
             if config.size in (None, spec.image_size):
                 return config.but(weights=str(path)), ""
@@ -256,10 +266,10 @@ def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> 
         keep_rate=None if config.counts else config.keep_rate,
         counts=config.counts or None,
         drop_layers=config.drop_layers or None,
-        method="dense" if config.dense else "life",
+        method=config.trained_method.name,
+        options=config.model_options,
         weights=config.weights,
         image_size=config.size,
-        temperature=config.temperature,
         num_classes=len(classes),
         new_head=True,
     )
@@ -273,9 +283,10 @@ def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> 
 
 def _warning(loaded: LoadedModel, config: TrainConfig) -> str:
     start = loaded.spec.provenance
-    if not config.dense and start.weights == "random":
-        return "lives are about to be trained on random weights: fine-tune a model first (lifedeploy train --dense)"
-    if not config.dense and loaded.new_head:
+    if config.slims and start.weights == "random":
+        what = "lives are" if config.trained_method.predicts_lives else f"{config.method} is"
+        return f"{what} about to be trained on random weights: fine-tune a model first (lifedeploy train --dense)"
+    if config.slims and loaded.new_head:
         return "the head is new: fine-tune a dense model on these classes first (lifedeploy train --dense)"
     return ""
 
@@ -293,15 +304,24 @@ def _other_classes(loaded: LoadedModel, classes: Sequence[str]) -> str:
 
 def _fingerprint(config: TrainConfig, loaded: LoadedModel) -> str:
     """What must be the same for a run to be continued: all that decides its result."""
-    decisive = config.to_dict()
-    for name in ("workers", "checkpoint_every", "log_every", "tensorboard"):
-        del decisive[name]
     start = asdict(loaded.spec.provenance)
-    return hashlib.sha256(json.dumps([decisive, start], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([config.decisive(), start], sort_keys=True).encode()).hexdigest()
+
+
+def _require_elastic(loaded: LoadedModel, config: TrainConfig) -> None:
+    """Make sure that the method can change its schedule, before anything is written.
+
+    Raises:
+        UnsupportedModelError: it cannot.
+    """
+    for rate in config.elastic_range:
+        other = config.schedule_at(rate, loaded.spec.schedule)
+        loaded.model.reducer.relaxed(other)
+        loaded.model.reducer.at(other)
 
 
 def _trained_spec(spec: ModelSpec, classes: Sequence[str], config: TrainConfig, folder: Path) -> ModelSpec:
-    trained = not config.dense and (config.stage1_epochs > 0 or config.single_stage)
+    trained = any(stage.reducer for stage in plan(config)) and config.trained_method.trains_reducer
     predictor = "trained" if trained else spec.provenance.predictor
     provenance = Provenance("trained", source=folder.name, predictor=predictor, elastic=config.elastic)
     return replace(spec, provenance=provenance, classes=tuple(classes))

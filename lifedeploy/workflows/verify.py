@@ -68,7 +68,7 @@ def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
         say(f"asking {side.label}")
         answers.append(_answers(side, samples, spec, batch_size))
     pictures = samples or _blank(answers[0])
-    both = first.taps and second.taps
+    both = first.kept and second.kept
     if not both:
         answers = [[replace(answer, kept=None) for answer in given] for given in answers]
     coarser = max((first.precision, second.precision), key=list(parity.TOLERANCES).index)
@@ -96,8 +96,8 @@ def _answers(
 ) -> list[Answer]:
     with ExitStack() as stack:
         engine = stack.enter_context(side.open())
-        probe = stack.enter_context(side.open(tapped=True)) if side.taps else None
-        run = parity.asker(engine, probe, side.spec.schedule.tokens[-1] if side.spec else 0)
+        probe = stack.enter_context(side.open(tapped=True)) if side.kept else None
+        run = parity.asker(engine, probe, side.kept)
         if samples is None or spec is None:
             return [run(array) for array in _noise(engine, batch_size)]
         # A graph of another tool gets what ours gets: pixels if it takes bytes, else normalised images.

@@ -1,4 +1,4 @@
-"""``visualize``: which patches live, and for how long; lives over a data set; the curves of a run."""
+"""``visualize``: which patches stay, and how long they live where a model predicts it; the curves of a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lifedeploy import methods
 from lifedeploy.data.images import read_images
 from lifedeploy.data.preprocess import model_input, read_image, to_pixels
 from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.errors import ArtifactError, EngineError, UsageError
 from lifedeploy.evaluation.asking import require_sound
-from lifedeploy.evaluation.lives import PatchLives, alive_after, lives, patch_grid
-from lifedeploy.spec import ORDER_NAME, SCORES_NAME, ModelSpec
+from lifedeploy.evaluation.lives import PatchLives, lives, patch_grid
+from lifedeploy.evaluation.lives import alive as who_is_alive
+from lifedeploy.kept import NO_PATCH
+from lifedeploy.spec import SCORES_NAME, ModelSpec
 from lifedeploy.text import shortened
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.viz.style import check_format
@@ -34,7 +37,7 @@ class VisualizeReport:
     """What was drawn."""
 
     file: Path
-    kind: str  # lives, histogram or curves
+    kind: str  # lives, kept (of a model that predicts none), histogram or curves
     images: int
     mean_life: float | None = None  # over all patches drawn, in layers
     std_life: float | None = None
@@ -49,10 +52,11 @@ class VisualizeReport:
 
 
 def visualize(model: Path, images: Sequence[Path], output: Path, say: Say = silent) -> VisualizeReport:
-    """The paper's Figure 4: image, life per patch, and what is left after every drop; a row per image.
+    """The paper's Figure 4: image, life per patch where the model predicts lives, and what is left after every drop; a
+    row per image.
 
     Raises:
-        UsageError: the model predicts no lives, or the output is no picture file.
+        UsageError: the model chooses no tokens, or the output is no picture file.
         ImageError: a file is no image.
     """
     check_format(output)
@@ -70,16 +74,19 @@ def visualize(model: Path, images: Sequence[Path], output: Path, say: Say = sile
     say("drawing")
     from lifedeploy.viz.lives import draw_lives
 
-    warning = _warning(spec)
+    warning = _warning(side, spec)
     draw_lives(drawn, spec.schedule, output, note=_caption(side, spec))
-    return _report(output, "lives", np.stack([one.life for one in drawn]), spec, warning)
+    found = [one.life for one in drawn if one.life is not None]
+    if not found:
+        return VisualizeReport(output, "kept", len(drawn), warning=warning)
+    return _report(output, "lives", np.stack(found), spec, warning)
 
 
 def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, say: Say = silent) -> VisualizeReport:
     """Lives over a data set, against what the schedule grants.
 
     Raises:
-        UsageError: as for :func:`visualize`.
+        UsageError: as for :func:`visualize`; or the model predicts no lives.
         DataError, ImageError: the images are missing or damaged.
     """
     check_format(output)
@@ -88,7 +95,7 @@ def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, s
     found = read_images(data, split=split)
     chosen = np.unique(np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int))
     collected = []
-    with _model(model) as (engine, side, spec):
+    with _model(model, lives_needed=True) as (engine, side, spec):
         for start in range(0, len(chosen), _batch(side)):
             say(f"asking about image {start + 1} of {len(chosen)}")
             part = chosen[start : start + _batch(side)]
@@ -101,7 +108,7 @@ def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, s
     measured = np.concatenate(collected)
     note = f"{len(measured)} images of {shortened(data, 60)} · {_caption(side, spec)}"
     draw_histogram(measured, spec.schedule, output, note=note)
-    report = _report(output, "histogram", measured, spec, _warning(spec))
+    report = _report(output, "histogram", measured, spec, _warning(side, spec))
     return replace(report, left_out=tuple(map(str, found.left_out)))
 
 
@@ -124,16 +131,23 @@ def curves(run: Path, output: Path) -> VisualizeReport:
 
 
 @contextmanager
-def _model(path: Path) -> Iterator[tuple[Engine, Openable, ModelSpec]]:
-    """The model at ``path``, open, its lives tapped."""
+def _model(path: Path, *, lives_needed: bool = False) -> Iterator[tuple[Engine, Openable, ModelSpec]]:
+    """The model at ``path``, open, its kept tokens and the scores that lives are made of tapped."""
     side = named(path)
     if side.spec is None:
-        raise UsageError(f"{path} was not exported by lifedeploy: where its lives are is unknown")
-    if side.method != "life":
-        raise UsageError(f"{path} is a {side.method} model and predicts no lives", hint="name the life model beside it")
-    if not side.spec.schedule.prunes:
+        raise UsageError(f"{path} was not exported by lifedeploy: which tokens it keeps is unknown")
+    if methods.role_of(side.method) != methods.SLIMMED:
+        raise UsageError(
+            f"{path} is a {side.method} model and chooses no tokens", hint="name the slimmed one beside it"
+        )
+    if not side.spec.schedule.prunes or not side.kept:
         raise UsageError(f"{path} drops nothing, so nothing lives shorter than anything else: keep rate 1")
-    taps = (ORDER_NAME, SCORES_NAME)
+    if lives_needed and not side.predicts_lives:
+        raise UsageError(
+            f"{path} is a model of {side.method}, which predicts no lives to count",
+            hint="without --histogram, visualize shows which tokens it keeps",
+        )
+    taps = (*side.kept.taps, *([SCORES_NAME] if side.predicts_lives else []))
     options = EngineOptions(precision=side.precision, batch=side.batch_size, taps=taps, method=side.method)
     with side.engine(side.path, options) as engine:
         yield engine, side, side.spec
@@ -156,39 +170,44 @@ def _run(
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], side.batch_size - count, axis=0)])
     answers = engine.run({engine.inputs[0].name: model_input(pixels, spec.preprocess, in_graph=side.in_graph)})
     answers = {name: value[:count] for name, value in answers.items()}
-    _require_fitting(answers, spec, side.label)
-    for name in (engine.outputs[0].name, SCORES_NAME):
+    _require_fitting(answers, side, spec)
+    for name in (engine.outputs[0].name, *([SCORES_NAME] if side.predicts_lives else [])):
         require_sound(answers[name], names, f"{side.label} on {side.engine.name}")
     return answers
 
 
-def _require_fitting(answers: dict[str, NDArray[Any]], spec: ModelSpec, what: str) -> None:
-    patches, going_on = spec.schedule.patches, spec.schedule.after(spec.schedule.drop_layers[0])
-    for name, least in ((SCORES_NAME, patches), (ORDER_NAME, going_on)):
+def _require_fitting(answers: dict[str, NDArray[Any]], side: Openable, spec: ModelSpec) -> None:
+    patches, what = spec.schedule.patches, side.label
+    least = {name: spec.schedule.after(layer) for layer, name in side.kept.names.items()}
+    if side.predicts_lives:
+        least[SCORES_NAME] = patches
+    for name, size in least.items():
         shape = answers[name].shape
-        if len(shape) != 2 or not least <= shape[1] <= patches:
-            raise EngineError(f"{what} gives {name} of shape {shape}; expected {least} for each image")
-    order = answers[ORDER_NAME]
-    if order.size and not 0 <= order.min() <= order.max() < patches:
-        raise EngineError(f"{what} ranks a patch {int(order.max())}; there are 0 to {patches - 1}")
+        if len(shape) != 2 or not size <= shape[1] <= patches:
+            raise EngineError(f"{what} gives {name} of shape {shape}; expected {size} for each image")
+    for name in side.kept.taps:
+        kept = answers[name]
+        if kept.size and not NO_PATCH <= kept.min() <= kept.max() < patches:
+            raise EngineError(f"{what} keeps a patch {int(kept.max())}; there are 0 to {patches - 1}")
 
 
 def _ask(
     engine: Engine, side: Openable, spec: ModelSpec, pixels: NDArray[np.uint8], names: Sequence[str]
 ) -> list[PatchLives]:
     answers = _run(engine, side, spec, pixels, names)
-    scores, logits = answers[SCORES_NAME], answers[engine.outputs[0].name]
-    # The tapped order ends where the first drop does; ties beyond it are nobody's business.
-    alive = alive_after(answers[ORDER_NAME], spec.schedule)
-    life = lives(scores, spec.schedule)
+    logits = answers[engine.outputs[0].name]
+    kept = {layer: side.kept.after(layer, answers) for layer in side.kept.counts}
+    alive = {layer: who_is_alive(tokens, spec.schedule.patches) for layer, tokens in kept.items()}
+    life = lives(answers[SCORES_NAME], spec.schedule) if side.predicts_lives else None
     grid = _grid(spec)
     return [
         PatchLives(
             name,
             pixels[index],
             grid,
-            life[index],
+            None if life is None else life[index],
             {layer: mask[index] for layer, mask in alive.items()},
+            {layer: int((tokens[index] == NO_PATCH).sum()) for layer, tokens in kept.items()},
             _guess(logits[index], spec),
         )
         for index, name in enumerate(names)
@@ -212,15 +231,17 @@ def _guess(logits: NDArray[Any], spec: ModelSpec) -> str:
 
 
 def _caption(side: Openable, spec: ModelSpec) -> str:
-    predictor = "trained predictor" if spec.provenance.predictor == "trained" else "untrained predictor"
-    weights = "random weights" if spec.provenance.weights == "random" else predictor
+    trained = {"trained": "trained predictor", "identity": "untrained predictor"}.get(spec.provenance.predictor, "")
+    weights = "random weights" if spec.provenance.weights == "random" else trained
     counts = ", ".join(map(str, spec.schedule.counts))
-    return f"{spec.backbone}, {side.engine.name} {side.precision} · {spec.schedule.patches} → {counts} · {weights}"
+    what = f"{methods.title_of(side.method)} of {spec.backbone}, {side.engine.name} {side.precision}"
+    return " · ".join(filter(None, (what, f"{spec.schedule.patches} → {counts}", weights)))
 
 
-def _warning(spec: ModelSpec) -> str:
+def _warning(side: Openable, spec: ModelSpec) -> str:
     if spec.provenance.weights == "random":
-        return "Random weights: which patches live longest says nothing about the image."
+        what = "live longest" if side.predicts_lives else "stay"
+        return f"Random weights: which patches {what} says nothing about the image."
     return ""
 
 

@@ -152,7 +152,10 @@ def test_folders_to_write_are_looked_at_before_the_work(lifedeploy, tmp_path, mo
     [
         ("export", "--graph"),
         ("evaluate", "--on-error"),
+        ("calibrate", "--ranges"),
         ("calibrate", "--method"),
+        ("export", "--method"),
+        ("train", "--method"),
         ("bench", "--mode"),
         ("bench", "--copies"),
         ("bench", "--cuda-binding"),
@@ -181,7 +184,7 @@ def test_words_are_those_of_the_library():
 
     readers = {(one[0], one[1]): one[3] for one in ALL}
     assert bench._MODES == workflow.MODES
-    assert tuple(ranges.METHODS) == calibrate._METHODS
+    assert tuple(ranges.METHODS) == calibrate._RANGES
     assert set(readers["evaluate", "on_error"].words) == set(evaluate.ON_ERROR)
     assert set(readers["build-engine", "attention"].words) == set(ATTENTIONS)
     assert paths.PICTURES == style.FORMATS

@@ -13,7 +13,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor
 
-from lifedeploy.model.reducers import build_reducer
+from lifedeploy import methods
+from lifedeploy.model.reducers import Plan, build_reducer
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
@@ -85,13 +86,12 @@ def slim(
     schedule: Schedule | None = None,
     *,
     graph: str = "order-once",
-    temperature: float = 1.5,
+    **options: Any,
 ) -> SlimViT:
-    """``vit`` under a method; a predictor is disturbed, always in the same way."""
+    """``vit`` under a method; a predictor is disturbed, always in the same way. Options may be out of their range."""
     schedule = schedule_for(vit) if schedule is None else schedule
-    reducer = build_reducer(
-        method, schedule, vit.embed_dim, vit.num_prefix_tokens, graph=graph, temperature=temperature
-    )
+    row = methods.get(method)
+    reducer = build_reducer(row, Plan(schedule, vit.embed_dim, vit.num_prefix_tokens, graph, row.options(**options)))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in reducer.parameters():

@@ -13,7 +13,8 @@ from lifedeploy.data.preprocess import normalise, read_image, to_pixels
 from lifedeploy.data.samples import PHOTOS, photo_folder
 from lifedeploy.errors import UnsupportedModelError, UsageError
 from lifedeploy.model import backbones
-from tests.model.conftest import tiny_vit
+from lifedeploy.model.blocks import adapted
+from tests.model.conftest import DEPTH, FAMILIES, tiny_vit
 
 SMALL = "test_vit"  # timm's own test model: 6 layers, 64 channels, 160 pixels
 
@@ -126,18 +127,23 @@ def test_a_vit_without_a_cls_token_is_refused_with_the_reason(name, pool):
 
 def test_what_is_no_vision_transformer_is_refused():
     with pytest.raises(UnsupportedModelError, match="mine is a Linear, not a timm VisionTransformer"):
-        backbones.check_supported(nn.Linear(2, 2), "mine")
+        adapted(nn.Linear(2, 2), "mine")
 
 
 def test_blocks_without_one_attention_are_refused():
     vit = tiny_vit(block_fn=ParallelThingsBlock)
     with pytest.raises(UnsupportedModelError, match="mine is built of ParallelThingsBlock, which is not supported"):
-        backbones.check_supported(vit, "mine")
+        adapted(vit).require_supported("mine")
 
 
 def test_every_kind_of_vit_that_the_method_claims_is_supported(family):
-    vit = tiny_vit(family)
-    assert backbones.check_supported(vit, family) is vit
+    view = adapted(tiny_vit(family))
+    view.require_supported(family)
+    assert (view.prefix, view.width, view.depth, view.heads, view.classes) == (FAMILIES[family][2], 24, DEPTH, 3, 5)
+    assert (view.patches, view.grid, view.image_size) == {
+        "dinov2": (16, (4, 4), (56, 56)),
+        "non-square": (18, (3, 6), (24, 48)),
+    }.get(family, (16, (4, 4), (32, 32)))
 
 
 # --- image sizes and classes ------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def small_model(**changes: Any) -> tuple[SlimViT, ModelSpec]:
         "num_classes": 3,
         "prefix_tokens": 1,
         "provenance": Provenance("trained", source="run 7", predictor="trained"),
-        "temperature": 2.0,
+        "options": {"temperature": 2.0},
         "classes": NAMES,
     }
     spec = ModelSpec(**(settings | changes))
@@ -119,11 +119,13 @@ def test_saving_that_fails_keeps_the_previous_checkpoint(saved, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["dense", "first-k", "life"])
-def test_the_same_weights_run_under_another_method(saved, method):
+@pytest.mark.parametrize(
+    ("method", "options"), [("dense", {}), ("first-k", {"inside": False}), ("life", {"temperature": 2.0})]
+)
+def test_the_same_weights_run_under_another_method(saved, method, options):
     path, model, spec = saved
     loaded, found = checkpoint.load(path, method=method, graph="per-stage")
-    assert found.method == method
+    assert (found.method, found.options) == (method, options)
     assert found.provenance == spec.provenance
     images = images_for(model.backbone)
     if method == "dense":
@@ -134,12 +136,41 @@ def test_the_same_weights_run_under_another_method(saved, method):
 
 @torch.no_grad()
 def test_a_dense_checkpoint_gets_a_predictor_at_its_starting_point(tmp_path):
-    model, spec = small_model(method="dense")
+    model, spec = small_model(method="dense", options={})
     path = tmp_path / "dense.safetensors"
     checkpoint.save(path, model, spec)
     loaded, _ = checkpoint.load(path, method="life")
     assert torch.equal(loaded.reducer.predictor.weight, torch.eye(64))
     assert torch.equal(loaded.backbone.head.weight, model.backbone.head.weight)
+
+
+@torch.no_grad()
+def test_what_another_method_has_learned_is_left_out(tmp_path):
+    source, _ = small_model()
+    model, _ = small_model()
+    model.backbone.head.weight.zero_()
+    learned = model.reducer.predictor.weight.clone()
+    state = {name: tensor for name, tensor in source.state_dict().items() if name.startswith("backbone.")}
+    state["reducer.keep_scores.2.weight"] = torch.ones(2, 64)
+    checkpoint.load_into(model, state, tmp_path / "other.safetensors")
+    assert torch.equal(model.backbone.head.weight, source.backbone.head.weight)
+    assert torch.equal(model.reducer.predictor.weight, learned)
+
+
+# --- ours: from before methods had options ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "options"), [("life", {"temperature": 2.5}), ("dense", {}), ("first-k", {})])
+def test_a_checkpoint_from_before_methods_had_options_is_read(tmp_path, method, options):
+    model, spec = small_model(method=method, options=options)
+    written = spec.to_dict()
+    del written["options"]
+    written["temperature"] = 2.5  # whatever the method was
+    path = tmp_path / "older.safetensors"
+    save_file(model.state_dict(), path, metadata={checkpoint.SPEC_KEY: json.dumps(written)})
+    loaded, found = checkpoint.load(path)
+    assert found == spec
+    assert getattr(loaded.reducer, "temperature", None) == options.get("temperature")
 
 
 def test_a_plain_file_carries_no_spec_and_is_not_loaded_as_ours(tmp_path):

@@ -229,6 +229,9 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
         lambda spec: spec["preprocess"].update(image_size=[65, 64]),
         lambda spec: spec.update(timm_name="\x1b[31mred"),
         lambda spec: spec.update(timm_name="resnet18"),
+        lambda spec: spec.update(method="of-somebody"),
+        lambda spec: spec.update(options={"temperature": -1.0}),
+        lambda spec: spec.update(options={"colour": "red"}),
         lambda spec: spec.update(timm_name="hf-hub:somebody/something"),
         lambda spec: spec.update(timm_name="v" * 4000),
         lambda spec: spec.update(timm_name="deit_small_patch16_224.none"),
@@ -245,6 +248,22 @@ def test_a_model_that_cannot_be_is_not_made(tmp_path, change):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 * 1024  # KiB
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": "warm"}, "temperature is 'warm': expected float, got str"),
+        ({"colour": "red"}, "'colour' is no option of life; there are: temperature"),
+    ],
+)
+def test_options_that_the_method_has_not_are_the_files_fault(tmp_path, options, said):
+    model, spec = small_model(classes=())
+    path = tmp_path / "odd.safetensors"
+    said_of_it = spec.to_dict() | {"options": options}
+    write_tensors(path, model.state_dict(), {checkpoint.SPEC_KEY: json.dumps(said_of_it)})
+    for call in (checkpoint.load, loaded):
+        assert refused(path, call) == f"{path} describes a model that cannot be: {said}"
+
+
 # --- what is asked for ------------------------------------------------------------------------------------------
 
 
@@ -257,8 +276,8 @@ def test_a_model_that_cannot_be_is_not_made(tmp_path, change):
         {"image_size": (8192, 8192)},
         {"num_classes": 10**12},
         {"num_classes": -1},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
+        {"options": {"temperature": float("nan")}},
+        {"options": {"temperature": float("inf")}},
         {"backbone": "x" * 10**6},
         {"backbone": "deit\x1b[31m"},
         {"backbone": ""},

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +14,17 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor, nn
 
+from lifedeploy import methods
 from lifedeploy.errors import UnsupportedModelError, UsageError
-from lifedeploy.model.reducers import BlockAttention, LifePredictor, Reducer, Tokens, build_reducer, lives, run_block
-from lifedeploy.model.reducers.base import gather_tokens
-from lifedeploy.model.reducers.first_k import FirstKReducer
-from lifedeploy.model.reducers.life import RelaxedLife, TakeOrdered
+from lifedeploy.model.blocks import Backbone, adapted
+from lifedeploy.model.lives import lives
+from lifedeploy.model.reducers import BlockAttention, Plan, Reducer, TakeOrdered, Tokens, build_reducer
+from lifedeploy.model.reducers.life import LifePredictor, RelaxedLife
+from lifedeploy.model.tokens import gather_tokens
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.schedule import Schedule
-from lifedeploy.spec import GRAPHS, METHODS
 from tests.model.conftest import DEPTH, PRE_NORM, embed, images_for, scores_by_hand, slim, tiny_vit
+from tests.model.other_methods import DynamicVit, Evit, Tome
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}  # in double precision
 SCHEDULE = Schedule.from_keep_rate(16, 6, 0.7, (2, 3, 5))
@@ -94,31 +99,127 @@ def test_one_image_of_equal_scores_does_not_disturb_the_others():
     torch.testing.assert_close(lives(scores, SCHEDULE)[[0, 2]], alone)
 
 
-# --- ordering and gathering -------------------------------------------------------------------------------------
+# --- moving tokens ----------------------------------------------------------------------------------------------
 
 
-def test_gather_tokens_is_indexing_image_by_image():
-    x, index = noise(3, 7, 4), torch.tensor([[6, 0], [1, 1], [3, 5]])
+@pytest.mark.parametrize("rest", [(), (4,), (2, 3)])
+def test_gather_tokens_is_indexing_image_by_image(rest):
+    x, index = noise(3, 7, *rest), torch.tensor([[6, 0], [1, 1], [3, 5]])
     expected = torch.stack([x[image, index[image]] for image in range(3)])
     assert torch.equal(gather_tokens(x, index), expected)
 
 
-@pytest.mark.parametrize("prefix", [1, 2, 5])
+def some_tokens(prefix: int, **changes: Any) -> Tokens:
+    """Nine of sixteen patches of two images, with something of everything beside them."""
+    positions = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(s))[:9] for s in (5, 6)])
+    length = prefix + 9
+    tokens = Tokens(
+        noise(2, length, 4),
+        prefix,
+        positions=positions,
+        scores=noise(2, 16, seed=1),
+        key_bias=noise(2, 1, 1, length, seed=2),
+        beside={"size": noise(2, length, seed=3), "seen": noise(2, length, 3, 2, seed=4)},
+        carry={"x": noise(2, 5)},
+    )
+    return tokens.but(**changes)
+
+
+def require_rows(found: Tokens, start: Tokens, rows: list[list[int]], added: Mapping[str, Any] | None = None) -> None:
+    """Make sure that patches are those at ``rows`` (one list an image) of ``start``, then those ``added``."""
+    prefix, count = start.prefix, len(added["x"][0]) if added else 0
+    assert (found.prefix, found.patches) == (prefix, len(rows[0]) + count)
+    assert found.scores is start.scores and found.carry is start.carry
+    for image, row in enumerate(rows):
+        places = [*range(prefix), *(prefix + patch for patch in row)]
+
+        def along(before: Tensor, new: Tensor | None, image: int = image, places: list[int] = places) -> Tensor:
+            lines = [before[image, place] for place in places]
+            return torch.stack(lines if new is None else [*lines, *new[image]])
+
+        assert torch.equal(found.x[image], along(start.x, added and added["x"]))
+        assert set(found.beside) == set(start.beside)
+        for name, value in start.beside.items():
+            assert torch.equal(found.beside[name][image], along(value, added and added[name])), name
+        ranks = row if start.positions is None else [start.positions[image, patch].item() for patch in row]
+        assert found.positions[image].tolist() == [*ranks, *[-1] * count]
+        if start.key_bias is None:
+            assert found.key_bias is None
+        else:
+            bias = [start.key_bias[image, 0, 0, place].item() for place in places]
+            assert found.key_bias[image, 0, 0].tolist() == [*bias, *[0.0] * count]
+
+
+PREFIXES = [1, 2, 5]  # of all families
+TAKEN = [[6, 0, 3, 8], [1, 7, 2, 5]]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("changes", [{}, {"positions": None}, {"key_bias": None}, {"beside": {}}], ids=str)
+def test_taking_tokens_takes_along_all_that_is_of_each_of_them(prefix, changes):
+    start = some_tokens(prefix, **changes)
+    require_rows(start.take(torch.tensor(TAKEN)), start, TAKEN)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_the_first_tokens_keep_all_that_is_of_each_of_them(prefix, count):
+    start = some_tokens(prefix)
+    require_rows(start.first(count), start, [list(range(count))] * 2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"key_bias": None, "beside": {}}], ids=str)
+def test_the_first_tokens_of_all_in_order_stay_in_order(changes):
+    start = some_tokens(2, positions=None, **changes)
+    cut = start.first(4)
+    assert cut.positions.tolist() == [[0, 1, 2, 3]] * len(cut.x)
+    assert start.positions is None and start.original.shape == (len(start.x), start.patches)
+    require_rows(cut.take(torch.tensor([[3, 0], [1, 2]])), start, [[3, 0], [1, 2]])
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("bare", [False, True], ids=["all", "bare"])
+def test_tokens_that_are_appended_are_no_single_patch_and_bring_all_that_is_of_each(prefix, bare):
+    start = some_tokens(prefix, **({"key_bias": None, "beside": {}} if bare else {}))
+    beside = {} if bare else {"size": noise(2, 2, seed=8), "seen": noise(2, 2, 3, 2, seed=9)}
+    added = noise(2, 2, 4, seed=7)
+    taken = start.take(torch.tensor(TAKEN))
+    more = taken.append(added, **beside)
+    require_rows(more, start, TAKEN, {"x": added, **beside})
+    # And move like all others from then on: 4 and 5 are the new ones.
+    again = more.take(torch.tensor([[5, 1], [4, 5]])).first(1)
+    require_rows(again, more, [[5], [4]])
+    assert again.positions.tolist() == [[-1], [-1]]
+
+
+def test_tokens_are_changed_by_copy():
+    tokens = Tokens(noise(1, 5, 2), prefix=2)
+    shorter = tokens.but(x=tokens.x[:, :4])
+    assert (tokens.patches, shorter.patches, shorter.prefix) == (3, 2, 2)
+    with pytest.raises(AttributeError):
+        tokens.prefix = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_take_ordered_keeps_the_prefix_then_the_best_in_order(prefix):
-    x, scores = noise(3, prefix + 9, 4), noise(3, 9, seed=1)
-    taken, values, index = TakeOrdered(4, prefix)(x, scores)
-    for image in range(3):
-        best = sorted(range(9), key=scores[image].tolist().__getitem__, reverse=True)[:4]
-        assert index[image].tolist() == best
-        assert torch.equal(values[image], scores[image, best])
-        assert torch.equal(taken[image], x[image, [*range(prefix), *(prefix + patch for patch in best)]])
+    start, scores = some_tokens(prefix), noise(2, 9, seed=1)
+    taken, values = TakeOrdered(4)(start, scores)
+    best = [sorted(range(9), key=row.__getitem__, reverse=True)[:4] for row in scores.tolist()]
+    require_rows(taken, start, best)
+    assert torch.equal(values, torch.stack([scores[image, row] for image, row in enumerate(best)]))
+
+
+def life(form: str = "order-once") -> Any:
+    row = methods.get("life")
+    return build_reducer(row, Plan(SCHEDULE, 24, 1, form, row.settle({"temperature": 2.5})))
 
 
 def test_per_stage_orders_at_every_drop_and_order_once_only_at_the_first():
-    once = build_reducer("life", SCHEDULE, 24, 1)
-    staged = build_reducer("life", SCHEDULE, 24, 1, graph="per-stage")
-    assert (list(once.order), list(once.keep)) == (["2"], ["3", "5"])
-    assert (list(staged.order), list(staged.keep)) == (["2", "3", "5"], [])
+    once, staged = life(), life("per-stage")
+    assert (list(once.order), list(once.keep), once.orderings) == (["2"], ["3", "5"], 1)
+    assert (list(staged.order), list(staged.keep), staged.orderings) == (["2", "3", "5"], [], 3)
+    assert [staged.order[layer].kept for layer in staged.order] == list(SCHEDULE.counts)
+    assert once.temperature == staged.temperature == 2.5
 
 
 # --- the soft mask ----------------------------------------------------------------------------------------------
@@ -160,24 +261,80 @@ def test_a_life_far_past_or_far_ahead_gives_a_finite_mask():
     assert bias.isfinite().all() and bias.min() < -1e5 and bias.max() == 0
 
 
-# --- the table of methods ---------------------------------------------------------------------------------------
+# --- building one -----------------------------------------------------------------------------------------------
 
 
-def test_every_method_of_the_spec_can_be_built():
-    for method in METHODS:
-        for graph in GRAPHS:
-            assert build_reducer(method, SCHEDULE, 24, 1, graph=graph).method == method
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_of_the_table_can_be_built_in_every_form_of_it(name):
+    row = methods.get(name)
+    kinds = {type(build_reducer(row, Plan(SCHEDULE, 24, 1, form, row.settle({})))) for form in row.forms}
+    assert [f"{kind.__module__}:{kind.__name__}" for kind in kinds] == [row.reducer]
 
 
-def test_an_unknown_method_is_refused_with_those_there_are():
+def test_a_form_that_a_method_cannot_have_is_refused():
+    row = methods.get("life")
+    with pytest.raises(UsageError, match=re.escape("graph form 'twice' is unknown; there are: order-once, per-stage")):
+        build_reducer(row, Plan(SCHEDULE, 24, 1, "twice", row.settle({})))
+    row = replace(row, choice="every drop", derives=False)
     with pytest.raises(UsageError) as refusal:
-        build_reducer("evit", SCHEDULE, 24, 1)
-    assert refusal.value.message == "method 'evit' is unknown; there are: dense, first-k, life"
+        build_reducer(row, Plan(SCHEDULE, 24, 1, "order-once", row.settle({})))
+    assert refusal.value.message == (
+        "life chooses anew at every drop, so its graph cannot be order-once; expected per-stage"
+    )
 
 
-def test_an_unknown_graph_form_is_refused_with_those_there_are():
-    with pytest.raises(UsageError, match=re.escape("graph 'twice' is unknown; there are: order-once, per-stage")):
-        build_reducer("life", SCHEDULE, 24, 1, graph="twice")
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("nowhere.at.all:X", "its reducer nowhere.at.all:X cannot be imported: No module named 'nowhere'"),
+        (
+            "lifedeploy.cost:X",
+            "its reducer lifedeploy.cost:X cannot be imported: module 'lifedeploy.cost' has no attri",
+        ),
+        ("lifedeploy.cost:Cost", "lifedeploy.cost:Cost is no Reducer"),
+        ("lifedeploy.methods:names", "lifedeploy.methods:names is no Reducer"),
+    ],
+)
+def test_a_reducer_that_cannot_be_had_is_said_with_whose_it_is(place, said):
+    row = replace(methods.get("dense"), reducer=place, package="other 1.2")
+    with pytest.raises(UsageError) as refusal:
+        build_reducer(row, Plan(SCHEDULE, 24, 1))
+    assert refusal.value.message.startswith(f"method dense of other 1.2 cannot be used: {said}")
+    assert "\n" not in refusal.value.message
+
+
+# --- another schedule -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_reducer_that_cannot_change_its_schedule_refuses_another_one():
+    vit, other = tiny_vit(), Schedule.from_keep_rate(16, DEPTH, 0.5, (2, 3, 5))
+    model, images = SlimViT(vit, Evit(SCHEDULE)), images_for(vit)
+    assert model.reducer.at(SCHEDULE) is model.reducer is model.reducer.relaxed(SCHEDULE)
+    assert torch.equal(model(images, schedule=SCHEDULE).logits, model(images).logits)
+    for ask in (
+        lambda: model.reducer.at(other),
+        lambda: model.reducer.relaxed(other),
+        lambda: model(images, schedule=other),
+        lambda: model(images, soft=True, schedule=other),
+    ):
+        with pytest.raises(UnsupportedModelError) as refusal:
+            ask()
+        assert refusal.value.message == "Evit is built for one schedule and cannot change it"
+        assert refusal.value.hint == "train it without --elastic"
+
+
+@torch.no_grad()
+def test_built_in_methods_run_under_another_schedule_with_what_they_have_learned():
+    vit, other = tiny_vit(), Schedule.from_keep_rate(16, DEPTH, 0.5, (2, 3, 5))
+    images = images_for(vit)
+    for name, options in (("life", {}), ("dense", {}), ("first-k", {}), ("first-k", {"inside": True})):
+        model = slim(vit, name, **options)
+        moved, made = model(images, schedule=other), slim(vit, name, other, **options)(images)
+        assert torch.equal(moved.logits, made.logits), name
+        assert {layer: kept.tolist() for layer, kept in moved.kept.items()} == {
+            layer: kept.tolist() for layer, kept in made.kept.items()
+        }, name
 
 
 # --- the seam: what attention saw -------------------------------------------------------------------------------
@@ -185,8 +342,6 @@ def test_an_unknown_graph_form_is_refused_with_those_there_are():
 
 class Probe(Reducer):
     """Changes nothing, keeps what it is shown."""
-
-    method = "probe"
 
     def __init__(self, schedule: Schedule, layers: tuple[int, ...], key_bias: Tensor | None = None) -> None:
         super().__init__(schedule)
@@ -218,9 +373,9 @@ class Probe(Reducer):
         self.calls.append(("after", layer))
         return tokens
 
-    def logits(self, vit: VisionTransformer, tokens: Tokens) -> Tensor:
+    def logits(self, backbone: Backbone, tokens: Tokens) -> Tensor:
         self.calls.append(("logits", 0))
-        return super().logits(vit, tokens)
+        return super().logits(backbone, tokens)
 
 
 def dense_schedule(vit: VisionTransformer) -> Schedule:
@@ -300,12 +455,17 @@ def test_a_block_taken_apart_trains_with_stochastic_depth_as_a_whole_one_does():
 def test_seams_are_offered_in_order_and_the_inner_one_only_where_asked_for():
     vit = tiny_vit()
     probe = Probe(dense_schedule(vit), (2, 5))
+    scoped: list[str] = []
+    probe.register_forward_pre_hook(lambda module, inputs: scoped.append(inputs[0]))
     SlimViT(vit, probe)(images_for(vit))
     expected = [("begin", 0)]
     for layer in range(1, DEPTH + 1):
         inside = [("inside", layer)] if layer in (2, 5) else []
         expected += [("before", layer), *inside, ("after", layer)]
     assert probe.calls == [*expected, ("logits", 0)]
+    # Called as a module: that is what puts it into the reducer's scope in a graph.
+    words = {"before": "before_block", "inside": "inside_block", "after": "after_block"}
+    assert scoped == [*(words.get(seam, seam) for seam, _ in expected), "lives"]
 
 
 @pytest.mark.parametrize(
@@ -315,10 +475,14 @@ def test_seams_are_offered_in_order_and_the_inner_one_only_where_asked_for():
 @torch.no_grad()
 def test_the_inner_seam_of_a_block_without_one_is_refused(family, options, block):
     vit = tiny_vit(family, **options)
-    model = SlimViT(vit, Probe(dense_schedule(vit), (3,)))
     with pytest.raises(UnsupportedModelError) as refusal:
-        model(images_for(vit))
-    assert refusal.value.message == f"method probe works between attention and MLP, and {block} has no such place"
+        SlimViT(vit, Probe(dense_schedule(vit), (3,)))
+    assert refusal.value.message == f"Probe works between attention and MLP, and {block} has no such place"
+    tokens = Tokens(embed(vit, images_for(vit)), vit.num_prefix_tokens)
+    with pytest.raises(UnsupportedModelError, match=f"^{block} has no place between attention and MLP$"):
+        adapted(vit).run_block(3, tokens, lambda tokens, attention: tokens)
+    assert [adapted(vit).has_inside(layer) for layer in (1, DEPTH)] == [False, False]
+    assert SlimViT(vit, Probe(dense_schedule(vit), ()))(images_for(vit)).logits.shape == (3, 5)
 
 
 @torch.no_grad()
@@ -338,55 +502,39 @@ def test_listing_a_layer_and_not_saying_why_is_an_error():
 def test_run_block_without_the_inner_seam_is_the_block_itself(family):
     vit = tiny_vit(family)
     tokens = Tokens(embed(vit, images_for(vit)), vit.num_prefix_tokens)
-    reducer = FirstKReducer(dense_schedule(vit), vit.num_prefix_tokens)
-    assert torch.equal(run_block(vit.blocks[0], 1, tokens, reducer).x, vit.blocks[0](tokens.x))
+    for layer in (1, DEPTH):
+        assert torch.equal(adapted(vit).run_block(layer, tokens).x, vit.blocks[layer - 1](tokens.x))
 
 
 # --- the seam: EViT ---------------------------------------------------------------------------------------------
+# Here and in the next two, ``keep`` says by drop layer how many tokens go on; what is kept is compared after each drop.
 
 
-class Evit(Reducer):
-    """Between attention and MLP keep what CLS attends to, and fuse the rest, weighted as attended to."""
-
-    method = "evit"
-
-    def __init__(self, schedule: Schedule, keep: dict[int, int]) -> None:
-        super().__init__(schedule)
-        self.keep = keep  # layer → patches kept, the fused one not counted
-
-    @property
-    def inside_layers(self) -> frozenset[int]:
-        return frozenset(self.keep)
-
-    def inside_block(self, layer: int, tokens: Tokens, attention: BlockAttention) -> Tokens:
-        scores = attention.cls_row()[:, tokens.prefix :]  # (B, n)
-        patches = tokens.x[:, tokens.prefix :]
-        best = scores.topk(self.keep[layer], dim=1)
-        kept = gather_tokens(patches, best.indices)
-        # What is dropped is all less what is kept: no complement of the indices is needed.
-        fused = scores.unsqueeze(1) @ patches - best.values.unsqueeze(1) @ kept  # (B, 1, C)
-        positions = best.indices if tokens.positions is None else tokens.positions.gather(1, best.indices)
-        return tokens.but(
-            x=torch.cat((tokens.x[:, : tokens.prefix], kept, fused), dim=1),
-            positions=F.pad(positions, (0, 1), value=-1),
-        )
+def rows_of(kept: Mapping[int, Tensor], image: int) -> dict[int, list[int]]:
+    return {layer: positions[image].tolist() for layer, positions in kept.items()}
 
 
-def evit_by_lists(vit: VisionTransformer, image: Tensor, keep: dict[int, int]) -> tuple[Tensor, list[int]]:
+def counted(vit: VisionTransformer, keep: Mapping[int, int]) -> Schedule:
+    return Schedule.from_counts(vit.patch_embed.num_patches, DEPTH, tuple(keep.values()), tuple(keep))
+
+
+def evit_by_lists(
+    vit: VisionTransformer, image: Tensor, keep: Mapping[int, int]
+) -> tuple[Tensor, dict[int, list[int]]]:
     prefix = vit.num_prefix_tokens
     x = embed(vit, image[None])
-    names = list(range(x.shape[1] - prefix))
+    names, kept = list(range(x.shape[1] - prefix)), {}
     for layer, block in enumerate(vit.blocks, start=1):
         row = cls_row_by_hand(block, x)[0, prefix:].tolist()
         x = x + block.ls1(block.attn(block.norm1(x)))
         if layer in keep:
             ranking = sorted(range(len(row)), key=row.__getitem__, reverse=True)
-            stay, leave = ranking[: keep[layer]], ranking[keep[layer] :]
+            stay, leave = ranking[: keep[layer] - 1], ranking[keep[layer] - 1 :]
             fused = sum(row[index] * x[0, prefix + index] for index in leave)
             x = torch.stack([*x[0, :prefix], *(x[0, prefix + index] for index in stay), fused])[None]
-            names = [*(names[index] for index in stay), -1]
+            names = kept[layer] = [*(names[index] for index in stay), -1]
         x = x + block.ls2(block.mlp(block.norm2(x)))
-    return vit.forward_head(vit.norm(x))[0], names
+    return vit.forward_head(vit.norm(x))[0], kept
 
 
 @pytest.mark.parametrize("family", PRE_NORM, indirect=True)
@@ -394,121 +542,50 @@ def evit_by_lists(vit: VisionTransformer, image: Tensor, keep: dict[int, int]) -
 def test_the_seam_carries_evit(family):
     vit = tiny_vit(family).double()
     images = images_for(vit).double()
-    keep = {2: 11, 3: 9, 5: 7}
-    output = SlimViT(vit, Evit(dense_schedule(vit), keep))(images)
-    assert output.kept.shape == (3, 8)
-    for image, logits, kept in zip(images, output.logits, output.kept, strict=True):
+    keep = {2: 12, 3: 10, 5: 8}
+    output = SlimViT(vit, Evit(counted(vit, keep)))(images)
+    assert output.lives is None and output.scores is None
+    assert output.tokens.shape[1] == vit.num_prefix_tokens + 8
+    assert output.survivors is output.kept[5]
+    for index, image in enumerate(images):
         expected_logits, expected_kept = evit_by_lists(vit, image, keep)
-        torch.testing.assert_close(logits, expected_logits, **CLOSE)
-        assert kept.tolist() == expected_kept
+        torch.testing.assert_close(output.logits[index], expected_logits, **CLOSE)
+        assert rows_of(output.kept, index) == expected_kept
 
 
 # --- the seam: DynamicViT ---------------------------------------------------------------------------------------
-
-
-class KeepScore(nn.Module):
-    """DynamicViT's predictor: half of the channels local, half averaged over the tokens."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.decide = nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 2))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        local, whole = self.embed(patches).chunk(2, dim=-1)
-        logits = self.decide(torch.cat((local, whole.mean(dim=1, keepdim=True).expand_as(whole)), dim=-1))
-        return logits[..., 0] - logits[..., 1]  # (B, n)
-
-
-class DynamicVit(Reducer):
-    """Score the survivors before some blocks, each with a predictor of its own."""
-
-    method = "dynamicvit"
-
-    def __init__(self, schedule: Schedule, dim: int, keep: dict[int, int]) -> None:
-        super().__init__(schedule)
-        self.keep = keep
-        self.predictors = nn.ModuleDict({str(layer): KeepScore(dim) for layer in keep})
-
-    def before_block(self, layer: int, tokens: Tokens) -> Tokens:
-        if layer not in self.keep:
-            return tokens
-        patches = tokens.x[:, tokens.prefix :]
-        index = self.predictors[str(layer)](patches).topk(self.keep[layer], dim=1).indices
-        kept = gather_tokens(patches, index)
-        positions = index if tokens.positions is None else tokens.positions.gather(1, index)
-        return tokens.but(x=torch.cat((tokens.x[:, : tokens.prefix], kept), dim=1), positions=positions)
 
 
 @torch.no_grad()
 def test_the_seam_carries_dynamicvit(family):
     vit = tiny_vit(family).double()
     images = images_for(vit).double()
-    keep = {2: 11, 3: 8, 5: 5}
+    keep = {1: 11, 2: 8, 4: 5}
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        reducer = DynamicVit(dense_schedule(vit), vit.embed_dim, keep).double()
+        reducer = DynamicVit(counted(vit, keep), vit.embed_dim).double()
     model = SlimViT(vit, reducer)
     assert sum(name.startswith("reducer.predictors.") for name in model.state_dict()) == 3 * 8
     output = model(images)
-    for image, logits, kept in zip(images, output.logits, output.kept, strict=True):
+    assert output.lives is None
+    for index, image in enumerate(images):
         prefix, x = vit.num_prefix_tokens, embed(vit, image[None])[0]
-        front, alive = x[:prefix], dict(enumerate(x[prefix:]))
+        front, alive, kept = x[:prefix], dict(enumerate(x[prefix:])), {}
         for layer, block in enumerate(vit.blocks, start=1):
-            if layer in keep:
+            if layer - 1 in keep:
                 patches = torch.stack(list(alive.values()))[None]
-                scores = dict(zip(alive, reducer.predictors[str(layer)](patches)[0].tolist(), strict=True))
-                while len(alive) > keep[layer]:
-                    del alive[min(alive, key=scores.__getitem__)]
+                scores = dict(zip(alive, reducer.predictors[str(layer - 1)](patches)[0].tolist(), strict=True))
+                ranking = sorted(alive, key=scores.__getitem__, reverse=True)
+                kept[layer - 1] = ranking[: keep[layer - 1]]
+                alive = {name: alive[name] for name in kept[layer - 1]}
             out = block(torch.cat((front, torch.stack(list(alive.values()))))[None])[0]
             front, alive = out[:prefix], dict(zip(alive, out[prefix:], strict=True))
         expected = torch.cat((front, torch.stack(list(alive.values()))))[None]
-        torch.testing.assert_close(logits, vit.forward_head(vit.norm(expected))[0], **CLOSE)
-        assert set(kept.tolist()) == set(alive)
+        torch.testing.assert_close(output.logits[index], vit.forward_head(vit.norm(expected))[0], **CLOSE)
+        assert rows_of(output.kept, index) == kept
 
 
 # --- the seam: ToMe ---------------------------------------------------------------------------------------------
-
-
-class Tome(Reducer):
-    """Merge the ``merged`` most alike pairs between attention and MLP; sizes weigh the keys of later attention."""
-
-    method = "tome"
-
-    def __init__(self, schedule: Schedule, merged: int, layers: tuple[int, ...], *, weigh: bool = True) -> None:
-        super().__init__(schedule)
-        self.merged = merged
-        self.layers = frozenset(layers)
-        self.weigh = weigh
-        self.sizes: Tensor | None = None
-
-    @property
-    def inside_layers(self) -> frozenset[int]:
-        return self.layers
-
-    def begin(self, tokens: Tokens) -> Tokens:
-        return tokens.but(carry={"size": torch.ones_like(tokens.x[..., 0])})
-
-    def inside_block(self, layer: int, tokens: Tokens, attention: BlockAttention) -> Tokens:
-        metric = F.normalize(attention.k.mean(dim=1), dim=-1)[:, tokens.prefix :]
-        alike = metric[:, 0::2] @ metric[:, 1::2].transpose(1, 2)  # (B, n/2, n/2)
-        value, partner = alike.max(dim=-1)
-        order = value.argsort(dim=1, descending=True)
-        leave, stay = order[:, : self.merged], order[:, self.merged :].sort(dim=1).values
-        into = F.one_hot(partner.gather(1, leave), alike.shape[2]).to(metric.dtype).transpose(1, 2)  # (B, n/2, r)
-
-        def merge(values: Tensor) -> Tensor:
-            front, patches = values[:, : tokens.prefix], values[:, tokens.prefix :]
-            sources, targets = patches[:, 0::2], patches[:, 1::2]
-            targets = targets + into @ gather_tokens(sources, leave)
-            return torch.cat((front, gather_tokens(sources, stay), targets), dim=1)
-
-        size = tokens.carry["size"].unsqueeze(-1)
-        total = merge(size)
-        x = merge(tokens.x * size) / total
-        self.sizes = total.squeeze(-1)
-        bias = self.sizes.log()[:, None, None, :] if self.weigh else None
-        return tokens.but(x=x, key_bias=bias, carry={"size": self.sizes})
 
 
 def vit_and_images_of_twins() -> tuple[VisionTransformer, Tensor]:
@@ -521,36 +598,79 @@ def vit_and_images_of_twins() -> tuple[VisionTransformer, Tensor]:
     return vit, strips.flatten(3)
 
 
+def merging(vit: VisionTransformer, merged: int, layers: tuple[int, ...], **options: Any) -> Tome:
+    """What is merged in the last block goes on to no other: no schedule speaks of it."""
+    patches = vit.patch_embed.num_patches
+    keep = {layer: patches - merged * number for number, layer in enumerate(layers, start=1) if layer < DEPTH}
+    return Tome(counted(vit, keep), merged, layers, **options)
+
+
+def tome_by_lists(
+    vit: VisionTransformer, image: Tensor, merged: int, layers: tuple[int, ...]
+) -> tuple[Tensor, dict[int, list[int]]]:
+    """A token is a sum and the patches that are in it."""
+    prefix, x = vit.num_prefix_tokens, embed(vit, image[None])[0]
+    members: list[list[int]] = [[name] for name in range(-prefix, len(x) - prefix)]
+    kept = {}
+    for layer, block in enumerate(vit.blocks, start=1):
+        sizes = torch.tensor([len(found) for found in members], dtype=x.dtype)
+        attention, normed = block.attn, block.norm1(x)
+        keys = attention.qkv(normed).view(len(x), 3, attention.num_heads, attention.head_dim)[:, 1]
+        keys = attention.k_norm(keys).mean(dim=1)
+        x = x + block.ls1(attention(normed[None], attn_mask=sizes.log()[None, None, None]))[0]
+        if layer in layers:
+            sources, targets = range(prefix, len(x), 2), range(prefix + 1, len(x), 2)
+            alike = {(a, b): F.cosine_similarity(keys[a], keys[b], dim=0).item() for a in sources for b in targets}
+            best = {a: max(targets, key=lambda b, a=a: alike[a, b]) for a in sources}
+            gone = sorted(sources, key=lambda a: alike[a, best[a]], reverse=True)[:merged]
+            sums = [len(found) * row for found, row in zip(members, x, strict=True)]
+            for a in gone:
+                sums[best[a]], members[best[a]] = sums[best[a]] + sums[a], members[best[a]] + members[a]
+            order = [*range(prefix), *(a for a in sources if a not in gone), *targets]
+            members = [members[place] for place in order]
+            x = torch.stack([sums[place] / len(found) for place, found in zip(order, members, strict=True)])
+            if layer < DEPTH:
+                kept[layer] = [found[0] if len(found) == 1 else -1 for found in members[prefix:]]
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return vit.forward_head(vit.norm(x[None]))[0], kept
+
+
+@pytest.mark.parametrize("family", PRE_NORM, indirect=True)
+@torch.no_grad()
+def test_the_seam_carries_tome(family):
+    vit = tiny_vit(family).double()
+    images = images_for(vit).double()
+    layers = (1, 3, 4, 6)
+    reducer = merging(vit, 2, layers)
+    output = SlimViT(vit, reducer)(images)
+    assert output.lives is None
+    torch.testing.assert_close(reducer.sizes.sum(dim=1), torch.full((3,), reducer.sizes.shape[1] + 8.0).double())
+    for index, image in enumerate(images):
+        expected_logits, expected_kept = tome_by_lists(vit, image, 2, layers)
+        torch.testing.assert_close(output.logits[index], expected_logits, **CLOSE)
+        assert rows_of(output.kept, index) == expected_kept
+
+
 @pytest.mark.parametrize("layers", [(1,), (3,), (6,)])
 @torch.no_grad()
 def test_the_seam_carries_tome_merging_twins_changes_nothing(layers):
     vit, images = vit_and_images_of_twins()
     x = embed(vit, images)
     assert torch.equal(x[:, 1::2], x[:, 2::2])
-    reducer = Tome(dense_schedule(vit), 8, layers)
+    reducer = merging(vit, 8, layers)
     output = SlimViT(vit, reducer)(images)
     assert reducer.sizes.tolist() == [[1.0] + [2.0] * 8] * 3
+    assert {layer: kept.tolist() for layer, kept in output.kept.items()} == {
+        layer: [[-1] * 8] * 3 for layer in layers if layer < DEPTH
+    }
     torch.testing.assert_close(output.logits, vit(images), **CLOSE)
 
 
 @torch.no_grad()
 def test_the_seam_carries_tome_and_without_its_sizes_the_answer_is_another():
     vit, images = vit_and_images_of_twins()
-    output = SlimViT(vit, Tome(dense_schedule(vit), 8, (1,), weigh=False))(images)
+    output = SlimViT(vit, merging(vit, 8, (1,), weigh=False))(images)
     assert not torch.allclose(output.logits, vit(images), rtol=1e-3, atol=1e-3)
-
-
-@torch.no_grad()
-def test_the_seam_carries_tome_through_block_after_block():
-    vit = tiny_vit("qk-norm").double()
-    reducer = Tome(dense_schedule(vit), 2, (1, 2, 3, 4, 5))
-    images = images_for(vit).double()
-    output = SlimViT(vit, reducer)(images)
-    assert reducer.sizes.shape == (3, 1 + 16 - 5 * 2)
-    torch.testing.assert_close(reducer.sizes.sum(dim=1), torch.full((3,), 17.0).double(), **CLOSE)
-    assert (reducer.sizes[:, 0] == 1).all()
-    assert output.logits.isfinite().all()
-    assert not torch.allclose(output.logits, vit(images), rtol=1e-3)
 
 
 # --- the seam: parking, and classes from something else than CLS ------------------------------------------------
@@ -559,18 +679,16 @@ def test_the_seam_carries_tome_through_block_after_block():
 class Parking(Reducer):
     """The second half of the patches waits from after layer 2 until after layer 4; classes from the patches' mean."""
 
-    method = "parking"
-
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
         if layer == 2:
-            cut = tokens.prefix + tokens.patches // 2
-            return tokens.but(x=tokens.x[:, :cut], carry={"parked": tokens.x[:, cut:]})
+            half = tokens.first(tokens.patches // 2)
+            return half.but(carry={"parked": tokens.x[:, half.x.shape[1] :]})
         if layer == 4:
             return tokens.but(x=torch.cat((tokens.x, tokens.carry["parked"]), dim=1), carry={})
         return tokens
 
-    def logits(self, vit: VisionTransformer, tokens: Tokens) -> Tensor:
-        return vit.head(vit.norm(tokens.x[:, tokens.prefix :].mean(dim=1)))
+    def logits(self, backbone: Backbone, tokens: Tokens) -> Tensor:
+        return backbone.model.head(backbone.final_norm(tokens.x[:, tokens.prefix :].mean(dim=1)))
 
 
 @torch.no_grad()
@@ -588,14 +706,3 @@ def test_the_seam_carries_parked_tokens_and_another_head():
         x = block(x)
     expected = vit.head(vit.norm(x[:, 1:].mean(dim=1)))
     torch.testing.assert_close(SlimViT(vit, Parking(dense_schedule(vit)))(images).logits, expected)
-
-
-# --- tokens -----------------------------------------------------------------------------------------------------
-
-
-def test_tokens_are_changed_by_copy():
-    tokens = Tokens(noise(1, 5, 2), prefix=2)
-    shorter = tokens.but(x=tokens.x[:, :4])
-    assert (tokens.patches, shorter.patches, shorter.prefix) == (3, 2, 2)
-    with pytest.raises(AttributeError):
-        tokens.prefix = 1  # type: ignore[misc]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from lifedeploy.model.vit import SlimViT, build_model, count_cost
+from lifedeploy import methods
+from lifedeploy.errors import UnsupportedModelError, UsageError
+from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
 from tests.model.conftest import (
@@ -49,7 +50,10 @@ def block_io(vit: VisionTransformer) -> Iterator[list[tuple[Tensor, Tensor]]]:
             hook.remove()
 
 
-def by_lists(model: SlimViT, image: Tensor) -> tuple[Tensor, list[int]]:
+Kept = dict[int, list[int]]  # drop layer → what of one image goes on, in order
+
+
+def by_lists(model: SlimViT, image: Tensor) -> tuple[Tensor, Kept]:
     """The hard forward of one image: tokens in a dict under their original index, dropped one by one."""
     vit, schedule = model.backbone, model.schedule
     prefix, patches = vit.num_prefix_tokens, schedule.patches
@@ -57,6 +61,7 @@ def by_lists(model: SlimViT, image: Tensor) -> tuple[Tensor, list[int]]:
     front, alive = rows[:prefix], dict(enumerate(rows[prefix:]))
     assert len(alive) == patches
     importance: list[float] = []
+    kept: Kept = {}
     for layer, block in enumerate(vit.blocks, start=1):
         out = list(block(torch.stack([*front, *alive.values()])[None])[0])
         front, alive = out[:prefix], dict(zip(alive, out[prefix:], strict=True))
@@ -65,8 +70,19 @@ def by_lists(model: SlimViT, image: Tensor) -> tuple[Tensor, list[int]]:
         if layer in schedule.drop_layers:
             while len(alive) > schedule.tokens[layer]:
                 del alive[min(alive, key=importance.__getitem__)]
+            kept[layer] = sorted(alive, key=importance.__getitem__, reverse=True)
     x = torch.stack([*front, *alive.values()])[None]
-    return vit.forward_head(vit.norm(x))[0], sorted(alive, key=importance.__getitem__, reverse=True)
+    return vit.forward_head(vit.norm(x))[0], kept
+
+
+def require_by_lists(model: SlimViT, images: Tensor) -> None:
+    """Make sure that each image gets the logits, and keeps the tokens after every drop, that lists give."""
+    output = model(images)
+    for index, image in enumerate(images):
+        expected_logits, expected_kept = by_lists(model, image)
+        assert {layer: kept[index].tolist() for layer, kept in output.kept.items()} == expected_kept
+        torch.testing.assert_close(output.logits[index], expected_logits, **EXACT)
+    assert output.survivors is output.kept[model.schedule.drop_layers[-1]]
 
 
 # --- the unpruned model -----------------------------------------------------------------------------------------
@@ -78,7 +94,8 @@ def test_dense_is_timms_own_forward_exactly(family):
     images = images_for(vit)
     output = slim(vit, "dense", Schedule.dense(vit.patch_embed.num_patches, DEPTH))(images)
     assert torch.equal(output.logits, vit(images))
-    assert output.life is None and output.kept is None
+    assert output.lives is None and output.scores is None
+    assert output.kept == {} and output.survivors is None
 
 
 @torch.no_grad()
@@ -98,7 +115,7 @@ def test_a_schedule_without_drop_layers_is_dense_and_predicts_nothing():
     model = slim(vit, "life", Schedule.dense(16, DEPTH))
     for output in (model(images), model(images, soft=True)):
         assert torch.equal(output.logits, vit(images))
-        assert output.life is None
+        assert output.lives is None
 
 
 # --- the hard forward -------------------------------------------------------------------------------------------
@@ -108,12 +125,7 @@ def test_a_schedule_without_drop_layers_is_dense_and_predicts_nothing():
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_hard_forward_equals_dropping_tokens_one_by_one(family, graph):
     model = slim(tiny_vit(family), graph=graph).double()
-    images = images_for(model.backbone).double()
-    output = model(images)
-    for image, logits, kept in zip(images, output.logits, output.kept, strict=True):
-        expected_logits, expected_kept = by_lists(model, image)
-        assert kept.tolist() == expected_kept
-        torch.testing.assert_close(logits, expected_logits, **EXACT)
+    require_by_lists(model, images_for(model.backbone).double())
 
 
 @torch.no_grad()
@@ -122,8 +134,9 @@ def test_order_once_and_per_stage_are_identical(family):
     images = images_for(vit, batch=5)
     once, staged = (slim(vit, graph=graph)(images) for graph in GRAPHS)
     assert torch.equal(once.logits, staged.logits)
-    assert torch.equal(once.kept, staged.kept)
-    assert torch.equal(once.life, staged.life)
+    assert once.kept.keys() == staged.kept.keys() == set(DROPS)
+    assert all(torch.equal(once.kept[layer], staged.kept[layer]) for layer in DROPS)
+    assert torch.equal(once.lives, staged.lives)
 
 
 @torch.no_grad()
@@ -131,16 +144,18 @@ def test_order_once_and_per_stage_are_identical(family):
 def test_the_patches_of_longest_life_are_kept_in_descending_order(family, graph):
     model = slim(tiny_vit(family), graph=graph)
     output = model(images_for(model.backbone))
-    assert output.life.shape == (3, model.schedule.patches)
-    assert output.kept.shape == (3, model.schedule.tokens[-1])
-    for life, kept in zip(output.life.tolist(), output.kept.tolist(), strict=True):
+    assert output.lives.shape == output.scores.shape == (3, model.schedule.patches)
+    assert {layer: kept.shape for layer, kept in output.kept.items()} == {
+        layer: (3, model.schedule.after(layer)) for layer in DROPS
+    }
+    for life, kept in zip(output.lives.tolist(), output.survivors.tolist(), strict=True):
         assert kept == sorted(range(len(life)), key=life.__getitem__, reverse=True)[: len(kept)]
 
 
 @torch.no_grad()
 def test_another_image_keeps_other_patches():
     model = slim(tiny_vit())
-    kept = model(images_for(model.backbone, batch=8)).kept
+    kept = model(images_for(model.backbone, batch=8)).survivors
     assert len({frozenset(row) for row in kept.tolist()}) > 1
 
 
@@ -148,8 +163,10 @@ def test_another_image_keeps_other_patches():
 def test_first_k_keeps_the_first_positions(family):
     model = slim(tiny_vit(family), "first-k")
     output = model(images_for(model.backbone))
-    assert output.kept.tolist() == [list(range(model.schedule.tokens[-1]))] * 3
-    assert output.life is None
+    assert {layer: kept.tolist() for layer, kept in output.kept.items()} == {
+        layer: [list(range(model.schedule.after(layer)))] * 3 for layer in DROPS
+    }
+    assert output.lives is None and output.scores is None
 
 
 @torch.no_grad()
@@ -161,6 +178,24 @@ def test_first_k_equals_cutting_by_hand(family):
     for tokens, block in zip(model.schedule.tokens, vit.blocks, strict=True):
         x = block(x[:, : prefix + tokens])
     torch.testing.assert_close(model(images).logits, vit.forward_head(vit.norm(x)), **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", PRE_NORM, indirect=True)
+def test_first_k_inside_equals_cutting_by_hand_between_attention_and_mlp(family):
+    model = slim(tiny_vit(family), "first-k", inside=True)
+    vit, prefix = model.backbone, model.backbone.num_prefix_tokens
+    images = images_for(vit)
+    x = embed(vit, images)
+    for layer, block in enumerate(vit.blocks, start=1):
+        x = x + block.ls1(block.attn(block.norm1(x)))
+        x = x[:, : prefix + model.schedule.after(layer)]
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    output = model(images)
+    torch.testing.assert_close(output.logits, vit.forward_head(vit.norm(x)), **CLOSE)
+    assert {layer: kept.tolist() for layer, kept in output.kept.items()} == {
+        layer: [list(range(model.schedule.after(layer)))] * 3 for layer in DROPS
+    }
 
 
 @torch.no_grad()
@@ -190,12 +225,7 @@ def test_every_layer_has_its_tokens_and_the_prefix_goes_on_untouched(family, met
 def test_schedules_with_drop_layers_that_drop_nothing(counts, graph):
     vit = tiny_vit()
     model = slim(vit, schedule=Schedule.from_counts(16, DEPTH, counts, DROPS), graph=graph).double()
-    images = images_for(vit).double()
-    output = model(images)
-    for image, logits, kept in zip(images, output.logits, output.kept, strict=True):
-        expected_logits, expected_kept = by_lists(model, image)
-        assert kept.tolist() == expected_kept
-        torch.testing.assert_close(logits, expected_logits, **EXACT)
+    require_by_lists(model, images_for(vit).double())
 
 
 @torch.no_grad()
@@ -205,7 +235,7 @@ def test_an_image_does_not_depend_on_the_others_in_its_batch(family):
     together = model(images)
     for index in range(4):
         alone = model(images[index : index + 1])
-        assert torch.equal(alone.kept[0], together.kept[index])
+        assert all(torch.equal(alone.kept[layer][0], together.kept[layer][index]) for layer in DROPS)
         torch.testing.assert_close(alone.logits[0], together.logits[index], **EXACT)
 
 
@@ -213,7 +243,7 @@ def test_an_image_does_not_depend_on_the_others_in_its_batch(family):
 def test_life_has_the_mean_and_deviation_of_the_schedule(family):
     model = slim(tiny_vit(family))
     for output in (model(images_for(model.backbone)), model(images_for(model.backbone), soft=True)):
-        mean, deviation = output.life.mean(dim=1), output.life.std(dim=1, correction=0)
+        mean, deviation = output.lives.mean(dim=1), output.lives.std(dim=1, correction=0)
         assert mean.tolist() == pytest.approx([model.schedule.mean_life] * 3, abs=1e-4)
         assert deviation.tolist() == pytest.approx([model.schedule.std_life] * 3, abs=1e-4)
 
@@ -280,7 +310,7 @@ def test_soft_forward_approaches_leaving_out_the_dead_as_the_temperature_grows(f
     images = images_for(model.backbone).double()
     output = model(images, soft=True)
     dropped = 0
-    for image, logits, life in zip(images, output.logits, output.life.tolist(), strict=True):
+    for image, logits, life in zip(images, output.logits, output.lives.tolist(), strict=True):
         dropped += sum(value < DEPTH for value in life)
         torch.testing.assert_close(logits, without_the_dead(model, image, life), rtol=1e-6, atol=1e-7)
     assert dropped > 0
@@ -291,7 +321,7 @@ def test_soft_forward_leaves_no_token_out(family):
     model = slim(tiny_vit(family))
     with block_io(model.backbone) as seen:
         output = model(images_for(model.backbone), soft=True)
-    assert output.kept is None
+    assert output.kept == {} and output.survivors is None
     assert {x.shape[1] for x, _ in seen} == {model.backbone.num_prefix_tokens + model.schedule.patches}
 
 
@@ -314,7 +344,7 @@ def test_soft_forward_leaves_the_layers_up_to_the_base_untouched(family):
 def test_soft_and_hard_forward_predict_the_same_lives(family):
     model = slim(tiny_vit(family))
     images = images_for(model.backbone)
-    assert torch.equal(model(images, soft=True).life, model(images).life)
+    assert torch.equal(model(images, soft=True).lives, model(images).lives)
 
 
 def test_gradients_of_the_soft_forward_reach_predictor_and_backbone(family):
@@ -373,7 +403,7 @@ def test_soft_forward_and_backward_run_under_autocast(family):
         output = model(images, soft=True)
         loss = nn.functional.cross_entropy(output.logits.float(), torch.tensor([0, 3, 4]))
     loss.backward()
-    assert output.life.dtype == torch.float32
+    assert output.lives.dtype == torch.float32
     torch.testing.assert_close(output.logits.detach().float(), exact.logits, rtol=0.1, atol=0.1)
     gradient = model.reducer.predictor.weight.grad
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
@@ -386,8 +416,8 @@ def test_hard_forward_runs_under_autocast(family, graph):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(images_for(model.backbone))
     assert output.logits.isfinite().all()
-    assert output.life.dtype == torch.float32
-    for row in output.kept.tolist():
+    assert output.lives.dtype == torch.float32
+    for row in output.survivors.tolist():
         assert len(row) == len(set(row)) == model.schedule.tokens[-1]
         assert all(0 <= index < model.schedule.patches for index in row)
 
@@ -425,7 +455,7 @@ def spec_for(vit: VisionTransformer, **changes: object) -> ModelSpec:
 def test_a_model_is_built_as_its_spec_says(family):
     vit = tiny_vit(family)
     images = images_for(vit)
-    model = build_model(vit.train(), spec_for(vit, temperature=3.0), graph="per-stage")
+    model = build_model(vit.train(), spec_for(vit, options={"temperature": 3.0}), graph="per-stage")
     assert not model.training and not vit.training
     assert model.schedule == schedule_for(vit)
     expected = slim(vit, temperature=3.0)
@@ -434,29 +464,25 @@ def test_a_model_is_built_as_its_spec_says(family):
     assert torch.equal(model(images).logits, expected(images).logits)
 
 
-# --- MACs -------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("method", ["dense", "life", "first-k"])
-def test_macs_are_those_that_torch_counts_as_the_model_runs(family, method):
-    vit = tiny_vit(family)
-    for block in vit.blocks:
-        block.attn.fused_attn = False  # the counter knows matrix products, not every fused kernel
-    patches = vit.patch_embed.num_patches
-    schedule = Schedule.dense(patches, DEPTH) if method == "dense" else schedule_for(vit)
-    model = slim(vit, method, schedule)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        model(images_for(vit, batch=1))
-    cost = count_cost(vit, vit.patch_embed.img_size)
-    assert cost.prefix == FAMILIES[family][2]
-    assert 2 * cost.total(schedule, predictor=method == "life") == counter.get_total_flops()
-
-
-def test_counting_macs_leaves_the_model_alone():
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "nowhere"}, "method 'nowhere' is unknown; there are: life, dense, first-k"),
+        ({"options": {"temperature": 0.0}}, "temperature is 0.0: expected float >= 0.001"),
+        ({"method": "dense", "options": {"temperature": 1.5}}, "'temperature' is no option of dense; it has none"),
+    ],
+)
+def test_a_spec_that_no_model_is_of_is_refused(changes, said):
     vit = tiny_vit()
-    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    count_cost(vit, (32, 32))
-    assert not any(module._forward_hooks for module in vit.modules())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
+    with pytest.raises(UsageError) as refusal:
+        build_model(vit, spec_for(vit, **changes))
+    assert refusal.value.message == said
+
+
+def test_a_method_that_protects_fewer_prefix_tokens_than_there_are_is_refused(monkeypatch):
+    few = replace(methods.get("life"), prefix=1)
+    monkeypatch.setattr(methods, "_TABLE", {"life": few})
+    vit = tiny_vit("registers")
+    with pytest.raises(UnsupportedModelError, match=r"^life protects 1 token in front of the patches, and tiny has 5 "):
+        build_model(vit, spec_for(vit))
+    assert build_model(tiny_vit(), spec_for(tiny_vit())).adapted.prefix == 1

@@ -28,6 +28,7 @@ from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.model.weights import ModelRequest
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance
+from tests.plugins import entry
 
 SMALL = "test_vit"  # timm's own test model: 6 layers, 64 channels, 160 pixels
 SIZE = (64, 64)  # 16 patches
@@ -405,6 +406,39 @@ def test_a_checkpoint_of_ours_keeps_its_image_size_classes_and_provenance(worksp
     assert (loaded.spec.image_size, loaded.spec.num_classes) == (SIZE, 3)
     assert loaded.spec.classes[2] == "class 2 of run 3"
     assert (loaded.spec.provenance.weights, loaded.spec.provenance.predictor) == ("trained", "trained")
+
+
+def test_options_are_the_weights_own_unless_asked_for_and_of_their_method_alone(workspace):
+    path = str(leave_trained(workspace, "run", request=replace(REQUEST, options={"temperature": 2.0})))
+    for asked, options in (
+        ({}, {"temperature": 2.0}),
+        ({"options": {"temperature": 3}}, {"temperature": 3.0}),
+        ({"method": "dense"}, {}),
+    ):
+        loaded = weights.load(replace(REQUEST, weights=path, **asked), workspace)
+        assert loaded.spec.options == options
+        assert getattr(loaded.model.reducer, "temperature", None) == options.get("temperature")
+
+
+@pytest.mark.parametrize(
+    ("made_by", "asked", "predictor", "elastic"),
+    [
+        ("life", "life", "trained", True),
+        ("life", "dense", "trained", True),  # as an export's baseline is described by the same weights
+        ("dense", "life", "identity", False),  # a dense model has learned nothing about which tokens to drop
+        ("life", "other", "identity", False),
+        ("life", "untrained", "none", False),
+    ],
+)
+def test_what_one_method_has_learned_is_nothing_to_another(workspace, plugged, made_by, asked, predictor, elastic):
+    plugged(entry("tests.plugins:OTHER"), entry("tests.plugins:UNTRAINED", "untrained"))
+    model, spec = trained(replace(REQUEST, method=made_by))
+    path = workspace.root / "mine.safetensors"
+    checkpoint.save(path, model, replace(spec, provenance=replace(spec.provenance, elastic=True)))
+    loaded = weights.load(replace(REQUEST, weights=str(path), method=asked), workspace)
+    found = loaded.spec.provenance
+    assert (found.weights, found.predictor, found.elastic) == ("trained", predictor, elastic)
+    assert torch.equal(loaded.model.backbone.head.bias, model.backbone.head.bias)
 
 
 def test_a_checkpoint_of_ours_may_run_at_another_keep_rate_when_named(workspace):

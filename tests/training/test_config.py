@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 
@@ -14,10 +15,19 @@ from lifedeploy.errors import UsageError
 from lifedeploy.training import feeds
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.workflows.train import settled
+from tests.plugins import entry
 
 
 def test_a_configuration_survives_toml(tmp_path):
-    config = TrainConfig(data="x", counts=(9, 5), drop_layers=(2, 3), image_size=(64, 32), elastic=True, ema=0.99)
+    config = TrainConfig(
+        data="x",
+        options={"temperature": 2.5},
+        counts=(9, 5),
+        drop_layers=(2, 3),
+        image_size=(64, 32),
+        elastic=True,
+        ema=0.99,
+    )
     path = tmp_path / "run.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
     assert TrainConfig.from_toml(path) == config
@@ -42,7 +52,20 @@ def test_a_configuration_survives_toml(tmp_path):
         ({"backbone_lr": 10**400}, "backbone_lr is 1000.*: number out of range"),
         ({"warmup": 1.0}, "warmup is 1.0: expected float < 1.0"),
         ({"hflip": 1.5}, "hflip is 1.5: expected float <= 1.0"),
+        ({"options": {"temperature": 0}}, "temperature is 0: expected float >= 0.001"),
         ({"temperature": 0}, "temperature is 0: expected float >= 0.001"),
+        ({"options": {"merged": 8}}, "'merged' is no option of life; there are: temperature"),
+        ({"options": 5}, "options is 5: expected object, got int"),
+        ({"temperature": 2.0, "options": 5}, "options is 5: expected object, got int"),
+        ({"method": "dense", "options": {"temperature": 2}}, "'temperature' is no option of dense; it has none"),
+        ({"method": "lief"}, "method 'lief' is unknown; there are: life, dense"),
+        ({"method": "first-k"}, "first-k is no method to slim a model by, but the bound .*; there are: life, dense"),
+        ({"method": "other", "dense": True}, "--dense and --method other exclude each other: dense drops nothing"),
+        ({"method": "other", "single_stage": True}, "other trains in one stage as it is, without --single-stage"),
+        ({"method": "other", "epochs": 0}, "0 epochs in all"),
+        ({"method": "other", "options": {"fuse": 1}}, "fuse is 1: expected bool, got int"),
+        ({"method": "untrained"}, "untrained says of no stage what it trains: it is used as it is"),
+        ({"method": "dense", "elastic": True}, "--dense fine-tunes"),
         ({"precision": "fp8"}, "precision is 'fp8': expected one of auto, fp32, bf16, fp16"),
         ({"scale": [0.9, 0.5]}, "scale is 0.9, 0.5; expected the smaller number first"),
         ({"scale": [0.9]}, r"scale is \(0.9,\): expected array of length 2, got 1"),
@@ -61,7 +84,8 @@ def test_a_configuration_survives_toml(tmp_path):
         ({"learning_rate": 1}, "has 'learning_rate', which is no setting of training; there are: .*backbone_lr"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(settings, message):
+def test_what_cannot_be_is_refused_in_a_line(plugged, settings, message):
+    plugged(entry("tests.plugins:OTHER"), entry("tests.plugins:UNTRAINED", "untrained"))
     with pytest.raises(UsageError, match=message):
         TrainConfig.from_dict(settings)
 
@@ -79,7 +103,11 @@ VALUES = st.one_of(
 )
 
 
-@given(st.dictionaries(st.sampled_from(sorted(TrainConfig().to_dict())), VALUES, max_size=4))
+NAMES = [*sorted(TrainConfig().to_dict()), "temperature"]
+OPTIONS = st.dictionaries(st.sampled_from(["temperature", "x"]), VALUES, max_size=2)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4) | st.fixed_dictionaries({"options": OPTIONS}))
 def test_whatever_is_said_is_a_configuration_or_a_line(settings):
     try:
         config = settled(settings, None)
@@ -127,6 +155,84 @@ def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path.write_text("batch = 16\nseed = 4\n", encoding="utf-8")
     config = settled({"batch": 32}, path)
     assert (config.batch, config.seed, config.keep_rate) == (32, 4, 0.7)
+
+
+def test_options_of_a_method_go_over_those_of_the_file_one_by_one(plugged, tmp_path):
+    plugged(entry("tests.plugins:OTHER"))
+    path = tmp_path / "run.toml"
+    path.write_text('method = "other"\n[options]\nmerged = 16\nfuse = false\n', encoding="utf-8")
+    assert settled({"options": {"merged": 4}}, path).options == {"merged": 4, "fuse": False}
+    assert settled({"options": {"merged": 4}, "method": "other"}, path).options == {"merged": 4, "fuse": False}
+    assert settled({"options": {"temperature": 2.0}, "method": "life"}, path).options == {"temperature": 2.0}
+    path.write_text("temperature = 3\n", encoding="utf-8")  # of the usual method, and from before there were options
+    assert settled({}, path).model_options == {"temperature": 3.0}
+    assert settled({"options": {"temperature": 2.0}}, path).options == {"temperature": 2.0}
+    path.write_text("options = 5\n", encoding="utf-8")
+    assert settled({"options": {"temperature": 2.0}}, path).options == {"temperature": 2.0}
+    with pytest.raises(UsageError, match="options is 5: expected object, got int"):
+        settled({}, path)
+
+
+def test_what_is_trained_has_all_its_options():
+    assert TrainConfig().model_options == {"temperature": 1.5}
+    assert TrainConfig(options={"temperature": 2}).model_options == {"temperature": 2.0}
+    # From when there was one method, whose option stood among the settings, in dense runs too.
+    assert TrainConfig.from_dict({"dense": True, "temperature": 3.0}).model_options == {}
+
+
+# All that decided the result of ``TrainConfig()`` in version 0.1, before methods had options: what a run's fingerprint
+# was made of. Runs that were begun then are continued, so it stays to the digit.
+DECISIVE = {
+    "accumulate": 1, "auto_augment": "", "backbone": "deit_s", "backbone_lr": 1e-05, "batch": 128, "clip_grad": 1.0,
+    "color_jitter": 0.0, "counts": [], "cutmix": 0.0, "data": "", "dense": False, "distill": False,
+    "distill_lives": 1.0, "distill_logits": 1.0, "distill_tokens": 0.5, "drop_layers": [], "drop_path": 0.0,
+    "elastic": False, "elastic_range": [0.4, 0.95], "ema": 0.0, "epochs": 3, "hard": False, "head_lr": 1e-05,
+    "hflip": 0.5, "image_size": [], "keep_rate": 0.7, "label_smoothing": 0.0, "mixup": 0.0, "precision": "auto",
+    "predictor_lr": 0.001, "random_erasing": 0.0, "ratio": [0.75, 1.3333], "scale": [0.6, 1.0], "seed": 0,
+    "single_stage": False, "stage1_epochs": 1, "stage2_epochs": 1, "temperature": 1.5, "val_share": 0.1, "vflip": 0.0,
+    "warmup": 0.1, "weight_decay": 0.05, "weights": "auto",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({}, {}),
+        (
+            {"dense": True, "epochs": 30, "backbone_lr": 2e-5, "head_lr": 2e-4, "data": "digits"},
+            {"backbone_lr": 2e-05, "data": "digits", "dense": True, "epochs": 30, "head_lr": 0.0002},
+        ),
+        (  # whole numbers as a TOML file has them
+            {"temperature": 2, "counts": [9, 5], "drop_layers": [2, 3], "image_size": [64, 64], "warmup": 0},
+            {"counts": [9, 5], "drop_layers": [2, 3], "image_size": [64, 64], "temperature": 2, "warmup": 0},
+        ),
+        (
+            {"temperature": 0.5, "elastic": True, "distill": True, "hard": True, "keep_rate": 0.5},
+            {"distill": True, "elastic": True, "hard": True, "keep_rate": 0.5, "temperature": 0.5},
+        ),
+        ({"dense": True, "temperature": 3.0}, {"dense": True, "temperature": 3.0}),
+        ({"workers": 3, "checkpoint_every": 7, "log_every": 1, "tensorboard": True}, {}),
+    ],
+)
+def test_what_decided_a_run_before_methods_had_options_decides_it_still(given, changed):
+    assert fingerprinted(TrainConfig.from_dict(given)) == fingerprinted(DECISIVE | changed)
+    now = {("options" if name == "temperature" else name): value for name, value in given.items()}
+    if "options" in now:
+        now["options"] = {"temperature": now["options"]}
+    assert fingerprinted(TrainConfig.from_dict(now)) == fingerprinted(DECISIVE | changed)
+
+
+def fingerprinted(facts: TrainConfig | dict[str, object]) -> str:
+    """As it is hashed: 2 and 2.0 are equal, but not there."""
+    return json.dumps(facts.decisive() if isinstance(facts, TrainConfig) else facts, sort_keys=True)
+
+
+def test_another_method_and_its_options_decide(plugged):
+    plugged(entry("tests.plugins:OTHER"))
+    facts = TrainConfig(method="other", options={"merged": 4}).decisive()
+    expected = DECISIVE | {"method": "other", "merged": 4, "fuse": True, "pooled_by": "mean", "sharpness": 2.0}
+    del expected["temperature"]
+    assert facts == expected
 
 
 def test_a_dense_run_has_rates_of_its_own_unless_they_are_given():

@@ -16,12 +16,13 @@ from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.distillation import Teacher, ranking_loss, require_watchable
 from lifedeploy.training.feeds import Share
 from lifedeploy.training.losses import classification_loss
-from lifedeploy.training.stages import Stage, drop_paths, freeze, parameter_groups, plan
+from lifedeploy.training.stages import Stage, freeze, parameter_groups, plan
 from tests.conftest import make_tiny
+from tests.plugins import entry
 
 
 def test_the_plan_is_algorithm_1():
-    assert [(stage.name, stage.predictor, stage.backbone) for stage in plan(TrainConfig())] == [
+    assert [(stage.name, stage.reducer, stage.backbone) for stage in plan(TrainConfig())] == [
         ("predictor", True, False),
         ("backbone", False, True),
     ]
@@ -32,11 +33,21 @@ def test_other_plans():
     assert [(s.name, s.epochs) for s in plan(TrainConfig(dense=True, epochs=4))] == [("dense", 4)]
     assert [s.name for s in plan(TrainConfig(stage1_epochs=0))] == ["backbone"]
     assert [s.elastic for s in plan(TrainConfig(elastic=True))] == [False, True]
+    assert [(s.name, s.soft) for s in plan(TrainConfig(hard=True))] == [("predictor", True), ("backbone", False)]
+    assert plan(TrainConfig(method="dense", epochs=4)) == plan(TrainConfig(dense=True, epochs=4))
+
+
+def test_the_stages_are_those_that_the_method_says(plugged):
+    plugged(entry("tests.plugins:OTHER"))
+    (stage,) = plan(TrainConfig(method="other", epochs=5, elastic=True))
+    assert stage == Stage("other", 5, reducer=True, backbone=True, elastic=True)
+    # What it learns it learns through the soft form, unless the backbone alone does.
+    assert [s.soft for s in plan(TrainConfig(method="other", hard=True))] == [True]
 
 
 def test_a_frozen_part_is_in_evaluation_mode_and_takes_no_gradient(tiny):
     model, _ = tiny
-    freeze(model, Stage("predictor", 1, predictor=True, backbone=False))
+    freeze(model, Stage("predictor", 1, reducer=True, backbone=False))
     assert not model.backbone.training and model.reducer.training
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
     assert all(parameter.requires_grad for parameter in model.reducer.parameters())
@@ -59,7 +70,7 @@ def test_every_trained_parameter_is_in_one_group_at_its_rate_and_biases_do_not_d
 
 def test_stochastic_depth_rises_from_block_to_block(tiny):
     model, _ = tiny
-    drop_paths(model, 0.3)
+    model.adapted.set_drop_path(0.3)
     assert [block.drop_path1.drop_prob for block in model.backbone.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
@@ -147,8 +158,13 @@ def test_smoothing_is_left_to_mixtures_that_bring_their_own():
     assert not torch.allclose(classification_loss(logits, hard, 0.3), classification_loss(logits, soft, 0.3))
 
 
-def output(tokens: torch.Tensor, logits: torch.Tensor, life: torch.Tensor | None = None) -> SlimOutput:
-    return SlimOutput(logits, life, None, None, tokens)
+def output(
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+    lives: torch.Tensor | None = None,
+    kept: dict[int, torch.Tensor] | None = None,
+) -> SlimOutput:
+    return SlimOutput(logits, kept or {}, lives, None, tokens)
 
 
 def test_distillation_counts_surviving_tokens_and_logits():
@@ -171,6 +187,27 @@ def test_distillation_counts_surviving_tokens_and_logits():
         (logits + torch.tensor([1.0, 0, 0])).log_softmax(1), logits.softmax(1), reduction="batchmean"
     )
     assert moved == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_distillation_compares_a_token_that_is_left_with_its_own_and_a_fused_one_with_none():
+    torch.manual_seed(0)
+    dense, logits = torch.randn(2, 6, 8), torch.randn(2, 3)
+    kept = torch.tensor([[3, 0, -1], [4, 2, -1]])  # the last of each is of several patches
+    places = torch.tensor([[0, 4, 1, 1], [0, 5, 3, 1]])
+    tokens = torch.stack([dense[image, places[image]] for image in range(2)])
+    loss = Teacher(make_tiny()[0], TrainConfig(distill_logits=1.0, distill_tokens=1.0)).loss
+    teacher, norm = output(dense, logits), torch.nn.Identity()
+
+    def of(student: torch.Tensor) -> torch.Tensor:
+        return loss(output(student, logits, kept={2: torch.zeros(2, 5, dtype=torch.int64), 3: kept}), teacher, norm, 9)
+
+    tokens[:, 3] += torch.randn(2, 8)
+    assert of(tokens) == pytest.approx(0, abs=1e-6)
+    off = tokens.clone()
+    off[1, 2] += 2  # patch 2 of the second image: 1 of 6 counted tokens (prefix and two patches of two images)
+    assert of(off) == pytest.approx(4 / 6, rel=1e-5)
+    off[0, 0] += 1  # the prefix counts too
+    assert of(off) == pytest.approx(5 / 6, rel=1e-5)
 
 
 def test_the_teacher_is_the_dense_model_and_shows_where_its_later_layers_look():
@@ -252,4 +289,4 @@ def test_another_schedule_can_be_asked_of_the_soft_forward():
     harder = Schedule.from_keep_rate(16, 4, 0.3, spec.schedule.drop_layers)
     assert not torch.allclose(model(images, soft=True).logits, model(images, soft=True, schedule=harder).logits)
     assert torch.equal(model(images, soft=True).logits, model(images, soft=True, schedule=spec.schedule).logits)
-    assert model(images, soft=True, schedule=harder).life.mean().item() == pytest.approx(harder.mean_life, abs=1e-3)
+    assert model(images, soft=True, schedule=harder).lives.mean().item() == pytest.approx(harder.mean_life, abs=1e-3)

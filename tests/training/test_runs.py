@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -279,12 +280,33 @@ def test_a_run_is_neither_replaced_nor_mixed_up(settings, workspace):
     with pytest.raises(UsageError, match="the run to resume has batch 8, and 4 was asked for"):
         train(TrainRequest(config.but(batch=4), "run", resume=True), workspace)
     assert (folder / "last.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match=r"the run to resume has temperature 1\.5, and 2\.0 was asked for"):
+        train(TrainRequest(config.but(options={"temperature": 2.0}), "run", resume=True), workspace)
     report = train(TrainRequest(config, "run", resume=True), workspace)  # nothing left to do
     assert report.last.stage == "predictor"
     (workspace.root / "checkpoints" / "notes").mkdir()
     (workspace.root / "checkpoints" / "notes" / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="holds something else than a training run"):
         train(TrainRequest(config, "notes", overwrite=True), workspace)
+
+
+def test_a_run_from_before_methods_had_options_is_continued(settings, workspace, monkeypatch):
+    """Its configuration says ``temperature`` among the settings, and nothing of methods."""
+    config = settings(stage2_epochs=0, checkpoint_every=1)
+    folder = train(TrainRequest(config, "run"), workspace).folder
+    finished = weights_of(folder)
+    max((folder / "state").iterdir()).unlink()  # its last step is to be done again
+    older = config.to_dict()
+    del older["method"], older["options"]
+    written = tomli_w.dumps(older | {"temperature": 1.5})
+    done, step = [], loop.Trainer._step
+    monkeypatch.setattr(loop.Trainer, "_step", lambda self, *given: done.append(step(self, *given)))
+    for request in (lambda: resumed(folder), lambda: TrainRequest(config, "run", resume=True)):
+        (folder / "config.toml").write_text(written, encoding="utf-8")
+        train(request(), workspace)
+        assert all(torch.equal(weights_of(folder)[name], tensor) for name, tensor in finished.items())
+    assert len(done) == 1
+    assert run_config(folder).model_options == {"temperature": 1.5}
 
 
 def test_a_state_with_other_starting_weights_is_refused(settings, workspace):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lifedeploy import graphs
 from lifedeploy.artifact import EngineRecord, TensorSpec
 from lifedeploy.engines import cuda
 from lifedeploy.engines.base import (
@@ -34,10 +35,11 @@ from lifedeploy.engines.tensorrt.loading import (
 )
 from lifedeploy.engines.tensorrt.profiler import Recorder
 from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
+from lifedeploy.kept import is_kept_name
 from lifedeploy.optional import installed, pip_line
 from lifedeploy.reading import foreign
 from lifedeploy.records import DetailsRecord
-from lifedeploy.spec import ORDER_NAME, QUANTIZED, GraphForm
+from lifedeploy.spec import QUANTIZED, GraphForm
 from lifedeploy.writing import saving
 
 SHARED = ("attention", "remainder", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
@@ -48,7 +50,7 @@ class TensorRT(DeviceEngine):
 
     name: ClassVar[str] = "tensorrt"
     extra: ClassVar[str] = "tensorrt"
-    taps_change_plan: ClassVar[bool] = False  # the ranking is an output of every plan
+    taps_change_plan: ClassVar[bool] = False  # kept tokens are outputs of every plan
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "timing_cache", "hardware_compatible", "version_compatible")
     usual: ClassVar[str] = "fp16"  # in FP32 nothing fuses attention, and a plan without is refused
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
@@ -163,7 +165,7 @@ class TensorRT(DeviceEngine):
             name = self._engine.get_tensor_name(index)
             side = inputs if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT else outputs
             side.append(self._spec(name))
-        shown = [spec for spec in outputs if spec.name != ORDER_NAME or ORDER_NAME in self.options.taps]
+        shown = [spec for spec in outputs if not is_kept_name(spec.name) or spec.name in self.options.taps]
         return tuple(inputs), tuple(shown)
 
     def _require_machine(self, record: EngineRecord | None, data: bytes) -> None:
@@ -277,11 +279,5 @@ def _require(report: fusion.FusionReport, job: BuildJob, floating: str) -> None:
         raise EngineError(f"{what} was built in {report.floating}, though its graph is in {floating}")
     if job.precision in QUANTIZED:
         report.require_eight_bits(what, job.source.manifest.quantized_products, job.precision)
-    ranked = spec.method not in ("dense", "first-k") and spec.schedule.prunes
-    stages = len(set(spec.schedule.counts)) if job.source.manifest.graph.get("form") == "per-stage" else 1
-    report.require(
-        what,
-        attentions=spec.schedule.depth,
-        sorts=stages if ranked else 0,
-        allow_unfused=job.options.allow_unfused,
-    )
+    sorts = sum(node.op_type == "TopK" for node in graphs.read(job.graph).graph.node)
+    report.require(what, attentions=spec.schedule.depth, sorts=sorts, allow_unfused=job.options.allow_unfused)

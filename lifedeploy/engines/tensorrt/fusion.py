@@ -103,7 +103,7 @@ class FusionReport:
             )
 
     def require(self, what: str, *, attentions: int, sorts: int, allow_unfused: bool) -> None:
-        """Make sure that every attention is one kernel and that tokens are sorted as often as the schedule says.
+        """Make sure that every attention is one kernel and that tokens are sorted as often as the graph says.
 
         Raises:
             EngineError: they are not, and ``allow_unfused`` does not allow it.

@@ -1,50 +1,51 @@
-"""Token reducers: the seam in :mod:`.base`, one method per file, and the table of methods."""
+"""Token reducers: the seam in :mod:`.base`, one method per file; :mod:`lifedeploy.methods` has the table of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
-from lifedeploy.errors import UsageError
-from lifedeploy.model.reducers.base import BlockAttention, Reducer, Tokens, run_block
-from lifedeploy.model.reducers.dense import DenseReducer
-from lifedeploy.model.reducers.first_k import FirstKReducer
-from lifedeploy.model.reducers.life import LifePredictor, LifeReducer, lives
-from lifedeploy.schedule import Schedule
-from lifedeploy.spec import GRAPHS
+from lifedeploy.errors import LifedeployError
+from lifedeploy.method import Method
+from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, TakeOrdered, drops
+from lifedeploy.model.tokens import BlockAttention, Tokens
+from lifedeploy.reading import reason
 
 __all__ = [
     "BlockAttention",
-    "DenseReducer",
-    "FirstKReducer",
-    "LifePredictor",
-    "LifeReducer",
+    "KeepPrefix",
+    "Plan",
     "Reducer",
+    "TakeOrdered",
     "Tokens",
     "build_reducer",
-    "lives",
-    "run_block",
+    "drops",
+    "load_reducer",
 ]
 
-# method → (schedule, channels, prefix tokens, graph form, U) → reducer. A new method is one file and one line here.
-_BUILDERS: dict[str, Callable[[Schedule, int, int, str, float], Reducer]] = {
-    "dense": lambda schedule, dim, prefix, graph, temperature: DenseReducer(schedule),
-    "first-k": lambda schedule, dim, prefix, graph, temperature: FirstKReducer(schedule, prefix),
-    "life": lambda schedule, dim, prefix, graph, temperature: LifeReducer(
-        schedule, dim, prefix, graph=graph, temperature=temperature
-    ),
-}
 
-
-def build_reducer(
-    method: str, schedule: Schedule, dim: int, prefix: int, *, graph: str = "order-once", temperature: float = 1.5
-) -> Reducer:
-    """The reducer called ``method``.
+def build_reducer(method: Method, plan: Plan) -> Reducer:
+    """The reducer of a method.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: the method's graph has no such form, or its reducer cannot be imported.
     """
-    if method not in _BUILDERS:
-        raise UsageError(f"method {method!r} is unknown; there are: {', '.join(_BUILDERS)}")
-    if graph not in GRAPHS:
-        raise UsageError(f"graph {graph!r} is unknown; there are: {', '.join(GRAPHS)}")
-    return _BUILDERS[method](schedule, dim, prefix, graph, temperature)
+    method.require_form(plan.form)
+    return load_reducer(method).build(plan)
+
+
+def load_reducer(method: Method) -> type[Reducer]:
+    """The class of a method's reducer.
+
+    Raises:
+        UsageError: it cannot be imported, or is none.
+    """
+    module, _, name = method.reducer.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except LifedeployError:
+        raise
+    except (Exception, SystemExit) as error:  # code of others: anything may come out of it
+        raise method.broken(f"its reducer {method.reducer} cannot be imported: {reason(error)}") from error
+    if not (isinstance(found, type) and issubclass(found, Reducer)):
+        raise method.broken(f"{method.reducer} is no Reducer")
+    return found

@@ -12,93 +12,75 @@ scores before a block with parameters of its own      ``before_block``
 scores from the CLS row of a block's attention        ``inside_layers``, :meth:`BlockAttention.cls_row`
 drops or merges between attention and MLP             ``inside_block``
 weights the keys of later attention                   ``Tokens.key_bias``
-parks tokens, carries sizes or running scores         ``Tokens.carry``
+carries something of each token, as its size          ``Tokens.beside``
+parks tokens, carries running scores                  ``Tokens.carry``
 reads the classes from something else than CLS        ``logits``
+predicts lives                                        ``lives``
 ====================================================  ==========================================================
 
-Token selection is a function of tensors and integers; every count is known before tracing.
+Token selection is a function of tensors and integers; every count is known before tracing: what goes on to layer
+t + 1 is ``schedule.after(t)`` patch tokens, fused ones among them, and is there when ``before_block(t + 1)`` is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lifedeploy.errors import UnsupportedModelError
+from lifedeploy.method import NoOptions
+from lifedeploy.model.blocks import Backbone
+from lifedeploy.model.tokens import BlockAttention, Tokens
 from lifedeploy.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """The tokens between two seams.
+class Plan:
+    """What a reducer is built for."""
 
-    Shapes: B images, P prefix tokens, n patch tokens now, N at the start, C channels.
-    """
-
-    x: Tensor  # (B, P + n, C)
-    prefix: int  # P
-    positions: Tensor | None = None  # (B, n), original index of each patch token; None: all N, in order
-    scores: Tensor | None = None  # (B, N), importance in original order, once predicted
-    key_bias: Tensor | None = None  # (B, 1, 1, P + n), added to the attention logits of every query
-    carry: Mapping[str, Tensor] = field(default_factory=dict)  # whatever else the method takes along
-
-    @property
-    def patches(self) -> int:
-        """Patch tokens now, n."""
-        return self.x.shape[1] - self.prefix
-
-    def but(self, **changes: Any) -> Tokens:
-        """A copy with some fields changed."""
-        return replace(self, **changes)
-
-
-@dataclass(frozen=True)
-class BlockAttention:
-    """What the attention of one block saw: for methods that score from it.
-
-    Taken from the block's own qkv projection as it ran, so nothing is computed twice and the attention itself stays
-    fused.
-    """
-
-    q: Tensor  # (B, H, L, D)
-    k: Tensor  # (B, H, L, D)
-    scale: float
-    key_bias: Tensor | None
-
-    @classmethod
-    def from_qkv(cls, attention: Any, qkv: Tensor, key_bias: Tensor | None) -> BlockAttention:
-        """From the output of timm's fused qkv projection, (B, L, 3·H·D)."""
-        batch, length, _ = qkv.shape
-        heads = qkv.reshape(batch, length, 3, attention.num_heads, attention.head_dim)
-        q, k, _ = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        return cls(attention.q_norm(q), attention.k_norm(k), attention.scale, key_bias)
-
-    def cls_row(self) -> Tensor:
-        """Attention that CLS pays to every token, softmax over all, mean over heads: (B, L)."""
-        logits = (self.q[:, :, :1] * self.scale) @ self.k.transpose(-2, -1)  # (B, H, 1, L)
-        if self.key_bias is not None:
-            logits = logits + self.key_bias
-        return logits.softmax(dim=-1).mean(dim=1).squeeze(1)
+    schedule: Schedule
+    width: int  # channels C of a token
+    prefix: int  # tokens in front that are never dropped, P
+    form: str = "order-once"  # of the graph, or "per-stage"
+    options: Any = field(default_factory=NoOptions)  # of the method's own class
 
 
 class Reducer(nn.Module):
-    """A token-reduction method. The base class reduces nothing."""
+    """A token-reduction method. The base class reduces nothing.
 
-    method: str = "dense"
+    ``orderings`` says how often tokens are ordered in one inference: as many TopK nodes, and Gathers fed by them, does
+    its graph have. None: not said, and not checked.
+    """
+
+    orderings: int | None = None
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         self.schedule = schedule
 
+    @classmethod
+    def build(cls, plan: Plan) -> Reducer:
+        """The method's reducer for a plan.
+
+        Raises:
+            UsageError: the method cannot do what the plan says.
+        """
+        return cls(plan.schedule)
+
     @property
     def inside_layers(self) -> frozenset[int]:
         """Layers whose block is taken apart for :meth:`inside_block`."""
         return frozenset()
+
+    def forward(self, seam: str, *arguments: Any) -> Any:
+        """Offer a seam: the method of that name.
+
+        The model calls its reducer as a module, so that whatever a method computes is traced in its scope. That is how
+        a graph tells what belongs to choosing tokens: it stays in FP32 and is never quantised (exporters/ranking.py).
+        """
+        return getattr(self, seam)(*arguments)
 
     def begin(self, tokens: Tokens) -> Tokens:
         """Before the first block."""
@@ -116,70 +98,55 @@ class Reducer(nn.Module):
         """After block ``layer``."""
         return tokens
 
-    def logits(self, vit: VisionTransformer, tokens: Tokens) -> Tensor:
+    def logits(self, backbone: Backbone, tokens: Tokens) -> Tensor:
         """Final norm and head: (B, classes)."""
-        return vit.forward_head(vit.norm(tokens.x))
+        return backbone.classify(tokens)
+
+    def lives(self, tokens: Tokens) -> Tensor | None:
+        """Life of every patch in original order, in layers, at the end: (B, N); None: the method predicts none."""
+        return None
 
     def at(self, schedule: Schedule) -> Reducer:
-        """The same method with the same parameters under another schedule; for one that drops nothing, itself."""
-        return self
+        """The same method with the same parameters under another schedule.
+
+        Raises:
+            UnsupportedModelError: the method cannot change its schedule.
+        """
+        if schedule == self.schedule:
+            return self
+        raise UnsupportedModelError(
+            f"{type(self).__name__} is built for one schedule and cannot change it", hint="train it without --elastic"
+        )
 
     def relaxed(self, schedule: Schedule) -> Reducer:
-        """The differentiable form used in training, under ``schedule``; for a method without decisions, itself."""
-        return self
+        """The differentiable form used in training, under ``schedule``; for a method that has none, its hard form."""
+        return self.at(schedule)
 
 
 class KeepPrefix(nn.Module):
-    """Keep the first ``tokens`` tokens. A module, so that its Slice carries its name in an exported graph."""
+    """Keep the first ``kept`` patch tokens. A module, so that its Slice carries its name in an exported graph."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, kept: int) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.kept = kept
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, : self.tokens]  # (B, tokens, C)
-
-
-def has_inner_seam(block: nn.Module) -> bool:
-    """Whether a place lies between a block's attention and its MLP: in timm's pre-norm blocks it does."""
-    return all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2"))
+    def forward(self, tokens: Tokens) -> Tokens:
+        return tokens.first(self.kept)
 
 
-def run_block(block: nn.Module, layer: int, tokens: Tokens, reducer: Reducer) -> Tokens:
-    """One transformer block with its inner seam, over timm's own modules.
+class TakeOrdered(nn.Module):
+    """Prefix tokens, then the ``kept`` best-scored patch tokens in descending score: one TopK, one Gather."""
 
-    Raises:
-        UnsupportedModelError: the reducer needs the inner seam of a block that has none (not a pre-norm block).
-    """
-    if layer not in reducer.inside_layers:
-        if tokens.key_bias is None:
-            return tokens.but(x=block(tokens.x))
-        return tokens.but(x=block(tokens.x, attn_mask=tokens.key_bias))
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
 
-    if not has_inner_seam(block):
-        raise UnsupportedModelError(
-            f"method {reducer.method} works between attention and MLP, and {type(block).__name__} has no such place"
-        )
-    parts: Any = block
-    captured: list[Tensor] = []
-    hook = parts.attn.qkv.register_forward_hook(lambda module, inputs, output: captured.append(output))
-    try:
-        attended = parts.attn(parts.norm1(tokens.x), attn_mask=tokens.key_bias)
-    finally:
-        hook.remove()
-    tokens = tokens.but(x=tokens.x + parts.drop_path1(parts.ls1(attended)))
-    attention = BlockAttention.from_qkv(parts.attn, captured[0], tokens.key_bias)
-    tokens = reducer.inside_block(layer, tokens, attention)
-    return tokens.but(x=tokens.x + parts.drop_path2(parts.ls2(parts.mlp(parts.norm2(tokens.x)))))
+    def forward(self, tokens: Tokens, scores: Tensor) -> tuple[Tokens, Tensor]:
+        """Tokens, and their scores (B, n) → those that are kept, and theirs (B, kept)."""
+        best = scores.topk(self.kept, dim=1, sorted=True)
+        return tokens.take(best.indices), best.values
 
 
-def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """``x[b, index[b]]`` for every image b: (B, L, C), (B, K) → (B, K, C).
-
-    As a flat ``index_select`` over axis 0 of [B·L, C]: in ONNX one plain Gather on axis 0, the form that runtimes
-    handle best, and one that no exporter ties to the example's batch size.
-    """
-    batch, length, channels = x.shape
-    start = torch.arange(batch, device=x.device).unsqueeze(1) * length  # (B, 1)
-    rows = (index + start).reshape(-1)  # (B·K,)
-    return x.reshape(batch * length, channels).index_select(0, rows).reshape(batch, index.shape[1], channels)
+def drops(schedule: Schedule) -> tuple[int, ...]:
+    """The drop layers after which tokens really leave."""
+    return tuple(layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1])

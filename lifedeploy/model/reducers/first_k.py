@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from lifedeploy.model.reducers.base import KeepPrefix, Reducer, Tokens
+from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, drops
+from lifedeploy.model.tokens import BlockAttention, Tokens
 from lifedeploy.schedule import Schedule
 
 
 class FirstKReducer(Reducer):
-    """Keeps the first n_t patch tokens in raster order."""
+    """Keeps the first n_t patch tokens in raster order; with ``inside``, drops between a layer's attention and MLP."""
 
-    method = "first-k"
+    orderings = 0
 
-    def __init__(self, schedule: Schedule, prefix: int) -> None:
+    def __init__(self, schedule: Schedule, *, inside: bool = False) -> None:
         super().__init__(schedule)
-        self.keep = nn.ModuleDict({str(layer): KeepPrefix(prefix + schedule.after(layer)) for layer in drops(schedule)})
+        self.inside = inside
+        self.keep = nn.ModuleDict({str(layer): KeepPrefix(schedule.after(layer)) for layer in drops(schedule)})
 
-    def begin(self, tokens: Tokens) -> Tokens:
-        batch, patches = tokens.x.shape[0], tokens.patches
-        return tokens.but(positions=torch.arange(patches, device=tokens.x.device).expand(batch, patches))
+    @classmethod
+    def build(cls, plan: Plan) -> Reducer:
+        return cls(plan.schedule, inside=plan.options.inside)
+
+    @property
+    def inside_layers(self) -> frozenset[int]:
+        return frozenset(map(int, self.keep)) if self.inside else frozenset()
+
+    def inside_block(self, layer: int, tokens: Tokens, attention: BlockAttention) -> Tokens:
+        cut: Tokens = self.keep[str(layer)](tokens)
+        return cut
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
-        if str(layer) not in self.keep or tokens.positions is None:
-            return tokens
-        kept = self.schedule.after(layer)
-        return tokens.but(x=self.keep[str(layer)](tokens.x), positions=tokens.positions[:, :kept])
+        return self.keep[str(layer)](tokens) if str(layer) in self.keep and not self.inside else tokens
 
-
-def drops(schedule: Schedule) -> tuple[int, ...]:
-    """The drop layers after which tokens really leave."""
-    return tuple(layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1])
+    def at(self, schedule: Schedule) -> Reducer:
+        return FirstKReducer(schedule, inside=self.inside)

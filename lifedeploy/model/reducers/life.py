@@ -1,6 +1,8 @@
-"""``life``: predict once, after layer t_base, how long each patch is worth keeping (METHOD.md, eq. 1-7).
+"""``life``: predict once, after layer t_base, how long each patch is worth keeping.
 
-Lives are a single ranking, so the hard form orders the tokens once and from then on only slices.
+Chen et al., "Life Regression based Patch Slimming for Vision Transformers", eq. 1-7, whose signs and squares are
+corrected where the print lost them. Lives are a single ranking, so the hard form orders the tokens once and from then
+on only slices.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lifedeploy.model.reducers.base import KeepPrefix, Reducer, Tokens, gather_tokens
-from lifedeploy.model.reducers.first_k import drops
+from lifedeploy.model.lives import lives
+from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, TakeOrdered, drops
+from lifedeploy.model.tokens import Tokens
 from lifedeploy.schedule import Schedule
 
 
@@ -33,119 +36,81 @@ class LifePredictor(nn.Module):
         return (query @ x[:, prefix:].transpose(1, 2)).squeeze(1)
 
 
-def standardise(scores: Tensor) -> Tensor:
-    """Scores (B, N) less their mean, over their standard deviation, for every image; 0 where they are all equal."""
-    centred = scores - scores.mean(dim=1, keepdim=True)
-    # Of the whole population, as eq. 10 is; and guarded, since the deviation can be 0.
-    # before the root: behind it, the gradient of the root at 0 would already be infinite
-    deviation = centred.square().mean(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
-    return centred / deviation
-
-
-def lives(scores: Tensor, schedule: Schedule) -> Tensor:
-    """τ of eq. 3: scores (B, N) → lives (B, N) in layers, with the schedule's mean and standard deviation.
-
-    An image whose scores are all equal gets the mean everywhere.
-    """
-    return standardise(scores) * schedule.std_life + schedule.mean_life
-
-
-class TakeOrdered(nn.Module):
-    """Prefix tokens, then the ``kept`` best-scored patch tokens in descending score: one TopK, one Gather."""
-
-    def __init__(self, kept: int, prefix: int) -> None:
-        super().__init__()
-        self.kept = kept
-        self.prefix = prefix
-
-    def forward(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, P + n, C), (B, n) → tokens (B, P + kept, C), their scores and indices (B, kept)."""
-        best = scores.topk(self.kept, dim=1, sorted=True)
-        # The prefix goes through the same Gather: joining two index rows is cheaper than joining two token tensors.
-        front = torch.arange(self.prefix, device=x.device).expand(x.shape[0], self.prefix)
-        index = torch.cat((front, best.indices + self.prefix), dim=1)  # (B, P + kept)
-        return gather_tokens(x, index), best.values, best.indices
-
-
-class LifeReducer(Reducer):
-    """The hard form, for inference.
-
-    Args:
-        schedule: tokens per layer.
-        dim: channels C.
-        prefix: tokens in front that are never dropped.
-        graph: ``order-once`` (order after t_base, then static slices) or ``per-stage`` (the literal form: a TopK and
-            a Gather at every drop). Both give the same logits.
-        temperature: U of eq. 7, for :meth:`relaxed`.
-        predictor: one to share; a new one where None.
-    """
-
-    method = "life"
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        dim: int,
-        prefix: int,
-        *,
-        graph: str = "order-once",
-        temperature: float = 1.5,
-        predictor: LifePredictor | None = None,
-    ) -> None:
-        super().__init__(schedule)
-        self.dim = dim
-        self.prefix = prefix
-        self.temperature = temperature
-        self.predictor = predictor or LifePredictor(dim)
-        layers = drops(schedule)
-        # Lives are predicted after t_base even where the first count drops nothing there.
-        ordering = (schedule.base_layer,) if layers else ()
-        if graph == "per-stage":
-            ordering = tuple(sorted({*ordering, *layers}))
-        self.order = nn.ModuleDict({str(t): TakeOrdered(schedule.after(t), prefix) for t in ordering})
-        self.keep = nn.ModuleDict({str(t): KeepPrefix(prefix + schedule.after(t)) for t in layers if t not in ordering})
-
-    def after_block(self, layer: int, tokens: Tokens) -> Tokens:
-        """Predict after t_base, then order or slice as the schedule says."""
-        key = str(layer)
-        if self.schedule.drop_layers and layer == self.schedule.base_layer:
-            scores = self.predictor(tokens.x, tokens.prefix)
-            tokens = tokens.but(scores=scores, carry={"ranking": scores})
-        if key in self.order:
-            x, ranking, index = self.order[key](tokens.x, tokens.carry["ranking"])
-            positions = index if tokens.positions is None else tokens.positions.gather(1, index)
-            return tokens.but(x=x, positions=positions, carry={"ranking": ranking})
-        if key in self.keep and tokens.positions is not None:
-            kept = self.schedule.after(layer)
-            return tokens.but(x=self.keep[key](tokens.x), positions=tokens.positions[:, :kept])
-        return tokens
-
-    def at(self, schedule: Schedule) -> Reducer:
-        """The hard form over the same predictor, under another schedule."""
-        return LifeReducer(schedule, self.dim, self.prefix, temperature=self.temperature, predictor=self.predictor)
-
-    def relaxed(self, schedule: Schedule) -> Reducer:
-        """The soft form over the same predictor."""
-        return RelaxedLife(schedule, self.predictor, self.temperature)
-
-
-class RelaxedLife(Reducer):
-    """The soft form, for training: every token stays, its weight as a key fades once its life is over.
-
-    β_i(t) = sigmoid(U (τ_i - t)) multiplies exp(h) in the softmax of layer t (eq. 6 and 7, sign corrected), so
-    log β is an additive mask on the keys. Prefix tokens and the layers up to t_base are untouched.
-    """
-
-    method = "life"
+class _Life(Reducer):
+    """What the hard and the soft form share: one prediction, after t_base."""
 
     def __init__(self, schedule: Schedule, predictor: LifePredictor, temperature: float) -> None:
         super().__init__(schedule)
         self.predictor = predictor
         self.temperature = temperature
 
+    def predicted(self, layer: int, tokens: Tokens) -> Tokens:
+        """After t_base: the tokens with their scores."""
+        if not self.schedule.drop_layers or layer != self.schedule.base_layer:
+            return tokens
+        return tokens.but(scores=self.predictor(tokens.x, tokens.prefix))
+
+    def lives(self, tokens: Tokens) -> Tensor | None:
+        return None if tokens.scores is None else lives(tokens.scores.float(), self.schedule)
+
+    def at(self, schedule: Schedule) -> Reducer:
+        """The hard form over the same predictor."""
+        return LifeReducer(schedule, self.predictor, self.temperature)
+
+    def relaxed(self, schedule: Schedule) -> Reducer:
+        """The soft form over the same predictor."""
+        return RelaxedLife(schedule, self.predictor, self.temperature)
+
+
+class LifeReducer(_Life):
+    """The hard form, for inference.
+
+    Args:
+        schedule: tokens per layer.
+        predictor: of the scores.
+        temperature: U of eq. 7, for :meth:`relaxed`.
+        form: ``order-once`` (order after t_base, then static slices) or ``per-stage`` (the literal form: a TopK and
+            a Gather at every drop). Both give the same logits.
+    """
+
+    def __init__(
+        self, schedule: Schedule, predictor: LifePredictor, temperature: float = 1.5, form: str = "order-once"
+    ) -> None:
+        super().__init__(schedule, predictor, temperature)
+        layers = drops(schedule)
+        # Lives are predicted after t_base even where the first count drops nothing there.
+        ordering = (schedule.base_layer,) if layers else ()
+        if form == "per-stage":
+            ordering = tuple(sorted({*ordering, *layers}))
+        self.order = nn.ModuleDict({str(t): TakeOrdered(schedule.after(t)) for t in ordering})
+        self.keep = nn.ModuleDict({str(t): KeepPrefix(schedule.after(t)) for t in layers if t not in ordering})
+        self.orderings = len(ordering)
+
+    @classmethod
+    def build(cls, plan: Plan) -> Reducer:
+        return cls(plan.schedule, LifePredictor(plan.width), plan.options.temperature, plan.form)
+
+    def after_block(self, layer: int, tokens: Tokens) -> Tokens:
+        """Predict after t_base, then order or slice as the schedule says."""
+        key, before = str(layer), tokens.scores
+        tokens = self.predicted(layer, tokens)
+        if key in self.order:
+            ranking = tokens.scores if before is None else tokens.carry["ranking"]
+            taken, best = self.order[key](tokens, ranking)
+            return taken.but(carry={"ranking": best})
+        return self.keep[key](tokens) if key in self.keep else tokens
+
+
+class RelaxedLife(_Life):
+    """The soft form, for training: every token stays, its weight as a key fades once its life is over.
+
+    β_i(t) = sigmoid(U (τ_i - t)) multiplies exp(h) in the softmax of layer t (eq. 6 and 7, sign corrected), so
+    log β is an additive mask on the keys. Prefix tokens and the layers up to t_base are untouched.
+    """
+
     def before_block(self, layer: int, tokens: Tokens) -> Tokens:
         """Set the key mask of this layer."""
-        if "life" not in tokens.carry:
+        if tokens.scores is None:
             return tokens
         log_keep = F.logsigmoid(self.temperature * (tokens.carry["life"] - layer))  # (B, N)
         # Autocast may have made the scores half precision or not; the mask has to be what attention computes in.
@@ -154,7 +119,6 @@ class RelaxedLife(Reducer):
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
         """Predict after t_base."""
-        if not self.schedule.drop_layers or layer != self.schedule.base_layer:
-            return tokens
-        scores = self.predictor(tokens.x, tokens.prefix)
-        return tokens.but(scores=scores, carry={"life": lives(scores.float(), self.schedule)})
+        predicted = self.predicted(layer, tokens)
+        life = None if predicted is tokens else self.lives(predicted)
+        return predicted if life is None else predicted.but(carry={"life": life})

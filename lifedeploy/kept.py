@@ -1,0 +1,79 @@
+"""Which tensors of a model say which tokens it kept: names, and how to read them.
+
+A model names its kept tokens after every drop: ``kept_4`` (B, n) holds the original index of each token that goes on
+after layer 4, -1 for one that is no single patch any more (fused, merged). Where a method ranks once, all later ones
+are the first of the first, and have no tensor of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lifedeploy.schedule import Schedule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NO_PATCH = -1  # in the place of an index: a token that is no single patch any more
+_NAME = re.compile(r"kept_(\d+)")
+# What models that ranked once called the kept tokens after the base layer, before there were other methods.
+EARLIER_NAME = "life_order"
+
+
+def kept_name(layer: int) -> str:
+    """Of the tensor of kept tokens after ``layer``."""
+    return f"kept_{layer}"
+
+
+def kept_layer(name: str) -> int | None:
+    """The layer that a tensor so called is about; None: it holds no kept tokens."""
+    found = _NAME.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def is_kept_name(name: str | None) -> bool:
+    """Whether a tensor so called holds kept tokens."""
+    return name is not None and (_NAME.fullmatch(name) is not None or name == EARLIER_NAME)
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """Where a model says what it kept: empty for one that chooses nothing."""
+
+    names: Mapping[int, str]  # layer → tensor; not of every drop layer
+    counts: Mapping[int, int]  # drop layer → tokens that go on after it
+
+    @classmethod
+    def of(cls, schedule: Schedule, layers: Collection[int]) -> KeptTokens:
+        """Of a model that names its kept tokens after ``layers``."""
+        first = min(layers, default=schedule.depth)  # before it, nothing leaves
+        counts = {layer: schedule.after(layer) for layer in schedule.drop_layers if layer >= first}
+        return cls({layer: kept_name(layer) for layer in sorted(layers)}, counts)
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """All tensors."""
+        return tuple(self.names.values())
+
+    @property
+    def last_tap(self) -> tuple[str, ...]:
+        """The tensor that tells the survivors; none where nothing is chosen."""
+        return self.taps[-1:]
+
+    def after(self, layer: int, answers: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Original indices of the tokens that go on after a drop layer, (B, n), of a model's tapped answers."""
+        named = max(known for known in self.names if known <= layer)
+        return answers[self.names[named]][:, : self.counts[layer]]
+
+    def survivors(self, answers: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The same of those that reach the last layer."""
+        return self.after(max(self.counts), answers)
+
+
+NOTHING_KEPT = KeptTokens({}, {})  # of a model that chooses nothing, or of which nothing is known

@@ -1,0 +1,228 @@
+"""What the package knows of a method: the type of a row of :mod:`lifedeploy.methods`.
+
+A method is data and one reducer. The data are here and need no framework; the reducer, which does, is named by its
+place and imported when a model is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from lifedeploy.cost import Cost, Work
+from lifedeploy.errors import ScheduleError, UnsupportedModelError, UsageError
+from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate
+from lifedeploy.text import quoted
+from lifedeploy.typed import GRAPHS, MethodName
+
+Role = Literal["slimmed", "baseline", "bound"]
+SLIMMED: Role = "slimmed"
+BASELINE: Role = "baseline"
+BOUND: Role = "bound"
+ROLES = (SLIMMED, BASELINE, BOUND)
+Option = bool | int | float | str  # what an option of a method may be
+Counting = Callable[[int, int, float, Sequence[int], Any], Schedule]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a method that has none."""
+
+
+def option(default: Option, help: str, *, training: bool = False) -> Any:
+    """A field of a method's options: ``merged: Annotated[int, Meta(ge=1, le=64)] = option(8, "Tokens a layer.")``.
+
+    On the command line it is ``--merged N``; its type, annotated with msgspec's ``Meta``, is its range. ``training``:
+    it decides nothing but how the method trains, so that only ``train`` takes it.
+    """
+    return field(default=default, metadata={"help": help, "training": training})
+
+
+def _by_keep_rate(patches: int, depth: int, keep_rate: float, drop_layers: Sequence[int], options: Any) -> Schedule:
+    return Schedule.from_keep_rate(patches, depth, keep_rate, drop_layers)
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """Which of the two parts a stage trains; the other one is frozen."""
+
+    name: str
+    reducer: bool  # the method's own parameters
+    backbone: bool
+    soft: bool = True  # in the reducer's differentiable form, where it has one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method.
+
+    What it cannot do is data too, so that it is said before anything is made: :meth:`make_schedule`,
+    :meth:`require_prefix` and :meth:`settle` refuse what does not fit.
+    """
+
+    name: str  # on the command line, in specs and manifests: "life"
+    title: str  # in full, for people
+    reducer: str  # MODULE:CLASS, a lifedeploy.model.reducers.base.Reducer
+    role: Role = SLIMMED
+    stem: str = "model"  # of its files in an export's folder
+    # Whether the image decides which tokens stay. "once": by one ranking, so that those that are left after a later
+    # drop are the first of those that are left after an earlier one.
+    choice: Literal["none", "once", "every drop"] = "every drop"
+    inside: bool = False  # whether tokens leave between attention and MLP of a drop layer, not behind it
+    predicts_lives: bool = False
+    derives: bool = False  # baseline and bound are made of its graph by taking its drops out; else each is traced
+    options: type[Any] = NoOptions  # a frozen dataclass of fields made by :func:`option`
+    stages: tuple[TrainingStage, ...] = ()  # of its training, in order: one or two
+    work: Callable[[Schedule, Any, Cost], Work]  # schedule, options, backbone → tokens by place, MACs of its own
+    schedule: Counting = _by_keep_rate  # patches, layers, keep rate, drop layers, options → token counts
+    drop_layers: tuple[int, ...] = PAPER_DROP_LAYERS  # of twelve layers, unless told otherwise
+    takes_counts: bool = True  # whether token counts can be given
+    prefix: int | None = None  # most prefix tokens that it protects; None: any
+    package: str = "lifedeploy"  # that it comes from, with its version
+
+    def __post_init__(self) -> None:
+        for what, wrong in (
+            (f"its name {quoted(self.name)} is no lower-case word", not _is_name(self.name)),
+            (f"its role {quoted(self.role)} is unknown", self.role not in ROLES),
+            (f"its reducer {quoted(self.reducer)} is no MODULE:CLASS", self.reducer.count(":") != 1),
+            ("its options are no frozen dataclass", not _is_frozen(self.options)),
+            ("an option of it has no default", _is_frozen(self.options) and not _has_defaults(self.options)),
+            (f"it has {len(self.stages)} stages of training; expected 0 to 2", len(self.stages) > 2),
+            ("a slimmed model's files are called model", self.role == SLIMMED and self.stem != "model"),
+            (
+                "only what ranks once, and drops behind a layer, has baselines in its graph",
+                self.derives and (self.choice != "once" or self.inside),
+            ),
+        ):
+            if wrong:
+                raise UsageError(f"method {quoted(self.name)} cannot be: {what}")
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Forms that its graph may have, the usual one first: what chooses at every drop cannot order once."""
+        return GRAPHS[1:] if self.choice == "every drop" else GRAPHS
+
+    @property
+    def trains_reducer(self) -> bool:
+        """Whether it has parameters of its own to train."""
+        return any(stage.reducer for stage in self.stages)
+
+    def options_beside(self, other: Method) -> dict[str, Option]:
+        """Options of ``other`` where it stands beside this method: the bound cuts where this method drops."""
+        return {"inside": self.inside} if other.role == BOUND else {}
+
+    def require_form(self, form: str) -> None:
+        """Make sure that its graph can have a form.
+
+        Raises:
+            UsageError: it cannot, or there is no such form.
+        """
+        if form not in GRAPHS:
+            raise UsageError(f"graph form {quoted(form)} is unknown; there are: {', '.join(GRAPHS)}")
+        if form not in self.forms:
+            raise UsageError(
+                f"{self.name} chooses anew at every drop, so its graph cannot be {form}; expected {self.forms[0]}"
+            )
+
+    def make_schedule(
+        self,
+        patches: int,
+        depth: int,
+        *,
+        keep_rate: float | None = None,
+        counts: Sequence[int] | None = None,
+        drop_layers: Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Schedule:
+        """Token counts by ``counts``, or by what the method makes of ``keep_rate`` with its ``options``.
+
+        Raises:
+            ScheduleError: it cannot be, or the method takes no counts.
+            UsageError: the options cannot be.
+        """
+        layers = default_drop_layers(depth, self.drop_layers) if drop_layers is None else tuple(drop_layers)
+        if counts is not None:
+            if not self.takes_counts:
+                raise ScheduleError(f"{self.name} has a budget of its own and takes no token counts", hint="--rho")
+            return Schedule.from_counts(patches, depth, counts, layers)
+        assert keep_rate is not None
+        require_keep_rate(keep_rate)
+        return self.schedule(patches, depth, keep_rate, layers, self.settle(options or {}))
+
+    def require_prefix(self, prefix: int, backbone: str) -> None:
+        """Make sure that it protects all prefix tokens of a backbone.
+
+        Raises:
+            UnsupportedModelError: it protects fewer.
+        """
+        if self.prefix is not None and prefix > self.prefix:
+            raise UnsupportedModelError(
+                f"{self.name} protects {self.prefix} token{'s' * (self.prefix != 1)} in front of the patches, and "
+                f"{backbone} has {prefix} (CLS, distillation, registers)"
+            )
+
+    def settle(self, given: Mapping[str, Any]) -> Any:
+        """Its options: those ``given``, the others at their defaults.
+
+        Raises:
+            UsageError: one is unknown, of another type or out of range.
+        """
+        known = [item.name for item in fields(self.options)]
+        for name in given:
+            if name not in known:
+                there = f"there are: {', '.join(known)}" if known else "it has none"
+                raise UsageError(f"{quoted(name)} is no option of {self.name}; {there}")
+        try:
+            return msgspec.convert(dict(given), self.options)
+        except msgspec.ValidationError as error:
+            said, _, place = str(error).replace("`", "").rpartition(" - at $.")
+            found = f"{place} is {quoted(given.get(place))}: " if said else ""
+            said = said or place
+            kind = get_type_hints(self.options).get(place)
+            if get_origin(kind) is Literal:  # msgspec does not tell what there is
+                said = f"expected one of {', '.join(map(str, get_args(kind)))}"
+            raise UsageError(f"{found}{said[0].lower()}{said[1:]}") from error
+
+    def plain_options(self, given: Mapping[str, Any]) -> dict[str, Option]:
+        """The same as plain data, all of them."""
+        return asdict(self.settle(given))
+
+    def option_fields(self, *, training: bool) -> dict[str, tuple[Any, Any]]:
+        """Name → field and type of its options; of those that decide nothing but training only if ``training``."""
+        kinds = get_type_hints(self.options, include_extras=True)
+        chosen = [item for item in fields(self.options) if training or not item.metadata.get("training")]
+        return {item.name: (item, kinds[item.name]) for item in chosen}
+
+    def label(self, options: Mapping[str, Any]) -> str:
+        """What its options add to the name of an export: those that are not at their defaults."""
+        words = []
+        for name, (item, _) in self.option_fields(training=False).items():
+            value = options.get(name, item.default)
+            if value != item.default:
+                plain = name.replace("_", "-")
+                words.append(("" if value else "no-") + plain if isinstance(value, bool) else f"{plain}{value}")
+        return "-".join(words)
+
+    def broken(self, why: str) -> UsageError:
+        """The error that says so."""
+        return UsageError(f"method {self.name} of {self.package} cannot be used: {why}")
+
+
+def _is_name(text: str) -> bool:
+    try:
+        msgspec.convert(text, MethodName)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _is_frozen(options: Any) -> bool:
+    parameters = getattr(options, "__dataclass_params__", None)
+    return is_dataclass(options) and bool(getattr(parameters, "frozen", False))
+
+
+def _has_defaults(options: Any) -> bool:
+    return all(item.default is not MISSING for item in fields(options))

@@ -1,0 +1,215 @@
+"""The methods. One row says of each all that the rest of the package has to know, and how it drops tokens is in its
+reducer; nowhere else is a method called by its name.
+
+Other packages add methods through the entry-point group ``lifedeploy.methods``: an entry called as the method, whose
+object is a :class:`Method`. docs/architecture.md says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from lifedeploy.cost import Cost, Work
+from lifedeploy.errors import UsageError
+from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Method, NoOptions, Option, TrainingStage, option
+from lifedeploy.reading import reason
+from lifedeploy.schedule import Schedule
+from lifedeploy.text import quoted, shortened
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = [
+    "BASELINE",
+    "BOUND",
+    "DEFAULT",
+    "GROUP",
+    "ROLES",
+    "SLIMMED",
+    "Cost",
+    "Method",
+    "NoOptions",
+    "Option",
+    "Schedule",
+    "TrainingStage",
+    "Work",
+    "baseline",
+    "bound",
+    "get",
+    "members",
+    "names",
+    "option",
+    "plugins",
+    "role_of",
+    "title_of",
+]
+
+GROUP = "lifedeploy.methods"
+
+
+@dataclass(frozen=True)
+class LifeOptions:
+    """How sharply a key fades around the end of its life."""
+
+    temperature: Annotated[float, Meta(ge=0.001, le=1000)] = option(1.5, "U of eq. 7.", training=True)
+
+
+@dataclass(frozen=True)
+class FirstKOptions:
+    """Where it cuts: where the method does that it is the bound of."""
+
+    inside: bool = option(False, "Between attention and MLP of a drop layer, not behind it.")
+
+
+def _first_k_work(schedule: Schedule, options: FirstKOptions, cost: Cost) -> Work:
+    behind = tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1))
+    return Work(schedule.tokens, behind if options.inside else schedule.tokens)
+
+
+def _life_work(schedule: Schedule, options: LifeOptions, cost: Cost) -> Work:
+    """s_i = x̄_clsᵀ W x̄_i (eq. 2): W meets one token, and what comes of it each patch."""
+    return Work.of(schedule, cost.width**2 + cost.width * schedule.patches if schedule.drop_layers else 0)
+
+
+# In the order in which an export holds them: the slimmed ones, what their speed-up is over, and the bound on it.
+_BUILT_IN = (
+    Method(
+        name="life",
+        title="LifeViT",
+        reducer="lifedeploy.model.reducers.life:LifeReducer",
+        choice="once",
+        predicts_lives=True,
+        derives=True,
+        options=LifeOptions,
+        stages=(
+            TrainingStage("predictor", reducer=True, backbone=False),
+            TrainingStage("backbone", reducer=False, backbone=True),
+        ),
+        work=_life_work,
+    ),
+    Method(
+        name="dense",
+        title="dense: nothing dropped",
+        reducer="lifedeploy.model.reducers.dense:DenseReducer",
+        role=BASELINE,
+        stem="dense",
+        choice="none",
+        stages=(TrainingStage("dense", reducer=False, backbone=True),),
+        work=lambda schedule, options, cost: Work.dense(schedule),
+    ),
+    Method(
+        name="first-k",
+        title="first k: tokens cut by position, the bound on speed",
+        reducer="lifedeploy.model.reducers.first_k:FirstKReducer",
+        role=BOUND,
+        stem="first-k",
+        choice="none",
+        options=FirstKOptions,
+        work=_first_k_work,
+    ),
+)
+_TABLE: Mapping[str, Method] = {method.name: method for method in _BUILT_IN}
+DEFAULT = _BUILT_IN[0].name
+
+
+def baseline() -> Method:
+    """The method that drops nothing."""
+    return next(method for method in _BUILT_IN if method.role == BASELINE)
+
+
+def bound() -> Method:
+    """The method that only slices."""
+    return next(method for method in _BUILT_IN if method.role == BOUND)
+
+
+def members(method: Method) -> tuple[Method, ...]:
+    """What an export of ``method`` holds: itself, its baseline and its bound."""
+    return (method, baseline(), bound())
+
+
+def role_of(name: str) -> str:
+    """The role of a method that a file names: what is no baseline and no bound is slimmed, known here or not."""
+    return _TABLE[name].role if name in _TABLE else SLIMMED
+
+
+def names(*roles: str) -> tuple[str, ...]:
+    """All methods, or those of some roles, built in and added; nothing is imported for it."""
+    added = [name for name in sorted(plugins()) if name not in _TABLE]
+    return tuple(name for name in (*_TABLE, *added) if not roles or role_of(name) in roles)
+
+
+def get(name: str, *roles: str) -> Method:
+    """The method called ``name``; of one of ``roles``, if any are given.
+
+    Raises:
+        UsageError: there is none, or two of that name, or one that cannot be imported; or it has another role.
+    """
+    found = plugins().get(name, ())
+    if len(found) + (name in _TABLE) > 1:
+        owners = ["lifedeploy itself"] * (name in _TABLE) + [_package(entry) for entry in found]
+        raise UsageError(
+            f"method {quoted(name)} is there more than once: of {' and of '.join(owners)}",
+            hint="uninstall all but one",
+        )
+    if name not in _TABLE and not found:
+        import difflib
+
+        there = names(*roles)
+        near = difflib.get_close_matches(shortened(name, 60).lower(), there, n=3, cutoff=0.5)
+        raise UsageError(
+            f"method {quoted(name)} is unknown; there are: {', '.join(there)}",
+            hint=f"did you mean {', '.join(near)}?" if near else None,
+        )
+    method = _TABLE[name] if name in _TABLE else _loaded(found[0])
+    if roles and method.role not in roles:
+        raise UsageError(
+            f"{name} is no method to slim a model by, but the {method.role} that every export holds; "
+            f"there are: {', '.join(names(*roles))}"
+        )
+    return method
+
+
+def title_of(name: str) -> str:
+    """The title of a method that a file names; its name, where it is not known here."""
+    try:
+        return get(name).title
+    except UsageError:
+        return name
+
+
+@cache
+def plugins() -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Name → who adds a method of that name."""
+    from importlib.metadata import entry_points  # help for the commands as they are needs none
+
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for entry in entry_points(group=GROUP):
+        found[entry.name] = (*found.get(entry.name, ()), entry)
+    return found
+
+
+@cache
+def _loaded(entry: EntryPoint) -> Method:
+    whose = f"method {quoted(entry.name)} of {_package(entry)} cannot be used: "
+    try:
+        method = entry.load()
+    except UsageError as error:
+        raise UsageError(f"{whose}{error.message}") from error
+    except (Exception, SystemExit) as error:  # code of others: anything may come out of it
+        raise UsageError(f"{whose}{entry.value} cannot be imported: {reason(error)}") from error
+    if not isinstance(method, Method):
+        raise UsageError(f"{whose}{entry.value} is a {type(method).__name__}; expected a lifedeploy.methods.Method")
+    if method.name != entry.name:
+        raise UsageError(f"{whose}its row is called {quoted(method.name)}")
+    if method.role != SLIMMED:
+        raise UsageError(f"{whose}its role is {method.role}; expected {SLIMMED}")
+    return replace(method, package=_package(entry))
+
+
+def _package(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
