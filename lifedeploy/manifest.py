@@ -206,6 +206,10 @@ class Manifest:
         for tensor in self.outputs[:1]:
             if self.spec.num_classes and tensor.shape[1:] != (self.spec.num_classes,):
                 raise ArtifactError(f"{_WHAT} is wrong: {tensor} is no output for {self.spec.num_classes} classes")
+        named = self.graph.get("kept", ())
+        before = [layer for layer in self.spec.schedule.drop_layers if named and layer < min(named)]
+        if any(self.spec.schedule.after(layer) < self.spec.schedule.patches for layer in before):
+            raise ArtifactError(f"{_WHAT} is wrong at $.graph.kept: tokens leave after layer {before[0]} already")
         strange = [layer for layer in self.graph.get("kept", ()) if layer not in self.spec.schedule.drop_layers]
         if strange:
             raise ArtifactError(f"{_WHAT} is wrong at $.graph.kept: {strange[0]} is none of its drop layers")
@@ -234,9 +238,10 @@ class Manifest:
             raise ArtifactError(f"{what}: {_WHAT} is incomplete: 'layers' is missing at $.quantization")
         if self.kind == "engine" and self.engine is None:
             raise ArtifactError(f"{what} describes no engine")
-        layers = len(self.macs["per_layer"])
-        if layers != self.spec.schedule.depth:
-            raise ArtifactError(f"{what}: {_WHAT} is wrong: MACs of {layers} of {self.spec.schedule.depth} layers")
+        counts = (self.macs["per_layer"], self.macs.get("attention_tokens"), self.macs.get("mlp_tokens"))
+        for layers in (len(count) for count in counts if count is not None):
+            if layers != self.spec.schedule.depth:
+                raise ArtifactError(f"{what}: {_WHAT} is wrong: MACs of {layers} of {self.spec.schedule.depth} layers")
 
     @property
     def kept(self) -> KeptTokens:

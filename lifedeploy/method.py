@@ -6,16 +6,20 @@ place and imported when a model is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from zlib import crc32
 
 import msgspec
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.errors import ScheduleError, UnsupportedModelError, UsageError
+from lifedeploy.errors import LifedeployError, ScheduleError, UnsupportedModelError, UsageError
+from lifedeploy.reading import reason
 from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate
-from lifedeploy.text import quoted
+from lifedeploy.text import quoted, shortened
 from lifedeploy.typed import GRAPHS, MethodName
 
 Role = Literal["slimmed", "baseline", "bound"]
@@ -24,6 +28,8 @@ BASELINE: Role = "baseline"
 BOUND: Role = "bound"
 ROLES = (SLIMMED, BASELINE, BOUND)
 Option = bool | int | float | str  # what an option of a method may be
+_OPTION = re.compile(r"(?!debug$|help$|version$)[a-z][a-z0-9]*(_[a-z0-9]+)*")  # those are lifedeploy's everywhere
+_OURS = "lifedeploy"
 Counting = Callable[[int, int, float, Sequence[int], Any], Schedule]
 
 
@@ -73,15 +79,19 @@ class Method:
     choice: Literal["none", "once", "every drop"] = "every drop"
     inside: bool = False  # whether tokens leave between attention and MLP of a drop layer, not behind it
     predicts_lives: bool = False
-    derives: bool = False  # baseline and bound are made of its graph by taking its drops out; else each is traced
+    # Baseline and bound are made of its graph by taking its drops out; else each is traced. Its drops then are modules
+    # of model/reducers/base.py: TakeOrdered called ``order.LAYER``, after that KeepPrefix called ``keep.LAYER``.
+    derives: bool = False
     options: type[Any] = NoOptions  # a frozen dataclass of fields made by :func:`option`
     stages: tuple[TrainingStage, ...] = ()  # of its training, in order: one or two
     work: Callable[[Schedule, Any, Cost], Work]  # schedule, options, backbone → tokens by place, MACs of its own
     schedule: Counting = _by_keep_rate  # patches, layers, keep rate, drop layers, options → token counts
-    drop_layers: tuple[int, ...] = PAPER_DROP_LAYERS  # of twelve layers, unless told otherwise
+    # Unless told otherwise: of twelve layers, taken over to the same depth of others; or what is made of their number.
+    drop_layers: tuple[int, ...] | Callable[[int], tuple[int, ...]] = PAPER_DROP_LAYERS
     takes_counts: bool = True  # whether token counts can be given
+    takes_keep_rate: bool = True  # whether a keep rate can; else its schedule makes of it what it likes
     prefix: int | None = None  # most prefix tokens that it protects; None: any
-    package: str = "lifedeploy"  # that it comes from, with its version
+    package: str = _OURS  # that it comes from, with its version
 
     def __post_init__(self) -> None:
         for what, wrong in (
@@ -96,14 +106,54 @@ class Method:
                 "only what ranks once, and drops behind a layer, has baselines in its graph",
                 self.derives and (self.choice != "once" or self.inside),
             ),
+            (f"its choice {quoted(self.choice)} is unknown", self.choice not in ("none", "once", "every drop")),
+            ("a stage of it trains nothing, or is called what no file can be", not all(map(_is_stage, self.stages))),
+            ("two stages of it have one name", len({stage.name for stage in self.stages}) < len(self.stages)),
+            ("its work or its schedule is no function", not (callable(self.work) and callable(self.schedule))),
         ):
             if wrong:
                 raise UsageError(f"method {quoted(self.name)} cannot be: {what}")
+        self._require_options()
+
+    def _require_options(self) -> None:
+        names = [item.name for item in fields(self.options)]
+        odd = [name for name in names if not _OPTION.fullmatch(name) or name.removeprefix("no_") in {*names} - {name}]
+        if odd:
+            raise UsageError(f"method {quoted(self.name)} cannot be: an option cannot be called {quoted(odd[0])}")
+        with self.blamed("its options"):
+            get_type_hints(self.options, include_extras=True)
+        try:
+            self.settle({item.name: item.default for item in fields(self.options)})
+        except UsageError as error:
+            raise UsageError(f"method {quoted(self.name)} cannot be: by default {error.message}") from error
 
     @property
     def forms(self) -> tuple[str, ...]:
         """Forms that its graph may have, the usual one first: what chooses at every drop cannot order once."""
         return GRAPHS[1:] if self.choice == "every drop" else GRAPHS
+
+    def default_drop_layers(self, depth: int) -> tuple[int, ...]:
+        """Its drop layers on a backbone of so many layers, unless told otherwise."""
+        if callable(self.drop_layers):
+            with self.blamed("its drop_layers"):
+                return tuple(self.drop_layers(depth))
+        return default_drop_layers(depth, self.drop_layers)
+
+    @contextmanager
+    def blamed(self, what: str) -> Iterator[None]:
+        """Around code of a method of another package: whatever it raises, but for our own errors, is said to be its.
+
+        Raises:
+            UsageError: instead.
+        """
+        try:
+            yield
+        except LifedeployError:
+            raise
+        except (Exception, SystemExit) as error:
+            if self.package == _OURS:
+                raise
+            raise self.broken(f"{what} fails with {type(error).__name__}: {reason(error)}") from error
 
     @property
     def trains_reducer(self) -> bool:
@@ -143,14 +193,38 @@ class Method:
             ScheduleError: it cannot be, or the method takes no counts.
             UsageError: the options cannot be.
         """
-        layers = default_drop_layers(depth, self.drop_layers) if drop_layers is None else tuple(drop_layers)
+        layers = self.default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
         if counts is not None:
             if not self.takes_counts:
-                raise ScheduleError(f"{self.name} has a budget of its own and takes no token counts", hint="--rho")
+                hint = "--rho" if self.takes_keep_rate else None
+                raise ScheduleError(f"{self.name} has a budget of its own and takes no token counts", hint=hint)
             return Schedule.from_counts(patches, depth, counts, layers)
         assert keep_rate is not None
         require_keep_rate(keep_rate)
-        return self.schedule(patches, depth, keep_rate, layers, self.settle(options or {}))
+        with self.blamed("its schedule"):
+            made = self.schedule(patches, depth, keep_rate, layers, self.settle(options or {}))
+        if not isinstance(made, Schedule) or (made.patches, made.depth) != (patches, depth):
+            raise self.broken(f"its schedule is none of {patches} patches in {depth} layers: {shortened(repr(made))}")
+        return made
+
+    def count_work(self, schedule: Schedule, options: Mapping[str, Any], cost: Cost) -> Work:
+        """What it computes under a schedule, checked.
+
+        Raises:
+            UsageError: its ``work`` fails, or what that says cannot be.
+        """
+        with self.blamed("its work"):
+            work = self.work(schedule, self.settle(options), cost)
+        sound = isinstance(work, Work) and type(work.scoring) is int and work.scoring >= 0
+        for tokens in (work.attention, work.mlp) if sound else ():
+            sound = sound and len(tokens) == schedule.depth
+            sound = sound and all(type(count) is int and 0 <= count <= schedule.patches for count in tokens)
+        if not sound:
+            raise self.broken(
+                f"its work is no Work of {schedule.depth} layers with 0 to {schedule.patches} tokens each: "
+                f"{shortened(repr(work))}"
+            )
+        return work
 
     def require_prefix(self, prefix: int, backbone: str) -> None:
         """Make sure that it protects all prefix tokens of a backbone.
@@ -203,12 +277,22 @@ class Method:
             value = options.get(name, item.default)
             if value != item.default:
                 plain = name.replace("_", "-")
-                words.append(("" if value else "no-") + plain if isinstance(value, bool) else f"{plain}{value}")
+                words.append(("" if value else "no-") + plain if isinstance(value, bool) else plain + _word(value))
         return "-".join(words)
 
     def broken(self, why: str) -> UsageError:
         """The error that says so."""
         return UsageError(f"method {self.name} of {self.package} cannot be used: {why}")
+
+
+def _word(value: Option) -> str:
+    """A value as part of a folder's name: as it is, if it is short and plain, else a digest of it."""
+    text = str(value)
+    return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,31}", text) else f"-{crc32(text.encode()):08x}"
+
+
+def _is_stage(stage: Any) -> bool:
+    return isinstance(stage, TrainingStage) and _is_name(stage.name) and (stage.reducer or stage.backbone)
 
 
 def _is_name(text: str) -> bool:

@@ -40,6 +40,7 @@ __all__ = [
     "Work",
     "baseline",
     "bound",
+    "built_in",
     "get",
     "members",
     "names",
@@ -132,6 +133,11 @@ def members(method: Method) -> tuple[Method, ...]:
     return (method, baseline(), bound())
 
 
+def built_in(name: str) -> Method | None:
+    """A method of this package; None where it is one of another, or none at all."""
+    return _TABLE.get(name)
+
+
 def role_of(name: str) -> str:
     """The role of a method that a file names: what is no baseline and no bound is slimmed, known here or not."""
     return _TABLE[name].role if name in _TABLE else SLIMMED
@@ -154,7 +160,7 @@ def get(name: str, *roles: str) -> Method:
         owners = ["lifedeploy itself"] * (name in _TABLE) + [_package(entry) for entry in found]
         raise UsageError(
             f"method {quoted(name)} is there more than once: of {' and of '.join(owners)}",
-            hint="uninstall all but one",
+            hint="uninstall a package that adds it",
         )
     if name not in _TABLE and not found:
         import difflib

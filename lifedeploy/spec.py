@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from lifedeploy import methods
-from lifedeploy.errors import ArtifactError
+from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.reading import decode_json
-from lifedeploy.schedule import Schedule, default_drop_layers
+from lifedeploy.schedule import Schedule
 from lifedeploy.typed import (
     ATTENTIONS,
     GRAPHS,
@@ -137,7 +137,8 @@ class ModelSpec:
             return self
         other = methods.get(method)
         other.require_prefix(self.prefix_tokens, self.backbone)
-        beside = methods.get(self.method).options_beside(other) if other.role == methods.BOUND else {}
+        own = methods.built_in(self.method) if other.role == methods.BASELINE else methods.get(self.method)
+        beside = own.options_beside(other) if own is not None else {}  # what a baseline is needs no plug-in
         return replace(self, method=method, options=other.plain_options(beside))
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,6 +188,12 @@ class ModelSpec:
             raise ArtifactError(f"{what} is wrong: {len(self.classes)} names for {self.num_classes} classes")
         if self.schedule.patches > height * width:
             raise ArtifactError(f"{what} is wrong: {self.schedule.patches} patches of an image of {height}x{width} px")
+        method = methods.built_in(self.method)  # another package's has to be imported before it can tell
+        if method is not None:
+            try:
+                method.settle(self.options)
+            except UsageError as error:
+                raise ArtifactError(f"{what} is wrong at $.options: {error.message}") from error
 
 
 def _brought_up(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -215,7 +222,7 @@ def model_name(
     if schedule.drop_layers:
         rate = schedule.keep_rate
         parts.append(f"r{rate:g}" if rate is not None else ".".join(map(str, schedule.counts)))
-        if schedule.drop_layers != default_drop_layers(schedule.depth, method.drop_layers):
+        if schedule.drop_layers != method.default_drop_layers(schedule.depth):
             parts.append("after" + ".".join(map(str, schedule.drop_layers)))
     if changed := method.label(options or {}):
         parts.append(changed)

@@ -239,7 +239,6 @@ def test_an_earlier_model_that_drops_nothing_kept_no_order():
             {4: 137, 7: 96, 10: 67},
             False,
         ),
-        ({"kept": [7, 10]}, {7: "kept_7", 10: "kept_10"}, {7: 96, 10: 67}, False),
         ({"kept": []}, {}, {}, False),
     ],
 )
@@ -451,3 +450,12 @@ def test_the_schemas_in_the_documentation_are_those_of_the_types():
     made = runpy.run_path(str(folder / "generate.py"))["schemas"]()
     committed = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
     assert committed == json.loads(readable_json(made)), "python docs/schemas/generate.py"
+
+
+def test_kept_tokens_are_named_from_the_first_drop_on():
+    late = plain(replace(FULL, graph={"kept": [7, 10]}))
+    with pytest.raises(ArtifactError, match=r"\$\.graph\.kept: tokens leave after layer 4 already"):
+        Manifest.from_dict(late)
+    schedule = Schedule.from_counts(196, 12, (196, 96, 67))  # nothing leaves after layer 4
+    found = Manifest.from_dict(plain(replace(FULL, spec=replace(SPEC, schedule=schedule), graph={"kept": [7, 10]})))
+    assert (found.kept.names, found.kept.counts) == ({7: "kept_7", 10: "kept_10"}, {7: 96, 10: 67})

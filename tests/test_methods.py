@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from msgspec import Meta
 
 from lifedeploy import methods
 from lifedeploy.cost import Cost, Work
@@ -441,7 +442,7 @@ def test_a_name_that_is_there_twice_is_refused_with_both_owners(plug, entries, n
     plug(*entries)
     error = refusal(lambda: methods.get(name))
     assert error.message == f"method '{name}' is there more than once: {owners}"
-    assert error.hint == "uninstall all but one"
+    assert error.hint == "uninstall a package that adds it"
     assert methods.names().count(name) == 1
 
 
@@ -465,3 +466,108 @@ def test_a_broken_method_says_whose_it_is():
     row: Any = replace(OTHER, package="lifedeploy-other 1.2")
     assert row.broken("it is old").message == "method other of lifedeploy-other 1.2 cannot be used: it is old"
     assert isinstance(row, Method)
+
+
+COST = Cost(embed=1, projections=(1,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4)
+
+# --- what a row of another package may get wrong ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        ("cosine", "pooled-bycosine"),
+        ("../../x", "pooled-by-"),
+        ("a/b", "pooled-by-"),
+        ("é" * 200, "pooled-by-"),
+        ("x" * 33, "pooled-by-"),
+        ("", "pooled-by-"),
+    ],
+)
+def test_an_option_in_the_name_of_a_folder_is_one_short_plain_word(value, word):
+    label = OTHER.label({"pooled_by": value})
+    assert re.fullmatch(r"[A-Za-z0-9.-]{1,60}", label)
+    assert re.fullmatch(word if word[-1] != "-" else word + "[0-9a-f]{8}", label)
+
+
+@dataclass(frozen=True)
+class OutOfRange:
+    merged: Annotated[int, Meta(ge=5)] = methods.option(1, "A default that it does not take itself.")
+
+
+@dataclass(frozen=True)
+class Hidden:
+    debug: bool = methods.option(False, "A flag of every command.")
+
+
+@dataclass(frozen=True)
+class Ambiguous:
+    fuse: bool = methods.option(True, "Its opposite is --no-fuse.")
+    no_fuse: bool = methods.option(False, "And so is this.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"choice": "sometimes"}, "its choice 'sometimes' is unknown"),
+        ({"stages": (replace(STAGE, name="../x"),)}, "a stage of it trains nothing, or is called what no file can be"),
+        ({"stages": (replace(STAGE, reducer=False, backbone=False),)}, "a stage of it trains nothing"),
+        ({"stages": (STAGE, STAGE)}, "two stages of it have one name"),
+        ({"work": None}, "its work or its schedule is no function"),
+        ({"derives": True, "choice": "once", "inside": True}, "only what ranks once, and drops behind a layer"),
+        ({"options": OutOfRange}, "by default merged is 1: expected int >= 5"),
+        ({"options": Hidden}, "an option cannot be called 'debug'"),
+        ({"options": Ambiguous}, "an option cannot be called 'no_fuse'"),
+    ],
+)
+def test_a_row_that_nothing_could_be_made_of_is_refused(changes, said):
+    assert said in refusal(lambda: replace(OTHER, **changes)).message
+
+
+def made(schedule: Schedule) -> Callable[..., Schedule]:
+    return lambda *given: schedule
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        made(Schedule.dense(25, 12)),
+        made(Schedule.dense(16, 11)),
+        lambda *given: None,
+        lambda *given: 1 / 0,
+        lambda *given: sys.exit(7),
+    ],
+)
+def test_a_schedule_that_is_none_of_this_backbone_is_the_methods_fault(schedule):
+    other = replace(OTHER, schedule=schedule, package="lifedeploy-other 1.2")
+    said = refusal(lambda: other.make_schedule(16, 12, keep_rate=0.7)).message
+    assert said.startswith("method other of lifedeploy-other 1.2 cannot be used: its schedule ")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda *given: Work((16,) * 11, (16,) * 12),
+        lambda *given: Work((16,) * 12, (17,) * 12),
+        lambda *given: Work((16,) * 12, (-1,) * 12),
+        lambda *given: Work((16.0,) * 12, (16,) * 12),
+        lambda *given: Work((16,) * 12, (16,) * 12, scoring=-5),
+        lambda *given: 3,
+        lambda *given: 1 / 0,
+    ],
+)
+def test_work_that_cannot_be_is_the_methods_fault(work):
+    other, schedule = replace(OTHER, work=work, package="lifedeploy-other 1.2"), Schedule.dense(16, 12)
+    said = refusal(lambda: other.count_work(schedule, {}, COST)).message
+    assert said.startswith("method other of lifedeploy-other 1.2 cannot be used: its work ")
+
+
+def test_what_goes_wrong_in_our_own_methods_is_our_fault():
+    with pytest.raises(ZeroDivisionError), LIFE.blamed("its work"):
+        _ = 1 / 0
+
+
+def test_drop_layers_may_be_made_of_the_depth():
+    every = replace(OTHER, drop_layers=lambda depth: tuple(range(1, depth)))
+    assert every.default_drop_layers(6) == (1, 2, 3, 4, 5)
+    assert every.make_schedule(196, 6, keep_rate=1.0).drop_layers == (1, 2, 3, 4, 5)

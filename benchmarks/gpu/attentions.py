@@ -30,7 +30,7 @@ from lifedeploy.errors import EngineError
 from lifedeploy.exporters.precision import HALF
 from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
-from lifedeploy.spec import ATTENTIONS, ORDER_NAME
+from lifedeploy.spec import ATTENTIONS
 
 HERE = Path(__file__).parent
 ENGINES = ("onnxruntime-cuda", "onnxruntime")
@@ -43,7 +43,8 @@ class Run:
     def __init__(self, source: Path, out: Path, engine: str, precision: str, command: str) -> None:
         self.source, self.out, self.precision = source, out, precision
         self.kind = registry.get(engine)
-        self.spec = Artifact.read(source.with_suffix(".json")).manifest.spec
+        manifest = Artifact.read(source.with_suffix(".json")).manifest
+        self.spec, self.taps = manifest.spec, manifest.kept.taps
         self.found: dict[str, Any] = {"rows": [], "machine": describe(), "date": now(), "command": command}
         self.found |= {"engine": engine, "precision": precision, "backbone": self.spec.backbone, "not_timed": {}}
         self.found |= {"gpu_state": {"before": gpu_state()}}
@@ -67,7 +68,7 @@ class Run:
 
     def contests(self, graphs: Mapping[str, Path], batches: Sequence[int], seconds: float) -> None:
         """Time all forms at every batch size."""
-        options = EngineOptions(precision=self.precision, taps=(ORDER_NAME,))
+        options = EngineOptions(precision=self.precision, taps=self.taps)
         with ExitStack() as stack:
             engines = {name: stack.enter_context(self.kind(path, options)) for name, path in graphs.items()}
             for batch in batches:

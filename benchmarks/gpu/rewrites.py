@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from lifedeploy.errors import ExportError, ParityError
 from lifedeploy.evaluation.parity import TOLERANCES, overlap
 from lifedeploy.exporters import attention, forms, passes, precision
 from lifedeploy.exporters.inspect import load
-from lifedeploy.spec import ORDER_NAME, GraphForm, ModelSpec
+from lifedeploy.kept import is_kept_name
+from lifedeploy.spec import GraphForm, ModelSpec
 
 SAME = 1e-4  # of the largest logit, in FP32
 PROVEN = 4  # images
@@ -142,8 +143,14 @@ def write(source: Path, variant: Variant, half: str, target: Path) -> None:
 def answer(graph: Path, images: np.ndarray) -> Answer:
     """What ONNX Runtime makes of an FP32 graph."""
     session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    logits = session.get_outputs()[0].name
-    return tuple(session.run([logits, ORDER_NAME], {session.get_inputs()[0].name: images}))
+    names = [output.name for output in session.get_outputs()]
+    return tuple(session.run([names[0], order_among(names)], {session.get_inputs()[0].name: images}))
+
+
+def order_among(names: Iterable[str]) -> str:
+    """The tensor of kept tokens among a graph's outputs: one, since it orders once."""
+    (order,) = filter(is_kept_name, names)
+    return order
 
 
 def require_same(

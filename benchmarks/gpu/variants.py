@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rewrites import DEPLOYED, VARIANTS, Answer, prove, require_same, write
+from rewrites import DEPLOYED, VARIANTS, Answer, order_among, prove, require_same, write
 
 from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
@@ -38,7 +38,6 @@ from lifedeploy.evaluation.parity import TOLERANCES
 from lifedeploy.exporters.forms import emulated
 from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
-from lifedeploy.spec import ORDER_NAME
 
 HERE = Path(__file__).parent
 ENGINES = ("tensorrt-rtx", "tensorrt")
@@ -95,8 +94,9 @@ def contest(
         for array in lane.inputs.values():
             array[...] = generator.standard_normal(array.shape, dtype=np.float32)
         lane.infer()
-        logits = next(value for key, value in lane.outputs.items() if key != ORDER_NAME)
-        answers[name] = logits.astype(np.float32), lane.outputs[ORDER_NAME].copy()
+        order = order_among(lane.outputs)
+        logits = next(value for key, value in lane.outputs.items() if key != order)
+        answers[name] = logits.astype(np.float32), lane.outputs[order].copy()
         allowed = {"tolerance": tolerance.relative, "least": tolerance.overlap}
         try:
             facts[name] |= require_same(answers[first], answers[name], name, counts=counts, **allowed)
@@ -121,7 +121,8 @@ class Run:
 
     def __init__(self, source: Path, out: Path, minutes: float, half: str, command: str, *, dry: bool = False) -> None:
         self.source, self.out, self.half, self.dry = source, out, half, dry
-        self.spec = Artifact.read(source.with_suffix(".json")).manifest.spec
+        manifest = Artifact.read(source.with_suffix(".json")).manifest
+        self.spec, self.taps = manifest.spec, manifest.kept.taps
         self.ends = time.monotonic() + 60 * minutes
         self.found: dict[str, Any] = {"rows": [], "not_timed": {}, "machine": describe(), "date": now()}
         self.found |= {"dry": dry, "command": command, "backbone": self.spec.backbone, "precision": half}
@@ -155,10 +156,10 @@ class Run:
         if not runs.ok and not self.dry:
             self.found["not_timed"][name] = f"not run on a GPU: {runs.reason}"
             return
-        options = EngineOptions(precision=self.half, trust=True, taps=(ORDER_NAME,))
+        options = EngineOptions(precision=self.half, trust=True, taps=self.taps)
         timed_kind: type[Engine] = kind
         if self.dry:
-            timed_kind, options = OnnxRuntime, EngineOptions(taps=(ORDER_NAME,))
+            timed_kind, options = OnnxRuntime, EngineOptions(taps=self.taps)
             plans = {one: emulation_of(path.with_name(f"{one}.onnx")) for one, path in plans.items()}
         try:
             with ExitStack() as stack:

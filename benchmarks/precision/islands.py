@@ -24,8 +24,8 @@ from lifedeploy.evaluation.parity import overlap
 from lifedeploy.exporters import attention, emulation, precision
 from lifedeploy.exporters.precision import RANKING, Island
 from lifedeploy.files import now, write_json
+from lifedeploy.kept import KeptTokens
 from lifedeploy.machine import describe
-from lifedeploy.spec import ORDER_NAME
 from lifedeploy.workflows.find import find
 
 HERE = Path(__file__).parent
@@ -55,19 +55,22 @@ FORMS: dict[str, tuple[tuple[Island, ...], bool]] = {
 }
 
 
-def answers(model: ir.Model, batches: Sequence[np.ndarray], kept: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, classes) and kept tokens (N, kept)."""
-    order = next(value for node in model.graph for value in node.outputs if value.name == ORDER_NAME)
-    model.graph.outputs.append(order)
+def answers(
+    model: ir.Model, batches: Sequence[np.ndarray], kept: KeptTokens, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, classes) and the tokens that are kept to the end (N, n_T)."""
+    model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in kept.last_tap)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path)
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [session.get_outputs()[0].name, ORDER_NAME]
-    found = [session.run(names, {session.get_inputs()[0].name: batch}) for batch in batches]
-    return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])[:, :kept]
+    names = [session.get_outputs()[0].name, *kept.last_tap]
+    found = [
+        dict(zip(names, session.run(names, {session.get_inputs()[0].name: batch}), strict=True)) for batch in batches
+    ]
+    return np.concatenate([one[names[0]] for one in found]), np.concatenate([kept.survivors(one) for one in found])
 
 
 def run(path: Path, data: str, count: int, threads: int) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def run(path: Path, data: str, count: int, threads: int) -> dict[str, Any]:
     pixels = [to_pixels(images.image(int(index)), spec.preprocess) for index in chosen]
     parts = [np.stack(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
     batches = [normalise(part, spec.preprocess) for part in parts]
-    kept = spec.schedule.tokens[-1]
+    kept = artifact.manifest.kept
     reference = answers(ir.load(path), batches, kept, threads)
     rows = []
     for to in precision.HALF:
@@ -96,8 +99,9 @@ def run(path: Path, data: str, count: int, threads: int) -> dict[str, Any]:
             found = answers(model, batches, kept, threads)
             rows.append({"precision": to, "in FP32": name} | compare(reference, found))
             print(rows[-1], flush=True)
-    facts = {"model": artifact.name, "weights": spec.provenance.weights, "images": len(pixels), "kept": kept}
-    return facts | {"patches": spec.schedule.patches, "rows": rows, "machine": describe(threads=threads), "date": now()}
+    facts = {"model": artifact.name, "weights": spec.provenance.weights, "images": len(pixels)}
+    facts |= {"patches": spec.schedule.patches, "kept": spec.schedule.tokens[-1]}
+    return facts | {"rows": rows, "machine": describe(threads=threads), "date": now()}
 
 
 def compare(reference: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:

@@ -55,16 +55,16 @@ SCANNED = "smoothing 0.5, LayerNorm only, 4 worst of a scan in FP32"
 def measure(export: Path, stem: str, recipes: dict[str, Recipe], images: Path, scan: bool) -> list[dict[str, Any]]:
     """One row per recipe, the float graph first."""
     artifact = Artifact.read(export / f"{stem}.json")
-    spec = artifact.manifest.spec
+    spec, kept = artifact.manifest.spec, artifact.manifest.kept
     train, val = (read_images(str(images), split=split) for split in ("train", "val"))
     drawn = draw(train, 256, 64, 0)
     feed, small, whole = (Feed(chosen, spec.preprocess, False, 8) for chosen in (drawn.calibration, drawn.check, val))
     digest = feed.digest()
-    reference = compare.ask(artifact.path, whole, spec)
+    reference = compare.ask(artifact.path, whole, kept)
     rows = [{"recipe": "FP32"} | judge(reference, reference, val.targets, len(spec.classes))]
 
     def add(name: str, graph: Path) -> None:
-        found = judge(reference, compare.ask(graph, whole, spec), val.targets, len(spec.classes))
+        found = judge(reference, compare.ask(graph, whole, kept), val.targets, len(spec.classes))
         rows.append({"recipe": name} | found)
         print(export.name, stem, rows[-1], flush=True)
 
@@ -76,7 +76,8 @@ def measure(export: Path, stem: str, recipes: dict[str, Recipe], images: Path, s
             write(prepared, work / "quantized.onnx")
             add(name, work / "quantized.onnx")
             if scan and not recipe.smooth_gelu:
-                check = compare.Check(artifact.path, small, spec, compare.ask(artifact.path, small, spec))
+                answers = compare.ask(artifact.path, small, kept)
+                check = compare.Check(artifact.path, small, artifact.method, kept, answers)
                 noises = sensitivity.scan(prepared, check, work)
                 write(prepared, work / "quantized.onnx", leave=list(noises)[:4])
                 add(SCANNED, work / "quantized.onnx")

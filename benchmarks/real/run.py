@@ -30,7 +30,6 @@ from lifedeploy.engines.base import EngineOptions
 from lifedeploy.evaluation.parity import overlap
 from lifedeploy.files import now
 from lifedeploy.machine import describe
-from lifedeploy.spec import ORDER_NAME
 
 HERE = Path(__file__).parent
 BACKBONE = "vit_small_patch14_dinov2"
@@ -61,8 +60,8 @@ def ask(artifact: Artifact, items: list[tuple[Path, int]]) -> dict[str, Any]:
     """An engine's logits and kept tokens for all photographs."""
     spec, record = artifact.manifest.spec, artifact.manifest.engine
     assert record is not None
-    taps = (ORDER_NAME,) if spec.method == "life" else ()
-    options = EngineOptions(precision=record.precision, taps=taps, method=spec.method)
+    tokens = artifact.manifest.kept
+    options = EngineOptions(precision=record.precision, taps=tokens.last_tap, method=spec.method)
     logits, kept = [], []
     with registry.get(record.name)(artifact.path, options) as engine:
         label = f"{record.label} {spec.method}"
@@ -70,8 +69,8 @@ def ask(artifact: Artifact, items: list[tuple[Path, int]]) -> dict[str, Any]:
             pixels = np.stack([to_pixels(read_image(path), spec.preprocess) for path, _ in group])
             answer = engine.run({"images": normalise(pixels, spec.preprocess)})
             logits.append(answer["logits"])
-            if taps:
-                kept.append(answer[ORDER_NAME][:, : spec.schedule.tokens[-1]])
+            if tokens:
+                kept.append(tokens.survivors(answer))
     return {"logits": np.concatenate(logits), "kept": np.concatenate(kept) if kept else None}
 
 

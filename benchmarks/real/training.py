@@ -140,15 +140,11 @@ class Runner:
         for rate in RATES:
             schedule = _schedule(spec.schedule, rate)
             identity, _ = checkpoint.load(self.out / folder / "last.safetensors", method="life", schedule=schedule)
-            dim, prefix = model.backbone.embed_dim, spec.prefix_tokens
-            draws = [
-                self.evaluate(with_reducer(model, RandomScores(schedule, dim, prefix, draw)))
-                for draw in range(RANDOM_DRAWS)
-            ]
+            draws = [self.evaluate(with_reducer(model, RandomScores(schedule, draw))) for draw in range(RANDOM_DRAWS)]
             untrained[str(rate)] = {
                 "random": {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]},
                 "untrained predictor": self.evaluate(identity),
-                "EViT scores": self.evaluate(with_reducer(model, ClsAttention(schedule, prefix))),
+                "EViT scores": self.evaluate(with_reducer(model, ClsAttention(schedule))),
             }
         return {"dense": self.evaluate(model), "untrained": untrained}
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifedeploy.model.reducers import BlockAttention, Reducer, Tokens
-from lifedeploy.model.reducers.life import LifeReducer, TakeOrdered
+from lifedeploy.model.reducers import BlockAttention, Reducer, TakeOrdered, Tokens
+from lifedeploy.model.reducers.life import LifeReducer
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.schedule import Schedule
 
@@ -19,11 +19,9 @@ class ClsAttention(Reducer):
     Scored anew at every drop, as EViT does. The same counts as life, after the same layers; no fused token.
     """
 
-    method = "evit-scores"
-
-    def __init__(self, schedule: Schedule, prefix: int) -> None:
+    def __init__(self, schedule: Schedule) -> None:
         super().__init__(schedule)
-        self._take = {layer: TakeOrdered(schedule.after(layer), prefix) for layer in schedule.drop_layers}
+        self._take = {layer: TakeOrdered(schedule.after(layer)) for layer in schedule.drop_layers}
 
     @property
     def inside_layers(self) -> frozenset[int]:
@@ -35,25 +33,22 @@ class ClsAttention(Reducer):
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
         if layer not in self._take:
             return tokens
-        x, _, index = self._take[layer](tokens.x, tokens.carry["row"])
-        positions = index if tokens.positions is None else tokens.positions.gather(1, index)
-        return tokens.but(x=x, positions=positions, carry={})
+        taken, _ = self._take[layer](tokens, tokens.carry["row"])
+        return taken.but(carry={})
 
 
 class RandomScores(LifeReducer):
     """Patches leave in a random order, drawn for every image anew."""
 
-    method = "random"
-
-    def __init__(self, schedule: Schedule, dim: int, prefix: int, seed: int) -> None:
-        super().__init__(schedule, dim, prefix)
+    def __init__(self, schedule: Schedule, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
 
         class Draw(torch.nn.Module):
             def forward(self, x: Tensor, prefix: int) -> Tensor:
                 return torch.rand(x.shape[0], x.shape[1] - prefix, generator=generator)
 
-        self.predictor: Any = Draw()
+        draw: Any = Draw()
+        super().__init__(schedule, draw)
 
 
 def with_reducer(model: SlimViT, reducer: Reducer) -> SlimViT:

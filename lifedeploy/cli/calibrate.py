@@ -20,7 +20,13 @@ class _MethodOrRange(method_options.MethodName):
     """A method; or, as ``--ranges`` was called before there were several, how far activations reach."""
 
     def read(self, text: str) -> str:
-        return text if text in _RANGES else super().read(text)
+        if text in _RANGES:
+            return text
+        try:
+            return super().read(text)
+        except UsageError as error:
+            hint = f"how far activations reach is --ranges {'|'.join(_RANGES)}"
+            raise UsageError(error.message, hint="; ".join(filter(None, (error.hint, hint)))) from error
 
 
 def calibrate(

@@ -41,10 +41,11 @@ class MethodName(values.Value):
 class MethodCommand(TyperCommand):
     """A command that takes ``--method``, and then that method's options."""
 
+    roles: tuple[str, ...] = (methods.SLIMMED,)
     training = False  # whether it takes those that decide nothing but training
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta[_METHOD] = methods.get(self.named(args))
+        ctx.meta[_METHOD] = methods.get(self.named(args), *self.roles)
         _given.set({})
         return super().parse_args(ctx, args)
 
@@ -76,6 +77,7 @@ class MethodCommand(TyperCommand):
 class TrainingCommand(MethodCommand):
     """One that trains."""
 
+    roles = (methods.SLIMMED, methods.BASELINE)
     training = True
 
     def named(self, args: Sequence[str]) -> str:
@@ -145,7 +147,7 @@ def _hint(method: Method, item: Any, kind: Any) -> Any:
         return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help, rich_help_panel=panel)]
     low, high, above, below = _range(limits)
     reader: values.Value
-    if get_origin(plain) is Literal:
+    if get_origin(plain) is Literal and all(isinstance(word, str) for word in get_args(plain)):
         plain, reader = str, values.Choice(flag, *get_args(plain))
     elif plain is int:
         reader = values.Whole(flag, int(low) + above, int(high) - below)
@@ -154,7 +156,7 @@ def _hint(method: Method, item: Any, kind: Any) -> Any:
     elif plain is str:
         reader = values.Name(flag)
     else:
-        raise method.broken(f"its option {item.name} is a {plain}; expected bool, int, float, str or Literal")
+        raise method.broken(f"its option {item.name} has another type than bool, int, float, str or a Literal of words")
     metavar = None if isinstance(reader, values.Choice) else {int: "N", float: "X", str: "TEXT"}[plain]
     return Annotated[plain | None, options.option(reader, help=help, metavar=metavar, panel=panel)]
 

@@ -187,10 +187,7 @@ def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
         "backbone": f"{spec.backbone} ({spec.timm_name}), {height}x{width} px, {spec.num_classes} classes",
         "method": _method(spec),
         "weights": " ".join(part for part in (origin.weights, origin.source, origin.sha256[:12]) if part),
-        "predictor": {
-            "identity": "identity: its start, not trained",
-            "none": "none: nothing of its own is trained",
-        }.get(origin.predictor, origin.predictor),
+        "predictor": _PREDICTORS.get(origin.predictor, origin.predictor),
         "tokens": f"{_stages(spec)}, and {spec.prefix_tokens} prefix; dropped after layers "
         f"{', '.join(map(str, spec.schedule.drop_layers)) or 'none'}",
     }
@@ -242,10 +239,11 @@ def _layers(manifest: Manifest) -> Table:
 
 
 def _graph(graph: GraphFacts) -> Table:
+    sizes = ", ".join(str(k or "computed") for k in graph.topk)
     pruning = ", ".join(
         part
         for part in (
-            f"{len(graph.topk)} TopK (k = {', '.join(map(str, graph.topk))})" if graph.topk else "no TopK",
+            f"{len(graph.topk)} TopK (k = {sizes})" if graph.topk else "no TopK",
             f"{graph.gathers_after_topk} Gather fed by it" if graph.topk else "",
             f"{graph.operators.get('Slice', 0)} Slice",
         )

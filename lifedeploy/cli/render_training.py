@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -18,12 +17,8 @@ from lifedeploy.workflows.train import TrainReport
 def started(config: TrainConfig, folder: Path) -> RenderableType:
     """What is about to run: what differs from the defaults, and where the rest stands."""
     text = Text.assemble(("training ", "bold"), printable(str(folder)), "\n")
-    usual = TrainConfig()
-    changed = [
-        f"{field.name}={getattr(config, field.name)}"
-        for field in fields(TrainConfig)
-        if getattr(config, field.name) != getattr(usual, field.name)
-    ]
+    usual = TrainConfig().to_dict() | {"options": methods.get(config.method).plain_options({})}
+    changed = [f"{name}={getattr(config, name)}" for name, value in config.to_dict().items() if value != usual[name]]
     text.append(printable(", ".join(changed)) or "all settings at their defaults")
     text.append("\n" + printable(f"all settings: {folder}/config.toml"), style="dim")
     return text
@@ -48,6 +43,6 @@ def trained(report: TrainReport) -> RenderableType:
     last.append(f"lifedeploy export --backbone {report.config.backbone}")
     if report.config.slims and report.config.method != methods.DEFAULT:
         last.append(f" --method {report.config.method}")
-    if report.config.slims and not report.config.counts:
+    if report.config.slims and not report.config.counts and report.config.trained_method.takes_keep_rate:
         last.append(f" --rho {report.config.keep_rate:g}")
     return Group(table, last)

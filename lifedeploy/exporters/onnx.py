@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from lifedeploy.files import compact_json
 from lifedeploy.kept import kept_layer
 from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.spec import GRAPHS, LIVES_NAME, ModelSpec
+from lifedeploy.spec import GRAPHS, LIVES_NAME, SCORES_NAME, ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving
 
@@ -81,7 +82,7 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
         example = torch.zeros(batch, 3, height, width)
     dynamic = None if options.batch_size else ({0: torch.export.Dim("batch")},)
     try:
-        with plain_attention(model), torch.no_grad(), _quiet():
+        with plain_attention(model), torch.no_grad(), _quiet(), methods.get(spec.method).blamed("its reducer"):
             program = torch.onnx.export(
                 wrapper,
                 (example,),
@@ -98,25 +99,31 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
     for value, name in zip(graph.graph.outputs, told[-1], strict=True):
         value.name = name
     passes.relative_reshapes(graph)
-    _require_kept(graph, spec)
+    _require_kept(graph, spec, methods.get(spec.method))
     passes.keep_outputs(graph, (output_name(spec), *([LIVES_NAME] if options.with_life else [])))
     passes.clean(graph)
     return graph
 
 
-def _require_kept(graph: ir.Model, spec: ModelSpec) -> None:
-    """Make sure that as many tokens go on after each drop as the schedule says.
+def _require_kept(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> None:
+    """Make sure that the model says what it keeps, that it is as much as the schedule says, and lives if there are any.
 
     Raises:
-        ExportError: others do.
+        ExportError: it does not, or keeps others.
     """
-    for value in graph.graph.outputs:
-        layer = kept_layer(value.name or "")
-        if layer is None:
-            continue
-        found, wanted = None if value.shape is None else value.shape[1], spec.schedule.after(layer)
-        if found != wanted:
-            raise ExportError(f"{spec.method} keeps {found} tokens after layer {layer}, and its schedule says {wanted}")
+    schedule = spec.schedule
+    sizes = {value.name: None if value.shape is None else value.shape[1] for value in graph.graph.outputs}
+    kept = {layer: size for name, size in sizes.items() if (layer := kept_layer(name or "")) is not None}
+    leaving = [layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1]]
+    for layer in leaving if method.choice != "none" else ():
+        if layer not in kept and (method.choice == "every drop" or not kept):
+            raise ExportError(f"{spec.method} drops tokens after layer {layer} and does not say which: no positions")
+    for layer, size in kept.items():
+        if size != schedule.after(layer):
+            wanted = schedule.after(layer)
+            raise ExportError(f"{spec.method} keeps {size} tokens after layer {layer}, and its schedule says {wanted}")
+    if method.predicts_lives and leaving and SCORES_NAME not in sizes:
+        raise ExportError(f"{spec.method} is said to predict lives, and gives none")
 
 
 def derive(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> ir.Model:
@@ -133,7 +140,19 @@ def derive(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> ir.Model
     passes.without_drops(derived, slices=kept if method.role == methods.BOUND else None)
     passes.forget_names(derived)
     passes.clean(derived)
+    cuts = ("Slice",) if method.role == methods.BOUND else ()
+    left = [node for node in derived.graph if _is_of_reducer(node) and node.op_type not in cuts]
+    if left:
+        raise ExportError(
+            f"{method.name} cannot be derived from the graph of {spec.method}, whose drops have another form: "
+            f"{left[0].op_type} is left of them"
+        )
     return derived
+
+
+def _is_of_reducer(node: ir.Node) -> bool:
+    """Whether a node, which has no name of ours yet, was traced inside the reducer."""
+    return re.search(r"(^|\.)reducer(\.|$)", passes.scope_of(node)) is not None
 
 
 def require_one_file(weight_bytes: int) -> None:

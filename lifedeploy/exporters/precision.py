@@ -91,7 +91,7 @@ def require_half(model: ir.Model, precision: str, islands: Sequence[Island] = IS
     for node in model.graph:
         if node.op_type == "Cast":
             source = node.inputs[0].producer() if node.inputs[0] is not None else None
-            if source is not None and source.op_type == "Cast":
+            if source is not None and source.op_type == "Cast" and _is_float(source.inputs[0]):
                 raise ExportError(f"{node.name} casts what {source.name} cast")
             around = [source, *(use.node for use in node.outputs[0].uses())]
             if any(
@@ -200,6 +200,10 @@ class _Converter:
             graph.append(node)
             graph.outputs[index] = restored
             self.casts += 1
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in (_FLOAT, *HALF.values())
 
 
 def _values(model: ir.Model) -> Iterable[ir.Value]:

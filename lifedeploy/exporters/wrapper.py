@@ -58,7 +58,7 @@ class ExportModel(nn.Module):
             images = self.preprocess(images)
         answer = self.model(images)
         given = {self.output: answer.logits}
-        if answer.lives is not None:
+        if answer.lives is not None and answer.scores is not None:
             given |= {LIVES_NAME: answer.lives, SCORES_NAME: answer.scores}
         kept = [] if self.choice == "none" else sorted(answer.kept.items())
         for layer, positions in kept[:1] if self.choice == "once" else kept:

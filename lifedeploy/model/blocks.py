@@ -211,6 +211,7 @@ class PlainViT(Backbone):
             head=sum(head.weight.numel() for head in heads if isinstance(head, nn.Linear)),
             prefix=self.prefix,
             width=self.width,
+            heads=tuple(block.attn.num_heads for block in self.blocks),
         )
 
     def set_drop_path(self, rate: float) -> None:

@@ -129,9 +129,17 @@ def read(path: Path) -> Checkpoint:
 
 
 def load_into(
-    model: SlimViT, state: dict[str, Tensor], path: Path, *, image_size: tuple[int, int] | None = None
+    model: SlimViT,
+    state: dict[str, Tensor],
+    path: Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    same_method: bool = False,
 ) -> str:
     """Load ``state`` into ``model``: ours entirely, or a plain one into the backbone.
+
+    What is of another method's reducer is left out. A checkpoint of another method, the dense model's too, has nothing
+    for this one's: the model then keeps its own. One of the ``same_method`` has all of it.
 
     Position embeddings of another image size are resampled from the grid of ``image_size``, (height, width), which the
     file they come from is expected to say. Where it does not, they are taken for those of the backbone's own grid or of
@@ -147,11 +155,9 @@ def load_into(
     ours = any(name.startswith("backbone.") for name in state)
     target: torch.nn.Module = model if ours else model.backbone
     if ours:
-        # What is of another method's reducer is left out. A checkpoint of the dense model, or of another method, has
-        # nothing for this one's; the model then keeps its own. But all of it or nothing.
         reducer = {name: tensor for name, tensor in state.items() if not _is_backbone(name)}
         own = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
-        found = {name: tensor for name, tensor in reducer.items() if name in own} or own
+        found = {name: tensor for name, tensor in reducer.items() if name in own} or ({} if same_method else own)
         bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if _is_backbone(name)}
         placed, note = _placed(bare, model.backbone, path, image_size)
         state = {f"backbone.{name}": tensor for name, tensor in placed.items()} | found
@@ -160,7 +166,8 @@ def load_into(
     expected = target.state_dict()
     problem = _first_mismatch(expected, state)
     if problem:
-        raise WeightsError(f"{path} does not fit this backbone: {problem}")
+        what = "backbone" if "reducer." not in problem else "method"
+        raise WeightsError(f"{path} does not fit this {what}: {problem}")
     _require_numbers(expected, state, path)
     with foreign(str(path), WeightsError):
         target.load_state_dict(state, strict=True)
@@ -335,5 +342,6 @@ def load(
     with declared(file):
         vit = backbones.create(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
         model = build_model(vit, spec, graph=graph)
-    load_into(model, file.state, path, image_size=file.image_size)
+    same = spec.method == file.spec.method
+    load_into(model, file.state, path, image_size=file.image_size, same_method=same)
     return model, spec

@@ -67,7 +67,8 @@ def load_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
         trained_with = {"input_size": (3, *spec.image_size), **facts.data_config}
         spec = replace(spec, preprocess=backbones.preprocess_of(vit, spec.image_size, trained_with))
     model = build_model(vit, spec, graph=graph)
-    note = checkpoint.load_into(model, state, path, image_size=_trained_size(file, request))
+    size, same = _trained_size(file, request), own is not None and own.method == request.method
+    note = checkpoint.load_into(model, state, path, image_size=size, same_method=same)
     recognised = f"{path.name}: {file.layout}" if file.layout else ""
     return LoadedModel(model, spec, notes=tuple(filter(None, (recognised, note, taken))), new_head=fresh)
 

@@ -59,6 +59,8 @@ class ModelRequest:
         """
         method = methods.get(self.method)
         make = partial(method.make_schedule, patches, depth, options=self.options if options is None else options)
+        if self.keep_rate is not None and not method.takes_keep_rate:
+            raise ScheduleError(f"{self.method} has a budget of its own and takes no keep rate")
         layers = self.drop_layers
         if own is None or not own.drop_layers:
             own = None
@@ -66,7 +68,8 @@ class ModelRequest:
             layers = own.drop_layers  # lives are predicted after the first of them, and were trained there
         if self.counts is not None:
             return make(counts=self.counts, drop_layers=layers)
-        if self.keep_rate is None and own is not None and own.keep_rate is None:
+        by_counts = own is not None and own.keep_rate is None and method.takes_counts
+        if self.keep_rate is None and own is not None and by_counts:
             if own.patches != patches:
                 raise ScheduleError(
                     f"the weights' own counts, {', '.join(map(str, own.counts))}, are of {own.patches} patches, and "

@@ -75,7 +75,7 @@ class Tokens:
             ValueError: not all that the others have beside them is there, or more.
         """
         if set(beside) != set(self.beside):
-            raise ValueError(f"tokens come with {sorted(beside)}, and the others have {sorted(self.beside)} beside them")
+            raise ValueError(f"tokens come with {sorted(beside)}, and the others have {sorted(self.beside)}")
         added = x.shape[1]
         return self.but(
             x=torch.cat((self.x, x), dim=1),

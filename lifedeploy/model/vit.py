@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lifedeploy import methods
-from lifedeploy.errors import UnsupportedModelError
+from lifedeploy.errors import UnsupportedModelError, UsageError
 from lifedeploy.model.blocks import Backbone, adapted
 from lifedeploy.model.reducers import Plan, Reducer, build_reducer
+from lifedeploy.model.tokens import Tokens
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
 
@@ -78,12 +79,26 @@ class SlimViT(nn.Module):
         for layer in range(1, backbone.depth + 1):
             tokens = reducer("before_block", layer, tokens)
             if layer - 1 in reducer.schedule.drop_layers and tokens.positions is not None:
-                kept[layer - 1] = tokens.positions
+                kept[layer - 1] = _positions(tokens, layer - 1)
             inside = partial(reducer, "inside_block", layer) if layer in reducer.inside_layers else None
             tokens = backbone.run_block(layer, tokens, inside)
             tokens = reducer("after_block", layer, tokens)  # (B, P + n_{t+1}, C)
         logits = reducer.logits(backbone, tokens)
         return SlimOutput(logits, kept, reducer("lives", tokens), tokens.scores, tokens.x)
+
+
+def _positions(tokens: Tokens, layer: int) -> Tensor:
+    """The original indices of the tokens that go on after a layer.
+
+    Raises:
+        UsageError: the reducer says of other numbers of tokens where they come from than there are.
+    """
+    positions = tokens.original
+    if positions.shape[1] != tokens.patches:
+        raise UsageError(
+            f"after layer {layer} the reducer has {tokens.patches} patch tokens, and positions of {positions.shape[1]}"
+        )
+    return positions
 
 
 def build_model(backbone: nn.Module, spec: ModelSpec, *, graph: str = "") -> SlimViT:

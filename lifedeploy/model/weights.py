@@ -18,8 +18,9 @@ import timm
 import torch
 from torch import nn
 
+from lifedeploy import methods
 from lifedeploy.artifact import Workspace
-from lifedeploy.errors import LifedeployError, ScheduleError, WeightsError
+from lifedeploy.errors import LifedeployError, UsageError, WeightsError
 from lifedeploy.model import backbones, checkpoint, positions
 from lifedeploy.model.blocks import adapted
 from lifedeploy.model.from_file import load_file
@@ -64,13 +65,16 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
             continue
         if spec is None or spec.timm_name != backbone or spec.method != request.method:
             continue
-        near = near or f"; {path} has another schedule, image size or number of classes"
+        near = near or f"; {path} has another schedule, image size, number of classes or options"
         if request.image_size not in (None, spec.image_size) or request.num_classes not in (None, spec.num_classes):
             continue
         try:
-            own = spec.schedule
-            wanted = request.schedule(own.patches, own.depth, own, request.all_options(spec))
-        except ScheduleError:  # at this checkpoint's image size; at the one that is made in the end it may be fine
+            own, options = spec.schedule, request.all_options(spec)
+            wanted = request.schedule(own.patches, own.depth, own, options)
+        except UsageError:  # a schedule that its image size has not; options that the method has no more
+            continue
+        decisive = methods.get(spec.method).option_fields(training=False)
+        if any(options[name] != spec.options.get(name, options[name]) for name in decisive):
             continue
         same_drops = wanted.drop_layers == spec.schedule.drop_layers
         if wanted.tokens == spec.schedule.tokens or (spec.provenance.elastic and same_drops):

@@ -120,7 +120,7 @@ class TrainConfig:
             raise UsageError(f"--dense and --method {self.method} exclude each other: dense drops nothing")
         if not self.slims and (self.hard or self.distill or self.elastic or self.single_stage):
             raise UsageError(
-                "--dense fine-tunes the unslimmed model: --single-stage, --hard, --distill and --elastic need lives"
+                "--dense fine-tunes the unslimmed model: --single-stage, --hard, --distill and --elastic slim one"
             )
         stages = len(self.trained_method.stages)
         if not stages:

@@ -69,6 +69,10 @@ def doctor() -> DoctorReport:
 def _examined(name: str) -> MethodHealth:
     try:
         method = methods.get(name)
+        if methods.built_in(name) is None:  # code of others: all of it is tried
+            from lifedeploy.model.reducers import load_reducer
+
+            load_reducer(method)
     except UsageError as error:
         return MethodHealth(name, "", "", error.message)
     return MethodHealth(name, method.title, method.package, "")

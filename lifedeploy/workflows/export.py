@@ -102,6 +102,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     say("loading the model")
     loaded = load(request.model, workspace, graph=options.form)
     spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)
+    macs(spec, cost)  # refused before anything is written
     height, width = spec.image_size
     if (request.graph.batch_size or 1) * height * width > LARGEST_BATCH:
         raise UsageError(
@@ -215,7 +216,7 @@ def macs(spec: ModelSpec, cost: Cost) -> MacsRecord:
         UsageError: the method is not known here.
     """
     method = methods.get(spec.method)
-    work = method.work(spec.schedule, method.settle(spec.options), cost)
+    work = method.count_work(spec.schedule, spec.options, cost)
     return {
         "total": cost.total(work),
         "dense": cost.total(Work.dense(spec.schedule)),
@@ -299,7 +300,7 @@ def _torch_answers(member: _Member, samples: Sequence[Sample]) -> list[parity.An
     """What PyTorch says: always on normalised images, whatever the graph takes."""
 
     def run(images: Array) -> parity.Answer:
-        with torch.inference_mode():
+        with torch.inference_mode(), member.method.blamed("its reducer"):
             output = member.model(torch.from_numpy(images))
         survivors = None if member.method.choice == "none" else output.survivors
         return parity.Answer(output.logits.numpy(), None if survivors is None else survivors.numpy())

@@ -123,6 +123,7 @@ def train(
     config = request.config
     if not config.data:
         raise UsageError("no data to train on", hint="--data takes a folder of class folders, wds/FOLDER or hfds/NAME")
+    config = config.but(options=methods.get(config.method).plain_options(config.options))  # a run keeps all settings
     split = read_split(config.data, val_share=config.val_share, seed=config.seed)
     if accelerator.is_main_process:
         for line in unique((*split.train.left_out, *split.val.left_out)):
@@ -193,7 +194,9 @@ def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
     merged = read | settings
     own, given = read.get("options"), settings.get("options")
     same = merged.get("method", methods.DEFAULT) == read.get("method", methods.DEFAULT)
-    if isinstance(own, dict) and isinstance(given, dict) and same:
+    if not same:
+        merged["options"] = given or {}  # the file's are another method's
+    elif isinstance(own, dict) and isinstance(given, dict):
         merged["options"] = {**own, **given}  # of one method, option by option
     config = TrainConfig.from_dict(merged, str(file) if file else "the command")
     dense = not config.slims
@@ -263,7 +266,7 @@ def _resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace)
 def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> LoadedModel:
     request = ModelRequest(
         config.backbone,
-        keep_rate=None if config.counts else config.keep_rate,
+        keep_rate=None if config.counts or not config.trained_method.takes_keep_rate else config.keep_rate,
         counts=config.counts or None,
         drop_layers=config.drop_layers or None,
         method=config.trained_method.name,
@@ -314,8 +317,10 @@ def _require_elastic(loaded: LoadedModel, config: TrainConfig) -> None:
     Raises:
         UnsupportedModelError: it cannot.
     """
-    for rate in config.elastic_range:
-        other = config.schedule_at(rate, loaded.spec.schedule)
+    ends = [config.schedule_at(rate, loaded.spec.schedule) for rate in config.elastic_range]
+    if ends[0].tokens == ends[1].tokens:
+        raise UsageError(f"--elastic changes the keep rate in every step, and {config.method} has one schedule for all")
+    for other in ends:
         loaded.model.reducer.relaxed(other)
         loaded.model.reducer.at(other)
 

@@ -140,8 +140,10 @@ def _model(path: Path, *, lives_needed: bool = False) -> Iterator[tuple[Engine, 
         raise UsageError(
             f"{path} is a {side.method} model and chooses no tokens", hint="name the slimmed one beside it"
         )
-    if not side.spec.schedule.prunes or not side.kept:
+    if not side.spec.schedule.prunes:
         raise UsageError(f"{path} drops nothing, so nothing lives shorter than anything else: keep rate 1")
+    if not side.kept:
+        raise UsageError(f"{path} does not say which tokens it keeps: they have no names in its graph")
     if lives_needed and not side.predicts_lives:
         raise UsageError(
             f"{path} is a model of {side.method}, which predicts no lives to count",

@@ -16,6 +16,7 @@ from lifedeploy.calibration.quantize import Prepared, Recipe, Source, prepare
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.kept import KeptTokens
 from lifedeploy.spec import ModelSpec
 from tests.conftest import make_tiny
 
@@ -68,7 +69,8 @@ def prepared(life, feed, tmp_path):
 @pytest.fixture(scope="session")
 def check(life, feed) -> Check:
     path, spec = life
-    return Check(path, feed, spec, ask(path, feed, spec))
+    kept = KeptTokens.of(spec.schedule, (spec.schedule.base_layer,))
+    return Check(path, feed, spec.method, kept, ask(path, feed, kept))
 
 
 def operators(path: Path) -> list[str]:

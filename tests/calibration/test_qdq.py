@@ -94,7 +94,7 @@ def test_it_computes_what_its_integers_say(prepared, feed, tmp_path):
 def test_quantising_costs_little_and_something(prepared, check, tmp_path):
     made = prepared()
     write(made, tmp_path / "q.onnx")
-    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.spec)
+    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.kept)
     assert 1e-7 < compare.noise(check.answers, theirs) < 0.02
 
 
@@ -144,7 +144,7 @@ def test_fp8_quantises_attention_with_the_softmax_scale_known(prepared, check, t
         assert use.node.inputs[2].dtype == ir.DataType.FLOAT8E4M3FN
     assert len(softmaxes) == DEPTH
     # ONNX Runtime computes E4M3 as ml_dtypes does, so what it says of the graph is what the graph says.
-    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.spec)
+    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.kept)
     assert 1e-6 < compare.noise(check.answers, theirs) < 0.05
 
 
@@ -166,7 +166,7 @@ def test_every_part_that_may_be_quantised_can_be(prepared, check, tmp_path):
     made = prepared(Recipe(parts=("linear", "attention", "embedding", "head")))
     done = write(made, tmp_path / "q.onnx")
     assert (done.products, done.weights) == (6 * DEPTH + 2, 4 * DEPTH + 2)
-    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.spec)
+    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.kept)
     assert 1e-6 < compare.noise(check.answers, theirs) < 0.05
     report = compare.report(made, tmp_path / "q.onnx", check)
     assert {layer.part for layer in report.layers} == {"linear", "attention", "embedding", "head"}

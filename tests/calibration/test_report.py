@@ -60,7 +60,7 @@ def test_layers_and_images_come_worst_first(prepared, check, tmp_path):
 def test_labels_turn_the_drop_into_one_of_accuracy(prepared, check, tmp_path):
     made = prepared()
     write(made, tmp_path / "q.onnx")
-    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.spec)
+    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.kept)
     labels = theirs.logits.argmax(axis=1)  # as if 8 bits were always right
     report = compare.report(made, tmp_path / "q.onnx", compare.Check(**{**vars(check), "labels": labels}))
     assert report.accuracy == 1
@@ -102,7 +102,7 @@ def test_a_scan_finds_the_layer_that_suffers_and_restoring_it_helps(prepared, ch
     lost = []
     for leave in ((), list(noises)[-4:], list(noises)[:4]):
         write(made, tmp_path / "q.onnx", leave=leave)
-        lost.append(compare.noise(check.answers, compare.ask(tmp_path / "q.onnx", check.feed, check.spec)))
+        lost.append(compare.noise(check.answers, compare.ask(tmp_path / "q.onnx", check.feed, check.kept)))
     everything, least, worst = lost
     assert worst < least
     assert worst < 0.8 * everything

@@ -14,6 +14,7 @@ from lifedeploy.calibration.quantize import Recipe, Source, prepare, write
 from lifedeploy.calibration.smooth import seams
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.kept import NOTHING_KEPT
 from tests.conftest import make_tiny
 
 DEPTH = 4
@@ -39,7 +40,7 @@ def test_seams_are_norms_and_gelus_in_front_of_linear_layers_only(life):
 def test_the_float_graph_computes_the_same(prepared, check):
     made = prepared(Recipe(smoothing=0.6))
     assert made.smoothed == 3 * DEPTH
-    theirs = compare.ask(made.graph, check.feed, check.spec)
+    theirs = compare.ask(made.graph, check.feed, check.kept)
     np.testing.assert_allclose(theirs.logits, check.answers.logits, rtol=2e-3, atol=2e-3)
     np.testing.assert_array_equal(theirs.kept, check.answers.kept)
 
@@ -55,7 +56,7 @@ def test_and_quantising_loses_less(prepared, check, tmp_path):
     lost = {}
     for label, alpha in (("plain", 0.0), ("smoothed", 0.5)):
         write(prepared(Recipe(smoothing=alpha, keep=("*fc2*", "*proj*"))), tmp_path / f"{label}.onnx")
-        lost[label] = compare.noise(check.answers, compare.ask(tmp_path / f"{label}.onnx", check.feed, check.spec))
+        lost[label] = compare.noise(check.answers, compare.ask(tmp_path / f"{label}.onnx", check.feed, check.kept))
     assert lost["smoothed"] < lost["plain"] / 2
 
 
@@ -80,10 +81,10 @@ def test_norms_whose_weight_and_bias_are_one_constant_are_taken_apart(tmp_path, 
     assert norms[0].inputs[1] is norms[0].inputs[2], "nothing is shared, so nothing is tested"
     made = prepare(Source(path, "graph", "data", tmp_path / "cache"), Recipe(smoothing=0.6), feed, tmp_path)
     assert made.smoothed == 3 * DEPTH
-    before, after = compare.ask(path, feed, spec), compare.ask(made.graph, feed, spec)
+    before, after = compare.ask(path, feed, NOTHING_KEPT), compare.ask(made.graph, feed, NOTHING_KEPT)
     np.testing.assert_allclose(after.logits, before.logits, rtol=2e-3, atol=2e-3)
     for norm in [node for node in ir.load(made.graph).graph if "norm2" in (node.name or "")]:
         scale, bias = (value.const_value.numpy() for value in norm.inputs[1:])
         assert scale.shape == bias.shape == (32,)
     write(made, tmp_path / "int8.onnx")
-    assert np.isfinite(compare.ask(tmp_path / "int8.onnx", feed, spec).logits).all()
+    assert np.isfinite(compare.ask(tmp_path / "int8.onnx", feed, NOTHING_KEPT).logits).all()

@@ -15,7 +15,8 @@ from lifedeploy.engines.base import Availability, EngineOptions
 from lifedeploy.engines.openvino import choose_precision
 from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.evaluation import parity
-from lifedeploy.spec import ORDER_NAME, SCORES_NAME
+from lifedeploy.kept import KeptTokens
+from lifedeploy.spec import SCORES_NAME
 from tests.engines.hammer import wrong_answers
 
 RUNNABLE = ["fake", "onnxruntime", "openvino", "torch"]
@@ -114,24 +115,37 @@ def test_the_tapped_ranking_is_the_one_pytorch_kept(name, exported):
     sample = parity_samples(spec.preprocess)[0]
     images = normalise(sample.pixels, spec.preprocess)
     expected = parity.recorded(source.folder / source.manifest.reference, "life", [images])[0]
-    with registry.get(name)(path, EngineOptions(taps=(ORDER_NAME,), method="life")) as engine:
-        order = engine.run({"images": images})[ORDER_NAME]
-    survivors = spec.schedule.tokens[-1]
-    assert parity.overlap(expected.kept, order[:, :survivors]) == 1.0
+    kept = source.manifest.kept
+    with registry.get(name)(path, EngineOptions(taps=kept.last_tap, method="life")) as engine:
+        survivors = kept.survivors(engine.run({"images": images}))
+    assert survivors.shape == (len(images), spec.schedule.tokens[-1])
+    assert parity.overlap(expected.kept, survivors) == 1.0
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
-def test_the_tapped_scores_rank_as_the_tapped_order(name, exported):
+def test_the_tapped_scores_rank_as_the_tokens_that_are_kept(name, exported):
     source = Workspace(exported).latest_export()
     path = source.folder / source.manifest.checkpoint if name == "torch" else None
     path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
     spec = source.manifest.spec
     images = normalise(parity_samples(spec.preprocess)[0].pixels, spec.preprocess)
-    with registry.get(name)(path, EngineOptions(taps=(ORDER_NAME, SCORES_NAME), method="life")) as engine:
+    # A graph names the first ones alone, since the later ones are the first of them; PyTorch has them all.
+    kept = KeptTokens.of(spec.schedule, spec.schedule.drop_layers) if name == "torch" else source.manifest.kept
+    with registry.get(name)(path, EngineOptions(taps=(*kept.taps, SCORES_NAME), method="life")) as engine:
         answer = engine.run({"images": images})
     assert answer[SCORES_NAME].shape == (len(images), spec.schedule.patches)
-    kept = answer[ORDER_NAME].shape[1]
-    assert np.array_equal(np.argsort(-answer[SCORES_NAME], axis=1)[:, :kept], answer[ORDER_NAME])
+    ranked = np.argsort(-answer[SCORES_NAME], axis=1)
+    for layer in spec.schedule.drop_layers:
+        assert np.array_equal(kept.after(layer, answer), ranked[:, : spec.schedule.after(layer)])
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+def test_a_tap_that_is_not_there_is_an_engine_error(name, exported):
+    source = Workspace(exported).latest_export()
+    path = source.folder / source.manifest.checkpoint if name == "torch" else None
+    path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
+    with pytest.raises(EngineError, match=rf"{path.name} has no tensor life_order"):
+        registry.get(name)(path, EngineOptions(taps=("life_order",), method="life")).open()
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "fake"])

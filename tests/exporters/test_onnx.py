@@ -12,11 +12,13 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from lifedeploy import methods
 from lifedeploy.errors import ArtifactError, ExportError
 from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
-from lifedeploy.model.vit import build_model
+from lifedeploy.model.reducers import Reducer, Tokens
+from lifedeploy.model.vit import SlimViT, build_model
 from tests.conftest import make_tiny
 
 
@@ -27,7 +29,7 @@ def traced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs")
     graph = exporter.trace(model, spec, GraphOptions(with_life=True))
     for method in ("dense", "first-k"):
-        exporter.save(exporter.derive(graph, spec, method), folder / f"{method}.onnx", metadata={})
+        exporter.save(exporter.derive(graph, spec, methods.get(method)), folder / f"{method}.onnx", metadata={})
     exporter.save(graph, folder / "life.onnx", metadata={"lifedeploy.method": "life", "lifedeploy.tokens": [16, 11]})
     return model, spec, folder
 
@@ -68,19 +70,19 @@ def test_graphs_compute_what_pytorch_computes_at_any_batch(traced, method, batch
     model, spec, folder = traced
     torch.manual_seed(batch)
     images = torch.randn(batch, 3, 32, 32)
-    reference = model if method == "life" else build_model(model.backbone, replace(spec, method=method))
+    reference = model if method == "life" else build_model(model.backbone, spec.under(method))
     with torch.inference_mode():
         expected = reference(images)
     answers = ask(folder / f"{method}.onnx", images)
     np.testing.assert_allclose(answers[0], expected.logits.numpy(), atol=1e-5)
     if method == "life":
-        np.testing.assert_allclose(answers[1], expected.life.numpy(), atol=1e-3)
+        np.testing.assert_allclose(answers[1], expected.lives.numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["dense", "first-k"])
 def test_derived_graphs_are_those_that_tracing_would_give(traced, method, tmp_path):
     model, spec, folder = traced
-    own = replace(spec, method=method)
+    own = spec.under(method)
     exporter.save(
         exporter.trace(build_model(model.backbone, own), own, GraphOptions()), tmp_path / "traced.onnx", metadata={}
     )
@@ -102,7 +104,7 @@ def test_names_read_well_and_tell_nothing_of_the_machine(traced):
     assert {"blocks.0.attn.qkv/MatMul", "reducer.order.2/TopK", "reducer.order.2/Gather", "head/Gemm"} <= names
     assert all(name for name in names)
     assert len(names) == len(model.graph.node)
-    assert "life_order" in {name for node in model.graph.node for name in node.output}
+    assert {"kept_2", "life_scores"} <= {name for node in model.graph.node for name in node.output}
     weights = {tensor.name for tensor in model.graph.initializer}
     assert {"blocks.3.mlp.fc1.bias", "blocks.3.mlp.fc1.weight_t", "head.weight", "pos_embed"} <= weights
     assert str(Path(torch.__file__).parent.parent) not in str(model.graph)
@@ -110,6 +112,14 @@ def test_names_read_well_and_tell_nothing_of_the_machine(traced):
         "lifedeploy.method": "life",
         "lifedeploy.tokens": json.dumps([16, 11]),
     }
+
+
+@pytest.mark.parametrize("method", ["life", "dense", "first-k"])
+def test_every_tensor_has_its_type_in_the_file(traced, method):
+    """What engines tap and what stays in FP32 is told by it."""
+    graph = onnx.load(traced[2] / f"{method}.onnx").graph
+    typed = {value.name for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type}
+    assert {name for node in graph.node for name in node.output} <= typed
 
 
 def test_token_counts_are_static_and_the_batch_is_not(traced):
@@ -185,19 +195,24 @@ def test_a_schedule_that_keeps_everything_needs_no_topk(tmp_path):
 def test_a_graph_of_another_form_is_refused(traced):
     _, _, folder = traced
     found = facts(folder / "life.onnx")
-    with pytest.raises(ExportError, match="the per-stage graph has 1 TopK nodes, expected 2"):
-        inspect.check_form(found, form="per-stage", drops=(11, 6), batch_size=None)
+    with pytest.raises(ExportError, match="the graph has 1 TopK nodes, expected 2"):
+        inspect.check_form(found, orderings=2, batch_size=None)
+    with pytest.raises(ExportError, match="the graph has 2 Gather nodes fed by TopK, expected 1"):
+        inspect.check_form(replace(found, gathers_after_topk=2), orderings=1, batch_size=None)
+    inspect.check_form(found, orderings=None, batch_size=None)  # a method that does not say
     with pytest.raises(ExportError, match="the batch of images is dynamic, expected 4"):
-        inspect.check_form(found, form="order-once", drops=(11, 6), batch_size=4)
+        inspect.check_form(found, orderings=1, batch_size=4)
     fixed = replace(found, inputs=(replace(found.inputs[0], shape=(1, 3, 32, 32)),))
     with pytest.raises(ExportError, match="the batch of images is 1, expected dynamic"):
-        inspect.check_form(fixed, form="order-once", drops=(11, 6), batch_size=None)
+        inspect.check_form(fixed, orderings=1, batch_size=None)
 
 
 def test_only_baselines_can_be_derived(traced):
     _, spec, _ = traced
-    with pytest.raises(ExportError, match="a life graph cannot be derived"):
-        exporter.derive(None, spec, "life")
+    with pytest.raises(ExportError, match="the graph of life cannot be derived from one of life"):
+        exporter.derive(None, spec, methods.get("life"))
+    with pytest.raises(ExportError, match="the graph of dense cannot be derived from one of first-k"):
+        exporter.derive(None, spec.under("first-k"), methods.baseline())
 
 
 @pytest.mark.parametrize("content", [b"", b"not an onnx file at all", b"\x08\x07" + b"\xff" * 100])
@@ -215,3 +230,50 @@ def test_a_truncated_file_is_refused(traced, tmp_path):
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactError, match="is not a valid ONNX file"):
         inspect.load(tmp_path / "cut.onnx")
+
+
+class Forgetful(Reducer):
+    """Drops, and does not say what."""
+
+    def after_block(self, layer: int, tokens: Tokens) -> Tokens:
+        if layer not in self.schedule.drop_layers:
+            return tokens
+        return tokens.but(x=tokens.x[:, : tokens.prefix + self.schedule.after(layer)])
+
+
+class Generous(Reducer):
+    """Keeps one token more than its schedule says."""
+
+    def after_block(self, layer: int, tokens: Tokens) -> Tokens:
+        more = self.schedule.after(layer) + 1
+        return tokens.first(more) if layer in self.schedule.drop_layers else tokens
+
+
+@pytest.mark.parametrize(
+    ("reducer", "said"),
+    [
+        (Forgetful, "life drops tokens after layer 2 and does not say which: no positions"),
+        (Generous, "life keeps 12 tokens after layer 2, and its schedule says 11"),
+    ],
+)
+def test_a_method_that_does_not_keep_what_its_schedule_says_is_not_exported(reducer, said):
+    model, spec = make_tiny()
+    with pytest.raises(ExportError) as refused:
+        exporter.trace(SlimViT(model.backbone, reducer(spec.schedule)).eval(), spec, GraphOptions())
+    assert refused.value.message == said
+
+
+def test_lives_that_are_promised_have_to_come():
+    model, spec = make_tiny(method="first-k")
+    with pytest.raises(ExportError, match="life is said to predict lives, and gives none"):
+        exporter.trace(model, replace(spec, method="life"), GraphOptions())
+
+
+def test_a_drop_of_another_form_is_not_taken_out_of_a_graph_by_halves():
+    model, spec = make_tiny()
+    graph = exporter.trace(model, spec, GraphOptions())
+    for node in graph.graph:  # as if its modules were called otherwise
+        for key, value in list(node.metadata_props.items()):
+            node.metadata_props[key] = value.replace("reducer.keep", "reducer.cut")
+    with pytest.raises(ExportError, match=r"dense cannot be derived from the graph of life, .* Slice is left of them"):
+        exporter.derive(graph, spec, methods.get("dense"))

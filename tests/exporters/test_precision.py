@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from lifedeploy import methods
 from lifedeploy.errors import ExportError
 from lifedeploy.exporters import attention, emulation, precision
 from lifedeploy.exporters import onnx as exporter
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
     model, spec = make_tiny()
     made = tmp_path_factory.mktemp("fp32")
     graph = exporter.trace(model, spec, GraphOptions(with_life=True))
-    exporter.save(exporter.derive(graph, spec, "dense"), made / "dense.onnx", metadata={})
+    exporter.save(exporter.derive(graph, spec, methods.baseline()), made / "dense.onnx", metadata={})
     exporter.save(graph, made / "life.onnx", metadata={"lifedeploy.method": "life"})
     exporter.save(
         exporter.trace(*make_tiny(graph="per-stage"), GraphOptions(form="per-stage")),
@@ -89,6 +90,17 @@ def test_the_ranking_stays_fp32(folder, name):
     assert [node.inputs[0].dtype for node in topk] == [FLOAT] * (2 if name == "per-stage" else 1)
     gathers = [node for node in model.graph if node.op_type == "Gather" and node.name.startswith("reducer")]
     assert {node.outputs[0].dtype for node in gathers} == {HALF}  # tokens are moved in half precision
+
+
+def test_lives_that_were_traced_outside_of_the_reducer_stay_fp32(folder):
+    """As version 0.1 did."""
+    model = ir.load(folder / "life.onnx")
+    now = precision.RANKING.nodes(model)
+    made = [node for node in now if node.name.startswith("reducer/")]  # lives of scores
+    assert {"ReduceMean", "Clip", "Sqrt", "Div"} <= {node.op_type for node in made}
+    for node in made:
+        node.name = node.name.replace("reducer/", "tokens/")
+    assert precision.RANKING.nodes(model) == now
 
 
 def test_casts_are_one_per_place(folder):

@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lifedeploy import methods
 from lifedeploy.errors import WeightsError
 from lifedeploy.model import backbones, checkpoint, raw
+from lifedeploy.model.reducers import Plan, Reducer, build_reducer
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
@@ -422,3 +425,36 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     error = refusal(lambda: checkpoint.load_into(model, tiny_vit().state_dict(), path), path)
     assert "does not fit this backbone" in error.message
+
+
+def test_a_checkpoint_of_a_method_has_all_of_its_reducer(tmp_path):
+    model, spec = small_model()
+    path = tmp_path / "stripped.safetensors"
+    bare = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("reducer.")}
+    raw.write_tensors(path, bare, {checkpoint.SPEC_KEY: json.dumps(spec.to_dict())})
+    with pytest.raises(WeightsError, match=r"does not fit this method: 3 of \d+ tensors are missing, .* reducer"):
+        checkpoint.load(path)
+    described = spec.under("dense")
+    raw.write_tensors(path, bare, {checkpoint.SPEC_KEY: json.dumps(described.to_dict())})
+    loaded, _ = checkpoint.load(path, method="life")  # the dense model's has nothing of it: life starts from its start
+    assert torch.equal(loaded.reducer.predictor.weight, torch.eye(64))
+
+
+class Drawn(Reducer):
+    """Has a parameter that is drawn."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self.weight = torch.nn.Parameter(torch.randn(3))
+
+
+def test_a_reducer_starts_from_the_same_parameters_wherever_it_is_made():
+    method = replace(methods.get("life"), reducer=f"{__name__}:Drawn")
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        drawn.append(build_reducer(method, Plan(Schedule.from_keep_rate(100, 6, 0.7), 64, 1)).weight)
+        after = torch.rand(1)
+        torch.manual_seed(seed)
+        assert torch.equal(torch.rand(1), after)  # and nobody else's numbers are taken
+    assert torch.equal(*drawn)

@@ -190,7 +190,7 @@ def test_auto_takes_the_newest_where_no_schedule_is_asked_for(workspace, offline
 def test_auto_names_what_it_did_not_take(workspace, offline):
     path = leave_trained(workspace, "run", mark=3.0)
     warning = weights.load(replace(REQUEST, keep_rate=0.5), workspace).warning
-    assert f"; {path} has another schedule, image size or number of classes)" in warning
+    assert f"; {path} has another schedule, image size, number of classes or options)" in warning
 
 
 def test_auto_passes_over_a_checkpoint_of_a_smaller_image_when_counts_are_asked_for(workspace, offline):

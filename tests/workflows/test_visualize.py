@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from lifedeploy.artifact import Workspace
 from lifedeploy.data.samples import PHOTOS, photo_folder
 from lifedeploy.errors import ArtifactError, EngineError, ImageError, TrainingError, UsageError
 from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.kept import KeptTokens
 from lifedeploy.model.weights import ModelRequest
 from lifedeploy.schedule import Schedule
 from lifedeploy.training.log import LogRow
@@ -152,13 +154,28 @@ def test_a_log_that_is_none(tmp_path, content, message):
         workflow.curves(tmp_path, tmp_path / "c.png")
 
 
-def test_what_has_no_lives_is_refused(workspace, tmp_path):
+def test_a_model_that_predicts_no_lives_is_drawn_without(workspace, tmp_path, monkeypatch):
+    artifact = Workspace(workspace).latest_export()
+    replace(artifact.manifest, graph={**artifact.manifest.graph, "scores": False}).write(artifact.manifest_path)
+    for one in drawn_by(monkeypatch, artifact.folder, tmp_path / "x.png"):
+        assert one.life is None
+        assert [int(mask.sum()) for mask in one.alive.values()] == [11, 8, 5]
+        assert set(one.fused.values()) == {0}
+    report = workflow.visualize(artifact.folder, [CAT], tmp_path / "x.png")
+    assert (report.kind, report.images, report.mean_life, report.std_life) == ("kept", 1, None, None)
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "data" / "cat" / CAT.name).write_bytes(CAT.read_bytes())
+    with pytest.raises(UsageError, match="is a model of life, which predicts no lives to count"):
+        workflow.histogram(artifact.folder, str(tmp_path / "data"), tmp_path / "x.png", split="", limit=3)
+
+
+def test_what_chooses_no_tokens_is_refused(workspace, tmp_path):
     folder = Workspace(workspace).latest_export().folder
     for model in (folder / "dense.onnx", folder / "first-k.json"):
-        with pytest.raises(UsageError, match=r"is a (dense|first-k) model and predicts no lives"):
+        with pytest.raises(UsageError, match=r"is a (dense|first-k) model and chooses no tokens"):
             workflow.visualize(model, [CAT], tmp_path / "x.png")
     (tmp_path / "foreign.onnx").write_bytes((folder / "model.onnx").read_bytes())
-    with pytest.raises(UsageError, match="was not exported by lifedeploy"):
+    with pytest.raises(UsageError, match="was not exported by lifedeploy: which tokens it keeps is unknown"):
         workflow.visualize(tmp_path / "foreign.onnx", [CAT], tmp_path / "x.png")
     with pytest.raises(UsageError, match="is no plot file"):
         workflow.visualize(folder, [CAT], tmp_path / "x.gif")
@@ -169,17 +186,19 @@ def test_what_has_no_lives_is_refused(workspace, tmp_path):
 
 def test_answers_that_are_of_other_patches_are_refused():
     spec = SimpleNamespace(schedule=Schedule.from_counts(16, 4, (11, 6), (2, 3)), image_size=(30, 32))
-    fitting = {"life_scores": np.zeros((2, 16)), "life_order": np.zeros((2, 11), dtype=np.int64)}
-    workflow._require_fitting(fitting, spec, "m")
+    side = SimpleNamespace(label="m", kept=KeptTokens.of(spec.schedule, (2, 3)), predicts_lives=True)
+    fitting = {"life_scores": np.zeros((2, 16)), "kept_2": np.full((2, 11), 15), "kept_3": np.full((2, 6), -1)}
+    workflow._require_fitting(fitting, side, spec)
     for name, value, message in (
         ("life_scores", np.zeros((2, 15)), r"m gives life_scores of shape \(2, 15\); expected 16"),
         ("life_scores", np.zeros(2), r"m gives life_scores of shape \(2,\)"),
-        ("life_order", np.zeros((2, 10), dtype=np.int64), r"m gives life_order of shape \(2, 10\); expected 11"),
-        ("life_order", np.full((2, 11), 16), "m ranks a patch 16; there are 0 to 15"),
-        ("life_order", np.full((2, 11), -1), "m ranks a patch -1; there are 0 to 15"),
+        ("kept_2", np.zeros((2, 10), dtype=np.int64), r"m gives kept_2 of shape \(2, 10\); expected 11"),
+        ("kept_3", np.zeros((2, 5), dtype=np.int64), r"m gives kept_3 of shape \(2, 5\); expected 6"),
+        ("kept_2", np.full((2, 11), 16), "m keeps a patch 16; there are 0 to 15"),
+        ("kept_3", np.full((2, 6), -2), "m keeps a patch -2; there are 0 to 15"),
     ):
         with pytest.raises(EngineError, match=message):
-            workflow._require_fitting(fitting | {name: value}, spec, "m")
+            workflow._require_fitting(fitting | {name: value}, side, spec)
     with pytest.raises(ArtifactError, match="16 square patches do not tile 30 x 32 pixels"):
         workflow._grid(spec)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import torch
+
 from lifedeploy.errors import LifedeployError
 from lifedeploy.method import Method
 from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, TakeOrdered, drops
@@ -30,7 +32,13 @@ def build_reducer(method: Method, plan: Plan) -> Reducer:
         UsageError: the method's graph has no such form, or its reducer cannot be imported.
     """
     method.require_form(plan.form)
-    return load_reducer(method).build(plan)
+    reducer = load_reducer(method)
+    with method.blamed("its reducer"), torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # the same parameters to start from, wherever it is made
+        made = reducer.build(plan)
+    if not isinstance(made, Reducer):
+        raise method.broken(f"{method.reducer} builds a {type(made).__name__}, which is no Reducer")
+    return made
 
 
 def load_reducer(method: Method) -> type[Reducer]:

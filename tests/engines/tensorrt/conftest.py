@@ -8,6 +8,7 @@ import os
 import onnx_ir as ir
 import pytest
 
+from lifedeploy import methods
 from lifedeploy.exporters import forms
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
@@ -33,7 +34,9 @@ def graphs(tmp_path_factory):
         model, spec = make_tiny()
         graph = exporter.trace(model, spec, GraphOptions(batch_size=batch))
         for method in ("dense", "first-k"):
-            exporter.save(exporter.derive(graph, spec, method), folder / f"{method}{label}.onnx", metadata={})
+            exporter.save(
+                exporter.derive(graph, spec, methods.get(method)), folder / f"{method}{label}.onnx", metadata={}
+            )
         exporter.save(graph, folder / f"life{label}.onnx", metadata={})
         literal = exporter.trace(*make_tiny(graph="per-stage"), GraphOptions(form="per-stage", batch_size=batch))
         exporter.save(literal, folder / f"per-stage{label}.onnx", metadata={})

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.engines import cuda
 from lifedeploy.engines.base import Availability, BuildOptions
@@ -54,7 +55,7 @@ def test_every_attention_is_fused_and_order_once_sorts_once(rtx, tmp_path, backb
         loaded = load(request, Workspace(tmp_path), graph=form)
         traced = exporter.trace(loaded.model, loaded.spec, GraphOptions(form=form, batch_size=batch))
         for method, expected in sorts.items():  # the traced one last, since saving changes it
-            made = traced if method == "life" else exporter.derive(traced, loaded.spec, method)
+            made = traced if method == "life" else exporter.derive(traced, loaded.spec, methods.get(method))
             exporter.save(made, graph, metadata={})
             forms.prepare(graph, GraphForm("fp16", "operator", with_order=True), half)
             began = time.process_time()  # not by the clock on the wall: other tests run beside this one

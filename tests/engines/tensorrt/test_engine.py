@@ -20,7 +20,7 @@ from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.engines.tensorrt.loading import require_version
 from lifedeploy.engines.tensorrt.rtx import TensorRTRtx
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
-from lifedeploy.spec import ORDER_NAME, GraphForm
+from lifedeploy.spec import GraphForm
 from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build, prove
 from lifedeploy.workflows.find import find
@@ -29,6 +29,7 @@ from lifedeploy.workflows.opened import openable
 from tests.engines.devices import FakeCuda
 from tests.engines.hammer import wrong_answers
 
+KEPT = "kept_4"  # by an engine of the fake device
 NO_DRIVER = Availability(False, "no CUDA driver", "install one")
 
 
@@ -191,7 +192,7 @@ def test_fp32_is_refused_because_nothing_fuses_it_and_allowed_if_asked_for(built
 
 
 class FakeContext:
-    """Computes logits = 2 × the images' sums, and an order."""
+    """Computes logits = 2 × the images' sums, and which tokens it kept."""
 
     def __init__(self, layer):
         self.layer, self.shapes, self.addresses, self.profiler = layer, {}, {}, None
@@ -202,7 +203,7 @@ class FakeContext:
 
     def get_tensor_shape(self, name):
         batch = self.shapes["images"][0]
-        return {"images": self.shapes["images"], "logits": (batch, 2), ORDER_NAME: (batch, 3)}[name]
+        return {"images": self.shapes["images"], "logits": (batch, 2), KEPT: (batch, 3)}[name]
 
     def set_tensor_address(self, name, pointer):
         self.addresses[name] = pointer
@@ -218,7 +219,7 @@ class FakeContext:
             sums = images.sum(axis=(1, 2, 3))
             logits = self.layer.memory[self.addresses["logits"]].view(np.float32).reshape(-1, 2)
             logits[:] = np.stack([sums, 2 * sums], axis=1)
-            self.layer.memory[self.addresses[ORDER_NAME]].view(np.int64).reshape(-1, 3)[:] = [2, 0, 1]
+            self.layer.memory[self.addresses[KEPT]].view(np.int64).reshape(-1, 3)[:] = [2, 0, 1]
 
         (self.layer.capturing.append(work) if self.layer.capturing is not None else work())
         return True
@@ -235,7 +236,7 @@ def device(monkeypatch, tmp_path):
         refittable = False
 
         def get_tensor_name(self, index):
-            return ("images", "logits", ORDER_NAME)[index]
+            return ("images", "logits", KEPT)[index]
 
         def get_tensor_mode(self, name):
             return "in" if name == "images" else "out"
@@ -244,7 +245,7 @@ def device(monkeypatch, tmp_path):
             return dtypes.get(name, np.int64)
 
         def get_tensor_shape(self, name):
-            return {"images": (-1, 3, 2, 2), "logits": (-1, 2), ORDER_NAME: (-1, 3)}[name]
+            return {"images": (-1, 3, 2, 2), "logits": (-1, 2), KEPT: (-1, 3)}[name]
 
         def get_tensor_profile_shape(self, name, index):
             return [(1, 3, 2, 2), (4, 3, 2, 2), (8, 3, 2, 2)]
@@ -307,8 +308,8 @@ def test_answers_come_back_and_the_ranking_only_if_asked_for(device):
         found = engine.run({"images": images(3)})
         np.testing.assert_allclose(found["logits"][:, 0], images(3).sum(axis=(1, 2, 3)), rtol=1e-5)
         assert set(found) == {"logits"}
-    with TensorRT(device.path, EngineOptions(trust=True, taps=(ORDER_NAME,))) as engine:
-        assert engine.run({"images": images(2)})[ORDER_NAME].tolist() == [[2, 0, 1]] * 2
+    with TensorRT(device.path, EngineOptions(trust=True, taps=(KEPT,))) as engine:
+        assert engine.run({"images": images(2)})[KEPT].tolist() == [[2, 0, 1]] * 2
 
 
 def test_threads_get_the_answers_to_their_own_inputs(device):
