@@ -265,7 +265,7 @@ def test_a_changed_or_missing_file_is_named_by_the_check(tmp_path, name):
 
 def test_siblings_are_found_by_method(tmp_path):
     artifact = manifest_beside(tmp_path, siblings={"dense": "dense.json"})
-    dense = replace(artifact.manifest, spec=replace(SPEC, method="dense"), siblings={"life": "model.json"})
+    dense = replace(artifact.manifest, spec=SPEC.under("dense"), siblings={"life": "model.json"})
     dense.write(tmp_path / "dense.json")
     found = artifact.sibling("dense")
     assert found is not None and found.method == "dense"

@@ -37,7 +37,9 @@ def export(
     ] = None,
     drop_layers: Annotated[
         values.Numbers | None,
-        options.drop_layers("--drop-layers", "Layers after which tokens are dropped.  [default: 4,7,10 of 12]"),
+        options.drop_layers(
+            "--drop-layers", "Layers after which tokens are dropped.  [default: the method's own, else 4,7,10 of 12]"
+        ),
     ] = None,
     weights: Annotated[
         str,

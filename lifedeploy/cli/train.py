@@ -85,7 +85,7 @@ def train(
         _whole("--epochs", "Of a dense run, or a method of one stage.  [default: 3]", _STAGES, _EPOCHS),
     ] = None,
     stage1_epochs: Annotated[
-        int | None, _whole("--stage1-epochs", "Predictor alone.  [default: 1]", _STAGES, _EPOCHS)
+        int | None, _whole("--stage1-epochs", "The method's own parameters alone.  [default: 1]", _STAGES, _EPOCHS)
     ] = None,
     stage2_epochs: Annotated[
         int | None, _whole("--stage2-epochs", "Backbone alone.  [default: 1]", _STAGES, _EPOCHS)
@@ -224,10 +224,10 @@ def train(
     workspace: options.WrittenWorkspaceOption = WORKSPACE,
     json: options.JsonOption = None,
 ) -> None:
-    """Train the life predictor, then the backbone: two epochs that make a slimmed model as good as the dense one.
+    """Train what a method has of its own, then the backbone: for `life`, two epochs make it as good as the dense model.
 
-    On a new data set: `train --dense` first, then lives over it, best with `--distill --hard`. Runs on one process or
-    under `accelerate launch -m lifedeploy`.
+    On a new data set: `train --dense` first, then the slimmed model over it, best with `--distill --hard`. Runs
+    on one process or under `accelerate launch -m lifedeploy`.
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")

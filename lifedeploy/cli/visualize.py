@@ -30,7 +30,7 @@ def visualize(
     max_pixels: options.MaxPixelsOption = None,
     json: options.JsonOption = None,
 ) -> None:
-    """Draw which patches live and for how long: image, life per patch, and what is left after every drop."""
+    """Draw which patches stay: image, what is left after every drop, and life per patch where the model predicts it."""
     if histogram and curves:
         raise UsageError("--histogram and --curves exclude each other: each is a picture of its own")
     if (histogram or curves) and images:

@@ -123,7 +123,7 @@ def train(
     config = request.config
     if not config.data:
         raise UsageError("no data to train on", hint="--data takes a folder of class folders, wds/FOLDER or hfds/NAME")
-    config = config.but(options=methods.get(config.method).plain_options(config.options))  # a run keeps all settings
+    config = config.but(options=methods.get(config.method).plain_options({}) | config.options)  # a run keeps all settings
     split = read_split(config.data, val_share=config.val_share, seed=config.seed)
     if accelerator.is_main_process:
         for line in unique((*split.train.left_out, *split.val.left_out)):
@@ -315,10 +315,10 @@ def _require_elastic(loaded: LoadedModel, config: TrainConfig) -> None:
     """Make sure that the method can change its schedule, before anything is written.
 
     Raises:
-        UnsupportedModelError: it cannot.
+        UsageError: it cannot, or has the same one for all keep rates.
     """
     ends = [config.schedule_at(rate, loaded.spec.schedule) for rate in config.elastic_range]
-    if ends[0].tokens == ends[1].tokens:
+    if ends[0].tokens == ends[1].tokens and config.elastic_range[0] < config.elastic_range[1]:
         raise UsageError(f"--elastic changes the keep rate in every step, and {config.method} has one schedule for all")
     for other in ends:
         loaded.model.reducer.relaxed(other)

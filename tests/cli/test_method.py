@@ -21,7 +21,7 @@ class Clashing:
 
 @dataclass(frozen=True)
 class Listed:
-    layers: tuple[int, ...] = methods.option(4, "A type that no option has.")
+    layers: tuple[int, ...] = methods.option((4, 7), "A type that no option has.")
 
 
 @pytest.fixture

@@ -46,8 +46,10 @@ def test_what_is_built_of_one_would_be_built_of_its_twin(tmp_path, one, other):
     assert made[0].spec.schedule == made[1].spec.schedule
 
 
-@pytest.mark.parametrize("batch", [None, STATIC])
-@pytest.mark.parametrize("backbone", BACKBONES)
+# A fixed batch changes constants of shapes, whatever the width: the small ones show it.
+@pytest.mark.parametrize(
+    ("backbone", "batch"), [*((name, None) for name in BACKBONES), ("deit_t", STATIC), ("deit_s", STATIC)]
+)
 def test_every_attention_is_fused_and_order_once_sorts_once(rtx, tmp_path, backbone, batch):
     graph, half = tmp_path / "graph.onnx", tmp_path / "half.onnx"
     request = ModelRequest(backbone, keep_rate=0.7, weights="random", image_size=BACKBONES[backbone])
