@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NO_PATCH = -1  # in the place of an index: a token that is no single patch any more
+_DROP = 2**32  # between the indices of one drop and those of the next: more than there are patches
 _NAME = re.compile(r"kept_(\d+)")
 # What models that ranked once called the kept tokens after the base layer, before there were other methods.
 EARLIER_NAME = "life_order"
@@ -45,13 +46,21 @@ class KeptTokens:
 
     names: Mapping[int, str]  # layer → tensor; not of every drop layer
     counts: Mapping[int, int]  # drop layer → tokens that go on after it
+    leaving: tuple[int, ...] = ()  # those of ``names`` after which tokens leave
 
     @classmethod
     def of(cls, schedule: Schedule, layers: Collection[int]) -> KeptTokens:
         """Of a model that names its kept tokens after ``layers``."""
         first = min(layers, default=schedule.depth)  # before it, nothing leaves
         counts = {layer: schedule.after(layer) for layer in schedule.drop_layers if layer >= first}
-        return cls({layer: kept_name(layer) for layer in sorted(layers)}, counts)
+        leaving = tuple(layer for layer in sorted(layers) if layer in schedule.leaving_layers)
+        return cls({layer: kept_name(layer) for layer in sorted(layers)}, counts, leaving)
+
+    @classmethod
+    def of_method(cls, schedule: Schedule, choice: str) -> KeptTokens:
+        """Of a model in PyTorch whose method chooses so often: it says what goes on wherever tokens leave."""
+        leaving = schedule.leaving_layers
+        return cls.of(schedule, {"none": (), "once": leaving[:1]}.get(choice, leaving))
 
     def __bool__(self) -> bool:
         return bool(self.names)
@@ -74,6 +83,29 @@ class KeptTokens:
     def survivors(self, answers: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The same of those that reach the last layer."""
         return self.after(max(self.counts), answers)
+
+    def whole(self, answers: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """What a model kept after every drop, side by side, told apart by their drop: (B, sum of n).
+
+        Where it ranks once the survivors, which are the first of all others.
+        """
+        if len(self.names) < 2:
+            return self.survivors(answers)
+        import numpy as np
+
+        parts = (self.after(layer, answers) for layer in self.leaving)
+        return np.concatenate([part + number * _DROP * (part != NO_PATCH) for number, part in enumerate(parts)], axis=1)
+
+    def parts(self, whole: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The inverse of :meth:`whole`: tensor → what it held."""
+        if len(self.names) < 2:
+            return dict.fromkeys(self.taps, whole)
+        found, start = {}, 0
+        for number, layer in enumerate(self.leaving):
+            part = whole[:, start : start + self.counts[layer]]
+            found[self.names[layer]] = part - number * _DROP * (part != NO_PATCH)
+            start += self.counts[layer]
+        return found
 
 
 NOTHING_KEPT = KeptTokens({}, {})  # of a model that chooses nothing, or of which nothing is known

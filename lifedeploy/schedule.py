@@ -123,6 +123,11 @@ class Schedule:
         return tuple(self.tokens[layer] for layer in self.drop_layers)
 
     @property
+    def leaving_layers(self) -> tuple[int, ...]:
+        """The drop layers after which tokens really leave."""
+        return tuple(layer for layer in self.drop_layers if self.after(layer) < self.tokens[layer - 1])
+
+    @property
     def prunes(self) -> bool:
         """Whether any token is ever dropped."""
         return self.tokens[-1] < self.patches

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -26,12 +26,12 @@ from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built,
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.files import compact_json
-from lifedeploy.kept import is_kept_name
+from lifedeploy.kept import KeptTokens, is_kept_name
 from lifedeploy.optional import require
 from lifedeploy.reading import read_arrays, read_json
 from lifedeploy.records import FusionRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
-from lifedeploy.typed import MethodName
+from lifedeploy.typed import MethodName, Name, Patches
 from lifedeploy.writing import saving
 
 SECONDS_PER_GMAC = 0.02
@@ -47,6 +47,7 @@ class Script:
     outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
     gmacs: Annotated[float, Meta(ge=0, le=10_000)]  # per image
     method: MethodName
+    kept: dict[Name, Patches] = field(default_factory=dict)  # tensor of kept tokens → how many, where there are several
 
     def __post_init__(self) -> None:
         for tensor in (*self.inputs, *self.outputs):
@@ -77,7 +78,9 @@ class Fake(Engine):
     @classmethod
     def build(cls, job: BuildJob) -> Built:
         manifest = job.source.manifest
-        script = Script(manifest.inputs, manifest.outputs, manifest.macs.get("total", 0) / 1e9, manifest.spec.method)
+        kept = {manifest.kept.names[layer]: manifest.kept.counts[layer] for layer in manifest.kept.leaving}
+        gmacs = manifest.macs.get("total", 0) / 1e9
+        script = Script(manifest.inputs, manifest.outputs, gmacs, manifest.spec.method, kept)
         main, answers = job.folder / f"{job.stem}{_ENDING}", job.folder / f"{job.stem}.npz"
         with saving(main):
             main.write_text(compact_json(asdict(script)), encoding="utf-8")
@@ -97,6 +100,8 @@ class Fake(Engine):
         script = read_json(self.path, Script, EngineError, what=f"{self.path}, a script of the fake engine,")
         self.seconds_per_image = script.gmacs * SECONDS_PER_GMAC / self.speed
         self._recorded = self._read_answers(script.method)
+        names, counts = dict(enumerate(script.kept)), dict(enumerate(script.kept.values()))
+        self._kept = KeptTokens(names, counts, tuple(names))
         taps = tuple(TensorSpec(tap, "int64", (None, None)) for tap in self.options.taps)
         return script.inputs, script.outputs + taps
 
@@ -122,13 +127,15 @@ class Fake(Engine):
         first = next(iter(feeds.values()))
         time.sleep(self.seconds_per_image * len(first))
         known = self._recorded.get(digest(first), {})
-        names = {self.outputs[0].name: "logits"}  # output → what it was recorded as: of kept tokens the survivors
-        names |= {spec.name: "kept" for spec in self.outputs if is_kept_name(spec.name)}
+        played = {self.outputs[0].name: known["logits"]} if "logits" in known else {}
+        if "kept" in known:
+            taps = {spec.name: known["kept"] for spec in self.outputs if is_kept_name(spec.name)}
+            played |= taps | (self._kept.parts(known["kept"]) if len(taps) > 1 else {})
         generator = np.random.default_rng(int(digest(first)[:8], 16))
         made: dict[str, Array] = {}
         for spec in self.outputs:
-            if names.get(spec.name) in known:
-                made[spec.name] = known[names[spec.name]].copy()
+            if spec.name in played:
+                made[spec.name] = played[spec.name].copy()
                 continue
             shape = [len(first) if size is None else size for size in spec.shape]
             made[spec.name] = generator.standard_normal(shape).astype(spec.dtype)

@@ -111,7 +111,7 @@ class Answer:
     """What a model said to one batch."""
 
     logits: Array  # (B, classes)
-    kept: Array | None  # (B, n_T), original indices of the patches that reach the last layer
+    kept: Array | None  # (B, n), original indices: of the survivors, or the whole of what every drop left
 
 
 def ask(run: Callable[[Array], Answer], samples: Sequence[Sample], spec: ModelSpec, *, in_graph: bool) -> list[Answer]:
@@ -119,11 +119,13 @@ def ask(run: Callable[[Array], Answer], samples: Sequence[Sample], spec: ModelSp
     return [run(model_input(sample.pixels, spec.preprocess, in_graph=in_graph)) for sample in samples]
 
 
-def asker(engine: Engine, probe: Engine | None, kept: KeptTokens) -> Callable[[Array], Answer]:
-    """Ask an open engine, and an open probe (the same with ``kept.last_tap``; may be the engine itself) what it kept.
+def asker(engine: Engine, probe: Engine | None, kept: KeptTokens, *, whole: bool = False) -> Callable[[Array], Answer]:
+    """Ask an open engine, and an open probe (the same with taps; may be the engine itself) what it kept.
 
+    The survivors, which ``kept.last_tap`` tells; or the ``whole`` of what it kept after every drop (``kept.taps``).
     Without a probe, or of a model that chooses nothing, nobody is asked.
     """
+    told = kept.whole if whole else kept.survivors
 
     def run(images: Array) -> Answer:
         # Logits first, by contract: graphs of other tools may call them anything.
@@ -132,7 +134,7 @@ def asker(engine: Engine, probe: Engine | None, kept: KeptTokens) -> Callable[[A
         if probe is None or not kept:
             return Answer(logits, None)
         tapped = results if probe is engine else probe.run({probe.inputs[0].name: images})
-        return Answer(logits, kept.survivors(tapped))
+        return Answer(logits, told(tapped))
 
     return run
 

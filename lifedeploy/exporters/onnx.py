@@ -114,7 +114,7 @@ def _require_kept(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> N
     schedule = spec.schedule
     sizes = {value.name: None if value.shape is None else value.shape[1] for value in graph.graph.outputs}
     kept = {layer: size for name, size in sizes.items() if (layer := kept_layer(name or "")) is not None}
-    leaving = [layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1]]
+    leaving = schedule.leaving_layers
     for layer in leaving if method.choice != "none" else ():
         if layer not in kept and (method.choice == "every drop" or not kept):
             raise ExportError(f"{spec.method} drops tokens after layer {layer} and does not say which: no positions")

@@ -267,8 +267,8 @@ def _quantized(
 
 def _literal(graph: Path, kept: KeptTokens, inputs: list[NDArray[Any]]) -> list[parity.Answer]:
     """What the quantised graph says to the parity samples: what engines built of it are held against."""
-    with OnnxRuntime(graph, EngineOptions(taps=kept.last_tap, literal=True)) as engine:
-        run = parity.asker(engine, engine, kept)
+    with OnnxRuntime(graph, EngineOptions(taps=kept.taps, literal=True)) as engine:
+        run = parity.asker(engine, engine, kept, whole=True)
         return [run(images) for images in inputs]
 
 

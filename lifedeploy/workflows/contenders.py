@@ -77,11 +77,12 @@ def enter(
         say(f"opening {side.name} ({side.method or 'another tool'}, {side.engine.name})")
         free = number in tapped and not side.engine.taps_change_plan
         size = side.batch_size or batch
-        engine = stack.enter_context(side.open(tapped=free, threads=threads, batch=size))
+        taps = side.kept.last_tap
+        engine = stack.enter_context(side.open(taps=taps if free else (), threads=threads, batch=size))
         probe = engine if free else None
         if number in tapped and not free:
             # The logits are those of the engine as it ships: with taps it may be compiled to other arithmetic.
-            probe = stack.enter_context(side.open(tapped=True, threads=threads, batch=size))
+            probe = stack.enter_context(side.open(taps=taps, threads=threads, batch=size))
         if side.spec is None:
             contender, note = _foreign(side, engine, sides, images)
             warnings.append(note)

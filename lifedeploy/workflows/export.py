@@ -26,7 +26,7 @@ from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
-from lifedeploy.kept import KeptTokens
+from lifedeploy.kept import KeptTokens, kept_name
 from lifedeploy.manifest import LARGEST_BATCH
 from lifedeploy.method import Method
 from lifedeploy.model import backbones, checkpoint
@@ -298,12 +298,13 @@ def _metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, o
 
 def _torch_answers(member: _Member, samples: Sequence[Sample]) -> list[parity.Answer]:
     """What PyTorch says: always on normalised images, whatever the graph takes."""
+    kept = KeptTokens.of_method(member.spec.schedule, member.method.choice)
 
     def run(images: Array) -> parity.Answer:
         with torch.inference_mode(), member.method.blamed("its reducer"):
             output = member.model(torch.from_numpy(images))
-        survivors = None if member.method.choice == "none" else output.survivors
-        return parity.Answer(output.logits.numpy(), None if survivors is None else survivors.numpy())
+        told = {kept_name(layer): positions.numpy() for layer, positions in output.kept.items()}
+        return parity.Answer(output.logits.numpy(), kept.whole(told) if kept else None)
 
     return parity.ask(run, samples, member.spec, in_graph=False)
 
@@ -323,8 +324,8 @@ def _gate(
     with ExitStack() as stack:
         # Logits from the file as it will be shipped; which tokens it keeps from a copy with these as outputs.
         engine = stack.enter_context(OnnxRuntime(path))
-        probe = stack.enter_context(OnnxRuntime(path, EngineOptions(taps=kept.last_tap))) if kept else None
-        run = parity.asker(engine, probe, kept)
+        probe = stack.enter_context(OnnxRuntime(path, EngineOptions(taps=kept.taps))) if kept else None
+        run = parity.asker(engine, probe, kept, whole=True)
         evidence = parity.compare(reference, [run(images) for images in inputs], samples, "fp32")
     evidence.require(f"{path.name} in ONNX Runtime")
     return evidence

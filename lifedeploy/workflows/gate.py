@@ -45,9 +45,9 @@ def check(cls: type[Engine], path: Path, member: Artifact, precision: str, *, tr
         ran, inputs_of, outputs_of = engine.precision, engine.inputs, engine.outputs
         eight_bits = engine.eight_bits if precision in QUANTIZED else None
         # A probe of its own, since a further output may change what the runtime fuses: logits come from the real one.
-        probe = cls(path, replace(options, taps=kept.last_tap)).open() if kept else None
+        probe = cls(path, replace(options, taps=kept.taps)).open() if kept else None
         try:
-            run = parity.asker(engine, probe, kept)
+            run = parity.asker(engine, probe, kept, whole=True)
             answers = [run(images) for images in inputs]
         finally:
             if probe is not None:
@@ -88,12 +88,12 @@ def check_graph(graph: Path, member: Artifact, precision: str, half: str) -> tup
         path = folder / "emulated.onnx"
         emulated(graph, path, watch=True)
         # Kept tokens may be outputs of the graph already; as a tap they are found under the same name either way.
-        with OnnxRuntime(path, EngineOptions(taps=kept.last_tap)) as engine:
+        with OnnxRuntime(path, EngineOptions(taps=kept.taps)) as engine:
             answers, reach = [], Reach("", 0.0, largest_of(half), "")
             for sample, images in zip(samples, inputs, strict=True):
                 results = engine.run({engine.inputs[0].name: images})
-                survivors = kept.survivors(results) if kept else None
-                answers.append(parity.Answer(results[engine.outputs[0].name], survivors))
+                whole = kept.whole(results) if kept else None
+                answers.append(parity.Answer(results[engine.outputs[0].name], whole))
                 reach = _further(reach, results, f"{sample.kind}, batch {sample.batch}")
     if reach.overflows:
         raise ParityError(

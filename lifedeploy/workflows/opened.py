@@ -45,9 +45,8 @@ class Openable:
         spec = self.spec.under(method)
         return replace(self, spec=spec, method=method, **_choices_of(spec))
 
-    def open(self, *, tapped: bool = False, threads: int | None = None, batch: int | None = None) -> Engine:
-        """An engine of it, to be entered; ``tapped``: with the survivors among its tokens as a further output."""
-        taps = self.kept.last_tap if tapped else ()
+    def open(self, *, taps: tuple[str, ...] = (), threads: int | None = None, batch: int | None = None) -> Engine:
+        """An engine of it, to be entered; with ``taps``, such as ``kept.last_tap``, as further outputs."""
         return self.engine(
             self.path,
             EngineOptions(precision=self.precision, threads=threads, batch=batch, taps=taps, method=self.method),
@@ -103,13 +102,9 @@ def openable(target: Target, *, runtime: str = "onnxruntime") -> Openable:
 
 
 def _choices_of(spec: ModelSpec) -> dict[str, Any]:
-    """What can be asked of weights, which PyTorch runs: the kept tokens after every drop, if the method chooses.
-
-    Where nothing leaves, a method need not have chosen yet.
-    """
+    """What can be asked of weights, which PyTorch runs."""
     method, schedule = methods.get(spec.method), spec.schedule
-    leaving = [layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1]]
-    kept = KeptTokens.of(schedule, leaving if method.choice != "none" else ())
+    kept = KeptTokens.of_method(schedule, method.choice)
     return {"kept": kept, "predicts_lives": method.predicts_lives and schedule.prunes}
 
 

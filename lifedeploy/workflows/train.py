@@ -123,7 +123,8 @@ def train(
     config = request.config
     if not config.data:
         raise UsageError("no data to train on", hint="--data takes a folder of class folders, wds/FOLDER or hfds/NAME")
-    config = config.but(options=methods.get(config.method).plain_options({}) | config.options)  # a run keeps all settings
+    usual = methods.get(config.method).plain_options({})
+    config = config.but(options=usual | config.options)  # a run keeps all settings
     split = read_split(config.data, val_share=config.val_share, seed=config.seed)
     if accelerator.is_main_process:
         for line in unique((*split.train.left_out, *split.val.left_out)):

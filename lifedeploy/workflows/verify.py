@@ -96,8 +96,8 @@ def _answers(
 ) -> list[Answer]:
     with ExitStack() as stack:
         engine = stack.enter_context(side.open())
-        probe = stack.enter_context(side.open(tapped=True)) if side.kept else None
-        run = parity.asker(engine, probe, side.kept)
+        probe = stack.enter_context(side.open(taps=side.kept.taps)) if side.kept else None
+        run = parity.asker(engine, probe, side.kept, whole=True)
         if samples is None or spec is None:
             return [run(array) for array in _noise(engine, batch_size)]
         # A graph of another tool gets what ours gets: pixels if it takes bytes, else normalised images.

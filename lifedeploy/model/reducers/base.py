@@ -149,4 +149,4 @@ class TakeOrdered(nn.Module):
 
 def drops(schedule: Schedule) -> tuple[int, ...]:
     """The drop layers after which tokens really leave."""
-    return tuple(layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1])
+    return schedule.leaving_layers
