@@ -82,7 +82,7 @@ def by_outside(site: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory,
     with installed(site):
         arguments = [*EXPORT, "--rho", "0.7", "--weights", str(weights_file), "--workspace", str(root)]
         assert app(arguments, standalone_mode=False) is None
-        for engine in ("openvino", "onnxruntime"):
+        for engine in ("fake", "openvino", "onnxruntime"):
             build(BuildRequest(engine=engine), Workspace(root))
     return root
 
