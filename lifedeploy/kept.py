@@ -37,7 +37,7 @@ def kept_layer(name: str) -> int | None:
 
 def is_kept_name(name: str | None) -> bool:
     """Whether a tensor so called holds kept tokens."""
-    return name is not None and (_NAME.fullmatch(name) is not None or name == EARLIER_NAME)
+    return name is not None and (kept_layer(name) is not None or name == EARLIER_NAME)
 
 
 @dataclass(frozen=True)

@@ -141,14 +141,15 @@ class Method:
 
     @contextmanager
     def blamed(self, what: str) -> Iterator[None]:
-        """Around code of a method of another package: whatever it raises, but for our own errors, is said to be its.
+        """Around code of a method of another package: whatever it raises is said to be its, but for our own errors and
+        a lack of memory.
 
         Raises:
             UsageError: instead.
         """
         try:
             yield
-        except LifedeployError:
+        except (LifedeployError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
             if self.package == _OURS:

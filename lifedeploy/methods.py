@@ -95,7 +95,7 @@ _BUILT_IN = (
     ),
     Method(
         name="dense",
-        title="dense: nothing dropped",
+        title="nothing dropped",
         reducer="lifedeploy.model.reducers.dense:DenseReducer",
         role=BASELINE,
         stem="dense",
@@ -105,7 +105,7 @@ _BUILT_IN = (
     ),
     Method(
         name="first-k",
-        title="first k: tokens cut by position, the bound on speed",
+        title="tokens cut by position",
         reducer="lifedeploy.model.reducers.first_k:FirstKReducer",
         role=BOUND,
         stem="first-k",

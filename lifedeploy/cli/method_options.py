@@ -94,7 +94,7 @@ class TrainingCommand(MethodCommand):
 
 def given() -> dict[str, Any]:
     """The method's options that the line has, by the names of their fields."""
-    return dict(_given.get())
+    return dict(_given.get({}))
 
 
 def _stored(ctx: Any, parameter: Any, value: Any) -> Any:

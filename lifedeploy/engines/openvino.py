@@ -273,6 +273,8 @@ def _read(core: Any, path: Path, names: Sequence[str]) -> Any:
     """
     try:
         model = core.read_model(path)
+        if not names:
+            return model
         there = {name for node in model.get_ops() for port in node.outputs() for name in port.names}
         missing = tuple(name for name in names if name not in there)
         if not missing:

@@ -66,12 +66,13 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
     Raises:
         ExportError: the exporter failed, or what it gave is not what was asked for.
     """
+    method = methods.get(spec.method)
     told: list[tuple[str, ...]] = []
     wrapper = ExportModel(
         model,
         output=output_name(spec),
         preprocess=spec.preprocess if options.with_preprocess else None,
-        choice=methods.get(spec.method).choice,
+        choice=method.choice,
         told=told.append,
     ).eval()
     batch = options.batch_size or _EXAMPLE_BATCH
@@ -82,7 +83,7 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
         example = torch.zeros(batch, 3, height, width)
     dynamic = None if options.batch_size else ({0: torch.export.Dim("batch")},)
     try:
-        with plain_attention(model), torch.no_grad(), _quiet(), methods.get(spec.method).blamed("its reducer"):
+        with plain_attention(model), torch.no_grad(), _quiet(), method.blamed("its reducer"):
             program = torch.onnx.export(
                 wrapper,
                 (example,),
@@ -99,7 +100,7 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
     for value, name in zip(graph.graph.outputs, told[-1], strict=True):
         value.name = name
     passes.relative_reshapes(graph)
-    _require_kept(graph, spec, methods.get(spec.method))
+    _require_kept(graph, spec, method)
     passes.keep_outputs(graph, (output_name(spec), *([LIVES_NAME] if options.with_life else [])))
     passes.clean(graph)
     return graph
