@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
 from lifedeploy.errors import EngineUnavailableError
@@ -26,6 +27,9 @@ REPORTED = (
     "cuda-bindings",
     "numpy",
 )
+
+# Distributions that share their module with others.
+_MODULES = {"onnxruntime": "onnxruntime", "onnxruntime-gpu": "onnxruntime"}
 
 # Read by the libraries as they are imported. ONNX Runtime would tell its maker what runs, and leave a file for that
 # where temporary ones are; whoever wants it to can set the variable to 0.
@@ -59,11 +63,23 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 
 def versions(names: tuple[str, ...] = REPORTED) -> dict[str, str]:
-    """Versions of the distributions in ``names`` that are installed."""
+    """Versions of the distributions in ``names`` that are installed, and whose modules are those that are imported."""
     found = {}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
+        if not _shadowed(distribution):
+            found[name] = distribution.version
     return found
+
+
+def _shadowed(distribution: metadata.Distribution) -> bool:
+    """Whether its module is imported from elsewhere: a distribution of the same module comes earlier on the path."""
+    module = _MODULES.get(distribution.metadata["Name"])
+    spec = importlib.util.find_spec(module) if module else None
+    if module is None or spec is None or spec.origin is None:
+        return False
+    own = Path(str(distribution.locate_file(f"{module}/__init__.py")))
+    return own.exists() and not own.samefile(spec.origin)

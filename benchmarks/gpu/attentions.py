@@ -34,6 +34,9 @@ from lifedeploy.spec import ATTENTIONS
 
 HERE = Path(__file__).parent
 ENGINES = ("onnxruntime-cuda", "onnxruntime")
+# ONNX Runtime makes a Gemm of MatMul and Add, which copies the bias beforehand (KERNELS.md); without that, the Add is
+# left for its fusions with GELU, with the residual and the norm, and with attention.
+APART = "contrib, biases apart"
 CPU = "**Run on a CPU: this says that the script works, and nothing about a GPU.**"
 
 
@@ -51,7 +54,7 @@ class Run:
 
     def forms(self, work: Path) -> dict[str, Path]:
         """Write and prove all forms: name → graph; a row for each, with the kernels that ran."""
-        variants = {name: Variant(attention=name) for name in ATTENTIONS}
+        variants = {name: Variant(attention=name) for name in ATTENTIONS} | {APART: Variant(attention="contrib")}
         half = self.precision if self.precision in HALF else "fp16"
         facts = prove(self.source, self.spec, work, half, variants)
         assert issubclass(self.kind, OnnxRuntime)  # the names come from ENGINES
@@ -70,7 +73,8 @@ class Run:
         """Time all forms at every batch size."""
         options = EngineOptions(precision=self.precision, taps=self.taps)
         with ExitStack() as stack:
-            engines = {name: stack.enter_context(self.kind(path, options)) for name, path in graphs.items()}
+            kinds = {name: _apart(self.kind) if name == APART else self.kind for name in graphs}
+            engines = {name: stack.enter_context(kinds[name](path, options)) for name, path in graphs.items()}
             for batch in batches:
                 print(f"{self.kind.name}: batch {batch}", flush=True)
                 try:
@@ -89,6 +93,11 @@ class Run:
         (self.out / "ATTENTIONS.md").write_text(table(self.found), encoding="utf-8")
 
 
+def _apart(kind: type[OnnxRuntime]) -> type[OnnxRuntime]:
+    """The engine without the optimiser that makes a Gemm of MatMul and Add."""
+    return type("Apart", (kind,), {"_disabled": lambda self: ("MatMulAddFusion",)})
+
+
 def told(fusion: Mapping[str, Any]) -> str:
     """The kernels of a form, and what has to be said about them."""
     kernels = ", ".join(f"{count} × {kernel}" for kernel, count in fusion["kernels"].items())
@@ -98,12 +107,12 @@ def told(fusion: Mapping[str, Any]) -> str:
 def table(found: Mapping[str, Any]) -> str:
     """As Markdown."""
     machine = found["machine"]
+    runtimes = [f"{name} {one}" for name, one in machine["versions"].items() if name.startswith("onnxruntime")]
     lines = [
         "# Attention in every form that ONNX Runtime reads",
         "",
         f"Command: `{found['command']}`;",
-        f"{', '.join(machine['gpu']) or 'no GPU'}, onnxruntime {machine['versions'].get('onnxruntime', '?')}, "
-        f"{machine['cpu']}; {found['date'][:10]}.",
+        f"{', '.join(machine['gpu']) or 'no GPU'}, {', '.join(runtimes)}, {machine['cpu']}; {found['date'][:10]}.",
         "",
         f"{found['backbone']}, {found['precision'].upper()}, ordered once, random weights. `products` is MatMul,",
         "Softmax and MatMul, `operator` ONNX's Attention, `contrib` ONNX Runtime's MultiHeadAttention. Kernels are in",

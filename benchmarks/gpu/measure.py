@@ -40,11 +40,22 @@ from lifedeploy.files import now, write_json
 from lifedeploy.machine import describe, gpu_state
 
 HERE = Path(__file__).parent
-NEEDED = ("timm", "onnx", "onnxscript", "onnx_ir", "typer", "rich", "safetensors")
+NEEDED = (
+    *("torch", "timm", "numpy", "PIL", "safetensors", "msgspec", "typer", "rich"),
+    *("onnx", "onnx_ir", "onnxscript", "ml_dtypes"),
+)
 PRECISION = "fp16"
 # Seconds that a step may take at most, so that one that hangs does not cost all others.
 # torch.compile compiles each method for each batch of the parity gate while it builds.
-LIMITS = {"export": 90, "build-engine": 200, "bench": 110, "calibrate": 90, "bare": 60, "attentions": 110}
+LIMITS = {
+    "export": 90,
+    "build-engine": 200,
+    "bench": 110,
+    "calibrate": 90,
+    "bare": 60,
+    "attentions": 110,
+    "kernels": 60,
+}
 LEAST_S = 20.0  # a step that has less is not begun
 
 
@@ -167,6 +178,12 @@ class Run:
             self.found["bare"].append(json.loads(out.read_text()) | {"engine": engine})
             self.write()
 
+    def kernels(self, export: Path, engine: str, batch: int) -> None:
+        """Where the time of an engine goes."""
+        words = [str(export / f"{self.sizes.engine(engine)}-{PRECISION}"), "--batch", str(batch), *self.sizes.kernels]
+        what = f"kernels of {engine}"
+        self.script("kernels", *words, "--out", str(self.out), what=what, limit_s=LIMITS["kernels"])
+
     def attentions(self, export: Path) -> None:
         """The forms of attention against each other, on ONNX Runtime."""
         words = [str(export / "model.onnx"), "--out", str(self.out), *self.sizes.attentions.split()]
@@ -230,8 +247,10 @@ def measure(run: Run, engines: Sequence[str]) -> None:
                 begin(first, engine)
             if engine in plans and engine in built:
                 run.bare(first, engine, sizes.batches[0])
-        if "onnxruntime-cuda" in engines:
+        if LEAD[0] in engines:
             run.attentions(first)
+        if LEAD[0] in built:
+            run.kernels(first, LEAD[0], sizes.batches[0])
     run.questions()
     if first is not None:
         for engine in engines:

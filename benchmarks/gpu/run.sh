@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure everything on one NVIDIA GPU with the engines that are installed: benchmarks/gpu/run.sh [OUT]
+# Measure everything on one NVIDIA GPU with the engines that are installed: benchmarks/gpu/run.sh [OUT [OPTION…]]
 # Installs nothing. Writes results.json and RESULTS.md, and for the open questions attentions.json, ATTENTIONS.md,
 # questions.json, QUESTIONS.md, variants.json and VARIANTS.md, to OUT (default: beside this file), after every step, what
 # matters most first, in under nine minutes; what there was no time for is named in them. Where only torch is installed,
@@ -12,4 +12,4 @@ export PYTHONPATH="$here/../..${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = --dry ]; then
   exec "${PYTHON:-python3}" "$here/measure.py" --dry ${2:+--out "$2"}
 fi
-exec "${PYTHON:-python3}" "$here/measure.py" --out "${1:-$here}"
+exec "${PYTHON:-python3}" "$here/measure.py" --out "${1:-$here}" "${@:2}"

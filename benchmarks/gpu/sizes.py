@@ -31,6 +31,7 @@ class Sizes:
     questions: str = ""  # further words for questions.py, variants.py and attentions.py
     variants: str = ""
     attentions: str = "--batches 128"
+    kernels: tuple[str, ...] = ()
     questions_minutes: float = 1.5
     variants_minutes: float = 1.2
 
@@ -54,5 +55,6 @@ DRY = Sizes(
     elsewhere=1,
     questions="--device cpu --width 32 --depth 4 --heads 2 --side 4 --seconds 0.02 --batches 2,1",
     variants="--dry --batches 2",
+    kernels=("--host",),
     attentions="--engine onnxruntime --precision fp32 --batches 2 --seconds 0.3",
 )

@@ -43,7 +43,8 @@ def measured(report: BenchReport) -> RenderableType:
     machine = report.machine
     gpu = f", {', '.join(machine['gpu'])}" if machine["gpu"] else ""
     features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
-    used = sorted({row.engine.partition("-")[0] for row in report.rows} & set(machine["versions"]))
+    families = {row.engine.partition("-")[0] for row in report.rows}  # onnxruntime-gpu runs onnxruntime-cuda
+    used = [name for name in machine["versions"] if name.partition("-")[0] in families]
     runtimes = "".join(f", {name} {machine['versions'][name]}" for name in used)
     parts.append(
         Text(

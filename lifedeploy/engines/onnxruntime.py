@@ -131,6 +131,10 @@ class OnnxRuntime(Engine):
             made.intra_op_num_threads = max(1, (options.threads or cores()) // options.streams)
         return made
 
+    def _disabled(self) -> tuple[str, ...]:
+        """Optimisers to do without."""
+        return _harmful(self.options)
+
     @property
     def eight_bits(self) -> int | None:
         """Of an engine that was built: read off its optimised graph."""
@@ -145,7 +149,7 @@ class OnnxRuntime(Engine):
             source = graphs.with_outputs(self.path, model, self.options.taps, EngineError)
         del model
         options = self._session_options(ort, self.options)
-        self._session = new_session(ort, source, options, self._providers(), disabled=_harmful(self.options))
+        self._session = new_session(ort, source, options, self._providers(), disabled=self._disabled())
         running = self._session.get_providers()[0]
         if running != self.provider:
             raise EngineError(
@@ -198,7 +202,7 @@ class OnnxRuntime(Engine):
             options.enable_profiling = True
             options.profile_file_prefix = str(folder / "profile")
             source: Path | bytes = self.path if is_utf8(self.path) else graph_bytes(self.path, ())
-            session = new_session(ort, source, options, self._providers(), disabled=_harmful(self.options))
+            session = new_session(ort, source, options, self._providers(), disabled=self._disabled())
             for _ in range(WARM_UP + runs):
                 with self._running() as how:
                     session.run(None, dict(feeds), how)

@@ -184,7 +184,8 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         return session
 
     def _new_session(self, options: Any, provider_options: dict[str, str]) -> Any:
-        return new_session(self._ort, self._model, options, [(self.provider, provider_options)])
+        providers = [(self.provider, provider_options)]
+        return new_session(self._ort, self._model, options, providers, disabled=self._disabled())
 
     def _provider_options(self, stream: int, batch: int) -> dict[str, str]:
         # https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html

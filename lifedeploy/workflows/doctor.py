@@ -7,10 +7,10 @@ from typing import Any
 
 from lifedeploy import methods
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import Availability
+from lifedeploy.engines.base import Availability, Engine
 from lifedeploy.errors import EngineUnavailableError, UsageError
 from lifedeploy.machine import describe
-from lifedeploy.spec import PRECISIONS
+from lifedeploy.spec import PRECISIONS, QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def doctor() -> DoctorReport:
         builds = registry.examine(registry.get(name), to_build=True)
         precisions = {}
         if availability.ok or builds.ok:
-            precisions = {wanted: registry.get(name).plan(wanted).precision for wanted in PRECISIONS}
+            precisions = {wanted: _run_as(registry.get(name), wanted) for wanted in PRECISIONS}
         engines.append(EngineHealth(name, availability, builds, precisions))
     try:
         auto = registry.resolve(registry.AUTO).name
@@ -64,6 +64,11 @@ def doctor() -> DoctorReport:
         auto = ""
     known = tuple(_examined(name) for name in methods.names(methods.SLIMMED))
     return DoctorReport(machine, tuple(engines), auto, tuple(_problems(machine["versions"])), known)
+
+
+def _run_as(engine: type[Engine], wanted: str) -> str:
+    """The precision that comes of asking for ``wanted``; '–' where a quantised graph is refused."""
+    return "–" if wanted in QUANTIZED and wanted not in engine.quantized else engine.plan(wanted).precision
 
 
 def _examined(name: str) -> MethodHealth:

@@ -5,6 +5,8 @@ And all of it from start to end, dry.
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -75,10 +77,10 @@ def test_what_matters_most_comes_first(measure, tmp_path, monkeypatch):
     monkeypatch.setattr(measure.Run, "bare", lambda run, export, engine, batch: done.append("bare"))
     run = measure.Run(tmp_path, tmp_path, minutes=1, command="measure")
     measure.measure(run, ("onnxruntime-cuda", "torch-compiled", "tensorrt", "torch-cuda"))
-    assert done[:9] == [
+    assert done[:10] == [
         *("export of deit_s, ρ 0.7", "build of deit_s, ρ 0.7, onnxruntime-cuda", ("onnxruntime-cuda", 128)),
         *("build of deit_s, ρ 0.7, torch-compiled", "build of deit_s, ρ 0.7, tensorrt", ("tensorrt", 128), "bare"),
-        *("forms of attention on ONNX Runtime", "open questions, asked of PyTorch"),
+        *("forms of attention on ONNX Runtime", "kernels of onnxruntime-cuda", "open questions, asked of PyTorch"),
     ]
     ported = [what for what in done if isinstance(what, str) and what.startswith("export")]
     assert ported == [f"export of {one}, {other}" for one in ("deit_s", "deit_b") for other in ("ρ 0.7", "127, 95, 63")]
@@ -176,3 +178,24 @@ def test_everything_runs_dry_from_start_to_end(tmp_path):
     for name in ("ATTENTIONS", "QUESTIONS", "VARIANTS"):
         text = (tmp_path / f"{name}.md").read_text()
         assert "**Run on a CPU: this says that" in text or "**Dry run: times are of emulated" in text
+
+
+def test_what_has_to_be_installed_is_all_that_the_package_imports_anywhere(measure):
+    """A machine that lacks one of them is told so at once, and not by a traceback when minutes on a GPU have passed."""
+    imported = set()
+    for path in (GPU.parents[1] / "lifedeploy").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported |= {name.partition(".")[0] for name in names}
+    assert imported - set(sys.stdlib_module_names) - {"lifedeploy"} <= {*measure.NEEDED, "resource"}
+
+
+def test_kernels_are_summed_by_what_they_do(measure):
+    kernels = importlib.import_module("kernels")
+    assert kernels.kind_of("void onnxruntime::cuda::BroadcastBiasKernel<__half, int, false>") == "copying biases"
+    assert kernels.kind_of("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16") == "attention"
+    assert kernels.kind_of("sm80_xmma_fprop_implicit_gemm_indexed_wo_smem_f16f16") == "patch embedding"
+    assert kernels.kind_of("nvjet_sm90_hsh_192x192_64x3_2x1_v_badd_coopB_NNN") == "matrix products"
+    assert kernels.kind_of("void onnxruntime::cuda::_UnaryElementWise<OP_Gelu<__half>, 256, 4>") == "GELU"
+    assert kernels.kind_of("void op_generic_tensor_kernel") == kernels.ELSE

@@ -15,6 +15,7 @@ SCRIPTS = (
     "digits/recipes.py",
     "gpu/attentions.py",
     "gpu/bare.py",
+    "gpu/kernels.py",
     "gpu/measure.py",
     "gpu/questions.py",
     "gpu/variants.py",

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.samples import photo_folder
 from lifedeploy.model.weights import ModelRequest
+from lifedeploy.optional import versions
 from lifedeploy.workflows import export as exporting
 from lifedeploy.workflows.export import ExportRequest, export
 from tests.conftest import TINY, TINY_SIZE
@@ -237,6 +238,23 @@ def test_doctor_says_what_runs_and_what_would_make_the_rest_run(lifedeploy):
     for engine in engines.values():
         assert engine["availability"]["ok"] or engine["availability"]["reason"]
         assert engine["builds"]["ok"] or not engine["availability"]["ok"]
+    assert engines["torch"]["precisions"]["int8"] == "–"  # and not FP32 in its place, nor a promise
+
+
+def test_of_two_distributions_of_a_module_the_one_that_is_imported_is_named(tmp_path, monkeypatch):
+    for folder, name, version in (("near", "onnxruntime-gpu", "9.2"), ("far", "onnxruntime", "9.1")):
+        package = tmp_path / folder / "onnxruntime"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        info = tmp_path / folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    for folder in ("far", "near"):
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    found = versions()
+    assert found["onnxruntime-gpu"] == "9.2"
+    assert "onnxruntime" not in found
 
 
 def bad_onnx(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from lifedeploy.engines.base import BuildOptions, Progress
-from lifedeploy.engines.tensorrt.flavour import Messages, concise, named
+from lifedeploy.engines.tensorrt.flavour import Messages, capabilities, concise, named
 from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.reading import read_bytes
 from lifedeploy.writing import atomic_file, saving
@@ -106,11 +106,10 @@ def _configure(trt: ModuleType, config: Any, options: BuildOptions) -> None:
 
 
 def _capability(trt: ModuleType, target: str) -> Any:
-    members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
-    offered = [name for name in members if name.startswith("SM")]
+    offered = capabilities(trt)
     if target.upper() not in offered:
         raise UsageError(f"{trt.__name__} does not build for {target}; it builds for: {', '.join(offered).lower()}")
-    return members[target.upper()]
+    return offered[target.upper()]
 
 
 def _profile(

@@ -48,6 +48,12 @@ def named(trt: ModuleType, kind: str, member: str) -> Any:
     return found
 
 
+def capabilities(trt: ModuleType) -> dict[str, Any]:
+    """The GPUs that this runtime has kernels for, where it says so: ``SM86`` → the vendor's constant."""
+    members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    return {name: member for name, member in members.items() if name.startswith("SM")}
+
+
 class Messages:
     """What the runtime said, by severity, in order; given to it as its logger."""
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from lifedeploy.artifact import EngineRecord, TensorSpec
 from lifedeploy.caches import private_cache
 from lifedeploy.engines import cuda
-from lifedeploy.engines.base import BuildJob, Built, option_name
+from lifedeploy.engines.base import Availability, BuildJob, Built, option_name
 from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
-from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, named
+from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, capabilities, named
 from lifedeploy.engines.tensorrt.loading import require_valid
 from lifedeploy.errors import EngineError, EngineUnavailableError
 from lifedeploy.files import sha256
@@ -25,6 +25,20 @@ class TensorRTRtx(TensorRT):
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "target")
     flavour: ClassVar[Flavour] = RTX
     captures: ClassVar[bool] = False
+
+    @classmethod
+    def availability(cls) -> Availability:
+        found = super().availability()
+        if not found.ok:
+            return found
+        device = cuda.connect().device()
+        offered = capabilities(cls.flavour.load())
+        generation = re.search(r"\(sm(\d+)\d\)", device)
+        # Of a generation that it knows it may take other members too; of Hopper, which it does not, no plan loads.
+        if generation is None or not offered or generation[1] in {name[2:-1] for name in offered}:
+            return found
+        known = ", ".join(offered).lower()
+        return Availability(False, f"it has no kernels for {device}, only for {known}", "", found.version)
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:

@@ -497,6 +497,8 @@ def test_evidence_is_completed_where_the_engine_runs(built, monkeypatch):
 
     monkeypatch.setattr("lifedeploy.workflows.gate.check", check)
     monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
+    monkeypatch.setattr(FakeCuda, "device", lambda self: "NVIDIA L4 (sm89)")
+    monkeypatch.setattr(cuda, "connect", lambda binding="": FakeCuda())
     before = newest(built).path.stat().st_mtime_ns
     report = build(BuildRequest(engine="tensorrt-rtx", precision="fp16"), built)
     assert report.reused
@@ -506,3 +508,20 @@ def test_evidence_is_completed_where_the_engine_runs(built, monkeypatch):
     assert artifact.manifest.parity["passed"]
     assert artifact.manifest.engine.pending == ""
     assert prove(artifact) is artifact
+
+
+@pytest.mark.parametrize(
+    ("device", "runs"),
+    [("NVIDIA H100 80GB HBM3 (sm90)", False), ("NVIDIA L4 (sm89)", True), ("NVIDIA Thor (sm110)", False)],
+)
+def test_rtx_runs_only_on_generations_that_it_has_kernels_for(device, runs, monkeypatch):
+    monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
+    monkeypatch.setattr(FakeCuda, "device", lambda self: device)
+    monkeypatch.setattr(cuda, "connect", lambda binding="": FakeCuda())
+    found = registry.examine(registry.get("tensorrt-rtx"))
+    assert found.ok is runs
+    if not runs:
+        assert found.reason == f"it has no kernels for {device}, only for sm75, sm80, sm86, sm89, sm120, sm121"
+        with pytest.raises(EngineUnavailableError, match="engine tensorrt-rtx cannot run here: it has no kernels"):
+            registry.resolve("tensorrt-rtx")
+    assert registry.examine(registry.get("tensorrt-rtx"), to_build=True).ok
