@@ -168,7 +168,7 @@ def test_everything_runs_dry_from_start_to_end(tmp_path):
         assert body.partition("\n## ")[0].strip().count("\n") >= 1, section
     assert found["bare"][0]["engine"] == "tensorrt"
     forms = json.loads((tmp_path / "attentions.json").read_text())
-    assert [row["variant"] for row in forms["rows"]] == ["products", "operator", "contrib"]
+    assert [row["variant"] for row in forms["rows"]] == ["products", "operator", "contrib", "contrib, biases apart"]
     assert all(row["times"][0]["ms"] > 0 and row["times"][0]["kept"] == 1 for row in forms["rows"])
     variants = json.loads((tmp_path / "variants.json").read_text())
     assert len(variants["rows"]) == 5 and variants["not_timed"] == {}
