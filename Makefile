@@ -24,9 +24,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: env
 	mkdir -p demo
-	$(BIN)/python benchmarks/digits/prepare.py --out demo/digits
-	cd demo && $(BIN)/lifedeploy train --config ../benchmarks/digits/dense.toml --data digits --resume
-	cd demo && $(BIN)/lifedeploy train --config ../benchmarks/digits/life.toml --data digits --resume
+	$(BIN)/python examples/digits/prepare.py --out demo/digits
+	cd demo && $(BIN)/lifedeploy train --config ../examples/digits/dense.toml --data digits --resume
+	cd demo && $(BIN)/lifedeploy train --config ../examples/digits/life.toml --data digits --resume
 	cd demo && $(BIN)/lifedeploy export --backbone test_vit --rho 0.7
 	cd demo && $(BIN)/lifedeploy build-engine --fp16
 	cd demo && $(BIN)/lifedeploy evaluate --data digits --json accuracy.json
@@ -38,7 +38,7 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 fuzz: env
 	$(BIN)/python -m tests.robustness.fuzz --cases $(CASES) --seed $(SEED)

@@ -84,7 +84,7 @@ class Artifact:
         """What it computes in: an engine's own; of a graph, its tensors'."""
         if self.manifest.engine is not None:
             return self.manifest.engine.precision
-        return self.manifest.quantization.get("precision", "fp32")
+        return self.manifest.quantization.precision or "fp32"
 
     @property
     def method(self) -> str:
@@ -98,10 +98,10 @@ class Artifact:
         name = self.manifest.siblings.get(method)
         if not name:
             return None
-        found = Artifact.read(self.file(name))
-        if found.method != method:
-            raise ArtifactError(f"{found.manifest_path} is of method {found.method}, expected {method}")
-        return found
+        sibling = Artifact.read(self.file(name))
+        if sibling.method != method:
+            raise ArtifactError(f"{sibling.manifest_path} is of method {sibling.method}, expected {method}")
+        return sibling
 
     def check(self, opened: Collection[Path] = ()) -> None:
         """Make sure that the files are those the manifest speaks of.
@@ -124,8 +124,8 @@ class Artifact:
         for name, digest in known.items():
             path = self.file(name)
             with foreign(str(path)):
-                found = sha256(path)
-            if found != digest:
+                changed = sha256(path) != digest
+            if changed:
                 raise ArtifactError(
                     f"{path} is not the file that {self.manifest_path.name} was written for: its SHA-256 differs",
                     hint="export or build it again",
@@ -163,11 +163,10 @@ class Workspace:
         """Checkpoints that training left here: newest run first, and of a run the best before the last."""
         matches = self._finished("checkpoints/**/*.safetensors")
         written = {path: time for path, time in matches.items() if path.parent.name != "state"}
-        found = list(written)
-        newest = {path.parent: 0 for path in found}
+        newest = {path.parent: 0 for path in written}
         for path, time in written.items():
             newest[path.parent] = max(newest[path.parent], time)
-        return sorted(found, key=lambda path: (newest[path.parent], path.stem == "best", written[path]), reverse=True)
+        return sorted(written, key=lambda path: (newest[path.parent], path.stem == "best", written[path]), reverse=True)
 
     def latest_export(self, method: str = "") -> Artifact:
         """The export that was written last; of a method, if one is named.
@@ -175,33 +174,33 @@ class Workspace:
         Raises:
             ArtifactError: there is none.
         """
-        found = [export for export in self.exports() if method in ("", export.method)]
-        if not found:
+        exports = [export for export in self.exports() if method in ("", export.method)]
+        if not exports:
             of, more = (f" of {method}", f" --method {method}") if method else ("", "")
             raise ArtifactError(
                 f"no exported model{of} in {self.root}/",
                 hint=f"run: lifedeploy export --backbone deit_s{more} --rho 0.7",
             )
-        return found[0]
+        return exports[0]
 
     def _newest(self, pattern: str, *, kind: str) -> list[Artifact]:
         written = self._finished(pattern)
         paths = sorted(written, key=lambda path: written[path], reverse=True)
-        found = []
+        artifacts = []
         for path in paths:
             try:
-                found.append(Artifact.read(path))
+                artifacts.append(Artifact.read(path))
             except ArtifactError:
                 continue  # not one of ours, or damaged: named, it gives an error; listed, it is passed over
-        return [artifact for artifact in found if artifact.manifest.kind == kind]
+        return [artifact for artifact in artifacts if artifact.manifest.kind == kind]
 
     def _finished(self, pattern: str) -> dict[Path, int]:
         """Files that are there whole → when they were written, in ns; others may take them away in between."""
-        found = {}
+        written = {}
         for path in self.root.glob(pattern):
             parts = path.relative_to(self.root).parts
             if any(part.startswith(".") or is_temporary(part) for part in parts):
                 continue
             with suppress(OSError):
-                found[path] = path.stat().st_mtime_ns
-        return found
+                written[path] = path.stat().st_mtime_ns
+        return written

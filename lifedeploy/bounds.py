@@ -90,10 +90,10 @@ class _Sizes:
         kept = 0  # what depends on constants only is computed before the first image, and stays
         for node in graph.node:
             together = sum(sizes.get(name, 0) for name in {*node.input, *node.output})
-            made = sum(sizes.get(name, 0) for name in node.output)
+            output_bytes = sum(sizes.get(name, 0) for name in node.output)
             if all(name in fixed or not name for name in node.input) and not any(True for _ in graphs_in(node)):
                 fixed.update(node.output)
-                kept += made
+                kept += output_bytes
             if max(together, kept) > self.limit:
                 raise ArtifactError(
                     f"{self.path}: {self._name(node)} needs {max(together, kept) / GIB:,.0f} GiB for its tensors, and "
@@ -118,9 +118,9 @@ class _Sizes:
 
         model = onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import)
         model.graph.CopyFrom(graph)
-        own = {item.name for item in (*graph.input, *graph.initializer)}
-        own.update(name for node in graph.node for name in node.output)
-        used = {name for node in graph.node for name in node.input} - own
+        defined = {item.name for item in (*graph.input, *graph.initializer)}
+        defined.update(name for node in graph.node for name in node.output)
+        used = {name for node in graph.node for name in node.input} - defined
         for name in sorted(used):
             if name in constants:
                 tensor = model.graph.initializer.add()
@@ -138,13 +138,13 @@ class _Sizes:
         sizes = [dim.dim_value if dim.HasField("dim_value") else 1 for dim in kind.shape.dim]
         if min(sizes, default=0) < 0:
             raise ArtifactError(f"{self.path}: {quoted(value.name)} has the shape {quoted(sizes)}")
-        made = math.prod(sizes) * bits_of(kind.elem_type) // 8
-        if made > self.limit:
+        size = math.prod(sizes) * bits_of(kind.elem_type) // 8
+        if size > self.limit:
             raise ArtifactError(
-                f"{self.path}: {quoted(value.name)} has the shape {quoted(sizes)}, {made / GIB:,.0f} GiB, and this "
+                f"{self.path}: {quoted(value.name)} has the shape {quoted(sizes)}, {size / GIB:,.0f} GiB, and this "
                 f"machine has {self.limit / GIB:,.0f}"
             )
-        return made
+        return size
 
     def _rounds(self, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int:
         """How often a loop goes round at most; 1 where that depends on what is computed."""

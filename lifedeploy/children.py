@@ -45,13 +45,13 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment and ``more``, for a child: it and those that it starts search no current folder."""
-    made = {**os.environ, **(more or {}), "PYTHONSAFEPATH": "1"}
+    variables = {**os.environ, **(more or {}), "PYTHONSAFEPATH": "1"}
     for name in _SEARCHED:
-        if name in made:
-            made[name] = _absolute(made[name])
-            if not made[name]:
-                del made[name]
-    return made
+        if name in variables:
+            variables[name] = _absolute(variables[name])
+            if not variables[name]:
+                del variables[name]
+    return variables
 
 
 def tool(name: str) -> str | None:

@@ -25,16 +25,16 @@ class Work:
 
     @classmethod
     def of(cls, schedule: Schedule, scoring: int = 0) -> Work:
-        """Of a method that drops between layers: all of a layer's tokens take part in all of it."""
+        """The work of a method that drops between layers: all of a layer's tokens take part in all of it."""
         return cls(schedule.tokens, schedule.tokens, scoring)
 
     @classmethod
     def dense(cls, schedule: Schedule) -> Work:
-        """Of a method that drops nothing, whatever the schedule says."""
+        """The work of a method that drops nothing, whatever the schedule says."""
         return cls.of(Schedule.dense(schedule.patches, schedule.depth))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """MACs of a backbone, per place; together with a :class:`Work` they give exact totals of one image."""
 

@@ -59,7 +59,7 @@ def read(path: Path) -> onnx.ModelProto:
         structure = len(data) - _weights(memoryview(data), "model")
         if structure > _STRUCTURE:
             raise ArtifactError(f"{path} describes a graph in {structure / 1024**2:,.0f} MiB; at most 64 are read")
-        model = onnx.ModelProto.FromString(data)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
         del data
         if not model.HasField("graph"):
             raise ArtifactError(f"{path} is not a valid ONNX file: there is no graph in it")
@@ -101,10 +101,10 @@ def with_outputs(path: Path, model: onnx.ModelProto, names: Sequence[str], failu
     """
     import onnx
 
-    made = {name for node in model.graph.node for name in node.output}
+    computed = {name for node in model.graph.node for name in node.output}
     typed = {value.name: value for value in model.graph.value_info}
     for name in names:
-        if name not in made:
+        if name not in computed:
             raise failure(f"{path} has no tensor {name}")
         if name not in {output.name for output in model.graph.output}:
             model.graph.output.append(typed.get(name) or onnx.ValueInfoProto(name=name))
@@ -143,7 +143,7 @@ def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 def _weights(data: memoryview, message: str) -> int:
     """Bytes of weights in a message, found without making objects of all the others."""
-    fields, found, at, entries = _FIELDS[message], 0, 0, 0
+    fields, total, at, entries = _FIELDS[message], 0, 0, 0
     while at < len(data):
         key, at = _number(data, at)
         kind = key & 7
@@ -151,9 +151,9 @@ def _weights(data: memoryview, message: str) -> int:
             length, at = _number(data, at)
             inner = fields.get(key >> 3)
             if inner == "data":
-                found += length
+                total += length
             elif inner is not None and (length > _CUT or message == "model"):
-                found += _weights(data[at : at + length], inner)
+                total += _weights(data[at : at + length], inner)
             at += length
         elif kind == 0:
             _, at = _number(data, at)
@@ -166,7 +166,7 @@ def _weights(data: memoryview, message: str) -> int:
             raise ValueError(f"its {message} has more than {_ENTRIES:,} entries")
     if at > len(data):
         raise EOFError("it ends too early")
-    return found
+    return total
 
 
 def _number(data: memoryview, at: int) -> tuple[int, int]:
@@ -328,7 +328,7 @@ def _whole(text: str, standard: int) -> int:
 
 
 def bits_of(kind: int) -> int:
-    """Of one element; 0: unknown."""
+    """Bits of one element of an ONNX type; 0 where the type is unknown."""
     import onnx
 
     if kind == onnx.TensorProto.STRING:

@@ -25,14 +25,14 @@ EARLIER_NAME = "life_order"
 
 
 def kept_name(layer: int) -> str:
-    """Of the tensor of kept tokens after ``layer``."""
+    """The name of the tensor of tokens kept after ``layer``."""
     return f"kept_{layer}"
 
 
 def kept_layer(name: str) -> int | None:
     """The layer that a tensor so called is about; None: it holds no kept tokens."""
-    found = _NAME.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def is_kept_name(name: str | None) -> bool:
@@ -50,24 +50,27 @@ class KeptTokens:
 
     @classmethod
     def of(cls, schedule: Schedule, layers: Collection[int]) -> KeptTokens:
-        """Of a model that names its kept tokens after ``layers``."""
+        """The kept tokens of a model that names them after ``layers``."""
         first = min(layers, default=schedule.depth)  # before it, nothing leaves
         counts = {layer: schedule.after(layer) for layer in schedule.drop_layers if layer >= first}
         leaving = tuple(layer for layer in sorted(layers) if layer in schedule.leaving_layers)
         return cls({layer: kept_name(layer) for layer in sorted(layers)}, counts, leaving)
 
     @classmethod
-    def of_method(cls, schedule: Schedule, choice: str) -> KeptTokens:
-        """Of a model in PyTorch whose method chooses so often: it says what goes on wherever tokens leave."""
+    def of_method(cls, schedule: Schedule, selection: str) -> KeptTokens:
+        """The kept tokens of a model in PyTorch, which says what goes on wherever tokens leave.
+
+        ``selection`` is that of its method.
+        """
         leaving = schedule.leaving_layers
-        return cls.of(schedule, {"none": (), "once": leaving[:1]}.get(choice, leaving))
+        return cls.of(schedule, {"none": (), "once": leaving[:1]}.get(selection, leaving))
 
     def __bool__(self) -> bool:
         return bool(self.names)
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """All tensors."""
+        """Names of all tensors of kept tokens."""
         return tuple(self.names.values())
 
     @property
@@ -100,12 +103,12 @@ class KeptTokens:
         """The inverse of :meth:`whole`: tensor → what it held."""
         if len(self.names) < 2:
             return dict.fromkeys(self.taps, whole)
-        found, start = {}, 0
+        tensors, start = {}, 0
         for number, layer in enumerate(self.leaving):
             part = whole[:, start : start + self.counts[layer]]
-            found[self.names[layer]] = part - number * _DROP * (part != NO_PATCH)
+            tensors[self.names[layer]] = part - number * _DROP * (part != NO_PATCH)
             start += self.counts[layer]
-        return found
+        return tensors
 
 
 NOTHING_KEPT = KeptTokens({}, {})  # of a model that chooses nothing, or of which nothing is known

@@ -101,12 +101,12 @@ def describe(*, threads: int | None = None) -> dict[str, Any]:
 def gpus() -> list[str]:
     """NVIDIA GPUs that the driver lists; found without any framework."""
     folder = Path("/proc/driver/nvidia/gpus")
-    found = []
+    models = []
     for information in sorted(folder.glob("*/information")):
         for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("Model:"):
-                found.append(line.partition(":")[2].strip())
-    return found
+                models.append(line.partition(":")[2].strip())
+    return models
 
 
 def gpu_state() -> list[dict[str, str]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -20,7 +20,6 @@ from lifedeploy.files import now, write_json
 from lifedeploy.kept import EARLIER_NAME, KeptTokens
 from lifedeploy.reading import decode_json, read_bytes
 from lifedeploy.records import (
-    COMPLETE,
     DetailsRecord,
     FormedRecord,
     GraphRecord,
@@ -29,6 +28,7 @@ from lifedeploy.records import (
     ParityRecord,
     QuantizationRecord,
 )
+from lifedeploy.section import Section, keep_given, plain
 from lifedeploy.spec import ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.typed import (
@@ -69,7 +69,7 @@ class TensorSpec:
         return f"{self.name}: {self.dtype} ({dims})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineRecord:
     """How an engine was built.
 
@@ -93,11 +93,11 @@ class EngineRecord:
 
     @property
     def label(self) -> str:
-        """As shown in tables."""
+        """Name and precision, as tables show them."""
         return f"{self.name} {self.precision}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What stands beside an artifact.
 
@@ -124,7 +124,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, with what a reader looks for first at the top."""
-        body = asdict(self)
+        body: dict[str, Any] = plain(self)
         head = {
             "schema": SCHEMA,
             "kind": body.pop("kind"),
@@ -155,47 +155,27 @@ class Manifest:
         given = {name: value for name, value in data.items() if not (name == "quantization" and value is None)}
         manifest = described(given, cls, _WHAT)
         for place, name, above in manifest._files():
-            _require_own(place, name, above=above)
+            _require_plain(place, name, above=above)
         manifest._require_consistent()
-        return manifest._with_sections(data, spec)
-
-    def _with_sections(self, data: Mapping[str, Any], spec: ModelSpec) -> Manifest:
-        """With the sections as they were written, and what a later version added to them: neither is to be lost."""
-        engine = self.engine
-        if engine is not None:
-            written = data["engine"]
-            engine = replace(
-                engine,
-                options=cast(OptionsRecord, dict(written.get("options", {}))),
-                graph=cast(FormedRecord, dict(written.get("graph", {}))),
-                details=cast(DetailsRecord, dict(written.get("details", {}))),
-            )
-        return replace(
-            self,
-            spec=spec,
-            engine=engine,
-            graph=cast(GraphRecord, dict(data["graph"])),
-            macs=cast(MacsRecord, dict(data["macs"])),
-            parity=None if data["parity"] is None else cast(ParityRecord, dict(data["parity"])),
-            quantization=cast(QuantizationRecord, dict(data.get("quantization") or {})),
-        )
+        keep_given(manifest, given)
+        return replace(manifest, spec=spec)
 
     def _files(self) -> Iterator[tuple[str, str, bool]]:
         """Files that are named: the place, the name, and whether it may be one of the export above."""
         yield "file", self.file, False
         yield from (("siblings", name, False) for name in self.siblings.values())
-        made = self.kind != "model"
-        optional = [("reference", self.reference, self.kind == "engine"), ("checkpoint", self.checkpoint, made)]
+        derived = self.kind != "model"
+        optional = [("reference", self.reference, self.kind == "engine"), ("checkpoint", self.checkpoint, derived)]
         if self.engine is not None:
             yield from (("engine.files", name, False) for name in self.engine.files)
-            optional.append(("engine.source", self.engine.source, made))
-        if "report" in self.quantization:
-            yield "quantization.report", self.quantization["report"], False
+            optional.append(("engine.source", self.engine.source, derived))
+        if self.quantization.report is not None:
+            yield "quantization.report", self.quantization.report, False
         yield from ((place, name, above) for place, name, above in optional if name)
 
     def _require_consistent(self) -> None:
         height, width = self.spec.image_size
-        batch = self.graph.get("batch_size") or 1
+        batch = self.graph.batch_size or 1
         if batch * height * width > LARGEST_BATCH:
             raise ArtifactError(
                 f"{_WHAT} is wrong: batch {batch} of {height}x{width} px is larger than any model takes"
@@ -206,15 +186,14 @@ class Manifest:
         for tensor in self.outputs[:1]:
             if self.spec.num_classes and tensor.shape[1:] != (self.spec.num_classes,):
                 raise ArtifactError(f"{_WHAT} is wrong: {tensor} is no output for {self.spec.num_classes} classes")
-        named = self.graph.get("kept", ())
+        named = self.graph.kept or ()
         before = [layer for layer in self.spec.schedule.drop_layers if named and layer < min(named)]
         if any(self.spec.schedule.after(layer) < self.spec.schedule.patches for layer in before):
             raise ArtifactError(f"{_WHAT} is wrong at $.graph.kept: tokens leave after layer {before[0]} already")
-        strange = [layer for layer in self.graph.get("kept", ()) if layer not in self.spec.schedule.drop_layers]
+        strange = [layer for layer in named if layer not in self.spec.schedule.drop_layers]
         if strange:
             raise ArtifactError(f"{_WHAT} is wrong at $.graph.kept: {strange[0]} is none of its drop layers")
-        own = self.engine.files.get(self.file, self.sha256) if self.engine else self.sha256
-        if own != self.sha256:
+        if self.engine and self.engine.files.get(self.file, self.sha256) != self.sha256:
             raise ArtifactError(f"{_WHAT} is wrong: engine.files has another SHA-256 of {self.file} than sha256")
 
     def require_complete(self, what: str) -> None:
@@ -223,22 +202,21 @@ class Manifest:
         Raises:
             ArtifactError: something is; it is named. ``what`` is what the manifest is called.
         """
-        sections: list[tuple[str, Mapping[str, object]]] = [("macs", self.macs)]
+        sections: list[tuple[str, Section]] = [("macs", self.macs)]
         if self.quantization or self.kind == "calibrated":
             sections.append(("quantization", self.quantization))
         if self.parity is not None:
             sections.append(("parity", self.parity))
-        if self.engine is not None and "parity" in self.engine.graph:
-            sections.append(("engine.graph.parity", self.engine.graph["parity"]))
-        for place, found in sections:
-            missing = [name for name in COMPLETE[place.rpartition(".")[2]] if name not in found]
-            if missing:
-                raise ArtifactError(f"{what}: {_WHAT} is incomplete: '{missing[0]}' is missing at $.{place}")
-        if self.kind == "calibrated" and "layers" not in self.quantization:
-            raise ArtifactError(f"{what}: {_WHAT} is incomplete: 'layers' is missing at $.quantization")
+        if self.engine is not None and self.engine.graph.parity is not None:
+            sections.append(("engine.graph.parity", self.engine.graph.parity))
+        lacking = [(place, name) for place, section in sections for name in section.missing()]
+        if self.kind == "calibrated" and self.quantization.layers is None:
+            lacking.append(("quantization", "layers"))
+        for place, name in lacking:
+            raise ArtifactError(f"{what}: {_WHAT} is incomplete: '{name}' is missing at $.{place}")
         if self.kind == "engine" and self.engine is None:
             raise ArtifactError(f"{what} describes no engine")
-        counts = (self.macs["per_layer"], self.macs.get("attention_tokens"), self.macs.get("mlp_tokens"))
+        counts = (self.macs.per_layer, self.macs.attention_tokens, self.macs.mlp_tokens)
         for layers in (len(count) for count in counts if count is not None):
             if layers != self.spec.schedule.depth:
                 raise ArtifactError(f"{what}: {_WHAT} is wrong: MACs of {layers} of {self.spec.schedule.depth} layers")
@@ -247,8 +225,8 @@ class Manifest:
     def kept(self) -> KeptTokens:
         """Where its graph, and every engine of it, says which tokens it kept."""
         schedule = self.spec.schedule
-        if "kept" in self.graph:
-            return KeptTokens.of(schedule, self.graph["kept"])
+        if self.graph.kept is not None:
+            return KeptTokens.of(schedule, self.graph.kept)
         # Written before there were other methods: it ranks once, and says so under another name.
         if methods.role_of(self.spec.method) != methods.SLIMMED or not schedule.prunes:
             return KeptTokens.of(schedule, ())
@@ -257,12 +235,12 @@ class Manifest:
     @property
     def predicts_lives(self) -> bool:
         """Whether its graph, and every engine of it, can be asked for the scores that lives are made of."""
-        return self.graph.get("scores", bool(self.kept) and "kept" not in self.graph)
+        return bool(self.kept) and self.graph.kept is None if self.graph.scores is None else self.graph.scores
 
     @property
     def quantized_products(self) -> tuple[str, ...]:
         """Names of the products of a calibrated graph that are quantised."""
-        return tuple(layer["name"] for layer in self.quantization.get("layers", ()) if layer["sqnr_db"] is not None)
+        return tuple(layer.name for layer in self.quantization.layers or () if layer.sqnr_db is not None)
 
     def write(self, path: Path) -> None:
         """Write the manifest to ``path``."""
@@ -276,16 +254,16 @@ def read_manifest(path: Path) -> Manifest:
         ArtifactError: missing, not JSON, or not one of ours.
     """
     data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
-    found = decode_json(data, Any, f"{path} is not a manifest: its JSON")
-    if not isinstance(found, dict):
+    facts = decode_json(data, Any, f"{path} is not a manifest: its JSON")
+    if not isinstance(facts, dict):
         raise ArtifactError(f"{path} is not a manifest: expected a JSON object")
     try:
-        return Manifest.from_dict(found)
+        return Manifest.from_dict(facts)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error.message}") from error
 
 
-def _require_own(place: str, name: str, *, above: bool) -> None:
+def _require_plain(place: str, name: str, *, above: bool) -> None:
     """Make sure that a file that is named is one of the artifact's folder; or, if it may be, of the export that this
     folder is in: ``../NAME``, or ``../int8/NAME`` of an engine of a calibrated graph.
 

@@ -20,7 +20,7 @@ from lifedeploy.errors import LifedeployError, ScheduleError, UnsupportedModelEr
 from lifedeploy.reading import reason
 from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate
 from lifedeploy.text import quoted, shortened
-from lifedeploy.typed import GRAPHS, MethodName
+from lifedeploy.typed import ORDERINGS, MethodName
 
 Role = Literal["slimmed", "baseline", "bound"]
 SLIMMED: Role = "slimmed"
@@ -35,7 +35,7 @@ Counting = Callable[[int, int, float, Sequence[int], Any], Schedule]
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of a method that has none."""
+    """The options of a method that has none."""
 
 
 def option(default: Option, help: str, *, training: bool = False) -> Any:
@@ -58,7 +58,7 @@ class TrainingStage:
     name: str
     reducer: bool  # the method's own parameters
     backbone: bool
-    soft: bool = True  # in the reducer's differentiable form, where it has one
+    soft: bool = True  # with the reducer's differentiable twin, where it has one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Method:
     stem: str = "model"  # of its files in an export's folder
     # Whether the image decides which tokens stay. "once": by one ranking, so that those that are left after a later
     # drop are the first of those that are left after an earlier one.
-    choice: Literal["none", "once", "every drop"] = "every drop"
+    selection: Literal["none", "once", "every drop"] = "every drop"
     inside: bool = False  # whether tokens leave between attention and MLP of a drop layer, not behind it
     predicts_lives: bool = False
     # Baseline and bound are made of its graph by taking its drops out; else each is traced. Its drops then are modules
@@ -104,9 +104,12 @@ class Method:
             ("a slimmed model's files are called model", self.role == SLIMMED and self.stem != "model"),
             (
                 "only what ranks once, and drops behind a layer, has baselines in its graph",
-                self.derives and (self.choice != "once" or self.inside),
+                self.derives and (self.selection != "once" or self.inside),
             ),
-            (f"its choice {quoted(self.choice)} is unknown", self.choice not in ("none", "once", "every drop")),
+            (
+                f"its selection {quoted(self.selection)} is unknown",
+                self.selection not in ("none", "once", "every drop"),
+            ),
             ("a stage of it trains nothing, or is called what no file can be", not all(map(_is_stage, self.stages))),
             ("two stages of it have one name", len({stage.name for stage in self.stages}) < len(self.stages)),
             ("its work or its schedule is no function", not (callable(self.work) and callable(self.schedule))),
@@ -128,9 +131,9 @@ class Method:
             raise UsageError(f"method {quoted(self.name)} cannot be: by default {error.message}") from error
 
     @property
-    def forms(self) -> tuple[str, ...]:
-        """Forms that its graph may have, the usual one first: what chooses at every drop cannot order once."""
-        return GRAPHS[1:] if self.choice == "every drop" else GRAPHS
+    def orderings(self) -> tuple[str, ...]:
+        """How its graph may order tokens, the usual way first: what chooses at every drop cannot order once."""
+        return ORDERINGS[1:] if self.selection == "every drop" else ORDERINGS
 
     def default_drop_layers(self, depth: int) -> tuple[int, ...]:
         """Its drop layers on a backbone of so many layers, unless told otherwise."""
@@ -165,17 +168,18 @@ class Method:
         """Options of ``other`` where it stands beside this method: the bound cuts where this method drops."""
         return {"inside": self.inside} if other.role == BOUND else {}
 
-    def require_form(self, form: str) -> None:
-        """Make sure that its graph can have a form.
+    def require_ordering(self, ordering: str) -> None:
+        """Make sure that its graph can order tokens in this way.
 
         Raises:
-            UsageError: it cannot, or there is no such form.
+            UsageError: it cannot, or there is no such way.
         """
-        if form not in GRAPHS:
-            raise UsageError(f"graph form {quoted(form)} is unknown; there are: {', '.join(GRAPHS)}")
-        if form not in self.forms:
+        if ordering not in ORDERINGS:
+            raise UsageError(f"graph form {quoted(ordering)} is unknown; there are: {', '.join(ORDERINGS)}")
+        if ordering not in self.orderings:
             raise UsageError(
-                f"{self.name} chooses anew at every drop, so its graph cannot be {form}; expected {self.forms[0]}"
+                f"{self.name} chooses anew at every drop, so its graph cannot be {ordering}; expected "
+                f"{self.orderings[0]}"
             )
 
     def make_schedule(
@@ -203,10 +207,12 @@ class Method:
         assert keep_rate is not None
         require_keep_rate(keep_rate)
         with self.blamed("its schedule"):
-            made = self.schedule(patches, depth, keep_rate, layers, self.settle(options or {}))
-        if not isinstance(made, Schedule) or (made.patches, made.depth) != (patches, depth):
-            raise self.broken(f"its schedule is none of {patches} patches in {depth} layers: {shortened(repr(made))}")
-        return made
+            schedule = self.schedule(patches, depth, keep_rate, layers, self.settle(options or {}))
+        if not isinstance(schedule, Schedule) or (schedule.patches, schedule.depth) != (patches, depth):
+            raise self.broken(
+                f"its schedule is none of {patches} patches in {depth} layers: {shortened(repr(schedule))}"
+            )
+        return schedule
 
     def count_work(self, schedule: Schedule, options: Mapping[str, Any], cost: Cost) -> Work:
         """What it computes under a schedule, checked.
@@ -254,15 +260,15 @@ class Method:
             return msgspec.convert(dict(given), self.options)
         except msgspec.ValidationError as error:
             said, _, place = str(error).replace("`", "").rpartition(" - at $.")
-            found = f"{place} is {quoted(given.get(place))}: " if said else ""
+            subject = f"{place} is {quoted(given.get(place))}: " if said else ""
             said = said or place
             kind = get_type_hints(self.options).get(place)
             if get_origin(kind) is Literal:  # msgspec does not tell what there is
                 said = f"expected one of {', '.join(map(str, get_args(kind)))}"
-            raise UsageError(f"{found}{said[0].lower()}{said[1:]}") from error
+            raise UsageError(f"{subject}{said[0].lower()}{said[1:]}") from error
 
     def plain_options(self, given: Mapping[str, Any]) -> dict[str, Option]:
-        """The same as plain data, all of them."""
+        """All its options as plain data, those ``given`` and the others at their defaults."""
         return asdict(self.settle(given))
 
     def option_fields(self, *, training: bool) -> dict[str, tuple[Any, Any]]:
@@ -282,7 +288,7 @@ class Method:
         return "-".join(words)
 
     def broken(self, why: str) -> UsageError:
-        """The error that says so."""
+        """The error that says that it cannot be used, and why."""
         return UsageError(f"method {self.name} of {self.package} cannot be used: {why}")
 
 

@@ -83,7 +83,7 @@ _BUILT_IN = (
         name="life",
         title="LifeViT",
         reducer="lifedeploy.model.reducers.life:LifeReducer",
-        choice="once",
+        selection="once",
         predicts_lives=True,
         derives=True,
         options=LifeOptions,
@@ -99,7 +99,7 @@ _BUILT_IN = (
         reducer="lifedeploy.model.reducers.dense:DenseReducer",
         role=BASELINE,
         stem="dense",
-        choice="none",
+        selection="none",
         stages=(TrainingStage("dense", reducer=False, backbone=True),),
         work=lambda schedule, options, cost: Work.dense(schedule),
     ),
@@ -109,7 +109,7 @@ _BUILT_IN = (
         reducer="lifedeploy.model.reducers.first_k:FirstKReducer",
         role=BOUND,
         stem="first-k",
-        choice="none",
+        selection="none",
         options=FirstKOptions,
         work=_first_k_work,
     ),
@@ -155,14 +155,14 @@ def get(name: str, *roles: str) -> Method:
     Raises:
         UsageError: there is none, or two of that name, or one that cannot be imported; or it has another role.
     """
-    found = plugins().get(name, ())
-    if len(found) + (name in _TABLE) > 1:
-        owners = ["lifedeploy itself"] * (name in _TABLE) + [_package(entry) for entry in found]
+    entries = plugins().get(name, ())
+    if len(entries) + (name in _TABLE) > 1:
+        owners = ["lifedeploy itself"] * (name in _TABLE) + [_package(entry) for entry in entries]
         raise UsageError(
             f"method {quoted(name)} is there more than once: of {' and of '.join(owners)}",
             hint="uninstall a package that adds it",
         )
-    if name not in _TABLE and not found:
+    if name not in _TABLE and not entries:
         import difflib
 
         there = names(*roles)
@@ -171,7 +171,7 @@ def get(name: str, *roles: str) -> Method:
             f"method {quoted(name)} is unknown; there are: {', '.join(there)}",
             hint=f"did you mean {', '.join(near)}?" if near else None,
         )
-    method = _TABLE[name] if name in _TABLE else _loaded(found[0])
+    method = _TABLE[name] if name in _TABLE else _loaded(entries[0])
     if roles and method.role not in roles:
         raise UsageError(
             f"{name} is no method to slim a model by, but the {method.role} that every export holds; "
@@ -193,10 +193,10 @@ def plugins() -> Mapping[str, tuple[EntryPoint, ...]]:
     """Name → who adds a method of that name."""
     from importlib.metadata import entry_points  # help for the commands as they are needs none
 
-    found: dict[str, tuple[EntryPoint, ...]] = {}
+    entries: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in entry_points(group=GROUP):
-        found[entry.name] = (*found.get(entry.name, ()), entry)
-    return found
+        entries[entry.name] = (*entries.get(entry.name, ()), entry)
+    return entries
 
 
 @cache

@@ -64,15 +64,15 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 def versions(names: tuple[str, ...] = REPORTED) -> dict[str, str]:
     """Versions of the distributions in ``names`` that are installed, and whose modules are those that are imported."""
-    found = {}
+    known = {}
     for name in names:
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
         if not _shadowed(distribution):
-            found[name] = distribution.version
-    return found
+            known[name] = distribution.version
+    return known
 
 
 def _shadowed(distribution: metadata.Distribution) -> bool:
@@ -81,5 +81,5 @@ def _shadowed(distribution: metadata.Distribution) -> bool:
     spec = importlib.util.find_spec(module) if module else None
     if module is None or spec is None or spec.origin is None:
         return False
-    own = Path(str(distribution.locate_file(f"{module}/__init__.py")))
-    return own.exists() and not own.samefile(spec.origin)
+    file = Path(str(distribution.locate_file(f"{module}/__init__.py")))
+    return file.exists() and not file.samefile(spec.origin)

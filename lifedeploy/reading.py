@@ -71,16 +71,16 @@ def require_regular(path: Path, failure: Failure = ArtifactError, *, hint: str |
         ``failure``: it does not exist, cannot be looked at, or is a folder, a pipe or a device.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError as error:
         raise failure(f"{path} does not exist", hint=hint) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in it
         raise failure(f"{path} cannot be opened: {reason(error)}", hint=hint) from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise failure(f"{path} is a folder; expected a file", hint=hint)
-    if not stat.S_ISREG(found.st_mode):
-        raise failure(f"{path} is {_kind(found.st_mode)}; expected a regular file", hint=hint)
-    return found.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise failure(f"{path} is {_kind(status.st_mode)}; expected a regular file", hint=hint)
+    return status.st_size
 
 
 def read_bytes(path: Path, failure: Failure = ArtifactError, *, limit: int = TEXT_LIMIT) -> bytes:

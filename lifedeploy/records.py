@@ -1,25 +1,28 @@
-"""What a manifest records, section by section: JSON objects, each key with its type and range.
+"""What a manifest records, section by section: each fact with its type and range.
 
-They stay dictionaries, since most readers look for one fact: a fact that an older version did not write is missing, and
-one that a newer version adds is kept. What is there is of the type that stands here; :mod:`lifedeploy.manifest` sees to
-it, and :meth:`Manifest.require_complete` that nothing is missing where a reader needs all.
+What is read is of the types that stand here: :mod:`lifedeploy.manifest` sees to it.
 """
+
+# ruff: noqa: RUF009  # absent() and needed() make fields, not defaults
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Required, TypedDict
+from dataclasses import dataclass, field
+from typing import Annotated
 
 from msgspec import Meta
 
+from lifedeploy.errors import ParityError
+from lifedeploy.section import Section, absent, needed
 from lifedeploy.typed import (
     Attention,
-    Batch,
+    BatchSize,
     Count,
     Digest,
     FileName,
     Graph,
     Layer,
+    Maybe,
     Name,
     Number,
     Positive,
@@ -29,63 +32,82 @@ from lifedeploy.typed import (
     Text,
 )
 
-Shape = Annotated[Sequence[Size], Meta(max_length=8)]
+Shape = Annotated[tuple[Size, ...], Meta(max_length=8)]
+PerLayer = Annotated[tuple[Count, ...], Meta(max_length=1000)]
 
 
-class GraphRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class GraphRecord(Section):
     """How the export was made, and the operators in it."""
 
-    form: Graph
-    batch_size: Batch | None  # None: dynamic
-    with_life: bool
-    with_preprocess: bool  # it takes uint8 pixels and normalises them itself
-    opset: Count
-    operators: dict[Name, Count]
-    kept: Annotated[Sequence[Layer], Meta(max_length=1000)]  # layers after which it names its kept tokens: kept_LAYER
-    scores: bool  # whether it names the scores of all patches, which lives are made of: life_scores
+    form: Maybe[Graph] = absent()
+    batch_size: BatchSize | None = None  # None: dynamic
+    with_life: bool = False
+    with_preprocess: bool = False  # it takes uint8 pixels and normalises them itself
+    opset: Maybe[Count] = absent()
+    operators: dict[Name, Count] = field(default_factory=dict)
+    kept: Maybe[Annotated[tuple[Layer, ...], Meta(max_length=1000)]] = absent()  # it names its kept tokens after these
+    scores: Maybe[bool] = absent()  # whether it names the scores of all patches, which lives are made of: life_scores
 
 
-class MacsRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class MacsRecord(Section):
     """Multiply-accumulates of one image, by place; ``speedup_bound`` is dense ÷ total."""
 
-    total: Count
-    dense: Count
-    per_layer: Annotated[Sequence[Count], Meta(max_length=1000)]
-    attention_tokens: Annotated[Sequence[Count], Meta(max_length=1000)]  # patch tokens in the attention of each layer
-    mlp_tokens: Annotated[Sequence[Count], Meta(max_length=1000)]  # and in its MLP
-    embed: Count
-    predictor: Count  # of the method's own: scoring, fusing, merging
-    head: Count
-    speedup_bound: Positive
+    total: Count = needed()
+    dense: Count = needed()
+    per_layer: PerLayer = needed()
+    attention_tokens: Maybe[PerLayer] = absent()  # patch tokens in the attention of each layer
+    mlp_tokens: Maybe[PerLayer] = absent()  # and in its MLP
+    embed: Count = needed()
+    predictor: Count = needed()  # of the method's own: scoring, fusing, merging
+    head: Count = needed()
+    speedup_bound: Positive = needed()
 
 
-class CaseRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class CaseRecord(Section):
     """One batch of the parity gate."""
 
-    kind: Name
-    batch: Batch
-    max_abs: Number
-    max_rel: Number
-    max_rel_same: Number
-    top1: Share
-    overlap: Share | None
-    decided_flips: Count
+    kind: Name = needed()
+    batch: BatchSize = needed()
+    max_abs: Number = needed()  # largest difference of two logits
+    max_rel: Number = needed()  # the same over the largest logit of the batch
+    max_rel_same: Number = needed()  # the same of images that kept the same tokens: without what another token changes
+    top1: Share = needed()  # share of images with the same top-1
+    overlap: Share | None = needed()  # share of kept tokens that are the same; None where nothing is dropped by score
+    decided_flips: Count = needed()  # images whose top-1 changed though the reference was decided
 
 
-class ParityRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class ParityRecord(Section):
     """The evidence that an artifact computes what PyTorch computes; the numbers are the worst of all cases."""
 
-    passed: bool
-    precision: Precision
-    cases: Sequence[CaseRecord]
-    failures: Sequence[Text]
-    max_abs: Number
-    max_rel: Number
-    top1: Share
-    overlap: Share | None
+    passed: bool = needed()  # every case is within tolerance
+    precision: Maybe[Precision] = absent()
+    cases: tuple[CaseRecord, ...] = ()
+    failures: tuple[Text, ...] = ()
+    max_abs: Number = needed()
+    max_rel: Number = needed()
+    top1: Share = needed()
+    overlap: Share | None = needed()
+
+    def summary(self) -> dict[str, float | None]:
+        """The worst of all cases, by name."""
+        return {"max_abs": self.max_abs, "max_rel": self.max_rel, "top1": self.top1, "overlap": self.overlap}
+
+    def require(self, what: str, reference: str = "PyTorch") -> None:
+        """Make sure that ``what`` computes what ``reference`` does.
+
+        Raises:
+            ParityError: it did not; with the first failure.
+        """
+        if self.failures:
+            raise ParityError(f"{what} does not compute what {reference} does: {self.failures[0]}")
 
 
-class FormRecord(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class FormRecord(Section):
     """The form of a graph that was given to a runtime."""
 
     precision: Precision
@@ -93,144 +115,148 @@ class FormRecord(TypedDict):
     with_order: bool  # kept tokens as further outputs
 
 
-class ReachRecord(TypedDict):
-    """The tensor of a half-precision graph that comes nearest to the end of its type."""
+@dataclass(frozen=True, kw_only=True)
+class ReachRecord(Section):
+    """The tensor of a half-precision graph that comes nearest to the end of its type, or first goes beyond."""
 
     tensor: Text
-    largest: Number
-    limit: Number
-    sample: Text
+    largest: Number  # magnitude, over all samples
+    limit: Number  # the largest number that the type has
+    sample: Text  # where
+
+    @property
+    def overflows(self) -> bool:
+        """Whether it is beyond."""
+        return not self.largest <= self.limit
 
 
-class FormedRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class FormedRecord(Section):
     """What was done to the export's graph before it was compiled, and what that cost."""
 
-    form: FormRecord
-    opset: Count
-    attentions: Count
-    casts: Count
-    islands: dict[Name, Sequence[Name]]
-    subnormal: Count
-    parity: ParityRecord
-    reach: ReachRecord
+    form: Maybe[FormRecord] = absent()
+    opset: Maybe[Count] = absent()
+    attentions: Maybe[Count] = absent()  # those that are one operator
+    casts: Maybe[Count] = absent()
+    islands: dict[Name, tuple[Name, ...]] = field(default_factory=dict)  # what stayed FP32 → its operators
+    subnormal: Maybe[Count] = absent()  # weights other than 0 that became 0
+    parity: Maybe[ParityRecord] = absent()
+    reach: Maybe[ReachRecord] = absent()
 
 
-class OptionsRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class OptionsRecord(Section):
     """Build options that were given."""
 
-    attention: Text
-    remainder: Text
-    batch: Annotated[Sequence[Batch], Meta(min_length=3, max_length=3)]
-    workspace_gib: Positive
-    level: Count
-    target: Sequence[Name]
-    timing_cache: Text
-    hardware_compatible: bool
-    version_compatible: bool
-    strip_weights: bool
-    refittable: bool
-    allow_unfused: bool
+    attention: Maybe[Text] = absent()
+    remainder: Maybe[Text] = absent()
+    batch: Maybe[Annotated[tuple[BatchSize, ...], Meta(min_length=3, max_length=3)]] = absent()
+    workspace_gib: Maybe[Positive] = absent()
+    level: Maybe[Count] = absent()
+    target: tuple[Name, ...] = ()
+    timing_cache: Maybe[Text] = absent()
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    strip_weights: bool = False
+    refittable: bool = False
+    allow_unfused: bool = False
 
 
-class FusionRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class FusionRecord(Section):
     """Kernels of an engine: fused attentions (None: not known), sorts, and how often each is launched."""
 
-    source: Name
-    attention: Required[Count | None]
-    topk: Required[Count]
-    of: Count
-    precision: Text
-    tensors: dict[Text, Count]
-    launches: dict[Text, Count]
-    kernels: dict[Text, Count]
-    eight_bits: dict[Text, Count]
-    note: Text
+    source: Maybe[Name] = absent()
+    attention: Count | None
+    topk: Count
+    of: Maybe[Count] = absent()
+    precision: Maybe[Text] = absent()
+    tensors: dict[Text, Count] = field(default_factory=dict)
+    launches: dict[Text, Count] = field(default_factory=dict)
+    kernels: dict[Text, Count] = field(default_factory=dict)
+    eight_bits: dict[Text, Count] = field(default_factory=dict)
+    note: Text = ""
 
 
-class EightBitsRecord(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class EightBitsRecord(Section):
     """Products that run in 8 bits, of those that the graph has quantised."""
 
     products: Count
     of: Count
 
 
-class DetailsRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class DetailsRecord(Section):
     """What a runtime tells of what it built."""
 
-    fusion: FusionRecord
-    profile: Mapping[Name, Sequence[Shape]]  # input → its smallest, usual and largest shape
-    warnings: Sequence[Text]
-    eight_bits: EightBitsRecord
-    integer_products: dict[Name, Count]
+    fusion: Maybe[FusionRecord] = absent()
+    profile: dict[Name, tuple[Shape, ...]] = field(default_factory=dict)  # input → its smallest, usual, largest shape
+    warnings: tuple[Text, ...] = ()
+    eight_bits: Maybe[EightBitsRecord] = absent()
+    integer_products: dict[Name, Count] = field(default_factory=dict)
 
 
-class TensorRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord(Section):
     """One quantised tensor."""
 
-    name: Name
-    kind: Name
-    scale: Number | None
-    scale_smallest: Number | None
-    sqnr_db: Number | None
-    saturated: Number | None
+    name: Maybe[Name] = absent()
+    kind: Maybe[Name] = absent()
+    scale: Number | None = None
+    scale_smallest: Number | None = None
+    sqnr_db: Number | None = None
+    saturated: Number | None = None
 
 
-class LayerRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord(Section):
     """One product of a quantised graph; ``sqnr_db`` is None where it stays in floating point."""
 
-    name: Required[Name]
-    sqnr_db: Required[Number | None]
-    tensors: Sequence[TensorRecord]
+    name: Name
+    sqnr_db: Number | None
+    tensors: tuple[TensorRecord, ...] = ()
 
 
-class DataRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class DataRecord(Section):
     """The images that a graph was calibrated and checked on."""
 
-    source: Required[Text]
-    split: Text
-    images: Required[Count]
-    of: Count
-    seed: Required[Count]
-    sha256: Required[Digest]
-    check_images: Count
-    check_apart: bool
-    check_sha256: Digest
-    check_classes_sha256: Digest
+    source: Text
+    split: Maybe[Text] = absent()
+    images: Count
+    of: Maybe[Count] = absent()
+    seed: Count
+    sha256: Digest
+    check_images: Maybe[Count] = absent()
+    check_apart: Maybe[bool] = absent()
+    check_sha256: Maybe[Digest] = absent()
+    check_classes_sha256: Maybe[Digest] = absent()
 
 
-class QuantizationRecord(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class QuantizationRecord(Section):
     """How a graph was calibrated, and what that cost; engines built of it keep all but ``layers``."""
 
-    precision: Precision
-    method: Name
-    parts: Sequence[Name]
-    per_channel: bool
-    smoothing: Share
-    smooth_gelu: bool
-    keep: Sequence[Name]
-    max_drop: Number | None
-    data: DataRecord
-    source_sha256: Digest  # of the float graph
-    images: Count
-    same_top1: Share
-    overlap: Share | None
-    logits_sqnr_db: Number | None
-    accuracy: Share | None
-    accuracy_float: Share | None
-    drop: Number
-    size_mib: Number
-    size_float_mib: Number
-    restored: Sequence[Name]
-    report: FileName
-    layers: Sequence[LayerRecord]
-
-
-# What is shown and computed with wherever the section is there at all.
-COMPLETE: Mapping[str, tuple[str, ...]] = {
-    "macs": ("total", "dense", "per_layer", "embed", "predictor", "head", "speedup_bound"),
-    "parity": ("passed", "max_abs", "max_rel", "top1", "overlap"),
-    "quantization": (
-        "precision", "method", "parts", "per_channel", "smoothing", "data", "source_sha256", "images", "same_top1",
-        "overlap", "restored",
-    ),
-}  # fmt: skip
+    precision: Precision = needed()
+    method: Name = needed()
+    parts: tuple[Name, ...] = needed()
+    per_channel: bool = needed()
+    smoothing: Share = needed()
+    smooth_gelu: Maybe[bool] = absent()
+    keep: tuple[Name, ...] = ()
+    max_drop: Number | None = None
+    data: DataRecord = needed()
+    source_sha256: Digest = needed()  # of the float graph
+    images: Count = needed()
+    same_top1: Share = needed()
+    overlap: Share | None = needed()
+    logits_sqnr_db: Number | None = None
+    accuracy: Share | None = None
+    accuracy_float: Share | None = None
+    drop: Maybe[Number] = absent()
+    size_mib: Maybe[Number] = absent()
+    size_float_mib: Maybe[Number] = absent()
+    restored: tuple[Name, ...] = needed()
+    report: Maybe[FileName] = absent()
+    layers: Maybe[tuple[LayerRecord, ...]] = absent()

@@ -17,12 +17,13 @@ from lifedeploy.reading import decode_json
 from lifedeploy.schedule import Schedule
 from lifedeploy.typed import (
     ATTENTIONS,
-    GRAPHS,
+    ORDERINGS,
     PRECISIONS,
     QUANTIZED,
     Attention,
     Classes,
     CropMode,
+    Extent,
     Interpolation,
     Label,
     MaybeDigest,
@@ -31,7 +32,6 @@ from lifedeploy.typed import (
     Number,
     Precision,
     Predictor,
-    Side,
     Text,
     Weights,
     described,
@@ -40,8 +40,8 @@ from lifedeploy.typed import (
 
 __all__ = [
     "ATTENTIONS",
-    "GRAPHS",
     "LIVES_NAME",
+    "ORDERINGS",
     "PRECISIONS",
     "QUANTIZED",
     "SCORES_NAME",
@@ -79,11 +79,11 @@ _Mean = Annotated[float, Meta(ge=-1000, le=1000)]
 _Std = Annotated[float, Meta(ge=1e-6, le=1000)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreprocessSpec:
     """How an image file becomes the model's input. Names and meaning are timm's data config."""
 
-    image_size: tuple[Side, Side]  # (height, width) in pixels
+    image_size: tuple[Extent, Extent]  # (height, width) in pixels
     crop_pct: Annotated[float, Meta(ge=0.05, le=1)] = 0.9
     crop_mode: CropMode = "center"  # or "squash"
     interpolation: Interpolation = "bicubic"
@@ -91,7 +91,7 @@ class PreprocessSpec:
     std: tuple[_Std, _Std, _Std] = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where weights came from.
 
@@ -107,7 +107,7 @@ class Provenance:
     elastic: bool = False  # trained at many keep rates: good at any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """One model: backbone, method, schedule, input and classes."""
 
@@ -137,8 +137,8 @@ class ModelSpec:
             return self
         other = methods.get(method)
         other.require_prefix(self.prefix_tokens, self.backbone)
-        own = methods.built_in(self.method) if other.role == methods.BASELINE else methods.get(self.method)
-        beside = own.options_beside(other) if own is not None else {}  # what a baseline is needs no plug-in
+        row = methods.built_in(self.method) if other.role == methods.BASELINE else methods.get(self.method)
+        beside = row.options_beside(other) if row is not None else {}  # what a baseline is needs no plug-in
         return replace(self, method=method, options=other.plain_options(beside))
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,13 +210,13 @@ def model_name(
     schedule: Schedule,
     *,
     options: Mapping[str, Any] | None = None,
-    graph: str = "",
+    ordering: str = "",
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> str:
     """The folder that an export of this model goes to, e.g. ``deit_s-life-r0.7`` or ``deit_s-life-127.95.63``.
 
-    ``image_size`` is given where it is not the backbone's own, ``graph`` where the graph has a form.
+    ``image_size`` is given where it is not the backbone's own, ``ordering`` of the graph where there is a graph.
     """
     parts = [backbone.replace("/", "_"), method.name]
     if schedule.drop_layers:
@@ -226,8 +226,8 @@ def model_name(
             parts.append("after" + ".".join(map(str, schedule.drop_layers)))
     if changed := method.label(options or {}):
         parts.append(changed)
-    if graph not in ("", method.forms[0]):
-        parts.append(graph)
+    if ordering not in ("", method.orderings[0]):
+        parts.append(ordering)
     if image_size is not None:
         parts.append("x".join(map(str, image_size)) + "px")
     if batch_size is not None:

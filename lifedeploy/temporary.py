@@ -44,7 +44,7 @@ def temporary(path: Path, *, folder: bool) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    name, lock = _made(path, folder=folder)
+    name, lock = _new(path, folder=folder)
     try:
         yield name
     finally:
@@ -76,12 +76,12 @@ def sweep(folder: Path) -> None:
         for path in folder.iterdir():
             if is_temporary(path.name):
                 with _abandoned(path) as abandoned:  # held until it is gone, so that no new owner takes it over
-                    found = _NAME.fullmatch(path.name)
-                    if abandoned and found is not None and found["ending"] == _ASIDE:
+                    match = _NAME.fullmatch(path.name)
+                    if abandoned and match is not None and match["ending"] == _ASIDE:
                         if (
-                            len(os.fsencode(found["name"])) < _LONGEST - 3
+                            len(os.fsencode(match["name"])) < _LONGEST - 3
                         ):  # else it may be cut: whoever knows it decides
-                            _put_back_or_remove(path, folder / found["name"])
+                            _put_back_or_remove(path, folder / match["name"])
                     elif abandoned:
                         remove(path)
 
@@ -164,7 +164,7 @@ def release(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _made(path: Path, *, folder: bool) -> tuple[Path, int]:
+def _new(path: Path, *, folder: bool) -> tuple[Path, int]:
     while True:
         name = path.with_name(_owned(path, _ENDING))
         if folder:
@@ -208,8 +208,8 @@ def _abandoned(path: Path) -> Iterator[bool]:
         return
     try:
         if locked is None:
-            found = _NAME.fullmatch(path.name)
-            locked = found is not None and found["host"] == _host() and not _alive(int(found["pid"]))
+            match = _NAME.fullmatch(path.name)
+            locked = match is not None and match["host"] == _host() and not _alive(int(match["pid"]))
         yield locked
     finally:
         release(descriptor)

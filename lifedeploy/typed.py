@@ -18,7 +18,7 @@ from lifedeploy.text import quoted
 
 T = TypeVar("T")
 
-GRAPHS = ("order-once", "per-stage")
+ORDERINGS = ("order-once", "per-stage")
 QUANTIZED = ("int8", "fp8")  # precisions that need calibration
 PRECISIONS = ("fp32", "fp16", "bf16", *QUANTIZED)
 
@@ -36,7 +36,7 @@ DTYPES = (
 )  # fmt: skip
 # Field → its words, for messages: msgspec says only that a word is none of them.
 _LISTS = {
-    "form": GRAPHS,
+    "form": ORDERINGS,
     "precision": PRECISIONS,
     "attention": ATTENTIONS,
     "crop_mode": CROP_MODES,
@@ -48,15 +48,15 @@ _LISTS = {
 }
 
 MOST_CLASSES = 1_000_000
-LARGEST_SIDE = 8192  # pixels of an image that a model takes
+LARGEST_EXTENT = 8192  # pixels that an image for a model has in height or width
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]  # beyond, readers of JSON lose digits
 Size = Annotated[int, Meta(ge=1, le=2**31)]
-Batch = Annotated[int, Meta(ge=1, le=65_536)]
-Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
+BatchSize = Annotated[int, Meta(ge=1, le=65_536)]
+Extent = Annotated[int, Meta(ge=1, le=LARGEST_EXTENT)]  # height or width of an image, in pixels
 Classes = Annotated[int, Meta(ge=0, le=MOST_CLASSES)]
 Layer = Annotated[int, Meta(ge=1, le=1000)]
-Patches = Annotated[int, Meta(ge=1, le=LARGEST_SIDE**2)]
+Patches = Annotated[int, Meta(ge=1, le=LARGEST_EXTENT**2)]
 Number = Annotated[float, Meta(ge=-1e39, le=1e39)]  # as far as FP32 and BF16 reach
 Positive = Annotated[float, Meta(gt=0, le=1e39)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -70,7 +70,8 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]  # SHA-25
 MaybeDigest = Annotated[str, Meta(pattern="^([0-9a-f]{64})?$", max_length=64)]  # '': none was taken
 FileName = Annotated[str, Meta(min_length=1, max_length=255)]
 
-if TYPE_CHECKING:  # a word of a list is a str to whoever works with it
+if TYPE_CHECKING:  # a word of a list is a str to whoever works with it, and what may be missing may be None
+    Maybe: TypeAlias = T | None
     Graph: TypeAlias = str
     Precision: TypeAlias = str
     Attention: TypeAlias = str
@@ -81,7 +82,14 @@ if TYPE_CHECKING:  # a word of a list is a str to whoever works with it
     Kind: TypeAlias = str
     DType: TypeAlias = str
 else:
-    Graph = Literal[GRAPHS]
+
+    class Maybe:
+        """A fact that JSON may lack: ``None`` then, where null would be of another kind."""
+
+        def __class_getitem__(cls, kind: Any) -> Any:
+            return kind
+
+    Graph = Literal[ORDERINGS]
     Precision = Literal[PRECISIONS]
     Attention = Literal[ATTENTIONS]
     CropMode = Literal[CROP_MODES]
@@ -115,11 +123,11 @@ def _in_our_words(said: str, data: Any) -> str:
     wrong, _, place = said.replace("`", "").rpartition(" - at ")
     if not wrong:
         return f"wrong: {place[:1].lower()}{place[1:]}"
-    found = _at(data, place)
+    value = _at(data, place)
     words = _LISTS.get(place.rpartition(".")[2])
     if wrong.startswith("Invalid enum value") and words:
         wrong = f"there are: {', '.join(words)}"
-    return f"wrong at {place}: {quoted(found)}; {wrong[:1].lower()}{wrong[1:]}"
+    return f"wrong at {place}: {quoted(value)}; {wrong[:1].lower()}{wrong[1:]}"
 
 
 def _at(data: Any, place: str) -> Any:

@@ -243,9 +243,9 @@ def _is_special(path: Path, target: Path) -> bool:
 def _descriptor(path: Path) -> int | None:
     """The open descriptor that ``path`` is a name of; None of all other paths."""
     for _ in range(40):  # as many links as Linux follows
-        found = re.fullmatch(r"/dev/std(in|out|err)|(?:/dev/fd|/proc/(?:self|\d+)/fd)/(\d+)", str(path))
-        if found is not None:
-            return int(found[2]) if found[2] else ("in", "out", "err").index(found[1])
+        match = re.fullmatch(r"/dev/std(in|out|err)|(?:/dev/fd|/proc/(?:self|\d+)/fd)/(\d+)", str(path))
+        if match is not None:
+            return int(match[2]) if match[2] else ("in", "out", "err").index(match[1])
         if not path.is_symlink():
             return None
         path = path.parent / path.readlink()
@@ -279,11 +279,11 @@ def _naming(path: Path, staging: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = str(error.filename) if error.filename is not None else ""
-        inside = staging is not None and (found + os.sep).startswith(str(staging) + os.sep)
+        name = str(error.filename) if error.filename is not None else ""
+        inside = staging is not None and (name + os.sep).startswith(str(staging) + os.sep)
         if inside:
-            error.filename = str(path) + found[len(str(staging)) :]
-        elif is_temporary(Path(found).name) or (not found and error.errno in _OF_WRITING):
+            error.filename = str(path) + name[len(str(staging)) :]
+        elif is_temporary(Path(name).name) or (not name and error.errno in _OF_WRITING):
             error.filename = str(path)
         else:
             raise  # of something that was read on the way
@@ -334,10 +334,10 @@ def _one_after_the_other(staging: Path, target: Path) -> bool:
     return True
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(first: Path, second: Path) -> bool:
     """Exchange two names in one step; whether that could be done."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):  # another system, or an old C library
         return False
-    return int(call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE)) == 0
+    return int(call(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE)) == 0

@@ -1,6 +1,6 @@
 """Attention in every form that ONNX Runtime reads, against each other on its CUDA provider; and which kernel each ran.
 
-    python benchmarks/gpu/attentions.py MODEL.onnx [--out DIR] [--batches 128,8,1] [--engine onnxruntime-cuda]
+    python -m benchmarks.gpu.attentions MODEL.onnx [--out DIR] [--batches 128,8,1] [--engine onnxruntime-cuda]
 
 MODEL is an order-once export with its manifest (``lifedeploy export``). The forms are MatMul → Softmax → MatMul, ONNX's
 Attention operator, and ONNX Runtime's own (``contrib``). Each is first held against the original in FP32 and emulated
@@ -10,26 +10,22 @@ onnxruntime --precision fp32`` runs it on a CPU, which says that the script work
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rewrites import Variant, prove, write
-from variants import contest, one_time, small
-
+from benchmarks.common import command_line, new_parser, publish, record_of, source, table
+from benchmarks.gpu.rewrites import Variant, prove, write
+from benchmarks.gpu.variants import PROOFS, contest, proofs, times_of
 from lifedeploy.artifact import Artifact
 from lifedeploy.engines import attention_kernels, registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import EngineError
 from lifedeploy.exporters.precision import HALF
-from lifedeploy.files import now, write_json
-from lifedeploy.machine import describe, gpu_state
+from lifedeploy.machine import gpu_state
 from lifedeploy.spec import ATTENTIONS
 
 HERE = Path(__file__).parent
@@ -48,9 +44,8 @@ class Run:
         self.kind = registry.get(engine)
         manifest = Artifact.read(source.with_suffix(".json")).manifest
         self.spec, self.taps = manifest.spec, manifest.kept.taps
-        self.found: dict[str, Any] = {"rows": [], "machine": describe(), "date": now(), "command": command}
-        self.found |= {"engine": engine, "precision": precision, "backbone": self.spec.backbone, "not_timed": {}}
-        self.found |= {"gpu_state": {"before": gpu_state()}}
+        self.record: dict[str, Any] = {"rows": [], "not_timed": {}, "engine": engine} | record_of(command)
+        self.record |= {"precision": precision, "backbone": self.spec.backbone, "gpu_state": {"before": gpu_state()}}
 
     def forms(self, work: Path) -> dict[str, Path]:
         """Write and prove all forms: name → graph; a row for each, with the kernels that ran."""
@@ -65,7 +60,7 @@ class Run:
             write(self.source, variant, self.precision if self.precision in HALF else "", graphs[name])
             kernels = attention_kernels.read_back(graphs[name], self.kind.provider, self.spec.schedule.depth)
             row = {"engine": self.kind.name, "variant": name, "fusion": kernels.to_dict(), "times": []}
-            self.found["rows"].append(row | facts[name])
+            self.record["rows"].append(row | facts[name])
         self.write()
         return graphs
 
@@ -80,22 +75,21 @@ class Run:
                 try:
                     timed = contest(engines, batch, seconds, self.spec.schedule.counts, self.precision)
                 except EngineError as error:  # at another batch it may work
-                    self.found["not_timed"][f"batch {batch}"] = error.message
+                    self.record["not_timed"][f"batch {batch}"] = error.message
                     continue
-                for row in self.found["rows"]:
+                for row in self.record["rows"]:
                     row["times"].append(timed[row["variant"]])
                 self.write()
 
     def write(self) -> None:
         """What there is so far."""
-        self.found["gpu_state"]["after"] = gpu_state()
-        write_json(self.out / "attentions.json", self.found)
-        (self.out / "ATTENTIONS.md").write_text(table(self.found), encoding="utf-8")
+        self.record["gpu_state"]["after"] = gpu_state()
+        publish(self.out, "attentions", self.record, markdown(self.record))
 
 
 def _apart(kind: type[OnnxRuntime]) -> type[OnnxRuntime]:
     """The engine without the optimiser that makes a Gemm of MatMul and Add."""
-    return type("Apart", (kind,), {"_disabled": lambda self: ("MatMulAddFusion",)})
+    return type("Apart", (kind,), {"disabled_optimizers": lambda self: ("MatMulAddFusion",)})
 
 
 def told(fusion: Mapping[str, Any]) -> str:
@@ -104,39 +98,31 @@ def told(fusion: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (kernels, fusion["note"]))) or "not told"
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """As Markdown."""
-    machine = found["machine"]
-    runtimes = [f"{name} {one}" for name, one in machine["versions"].items() if name.startswith("onnxruntime")]
+def markdown(record: Mapping[str, Any]) -> str:
+    """The forms and their times."""
     lines = [
         "# Attention in every form that ONNX Runtime reads",
         "",
-        f"Command: `{found['command']}`;",
-        f"{', '.join(machine['gpu']) or 'no GPU'}, {', '.join(runtimes)}, {machine['cpu']}; {found['date'][:10]}.",
+        source(record, "onnxruntime", "onnxruntime-gpu"),
         "",
-        f"{found['backbone']}, {found['precision'].upper()}, ordered once, random weights. `products` is MatMul,",
+        f"{record['backbone']}, {record['precision'].upper()}, ordered once, random weights. `products` is MatMul,",
         "Softmax and MatMul, `operator` ONNX's Attention, `contrib` ONNX Runtime's MultiHeadAttention. Kernels are in",
         "ONNX Runtime's own words; MATH is not fused.",
+        *(["", CPU] if record["engine"] == "onnxruntime" else []),
+        "",
+        *table(
+            f"form | kernels | {PROOFS}",
+            ((row["variant"], told(row["fusion"]), *proofs(row)) for row in record["rows"]),
+        ),
+        "",
+        *times_of(record, "the products'"),
     ]
-    if found["engine"] == "onnxruntime":
-        lines += ["", CPU]
-    lines += ["", "| form | kernels | error, FP32 | error, emulated | kept tokens, emulated |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['variant']} | {told(row['fusion'])} | {small(row['error_fp32'])} | {small(row['error_emulated'])} "
-        f"| {100 * row['kept_emulated']:.1f} % |"
-        for row in found["rows"]
-    ]
-    lines += ["", "## Time", "", "Without copies. Ratio: the products' time over the form's; above 1 is faster.", ""]
-    lines += ["| engine | batch | form | ms | ratio | kept tokens | error |", "|---|---|---|---|---|---|---|"]
-    for batch in dict.fromkeys(times["batch"] for row in found["rows"] for times in row["times"]):
-        lines += [one_time(row, times) for row in found["rows"] for times in row["times"] if times["batch"] == batch]
-    lines += [""] + [f"- {what}: not timed: {reason}" for what, reason in found["not_timed"].items()]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, prove, ask, time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
@@ -147,18 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     health = registry.examine(registry.get(given.engine))
     if not health.ok:
         raise SystemExit(f"engine {given.engine} cannot run here: {health.reason}")
-    given.out.mkdir(parents=True, exist_ok=True)
-    options = sys.argv[1:] if arguments is None else list(arguments)
-    shown = ["MODEL.onnx" if one == str(given.model) else one for one in options]
-    command = f"python benchmarks/gpu/attentions.py {shlex.join(shown)}"
+    command = command_line("gpu.attentions", arguments, {"MODEL.onnx": given.model})
     run = Run(given.model, given.out, given.engine, given.precision, command)
     with tempfile.TemporaryDirectory() as work:
         graphs = run.forms(Path(work))
         run.contests(graphs, [int(batch) for batch in given.batches.split(",")], given.seconds)
     run.write()
     print((given.out / "ATTENTIONS.md").read_text(encoding="utf-8"))
-    if run.found["not_timed"]:
-        raise SystemExit(f"error: {next(iter(run.found['not_timed'].values()))}")
+    if run.record["not_timed"]:
+        raise SystemExit(f"error: {next(iter(run.record['not_timed'].values()))}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our runtime against a bare loop over the same TensorRT plan: no checks, no classes, one CUDA graph of the kernels.
 
-    python benchmarks/gpu/bare.py FOLDER [--batch 128] [--budget 20] [--json FILE]
+    python -m benchmarks.gpu.bare FOLDER [--batch 128] [--budget 20] [--json FILE]
 
 FOLDER is one that ``lifedeploy build-engine --engine tensorrt`` (or tensorrt-rtx) made. Both take turns in one process,
 without copies, each launching and waiting per request, which is what trtexec does by default since version 11. The
@@ -10,7 +10,6 @@ another lane.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import contest, new_parser, record_of
 from lifedeploy.artifact import Artifact
-from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.engines.fake import FakeDevice
 from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
 from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.errors import LifedeployError
-from lifedeploy.files import now, write_json
-from lifedeploy.machine import describe, gpu_state
+from lifedeploy.files import write_json
+from lifedeploy.machine import gpu_state
 
 
 class Bare(Lane):
@@ -112,30 +111,27 @@ def compare(folder: Path, batch: int, budget: float) -> dict[str, Any]:
         lane.inputs["images"][...] = images
         assert isinstance(lane, DeviceLane)  # every lane of TensorRT is
         bare = bare_loop(engine, batch, images)
-        contenders = [Contender("bare", batch, (bare,)), Contender("ours", batch, (WithoutCopies(lane),))]
-        samples = measure(contenders, Stop(budget_s=budget, half_width=0.002))
-        share = samples.ratio("ours", "bare")
-    rate = float(np.median([turn.images_per_s for turn in samples.rounds["ours"]]))
-    found = {"engine": record.name, "batch": batch, "images_per_s": rate, "rounds": samples.count}
-    found |= {"share": share.median, "low": share.low, "high": share.high, "coverage": share.coverage}
-    return found | {"machine": describe(), "gpu_state": gpu_state(), "date": now()}
+        ours = contest({"bare": bare, "ours": WithoutCopies(lane)}, batch, budget, half_width=0.002)["ours"]
+    facts = {"share": ours["ratio"], "low": ours["ratio_low"], "high": ours["ratio_high"]}
+    facts |= {name: ours[name] for name in ("images_per_s", "rounds", "coverage")}
+    return facts | {"engine": record.name, "batch": batch, "gpu_state": gpu_state()} | record_of("")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--budget", type=float, default=20.0, help="seconds")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     try:
-        found = compare(given.folder, given.batch, given.budget)
+        facts = compare(given.folder, given.batch, given.budget)
     except LifedeployError as error:
         raise SystemExit(f"error: {error.message}") from error
     if given.json:
-        write_json(given.json, found)
-    print(json.dumps({name: found[name] for name in ("engine", "batch", "images_per_s", "share", "low", "high")}))
+        write_json(given.json, facts)
+    print(json.dumps({name: facts[name] for name in ("engine", "batch", "images_per_s", "share", "low", "high")}))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """Which kernels an engine launches on an NVIDIA GPU and how long each takes, by PyTorch's profiler (CUPTI).
 
-    python benchmarks/gpu/kernels.py FOLDER [--batch 128] [--out DIR]
+    python -m benchmarks.gpu.kernels FOLDER [--batch 128] [--out DIR]
 
 FOLDER is one that ``lifedeploy build-engine`` made. Its dense model and the slimmed one are asked without copies;
-CUDA graphs are seen through. Kernels are summed by the first word that tells what they do; names are the vendors'. ``--host`` times
-PyTorch's operators on a CPU instead, which tests this script.
+CUDA graphs are seen through. Kernels are summed by the first word that tells what they do; names are the vendors'.
+``--host`` times PyTorch's operators on a CPU instead, which tests this script.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +18,12 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common import command_line, new_parser, publish, record_of, source, table
 from lifedeploy.artifact import Artifact
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import DeviceLane
-from lifedeploy.files import now, write_json
-from lifedeploy.machine import describe
 
-HERE = Path(__file__).parent
 CALLS = 3
 # What a kernel does, by the first word that its name has.
 KINDS = {
@@ -88,55 +83,47 @@ def measured(folder: Path, batch: int, *, host: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """As Markdown: kinds of kernels by row, engines and models by column."""
-    machine, rows = found["machine"], found["rows"]
+def markdown(record: Mapping[str, Any]) -> str:
+    """Kinds of kernels by row, engines and models by column."""
+    rows = record["rows"]
     sums: list[Counter[str]] = []
     for row in rows:
         sums.append(Counter())
         for name, facts in row["kernels"].items():
             sums[-1][kind_of(name)] += facts["us"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    kinds = sorted({kind for column in sums for kind in column}, key=lambda kind: -max(column[kind] for column in sums))
+    launches = [sum(facts["launches"] for facts in row["kernels"].values()) for row in rows]
+    cells = [
+        (kind, *(f"{us[kind]:.0f} ({us[kind] / us.total():.0%})" if us[kind] else "–" for us in sums)) for kind in kinds
+    ]
+    cells += [("all", *(f"{us.total():.0f}" for us in sums)), ("launches", *(f"{count:.0f}" for count in launches))]
+    head = "".join(f" | {row['engine']} {row['method']}, batch {row['batch']}" for row in rows)
     lines = [
         "# Where the time on a GPU goes",
         "",
-        f"Command: `{found['command']}`;",
-        f"{', '.join(machine['gpu']) or 'no GPU'}, {versions}, {machine['cpu']}; {found['date'][:10]}.",
-        *([found["note"]] if found.get("note") else []),
+        source(record),
+        *([record["note"]] if record.get("note") else []),
         "Microseconds of kernels in one call without copies, and the share of all of them.",
         "",
-        "| | " + " | ".join(f"{row['engine']} {row['method']}, batch {row['batch']}" for row in rows) + " |",
-        "|---" * (1 + len(rows)) + "|",
+        *table(head, cells),
     ]
-    for kind in sorted({kind for one in sums for kind in one}, key=lambda kind: -max(one[kind] for one in sums)):
-        cells = [f"{one[kind]:.0f} ({one[kind] / sum(one.values()):.0%})" if one[kind] else "–" for one in sums]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    lines.append("| all | " + " | ".join(f"{sum(one.values()):.0f}" for one in sums) + " |")
-    launches = [sum(facts["launches"] for facts in row["kernels"].values()) for row in rows]
-    lines.append("| launches | " + " | ".join(f"{count:.0f}" for count in launches) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, profile, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--host", action="store_true", help="PyTorch's operators on a CPU, to test this script")
     given = parser.parse_args(arguments)
-    options = sys.argv[1:] if arguments is None else list(arguments)
-    shown = ["FOLDER" if one == str(given.folder) else one for one in options]
-    command = f"python benchmarks/gpu/kernels.py {shlex.join(shown)}"
     if not given.host:
         torch.cuda.init()  # the profiler sees what comes after it
-    rows = measured(given.folder, given.batch, host=given.host)
-    path = given.out / "kernels.json"
-    given.out.mkdir(parents=True, exist_ok=True)
-    found = {"rows": rows, "machine": describe(), "date": now(), "command": command}
-    write_json(path, found)
-    path.with_name("KERNELS.md").write_text(table(found), encoding="utf-8")
-    print(table(found))
+    record = {"rows": measured(given.folder, given.batch, host=given.host)}
+    record |= record_of(command_line("gpu.kernels", arguments, {"FOLDER": given.folder}))
+    publish(given.out, "kernels", record, markdown(record))
+    print(markdown(record))
 
 
 if __name__ == "__main__":

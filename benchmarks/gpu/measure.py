@@ -1,13 +1,13 @@
-"""Everything on one NVIDIA GPU: engines, our runtime against a bare loop, and the open questions (see ``run.sh``).
+"""Everything on one NVIDIA GPU: engines, our runtime against a bare loop, other forms of the graph (see ``run.sh``).
 
-    python benchmarks/gpu/measure.py [--out DIR] [--minutes 8.5] [--backbones deit_s,deit_b] [--batches 128,8,1,32,256]
-    python benchmarks/gpu/measure.py --dry --out DIR
+    python -m benchmarks.gpu.measure [--out DIR] [--minutes 8.5] [--backbones deit_s,deit_b] [--batches 128,8,1,32,256]
+    python -m benchmarks.gpu.measure --dry --out DIR
 
 Each engine is built, held against PyTorch and measured by ``lifedeploy`` itself. What matters most comes first: DeiT-S
-at keep rate 0.7 and batch 128 on ONNX Runtime, torch.compile and TensorRT, then the forms of attention, PyTorch's
-questions, the other engines, 8 bits, other batches, the other schedule, DeiT-B. Results are written after every step,
-and every step has a limit of its own, so that a run that is cut off, or a step that hangs, leaves what there is. A step
-that fails is a line with its reason. Where only torch is installed, only its questions are asked.
+at keep rate 0.7 and batch 128 on ONNX Runtime, torch.compile and TensorRT, then the forms of attention, where the time
+goes, the other engines, 8 bits, other batches, the other schedule, DeiT-B. Results are written after every step, and
+every step has a limit of its own, so that a run that is cut off, or a step that hangs, leaves what there is. A step
+that fails is a line with its reason.
 
 A dry run takes the same steps at toy size, with an engine of numpy in the place of every engine and a CPU in the place
 of the GPU. It fails if any step failed or was skipped, and never writes to this folder.
@@ -15,14 +15,9 @@ of the GPU. It fails if any step failed or was skipped, and never writes to this
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,14 +25,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tables
-from sizes import DRY, GPU, LEAD, PLANS, UNFUSED_TOO, Sizes
-
+from benchmarks.common import command_line, new_parser, publish, read_json, record_of, run_python
+from benchmarks.gpu import tables
+from benchmarks.gpu.sizes import DRY, GPU, LEAD, PLANS, UNFUSED_TOO, Sizes
 from lifedeploy.data.samples import photo_folder
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import Availability
-from lifedeploy.files import now, write_json
-from lifedeploy.machine import describe, gpu_state
+from lifedeploy.machine import gpu_state
 
 HERE = Path(__file__).parent
 NEEDED = (
@@ -55,11 +48,12 @@ LIMITS = {
     "bare": 60,
     "attentions": 110,
     "kernels": 60,
+    "variants": 110,
 }
 LEAST_S = 20.0  # a step that has less is not begun
 
 
-# What the tool of that name says; it is how the section on trtexec comes about without one.
+# What the tool of that name prints; it is how the section on trtexec comes about without one.
 FAKE_TRTEXEC = """#!/bin/sh
 echo "Throughput: 250.0 qps"
 echo "GPU Compute Time: min = 3.9 ms, max = 4.1 ms, mean = 4 ms, median = 4.0 ms"
@@ -72,9 +66,8 @@ class Run:
     def __init__(self, out: Path, work: Path, minutes: float, command: str, sizes: Sizes = GPU) -> None:
         self.out, self.work, self.sizes = out, work, sizes
         self.ends = time.monotonic() + 60 * minutes
-        self.found: dict[str, Any] = {"rows": [], "bare": [], "kernels": {}, "failed": [], "skipped": [], "steps": []}
-        self.found |= {"date": now(), "command": command, "dry": bool(sizes.stand_in), "machine": describe()}
-        self.found |= {"gpu_state": {"before": gpu_state()}}
+        self.record: dict[str, Any] = {"rows": [], "bare": [], "kernels": {}, "failed": [], "skipped": [], "steps": []}
+        self.record |= record_of(command) | {"dry": bool(sizes.stand_in), "gpu_state": {"before": gpu_state()}}
 
     def left(self) -> float:
         """Seconds."""
@@ -83,19 +76,19 @@ class Run:
     def command(self, *words: str, what: str, limit_s: float, least_s: float = LEAST_S) -> bool:
         """Run a command; whether it ended well. A failure is written down with its last line, and so is no time."""
         if self.left() < least_s:
-            self.found["skipped"].append(what)
+            self.record["skipped"].append(what)
             self.write()
             return False
         print(f"[{self.left():4.0f} s left] {shlex.join(words)}", flush=True)
         began, allowed = time.monotonic(), min(limit_s, self.left())
-        code, said = _ended(words, self.work, allowed)
-        self.found["steps"].append({"what": what, "seconds": time.monotonic() - began})
+        code, said = run_python(words, self.work, allowed)
+        self.record["steps"].append({"what": what, "seconds": time.monotonic() - began})
         if code is None and allowed < limit_s:
-            self.found["skipped"].append(f"{what} (cut off)")
+            self.record["skipped"].append(f"{what} (cut off)")
         elif code != 0:
             lines = [line for line in said if line.startswith("error:")] or said or ["no reason given"]
             reason = f"took over {allowed:.0f} s, and was ended" if code is None else lines[-1]
-            self.found["failed"].append({"what": what, "reason": reason})
+            self.record["failed"].append({"what": what, "reason": reason})
             print(f"  failed: {reason}", flush=True)
         self.write()
         return code == 0
@@ -104,17 +97,17 @@ class Run:
         """One of our own commands."""
         return self.command(*self.sizes.lifedeploy, *words, what=what, limit_s=LIMITS[words[0]])
 
-    def script(self, name: str, *words: str, what: str, limit_s: float, least_s: float = LEAST_S) -> bool:
+    def script(self, name: str, *words: str, what: str) -> bool:
         """One of the scripts in this folder."""
-        return self.command(str(HERE / f"{name}.py"), *words, what=what, limit_s=limit_s, least_s=least_s)
+        return self.command("-m", f"benchmarks.gpu.{name}", *words, what=what, limit_s=LIMITS[name])
 
     def export(self, backbone: str, number: int) -> Path | None:
         """A model with random weights, by the schedule of that number; None where that failed."""
         schedule, options = self.sizes.schedules[number]
         target = Path(f"{backbone}-{number}")
         words = ["export", "--backbone", backbone, *options.split(), "--weights", "random", "--no-parity"]
-        made = self.lifedeploy(*words, "-o", str(target), what=f"export of {backbone}, {schedule}")
-        return target if made else None
+        ended_well = self.lifedeploy(*words, "-o", str(target), what=f"export of {backbone}, {schedule}")
+        return target if ended_well else None
 
     def build(self, export: Path, engine: str, labels: dict[str, str]) -> bool:
         """Build one engine and hold it against PyTorch."""
@@ -126,15 +119,15 @@ class Run:
         fusion = self.fusion(export, engine, PRECISION) if built else {}
         if engine == LEAD[0] and fusion:
             kernels = ", ".join(f"{count} × {kernel}" for kernel, count in fusion["kernels"].items())
-            self.found["kernels"][what.removeprefix("build of ")] = "; ".join(filter(None, (kernels, fusion["note"])))
+            self.record["kernels"][what.removeprefix("build of ")] = "; ".join(filter(None, (kernels, fusion["note"])))
             self.write()
         return built
 
     def fusion(self, export: Path, engine: str, precision: str) -> dict[str, Any]:
         """What the manifest says of the kernels of a build."""
         folder = self.work / export / f"{self.sizes.engine(engine)}-{precision}"
-        found: dict[str, Any] = json.loads((folder / "model.json").read_text())["engine"]["details"].get("fusion", {})
-        return found
+        fusion: dict[str, Any] = read_json(folder / "model.json")["engine"]["details"].get("fusion", {})
+        return fusion
 
     def bench(
         self, export: Path, engine: str, batch: int, labels: dict[str, str], precisions: Sequence[str] = (PRECISION,)
@@ -149,10 +142,10 @@ class Run:
             what = f"{labels['backbone']}, {labels['schedule']}, {engine} {'/'.join(precisions)}, batch {batch}, {mode}"
             if not self.lifedeploy(*words, what=what):
                 continue
-            for row in json.loads(out.read_text())["rows"]:
+            for row in read_json(out)["rows"]:
                 fusion = self.fusion(export, engine, row["precision"])
-                own = {"engine": engine, "fusion": {name: fusion.get(name) for name in ("attention", "topk")}}
-                self.found["rows"].append(row | labels | own)
+                facts = {"engine": engine, "fusion": {name: fusion.get(name) for name in ("attention", "topk")}}
+                self.record["rows"].append(row | labels | facts)
             self.write()
 
     def eight_bits(self, export: Path, engine: str, batch: int, labels: dict[str, str]) -> None:
@@ -174,59 +167,24 @@ class Run:
         out = self.work / "bare.json"
         words = [str(export / f"{self.sizes.engine(engine)}-{PRECISION}"), "--batch", str(batch)]
         words += ["--budget", str(self.sizes.bare_s), "--json", str(out)]
-        if self.script("bare", *words, what=f"{engine} against a bare loop", limit_s=LIMITS["bare"]):
-            self.found["bare"].append(json.loads(out.read_text()) | {"engine": engine})
+        if self.script("bare", *words, what=f"{engine} against a bare loop"):
+            self.record["bare"].append(read_json(out) | {"engine": engine})
             self.write()
 
     def kernels(self, export: Path, engine: str, batch: int) -> None:
         """Where the time of an engine goes."""
-        words = [str(export / f"{self.sizes.engine(engine)}-{PRECISION}"), "--batch", str(batch), *self.sizes.kernels]
-        what = f"kernels of {engine}"
-        self.script("kernels", *words, "--out", str(self.out), what=what, limit_s=LIMITS["kernels"])
+        folder, words = export / f"{self.sizes.engine(engine)}-{PRECISION}", self.sizes.kernels.split()
+        words += ["--batch", str(batch), "--out", str(self.out)]
+        self.script("kernels", str(folder), *words, what=f"kernels of {engine}")
 
-    def attentions(self, export: Path) -> None:
-        """The forms of attention against each other, on ONNX Runtime."""
-        words = [str(export / "model.onnx"), "--out", str(self.out), *self.sizes.attentions.split()]
-        self.script("attentions", *words, what="forms of attention on ONNX Runtime", limit_s=LIMITS["attentions"])
-
-    def questions(self) -> None:
-        """The open questions, asked of PyTorch."""
-        minutes = self.sizes.questions_minutes
-        words = ["--out", str(self.out), "--minutes", str(minutes), *self.sizes.questions.split()]
-        what, seconds = "open questions, asked of PyTorch", 60 * minutes
-        self.script("questions", *words, what=what, limit_s=1.5 * seconds, least_s=0.5 * seconds)
-
-    def variants(self, export: Path) -> None:
-        """The open questions, asked of TensorRT."""
-        minutes = self.sizes.variants_minutes
-        words = [str(export / "model.onnx"), "--out", str(self.out), "--minutes", str(minutes)]
-        what, seconds = "open questions, asked of TensorRT", 60 * minutes
-        words += self.sizes.variants.split()
-        self.script("variants", *words, what=what, limit_s=1.5 * seconds, least_s=seconds)
+    def forms(self, export: Path, script: str, words: str, what: str) -> None:
+        """Other forms of the graph against each other."""
+        self.script(script, str(export / "model.onnx"), "--out", str(self.out), *words.split(), what=what)
 
     def write(self) -> None:
         """What there is so far."""
-        self.found["gpu_state"]["after"] = gpu_state()
-        write_json(self.out / "results.json", self.found)
-        (self.out / "RESULTS.md").write_text(tables.results(self.found), encoding="utf-8")
-
-
-def _ended(words: Sequence[str], folder: Path, limit_s: float) -> tuple[int | None, list[str]]:
-    """Run Python with ``words``: its exit code, None where it was ended, with all that it began; and what it said."""
-    with tempfile.TemporaryFile("w+", errors="replace") as said:  # no pipe: one that a grandchild holds never ends
-        process = subprocess.Popen(
-            [sys.executable, *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
-        )
-        try:
-            code: int | None = process.wait(timeout=max(limit_s, 0.0))
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        said.seek(0)
-        return code, [line for line in said.read().splitlines() if line.strip()]
+        self.record["gpu_state"]["after"] = gpu_state()
+        publish(self.out, "results", self.record, tables.results(self.record))
 
 
 def measure(run: Run, engines: Sequence[str]) -> None:
@@ -248,11 +206,9 @@ def measure(run: Run, engines: Sequence[str]) -> None:
             if engine in plans and engine in built:
                 run.bare(first, engine, sizes.batches[0])
         if LEAD[0] in engines:
-            run.attentions(first)
+            run.forms(first, "attentions", sizes.attentions, "forms of attention on ONNX Runtime")
         if LEAD[0] in built:
             run.kernels(first, LEAD[0], sizes.batches[0])
-    run.questions()
-    if first is not None:
         for engine in engines:
             if engine not in LEAD and engine not in PLANS:
                 begin(first, engine)
@@ -260,7 +216,7 @@ def measure(run: Run, engines: Sequence[str]) -> None:
             if engine in built:
                 run.eight_bits(first, engine, sizes.batches[0], labels)
         if plans:
-            run.variants(first)
+            run.forms(first, "variants", sizes.variants, "other forms of the graph in TensorRT")
         for batch in sizes.batches[1:]:
             for engine in built[: sizes.later]:
                 run.bench(first, engine, batch, labels)
@@ -280,7 +236,7 @@ def measure(run: Run, engines: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, help="default: beside this file; a dry run needs it")
     parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--backbones")
@@ -296,38 +252,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.batches:
         sizes = replace(sizes, batches=tuple(int(batch) for batch in given.batches.split(",")))
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    found = {} if missing else {name: _examine(sizes.engine(name)) for name in sizes.engines}
-    engines = [name for name, health in found.items() if health.ok]
-    if not missing and not engines:
-        reasons = "; ".join(f"{name}: {health.reason}" for name, health in found.items())
+    if missing:
+        raise SystemExit(f"not installed: {', '.join(missing)}")
+    states = {name: registry.examine(registry.get(sizes.engine(name))) for name in sizes.engines}
+    if not any(state.ok for state in states.values()):
+        reasons = "; ".join(f"{name}: {state.reason}" for name, state in states.items())
         raise SystemExit(f"no engine runs on a GPU here: {reasons}")
-    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        command = shlex.join(
-            ["python", "benchmarks/gpu/measure.py", *(sys.argv[1:] if arguments is None else arguments)]
-        )
-        run = Run(out, Path(work), given.minutes, command, sizes)
-        for name, health in found.items():
-            if not health.ok:
-                run.found["failed"].append({"what": name, "reason": health.reason})
-        if missing:
-            run.found["skipped"].append(f"all engines: not installed are {', '.join(missing)}")
-            run.questions()
-        else:
-            if given.dry:
-                _put_on_path(Path(work) / "bin" / "fake_trtexec", FAKE_TRTEXEC)
-            measure(run, engines)
+        run = Run(out, Path(work), given.minutes, command_line("gpu.measure", arguments), sizes)
+        run.record["failed"] += [
+            {"what": name, "reason": state.reason} for name, state in states.items() if not state.ok
+        ]
+        if given.dry:
+            _put_on_path(Path(work) / "bin" / "fake_trtexec", FAKE_TRTEXEC)
+        measure(run, [name for name, state in states.items() if state.ok])
         run.write()
     print((out / "RESULTS.md").read_text(encoding="utf-8"))
-    undone = len(run.found["failed"]) + len(run.found["skipped"])
+    undone = len(run.record["failed"]) + len(run.record["skipped"])
     if given.dry and undone:
         raise SystemExit(
             f"error: {undone} steps of the dry run failed or were skipped: {out / 'RESULTS.md'} says which"
         )
-
-
-def _examine(name: str) -> Availability:
-    return registry.examine(registry.get(name))
 
 
 def _put_on_path(tool: Path, text: str) -> None:

@@ -83,16 +83,16 @@ def regather(model: ir.Model, gather: str) -> int:
     """
     changed = 0
     for node in list(model.graph):
-        found = _flat_gather(node)
-        if found is None:
+        flat = _flat_gather(node)
+        if flat is None:
             continue
-        tokens, index, gathered = found
-        made = GATHERS[gather](model, tokens, index)
-        for number, other in enumerate(made):
-            other.name = f"{node.name}/{other.op_type}"
-            other.outputs[0].name = f"{other.name}_output_{number}"
-        model.graph.insert_before(node, made)
-        ir.convenience.replace_all_uses_with(gathered, made[-1].outputs[0])
+        tokens, index, gathered = flat
+        nodes = GATHERS[gather](model, tokens, index)
+        for number, new in enumerate(nodes):
+            new.name = f"{node.name}/{new.op_type}"
+            new.outputs[0].name = f"{new.name}_output_{number}"
+        model.graph.insert_before(node, nodes)
+        ir.convenience.replace_all_uses_with(gathered, nodes[-1].outputs[0])
         changed += 1
     passes.clean(model)
     return changed
@@ -154,23 +154,23 @@ def order_among(names: Iterable[str]) -> str:
 
 
 def require_same(
-    expected: Answer, found: Answer, what: str, *, counts: Sequence[int], tolerance: float, least: float
+    expected: Answer, answered: Answer, what: str, *, counts: Sequence[int], tolerance: float, least: float
 ) -> dict[str, Any]:
     """Compare the tokens that survive to the end, and the logits of images that kept the same ones at every drop.
 
     Raises:
         ParityError: fewer than ``least`` of the tokens are the same, or a logit is off by more than ``tolerance``.
     """
-    kept = overlap(expected[1][:, : counts[-1]], found[1][:, : counts[-1]])
+    kept = overlap(expected[1][:, : counts[-1]], answered[1][:, : counts[-1]])
     if kept < least:
         raise ParityError(f"{what} keeps {kept:.1%} of the tokens that the original keeps, expected {least:.0%}")
     alike = [
-        all(set(one[:count]) == set(other[:count]) for count in counts)
-        for one, other in zip(expected[1], found[1], strict=True)
+        all(set(order[:count]) == set(other[:count]) for count in counts)
+        for order, other in zip(expected[1], answered[1], strict=True)
     ]
     if not any(alike):
         return {"kept": kept, "error": None}
-    error = float(np.abs(expected[0][alike] - found[0][alike]).max() / np.abs(expected[0]).max())
+    error = float(np.abs(expected[0][alike] - answered[0][alike]).max() / np.abs(expected[0]).max())
     if not error <= tolerance:
         raise ParityError(f"{what} is off by {error:.2g} of the largest logit, expected at most {tolerance:g}")
     return {"kept": kept, "error": error}
@@ -192,8 +192,7 @@ def prove(
     original, rounded = answer(plain, images), None
     for name, variant in (VARIANTS if variants is None else variants).items():
         write(source, variant, "", graph)
-        found = answer(graph, images)
-        row = require_same(original, found, f"{name} in FP32", counts=counts, tolerance=SAME, least=1.0)
+        row = require_same(original, answer(graph, images), f"{name} in FP32", counts=counts, tolerance=SAME, least=1.0)
         write(source, variant, half, graph)
         forms.emulated(graph, plain)
         emulated = answer(plain, images)

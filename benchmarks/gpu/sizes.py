@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 # In the order of measuring: the two that come with most machines, TensorRT, and what is left.
 LEAD = ("onnxruntime-cuda", "torch-compiled")
@@ -12,7 +11,7 @@ ENGINES = (*LEAD, *PLANS, "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx", "t
 UNFUSED_TOO = (*PLANS, "onnxruntime-cuda")  # refuse unfused attention, unless told that it is wanted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What a dry run does smaller, or on something else; all other words of all commands are the same."""
 
@@ -28,12 +27,9 @@ class Sizes:
     stand_in: str = ""  # the engine in the place of all of them
     later: int = len(ENGINES)  # how many of them are measured beyond the first batch
     elsewhere: int = 5  # how many of the batches are measured beyond the first schedule and backbone
-    questions: str = ""  # further words for questions.py, variants.py and attentions.py
-    variants: str = ""
+    variants: str = "--minutes 1.2"  # further words for variants.py, attentions.py and kernels.py
     attentions: str = "--batches 128"
-    kernels: tuple[str, ...] = ()
-    questions_minutes: float = 1.5
-    variants_minutes: float = 1.2
+    kernels: str = ""
 
     def engine(self, name: str) -> str:
         """What runs where ``name`` is measured."""
@@ -48,13 +44,12 @@ DRY = Sizes(
     profile="1,4,8",
     budget_s=0.3,
     bare_s=0.3,
-    lifedeploy=(str(Path(__file__).with_name("dry.py")),),
+    lifedeploy=("-m", "benchmarks.gpu.dry"),
     engines=(*LEAD, PLANS[0]),
     stand_in="fake-device",
     later=1,
     elsewhere=1,
-    questions="--device cpu --width 32 --depth 4 --heads 2 --side 4 --seconds 0.02 --batches 2,1",
-    variants="--dry --batches 2",
-    kernels=("--host",),
+    variants="--minutes 1.2 --dry --batches 2",
+    kernels="--host",
     attentions="--engine onnxruntime --precision fp32 --batches 2 --seconds 0.3",
 )

@@ -6,6 +6,8 @@ through the Add that uses its named bias. A strict load cannot notice a wrong sq
 network is also run next to the ONNX file on a photograph and the final tokens are compared.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +16,6 @@ import onnx
 import onnxruntime
 import timm
 import torch
-from files import PrepareError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
@@ -71,15 +72,15 @@ def position_embedding(arrays: Mapping[str, Array]) -> Array:
     parts = sorted(unnamed, key=lambda array: array.shape[1])
     grid = NATIVE_PX // PATCH_PX
     if [part.shape[:2] for part in parts] != [(1, PREFIX_TOKENS), (1, grid * grid)]:
-        raise PrepareError(
-            f"position embedding: found constants of shape {[part.shape for part in parts]}, "
+        raise SystemExit(
+            f"error: position embedding: found constants of shape {[part.shape for part in parts]}, "
             f"expected (1, {PREFIX_TOKENS}, C) and (1, {grid * grid}, C)"
         )
     return np.concatenate(parts, axis=1)
 
 
 def timm_state_dict(model: onnx.ModelProto) -> StateDict:
-    """The backbone's weights under timm's names; raises PrepareError where the graph is not the expected one."""
+    """The backbone's weights under timm's names; raises SystemExit where the graph is not the expected one."""
     arrays = initializer_arrays(model.graph)
     hf = {name.removeprefix(HF_PREFIX): array for name, array in arrays.items() if name.startswith(HF_PREFIX)}
     try:
@@ -90,7 +91,7 @@ def timm_state_dict(model: onnx.ModelProto) -> StateDict:
         for index in range(depth):
             state |= timm_block(hf, f"encoder.layer.{index}.", f"blocks.{index}.")
     except KeyError as error:
-        raise PrepareError(f"the ONNX file has no tensor {error}: not the export this was written for") from None
+        raise SystemExit(f"error: the ONNX file has no tensor {error}: not the export this was written for") from None
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
 
 
@@ -122,7 +123,7 @@ def load_backbone(state: StateDict, size_px: int) -> VisionTransformer:
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise PrepareError(f"timm's {TIMM_MODEL} refused the weights: {' '.join(str(error).split())}") from None
+        raise SystemExit(f"error: timm's {TIMM_MODEL} refused the weights: {' '.join(str(error).split())}") from None
     return model
 
 
@@ -145,7 +146,7 @@ def tokens_only(model: onnx.ModelProto) -> onnx.ModelProto:
     bias = f"{HF_PREFIX}layernorm.bias"
     tokens = next((node.output[0] for node in copy.graph.node if bias in node.input), None)
     if tokens is None:
-        raise PrepareError(f"the ONNX file has no node that uses {bias}")
+        raise SystemExit(f"error: the ONNX file has no node that uses {bias}")
     del copy.graph.output[:], copy.graph.value_info[:]
     copy.graph.output.append(onnx.helper.make_tensor_value_info(tokens, onnx.TensorProto.FLOAT, None))
     # Declared as 224 x 224, but nothing in the graph depends on it: the exporter kept the interpolation dynamic.
@@ -161,9 +162,9 @@ def pixels(image: Image.Image, size_px: int) -> torch.Tensor:
     return ((values - torch.tensor(IMAGENET_DEFAULT_MEAN)) / torch.tensor(IMAGENET_DEFAULT_STD)).permute(2, 0, 1)
 
 
-def token_error(found: Array, reference: Array) -> TokenError:
+def token_error(tokens: Array, reference: Array) -> TokenError:
     """Compare two (B, N, C) token tensors; the relative error is that of the worst token, not of the average."""
-    difference = np.abs(found - reference)
+    difference = np.abs(tokens - reference)
     per_token = np.linalg.norm(difference, axis=-1) / np.linalg.norm(reference, axis=-1)
     return TokenError(max_abs=float(difference.max()), relative=float(per_token.max()))
 
@@ -187,8 +188,8 @@ def compare_with_onnx(model: onnx.ModelProto, state: StateDict, photograph: Imag
         batch = pixels(photograph, size_px)[None]
         (reference,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
         with torch.inference_mode():
-            found = load_backbone(weights, size_px).forward_features(batch).numpy()
-        errors[name] = token_error(found, reference)
+            tokens = load_backbone(weights, size_px).forward_features(batch).numpy()
+        errors[name] = token_error(tokens, reference)
     return errors
 
 
@@ -196,7 +197,7 @@ def require_same_tokens(errors: Mapping[str, TokenError]) -> None:
     """Refuse a conversion whose tokens differ where they must not (timm's own resampling is allowed to differ)."""
     for name, error in errors.items():
         if name != BY_DESIGN_DIFFERENT and not error.relative <= MAX_RELATIVE_ERROR:
-            raise PrepareError(
-                f"converted weights do not reproduce the ONNX file ({name}): relative error "
+            raise SystemExit(
+                f"error: converted weights do not reproduce the ONNX file ({name}): relative error "
                 f"{error.relative:.2e}, expected at most {MAX_RELATIVE_ERROR:.0e}"
             )

@@ -1,52 +1,38 @@
 """Training on real photographs: dense, life, and the ablations of the paper; writes ``TRAINING.md`` beside itself.
 
-    python benchmarks/real/prepare.py --out DIR                       once: weights and images
-    python benchmarks/real/training.py --out DIR [--image-size 224] [--seeds 0,1,2] [--cells NAME,…] [--list]
+    python -m benchmarks.real.prepare --out DIR                       once: weights and images
+    python -m benchmarks.real.training --out DIR [--image-size 224] [--seeds 0,1,2] [--cells NAME,…] [--list]
 
-Every cell is one ``lifedeploy train``, followed by the hard forward over all validation photographs. Finished cells
-are in ``training.json`` and are not run again, so the grid can be stopped (``kill -9`` too: the run that was on
-continues) and goes on where it was. Two may run side by side over different seeds: OMP_NUM_THREADS then says what each
-may take. The images may not be redistributed and stay in DIR.
+Every cell is one ``lifedeploy train``, then an ``export`` at each keep rate and one ``evaluate`` of all of them in ONNX
+Runtime, on all validation photographs. Finished cells are in ``training.json`` and are not run again, so the grid can
+be stopped (``kill -9`` too: the run that was on continues) and goes on where it was. Two may run side by side over
+different seeds: OMP_NUM_THREADS then says what each may take. The images may not be redistributed and stay in DIR.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from ledger import Ledger
-from probe import score
-from untrained import ClsAttention, RandomScores, with_reducer
-
-from lifedeploy import children
-from lifedeploy.data.images import read_images
-from lifedeploy.data.preprocess import normalise, to_pixels
+from benchmarks.common import Results, lifedeploy, new_parser, read_json, report_of
+from benchmarks.real.photographs import DEFECTIVE
+from benchmarks.real.prepare import WEIGHTS
+from benchmarks.real.report import markdown
 from lifedeploy.files import now
 from lifedeploy.machine import describe
-from lifedeploy.model import checkpoint
-from lifedeploy.model.vit import SlimViT
-from lifedeploy.schedule import Schedule
 
 HERE = Path(__file__).parent
 BACKBONE = "vit_small_patch14_dinov2"
-WEIGHTS = "dinov2_vits14_elpv.safetensors"
-DEFECTIVE = 0  # prepare.py's classes are defective, good
 AUGMENTATION = ("--batch", "32", "--scale", "0.9,1", "--vflip", "0.5")
 DENSE = ("--dense", "--epochs", "3")
 DISTILLED = ("--distill", "--hard", "--backbone-lr", "3e-6")
+PRINTED = ("--predictor-lr", "1e-5", "--backbone-lr", "1e-3")
 RATES = (0.7, 0.5)
-RANDOM_DRAWS = 3
+STAGES = {"stage 1": "after-predictor", "end": "last"}  # file of the weights then
 
 
 @dataclass(frozen=True)
@@ -55,176 +41,140 @@ class Cell:
 
     name: str
     seed: int
-    options: tuple[str, ...]
-    rates: tuple[float, ...]  # keep rates to evaluate the checkpoint at; none: dense
+    options: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()  # keep rates to evaluate the checkpoint at; none: dense
+
+    @property
+    def key(self) -> str:
+        """Its name among the results."""
+        return f"{self.name} / seed {self.seed}"
+
+
+def life(name: str, seed: int, rate: float, *options: str) -> Cell:
+    """A run at a keep rate, evaluated at it."""
+    return Cell(name, seed, ("--rho", str(rate), *options), (rate,))
 
 
 def grid(seeds: Sequence[int], names: Sequence[str]) -> list[Cell]:
     """All cells, or those with these names, in the order in which they are worth having."""
-    main = [cell for seed in seeds for cell in _distilled(seed)] + [cell for seed in seeds for cell in _plain(seed)]
-    return [cell for cell in main + _ablations(seeds[0]) if not names or cell.name in names]
+    cells = []
+    for seed in seeds:
+        cells.append(Cell("dense", seed, DENSE))
+        cells += [life(f"life {rate} distill", seed, rate, *DISTILLED) for rate in RATES]
+    cells += [life(f"life {rate}", seed, rate) for seed in seeds for rate in RATES]
+    first = seeds[0]
+    cells.append(Cell("elastic", first, ("--rho", "0.7", *DISTILLED, "--elastic"), (0.9, 0.8, 0.7, 0.5)))
+    cells.append(life("distill soft", first, 0.7, "--distill"))
+    cells += [life(f"life {rate}", first, rate) for rate in (0.9, 0.8)]
+    cells.append(life("single stage", first, 0.7, "--single-stage"))
+    cells.append(life("printed rates", first, 0.7, *PRINTED))
+    cells += [life(f"U {u}", first, 0.7, "--temperature", str(u)) for u in (0.5, 1.0, 2.0, 3.0)]
+    return [cell for cell in cells if not names or cell.name in names]
 
 
-def _distilled(seed: int) -> list[Cell]:
-    life = [Cell(f"life {rate} distill", seed, ("--rho", str(rate), *DISTILLED), (rate,)) for rate in RATES]
-    return [Cell("dense", seed, DENSE, ()), *life]
+def checkpoint(image_size: int, seed: int, cell: str, stage: str = "end") -> Path:
+    """Where a cell's weights are below DIR."""
+    folder = Path("grid") / f"{image_size}px" / f"seed{seed}" / "checkpoints" / cell.replace(" ", "-")
+    return folder / f"{STAGES[stage]}.safetensors"
 
 
-def _plain(seed: int) -> list[Cell]:
-    return [Cell(f"life {rate}", seed, ("--rho", str(rate)), (rate,)) for rate in RATES]
+def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
+    """``lifedeploy train``, if it has not ended yet; continues what was stopped.
+
+    Returns:
+        Its ``command``, its ``minutes`` and the ``precision`` it computed in.
+    """
+    weights = WEIGHTS if cell.name == "dense" else str(checkpoint(image_size, cell.seed, "dense"))
+    folder = checkpoint(image_size, cell.seed, cell.name).parent
+    words = ["train", "--data", "images", "--backbone", BACKBONE, "--weights", weights]
+    words += ["--img-size", str(image_size), *AUGMENTATION, "--seed", str(cell.seed), *cell.options]
+    words += ["--name", folder.name, "-w", str(folder.parents[1]), "--checkpoint-every", "20"]
+    if not (out / folder / "report.json").is_file():
+        lifedeploy(*words, "--resume", folder=out)
+    report = read_json(out / folder / "report.json")
+    return {
+        "command": f"lifedeploy {shlex.join(words)}",
+        "minutes": report["minutes"],
+        "precision": report["precision"],
+    }
 
 
-def _ablations(seed: int) -> list[Cell]:
-    cells = [Cell("elastic", seed, ("--rho", "0.7", *DISTILLED, "--elastic"), (0.9, 0.8, 0.7, 0.5))]
-    cells += [Cell("distill soft", seed, ("--rho", "0.7", "--distill"), (0.7,))]
-    cells += [Cell(f"life {rate}", seed, ("--rho", str(rate)), (rate,)) for rate in (0.9, 0.8)]
-    cells += [Cell("single stage", seed, ("--rho", "0.7", "--single-stage"), (0.7,))]
-    printed = ("--rho", "0.7", "--predictor-lr", "1e-5", "--backbone-lr", "1e-3")
-    cells += [Cell("printed rates", seed, printed, (0.7,))]
-    cells += [Cell(f"U {u}", seed, ("--rho", "0.7", "--temperature", str(u)), (0.7,)) for u in (0.5, 1.0, 2.0, 3.0)]
-    return cells
+def evaluate(models: Mapping[str, tuple[Path, float]], out: Path) -> dict[str, dict[str, float]]:
+    """Checkpoints at keep rates → accuracy and average precision in percent, and loss.
+
+    ``dense`` among the names is the dense graph of its export.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        graphs = []
+        for index, (name, (weights, rate)) in enumerate(models.items()):
+            export = Path(temporary) / str(index)
+            words = ("export", "--backbone", BACKBONE, "--weights", weights, "--rho", rate, "--no-parity")
+            lifedeploy(*words, "-o", export, folder=out)
+            graphs.append(export / ("dense.onnx" if name == "dense" else "model.onnx"))
+        rows = report_of("evaluate", *graphs, "--data", "images", "--split", "val", folder=out)["rows"]
+    scores = {}
+    for name, row in zip(models, rows, strict=True):
+        precision = row["accuracy"]["per_class"][DEFECTIVE]["average_precision"]
+        scores[name] = {"accuracy": 100 * row["accuracy"]["top1"], "average_precision": 100 * precision}
+        scores[name]["loss"] = row["accuracy"]["loss"]
+    return scores
 
 
-class Runner:
-    """The grid over one folder of prepared data, at one image size."""
-
-    def __init__(self, out: Path, image_size: int, results: Path) -> None:
-        self.out = out
-        self.size = image_size
-        self.ledger = Ledger(results, out / "training.lock", f"{image_size}px")
-
-    def done(self) -> set[str]:
-        """Names of the cells that have their numbers."""
-        return set(self.ledger.run()["cells"])
-
-    def run(self, cells: Sequence[Cell]) -> None:
-        """Run what has not been run."""
-        for cell in cells:
-            key = f"{cell.name} / seed {cell.seed}"
-            if key in self.done():
-                continue
-            began = time.perf_counter()
-            command = self.train(cell)
-            folder = self.workspace(cell) / "checkpoints" / _folder(cell)
-            report = json.loads((self.out / folder / "report.json").read_text())
-            minutes = report["minutes"]
-            record: dict[str, Any] = {
-                "command": command,
-                "minutes": minutes,
-                "precision": report["precision"],
-            }
-            record |= self.dense_record(cell, folder) if cell.name == "dense" else self.life_record(cell, folder)
-            record["evaluated_in_minutes"] = round((time.perf_counter() - began) / 60 - minutes, 2)
-            self.ledger.update(partial(_enter, key=key, record=record))
-
-    def workspace(self, cell: Cell) -> Path:
-        return Path("grid") / f"{self.size}px" / f"seed{cell.seed}"
-
-    def train(self, cell: Cell) -> str:
-        """``lifedeploy train``, if it has not ended yet; continues what was stopped."""
-        dense = self.workspace(cell) / "checkpoints" / "dense" / "last.safetensors"
-        weights = WEIGHTS if cell.name == "dense" else str(dense)
-        arguments = ["train", "--data", "images", "--backbone", BACKBONE, "--weights", weights]
-        arguments += ["--img-size", str(self.size), *AUGMENTATION, "--seed", str(cell.seed), *cell.options]
-        arguments += ["--name", _folder(cell), "-w", str(self.workspace(cell)), "--checkpoint-every", "20"]
-        command = "lifedeploy " + shlex.join(arguments)
-        print(f"$ {command}", flush=True)
-        if not (self.out / self.workspace(cell) / "checkpoints" / _folder(cell) / "report.json").is_file():
-            subprocess.run(children.command("lifedeploy", *arguments, "--resume"), cwd=self.out, check=True)
-        return command
-
-    def dense_record(self, cell: Cell, folder: Path) -> dict[str, Any]:
-        """The dense model itself, and what can be pruned of it without training."""
-        model, spec = checkpoint.load(self.out / folder / "last.safetensors")
-        untrained: dict[str, Any] = {}
-        for rate in RATES:
-            schedule = _schedule(spec.schedule, rate)
-            identity, _ = checkpoint.load(self.out / folder / "last.safetensors", method="life", schedule=schedule)
-            draws = [self.evaluate(with_reducer(model, RandomScores(schedule, draw))) for draw in range(RANDOM_DRAWS)]
-            untrained[str(rate)] = {
-                "random": {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]},
-                "untrained predictor": self.evaluate(identity),
-                "EViT scores": self.evaluate(with_reducer(model, ClsAttention(schedule))),
-            }
-        return {"dense": self.evaluate(model), "untrained": untrained}
-
-    def life_record(self, cell: Cell, folder: Path) -> dict[str, Any]:
-        """After the predictor's stage, if there was one, and at the end; at every rate asked for."""
-        record: dict[str, Any] = {"rates": {}}
-        for rate in cell.rates:
-            found = {}
-            for name, file in (("stage 1", "after-predictor"), ("end", "last")):
-                path = self.out / folder / f"{file}.safetensors"
-                if path.is_file():
-                    spec = checkpoint.read_spec(path)
-                    assert spec is not None
-                    found[name] = self.evaluate(checkpoint.load(path, schedule=_schedule(spec.schedule, rate))[0])
-            record["rates"][str(rate)] = found
-        return record
-
-    def evaluate(self, model: SlimViT) -> dict[str, float]:
-        """Accuracy, average precision and loss over the validation photographs."""
-        images = read_images(str(self.out / "images"), split="val")
-        preprocess = self._preprocess()
-        logits = []
-        with torch.inference_mode():
-            for start in range(0, len(images), 32):
-                group = range(start, min(start + 32, len(images)))
-                pixels = np.stack([to_pixels(images.image(index), preprocess) for index in group])
-                logits.append(model(torch.from_numpy(normalise(pixels, preprocess))).logits.float())
-        together = torch.cat(logits)
-        measured = score(together.numpy(), images.targets, DEFECTIVE)
-        loss = torch.nn.functional.cross_entropy(together, torch.from_numpy(images.targets)).item()
-        return {
-            "accuracy": measured["accuracy_percent"],
-            "average_precision": measured["average_precision_percent"],
-            "loss": loss,
-        }
-
-    def _preprocess(self) -> Any:
-        spec = next(
-            spec
-            for path in (self.out / "grid" / f"{self.size}px").glob("seed*/checkpoints/dense/last.safetensors")
-            if (spec := checkpoint.read_spec(path))
-        )
-        return replace(spec.preprocess, image_size=(self.size, self.size))
+def measure(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
+    """Train a cell and evaluate it at its rates, after each stage; a dense one also pruned without training."""
+    record = train(cell, image_size, out)
+    end = checkpoint(image_size, cell.seed, cell.name)
+    if not cell.rates:
+        scores = evaluate({"dense": (end, RATES[0])} | {str(rate): (end, rate) for rate in RATES}, out)
+        record["dense"] = scores.pop("dense")
+        return record | {"untrained": {rate: {"untrained predictor": score} for rate, score in scores.items()}}
+    paths = {stage: checkpoint(image_size, cell.seed, cell.name, stage) for stage in STAGES}
+    models = {
+        f"{rate} {stage}": (path, rate)
+        for rate in cell.rates
+        for stage, path in paths.items()
+        if (out / path).is_file()
+    }
+    rates: dict[str, dict[str, Any]] = {str(rate): {} for rate in cell.rates}
+    for name, score in evaluate(models, out).items():
+        rate, _, stage = name.partition(" ")
+        rates[rate][stage] = score
+    return record | {"rates": rates}
 
 
-def _enter(run: dict[str, Any], *, key: str, record: dict[str, Any]) -> None:
-    run["cells"][key] = record
-    run |= {"machine": describe(), "date": now()}
-
-
-def _folder(cell: Cell) -> str:
-    return cell.name.replace(" ", "-")
-
-
-def _schedule(own: Schedule, rate: float) -> Schedule:
-    return Schedule.from_keep_rate(own.patches, own.depth, rate, own.drop_layers)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script; 0 when every cell asked for has its numbers."""
-    parser = argparse.ArgumentParser(description="Training on real photographs.")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every cell that has no numbers yet."""
+    parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--image-size", type=int, default=224, help="pixels; a multiple of 14 (default: 224)")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
     parser.add_argument("--cells", default="", help="only cells with these names, as --list shows them")
     parser.add_argument("--results", type=Path, default=HERE / "training.json", help="default: beside this script")
     parser.add_argument("--list", action="store_true", help="show the cells and stop")
-    options = parser.parse_args(arguments)
-    cells = grid([int(seed) for seed in options.seeds.split(",")], [name for name in options.cells.split(",") if name])
+    given = parser.parse_args(arguments)
+    cells = grid([int(seed) for seed in given.seeds.split(",")], [name for name in given.cells.split(",") if name])
     if not cells:
-        parser.error(f"no cell is called {options.cells!r}: --list shows them")
-    if options.list:
+        parser.error(f"no cell is called {given.cells!r}: --list shows them")
+    if given.list:
         for cell in cells:
-            print(f"{cell.name} / seed {cell.seed}: lifedeploy train … {shlex.join(cell.options)}")
-        return 0
-    if not (options.out / WEIGHTS).is_file():
-        parser.error(f"{options.out}/{WEIGHTS} does not exist: run prepare.py --out {options.out} first")
-    Runner(options.out.resolve(), options.image_size, options.results).run(cells)
-    return 0
+            print(f"{cell.key}: lifedeploy train … {shlex.join(cell.options)}")
+        return
+    if not (given.out / WEIGHTS).is_file():
+        parser.error(f"{given.out}/{WEIGHTS} does not exist: run prepare.py --out {given.out} first")
+    results, size = Results(given.results), f"{given.image_size}px"
+    for cell in cells:
+        if cell.key in results.read().get("runs", {}).get(size, {}).get("cells", {}):
+            continue
+        record = measure(cell, given.image_size, given.out.resolve())
+
+        def enter(content: dict[str, Any], cell: Cell = cell, record: dict[str, Any] = record) -> None:
+            run = content.setdefault("runs", {}).setdefault(size, {"cells": {}})
+            run["cells"][cell.key] = record
+            run |= {"machine": describe(), "date": now()}
+
+        results.update(enter)
+        given.results.with_name("TRAINING.md").write_text(markdown(results.read()), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,17 +24,17 @@ TYPES: dict[str, type] = {"manifest": Manifest, "model": ModelSpec, "train-confi
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Name of the file, without its ending → its schema."""
-    made = {}
+    generated = {}
     for name, kind in TYPES.items():
         root, parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
-        made[name] = {"$schema": DRAFT, **root[0], "$defs": parts}
+        generated[name] = {"$schema": DRAFT, **root[0], "$defs": parts}
     for closed in ("PreprocessSpec", "Provenance"):  # what is not known there is refused, not passed over
         for name in ("manifest", "model"):
-            made[name]["$defs"][closed]["additionalProperties"] = False
-    manifest = made["manifest"]["$defs"]["Manifest"]
+            generated[name]["$defs"][closed]["additionalProperties"] = False
+    manifest = generated["manifest"]["$defs"]["Manifest"]
     manifest["properties"] = {"schema": {"const": SCHEMA}, **manifest["properties"]}
     manifest["required"] = ["schema", *REQUIRED]
-    return made
+    return generated
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from lifedeploy.bench.stats import Interval, median_interval
 from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
+from lifedeploy.progress import Progress, Step, unwatched
 
 Clock = Callable[[], float]
 Crews = dict[str, list[ThreadPoolExecutor]]  # contender → a thread per lane; none where it has one lane only
@@ -22,21 +23,21 @@ MIN_ROUND_S = 0.2  # a round shorter than this measures the clock and the schedu
 DEVICE_REQUESTS = 20  # of each turn, once more on the device's own clock
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contender:
     """One model, ready to infer: a lane per request in flight."""
 
     name: str
     batch: int
     lanes: tuple[Lane, ...]
-    against: str = ""  # whom its ratio must become tight to; '': the first contender
-    base: str = ""  # another one whom its ratio must become tight to, if there is one
+    against: str = ""  # name of the contender over whom its ratio must become tight; '': the first
+    base: str = ""  # name of another contender over whom it must, if there is one
     team: str = ""  # contenders of a team get as many requests as each other
 
 
 @dataclass(frozen=True)
 class Stop:
-    """When enough is enough."""
+    """When a measurement ends: its ratios are known to ``half_width``, or its seconds or rounds are used up."""
 
     budget_s: float = 150.0  # warm-up included
     half_width: float = 0.01  # of every ratio's interval, relative
@@ -45,8 +46,8 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Round:
-    """One contender's turn."""
+class Turn:
+    """One contender's requests in one round, on all its lanes."""
 
     seconds: float
     images: int
@@ -63,17 +64,17 @@ class Round:
 class Samples:
     """All turns of all contenders; index i of every list belongs to round i."""
 
-    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    turns: dict[str, list[Turn]] = field(default_factory=dict)
 
     def ratio(self, numerator: str, denominator: str) -> Interval:
-        """How many times the throughput of ``denominator`` ``numerator`` reaches, over rounds."""
-        pairs = zip(self.rounds[numerator], self.rounds[denominator], strict=True)
-        return median_interval([one.images_per_s / other.images_per_s for one, other in pairs])
+        """Throughput of ``numerator`` over that of ``denominator``: median of the rounds, with its interval."""
+        pairs = zip(self.turns[numerator], self.turns[denominator], strict=True)
+        return median_interval([turn.images_per_s / other.images_per_s for turn, other in pairs])
 
     @property
     def count(self) -> int:
-        """Complete rounds."""
-        return min((len(turns) for turns in self.rounds.values()), default=0)
+        """Rounds that all contenders have been through."""
+        return min((len(turns) for turns in self.turns.values()), default=0)
 
 
 def measure(
@@ -81,7 +82,7 @@ def measure(
     stop: Stop | None = None,
     *,
     clock: Clock = time.perf_counter,
-    progress: Callable[[int, float], None] = lambda rounds, share: None,
+    progress: Progress = unwatched,
 ) -> Samples:
     """Let the contenders take turns.
 
@@ -89,11 +90,11 @@ def measure(
         contenders: who takes part.
         stop: when to stop; at least three rounds are made, whatever the budget.
         clock: monotonic seconds.
-        progress: told the rounds made and the share of the way done, 0…1.
+        progress: told after every round how many there were.
     """
     stop = stop or Stop()
     first = contenders[0].name
-    pairs = {(one.name, other) for one in contenders for other in (one.against or first, one.base or one.name)}
+    pairs = {(who.name, other) for who in contenders for other in (who.against or first, who.base or who.name)}
     began = clock()
     with ExitStack() as stack:
         crews = _crews(contenders, stack)
@@ -101,13 +102,13 @@ def measure(
         samples = Samples({contender.name: [] for contender in contenders})
         while True:
             order = contenders if samples.count % 2 == 0 else tuple(reversed(contenders))
-            turns = {one.name: _turn(one, crews[one.name], requests[one.team], clock) for one in order}
+            turns = {who.name: _turn(who, crews[who.name], requests[who.team], clock) for who in order}
             for name, turn in turns.items():
-                samples.rounds[name].append(turn)
+                samples.turns[name].append(turn)
             spent = (clock() - began) / stop.budget_s
             width = _widest(samples, pairs)
             share = max(spent, min(samples.count / stop.min_rounds, stop.half_width / max(width, 1e-9)))
-            progress(samples.count, min(1.0, share))
+            progress(Step("measuring", min(1.0, share), f"{samples.count} round{'' if samples.count == 1 else 's'}"))
             if _done(samples.count, spent, width, stop):
                 return samples
 
@@ -123,7 +124,7 @@ def _widest(samples: Samples, pairs: Collection[tuple[str, str]]) -> float:
     """The widest interval of all ratios; of its own throughput where a contender is alone."""
     ratios = [samples.ratio(name, other) for name, other in pairs if name != other]
     if not ratios:
-        ratios = [median_interval([turn.images_per_s for turn in samples.rounds[name]]) for name, _ in pairs]
+        ratios = [median_interval([turn.images_per_s for turn in samples.turns[name]]) for name, _ in pairs]
     return max(ratio.half_width for ratio in ratios)
 
 
@@ -154,7 +155,7 @@ def _warm_up(contenders: Sequence[Contender], crews: Crews, clock: Clock) -> dic
     return {team: max(1, round(MIN_ROUND_S / max(seconds, 1e-6))) for team, seconds in shortest.items()}
 
 
-def _turn(contender: Contender, crew: Sequence[ThreadPoolExecutor], requests: int, clock: Clock) -> Round:
+def _turn(contender: Contender, crew: Sequence[ThreadPoolExecutor], requests: int, clock: Clock) -> Turn:
     """``requests`` requests on every lane, all lanes at the same time."""
     began = clock()
     if not crew:
@@ -171,7 +172,7 @@ def _turn(contender: Contender, crew: Sequence[ThreadPoolExecutor], requests: in
     if isinstance(lane, DeviceLane):
         count = min(requests, DEVICE_REQUESTS)
         device = crew[0].submit(_device_ms, lane, count).result() if crew else _device_ms(lane, count)
-    return Round(seconds, requests * len(contender.lanes) * contender.batch, tuple(latencies), tuple(device))
+    return Turn(seconds, requests * len(contender.lanes) * contender.batch, tuple(latencies), tuple(device))
 
 
 def _device_ms(lane: DeviceLane, count: int) -> list[float]:

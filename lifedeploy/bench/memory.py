@@ -41,7 +41,7 @@ def peak_memory_mib(engine: str, path: Path, options: EngineOptions, batch: int)
     return answer
 
 
-def _own_peak_mib() -> float | None:
+def _peak_mib() -> float | None:
     """VmHWM, which unlike ru_maxrss starts anew with the program: a child does not inherit its parent's peak."""
     status = Path("/proc/self/status")
     if not status.exists():
@@ -59,7 +59,7 @@ def _child() -> None:
         lanes = [engine.lane(order["batch"]) for _ in range(options.streams)]  # all buffers at the same time
         for lane in lanes:
             lane.infer()
-        sys.stdout.write(json.dumps(_own_peak_mib()) + "\n")
+        sys.stdout.write(json.dumps(_peak_mib()) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ GROUPS = (
 OTHER = "other"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Shares of one model's layers; ``ms`` is their sum, per inference."""
 
@@ -51,11 +51,20 @@ def group(layer: LayerTime) -> str:
 def summarise(
     layers: Sequence[LayerTime], *, model: str, method: str, engine: str, precision: str, batch: int
 ) -> Profile:
-    """Add up by group."""
+    """Gather the times of a model's layers by what they do (:func:`group`)."""
     whole = sum(layer.ms for layer in layers)
     times: dict[str, float] = {}
     for layer in layers:
         times[group(layer)] = times.get(group(layer), 0.0) + layer.ms
     shares = {name: spent / whole for name, spent in sorted(times.items(), key=lambda item: -item[1])} if whole else {}
     slowest = tuple(sorted(layers, key=lambda layer: -layer.ms))
-    return Profile(model, method, engine, precision, batch, whole, shares, slowest)
+    return Profile(
+        model=model,
+        method=method,
+        engine=engine,
+        precision=precision,
+        batch=batch,
+        ms=whole,
+        shares=shares,
+        layers=slowest,
+    )

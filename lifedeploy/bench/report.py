@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lifedeploy import methods
-from lifedeploy.bench.choices import Choice
 from lifedeploy.bench.measure import Samples
 from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.stats import percentiles
@@ -20,34 +19,53 @@ from lifedeploy.writing import atomic_file
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class Row:
-    """One method on one engine, in one mode, at one batch size. None: does not apply, or is not known."""
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is measured. None: does not apply, or is not known."""
 
     model: str
     method: str
     engine: str
     precision: str  # what really ran
+    mac_ratio: float | None  # MACs of dense over MACs of this: the bound on speed-up
+    weights: str
+    parity: dict[str, float | None] | None  # the worst of the gate's cases
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Engine and precision, as tables name them."""
+        return f"{self.engine} {self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How it is asked."""
+
     mode: str  # "latency" (one request at a time) or "throughput" (requests in flight)
     batch: int
+    streams: int
+    threads: int
+    copies: bool | None = None  # to and from the device, part of each request; None: there is no other device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method on one engine, in one setting. None: does not apply, or is not known."""
+
+    subject: Subject
+    setting: Setting
     images_per_s: float  # median over rounds
     images_per_s_quartiles: tuple[float, float]
     latency_ms: dict[str, float]  # p50, p90, p99 of single requests
-    speedup: float | None  # over the baseline, same engine, mode and batch; median of per-round ratios
+    speedup: float | None  # over the baseline, same engine and setting; median of per-round ratios
     speedup_low: float | None
     speedup_high: float | None
     speedup_coverage: float | None
-    mac_ratio: float | None  # MACs of dense over MACs of this: the bound on speed-up
     efficiency: float | None  # speedup / mac_ratio
     first_k_share: float | None  # throughput over that of the bound
     peak_memory_mib: float | None
     rounds: int
-    streams: int
-    threads: int
-    weights: str
-    parity: dict[str, Any] | None
-    note: str = ""
-    copies: bool | None = None  # to and from the device, part of each request; None: there is no other device
     device_ms: dict[str, float] | None = None  # p50, p90, p99 of single requests, by the device's clock
     trtexec: dict[str, float] | None = None  # what trtexec makes of the same plan, and our share of it
     base: str | None = None  # the dense model of the first engine, which took turns with this
@@ -55,8 +73,56 @@ class Row:
     over_base_low: float | None = None
     over_base_high: float | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types, subject and setting beside the numbers."""
+        numbers = asdict(self)
+        return {**numbers.pop("subject"), **numbers.pop("setting"), **numbers}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A row with the accuracy of its model. Shares are 0…1. None: does not apply."""
+
+    row: Row
+    images: int  # that it was evaluated on
+    top1: float
+    standard_error: float
+    average_precision: float | None
+    same_top1: float | None  # share of images with the base's answer; None of the base itself
+    kept_overlap: float | None  # share of kept tokens in common with the same method on the first engine
+    pareto: bool = False  # nothing in its setting is better in img/s or top-1, and as good in the other
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types, what tells the row apart beside its accuracy."""
+        row = self.row.to_dict()
+        return {name: row[name] for name in _OF_A_CHOICE} | {
+            name: value for name, value in vars(self).items() if name != "row"
+        }
+
+
+_OF_A_CHOICE = (
+    *("model", "method", "engine", "precision", "mode", "streams", "batch", "copies", "images_per_s"),
+    *("base", "over_base", "over_base_low", "over_base_high"),
+)
+# Of a CSV file; facts of several numbers become columns of their own.
+_COLUMNS = (
+    *("model", "method", "engine", "precision", "mode", "batch", "images_per_s", "speedup", "speedup_low"),
+    *("speedup_high", "speedup_coverage", "mac_ratio", "efficiency", "first_k_share", "peak_memory_mib", "rounds"),
+    *("streams", "threads", "weights", "note", "copies", "base", "over_base", "over_base_low", "over_base_high"),
+)
+_NESTED = {
+    "images_per_s_q1": ("images_per_s_quartiles", 0),
+    "images_per_s_q3": ("images_per_s_quartiles", 1),
+    "latency_ms_p50": ("latency_ms", "p50"),
+    "latency_ms_p90": ("latency_ms", "p90"),
+    "latency_ms_p99": ("latency_ms", "p99"),
+    "device_ms_p50": ("device_ms", "p50"),
+    "trtexec_images_per_s": ("trtexec", "images_per_s"),
+    "trtexec_share": ("trtexec", "share"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchReport:
     """All rows, and the machine they come from."""
 
@@ -76,9 +142,9 @@ class BenchReport:
             "created": self.created,
             "command": self.command,
             "machine": self.machine,
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [row.to_dict() for row in self.rows],
             "profiles": [asdict(profile) for profile in self.profiles],
-            "choices": [asdict(choice) for choice in self.choices],
+            "choices": [choice.to_dict() for choice in self.choices],
             "images": self.images,
             "warnings": list(self.warnings),
         }
@@ -89,100 +155,65 @@ class BenchReport:
 
     def write_csv(self, path: Path) -> None:
         """Write the rows; nested facts become columns."""
-        names = [field.name for field in fields(Row) if field.name not in _NESTED]
         with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(
-                [
-                    *names,
-                    *("images_per_s_q1", "images_per_s_q3", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99"),
-                    *("device_ms_p50", "trtexec_images_per_s", "trtexec_share"),
-                ]
-            )
-            for row in self.rows:
-                plain = [getattr(row, name) for name in names]
-                device, other = row.device_ms or {}, row.trtexec or {}
-                more = (device.get("p50"), other.get("images_per_s"), other.get("share"))
-                plain = [printable(value) if isinstance(value, str) else value for value in plain]
-                writer.writerow([*plain, *row.images_per_s_quartiles, *row.latency_ms.values(), *more])
+            writer.writerow([*_COLUMNS, *_NESTED])
+            for row in map(Row.to_dict, self.rows):
+                plain = [printable(value) if isinstance(value := row[name], str) else value for name in _COLUMNS]
+                writer.writerow([*plain, *(row[name] and row[name][key] for name, key in _NESTED.values())])
 
 
-_NESTED = ("images_per_s_quartiles", "latency_ms", "parity", "device_ms", "trtexec")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a row is about, apart from its numbers."""
-
-    model: str
-    method: str
-    engine: str
-    precision: str
-    mac_ratio: float | None
-    weights: str
-    parity: dict[str, Any] | None
-    peak_memory_mib: float | None
-    note: str = ""
-
-
-def contender_name(team: str, method: str, copies: bool | None) -> str:
-    """What a method's contender in a contest is called; with and without copies it takes part twice."""
-    return f"{team} {method}, without copies" if copies is False else f"{team} {method}"
+def contender_name(label: str, method: str, copies: bool | None) -> str:
+    """What a method takes part in a contest as; with and without copies it does twice."""
+    return f"{label} {method}, without copies" if copies is False else f"{label} {method}"
 
 
 def make_rows(
-    team: str,
+    label: str,
     subjects: Sequence[Subject],
+    setting: Setting,
     samples: Samples,
     *,
-    mode: str,
-    batch: int,
-    streams: int,
-    threads: int,
-    copies: bool | None = None,
     base: str | None = None,
+    memory_mib: Mapping[str, float | None] | None = None,
 ) -> list[Row]:
-    """A team's rows from the samples of one contest; ``base`` is the contender that all teams are held against."""
+    """The rows of one engine's methods from the samples of a contest.
+
+    Args:
+        label: the engine and its precision, as in the names of contenders.
+        subjects: its methods.
+        setting: in which they took turns.
+        samples: of the contest.
+        base: the contender that all engines are held against.
+        memory_mib: method → peak memory.
+    """
+    baseline, bound = (
+        contender_name(label, method.name, setting.copies) for method in (methods.baseline(), methods.bound())
+    )
     rows = []
-    baseline, bound = (contender_name(team, one.name, copies) for one in (methods.baseline(), methods.bound()))
     for subject in subjects:
-        own = contender_name(team, subject.method, copies)
-        turns = samples.rounds[own]
+        name = contender_name(label, subject.method, setting.copies)
+        turns = samples.turns[name]
         device = [milliseconds for turn in turns for milliseconds in turn.device_ms]
-        rates = [turn.images_per_s for turn in turns]
-        latencies = [latency * 1000 for turn in turns for latency in turn.latencies_s]
-        q1, median, q3 = percentiles(rates, (25, 50, 75))
-        speedup = samples.ratio(own, baseline) if baseline in samples.rounds else None
+        q1, median, q3 = percentiles([turn.images_per_s for turn in turns], (25, 50, 75))
+        speedup = samples.ratio(name, baseline) if baseline in samples.turns else None
         slimmed = methods.role_of(subject.method) == methods.SLIMMED
-        share = samples.ratio(own, bound).median if slimmed and bound in samples.rounds else None
-        over_base = samples.ratio(own, base) if base else None
-        mac_ratio = subject.mac_ratio
+        over_base = samples.ratio(name, base) if base else None
         rows.append(
             Row(
-                model=subject.model,
-                method=subject.method,
-                engine=subject.engine,
-                precision=subject.precision,
-                mode=mode,
-                batch=batch,
+                subject=subject,
+                setting=setting,
                 images_per_s=median,
                 images_per_s_quartiles=(q1, q3),
-                latency_ms=_spread(latencies),
+                latency_ms=_spread([latency * 1000 for turn in turns for latency in turn.latencies_s]),
                 speedup=speedup.median if speedup else None,
                 speedup_low=speedup.low if speedup else None,
                 speedup_high=speedup.high if speedup else None,
                 speedup_coverage=speedup.coverage if speedup else None,
-                mac_ratio=mac_ratio,
-                efficiency=speedup.median / mac_ratio if speedup and mac_ratio else None,
-                first_k_share=share,
-                peak_memory_mib=subject.peak_memory_mib,
+                efficiency=speedup.median / subject.mac_ratio if speedup and subject.mac_ratio else None,
+                first_k_share=samples.ratio(name, bound).median if slimmed and bound in samples.turns else None,
+                peak_memory_mib=(memory_mib or {}).get(subject.method),
                 rounds=samples.count,
-                streams=streams,
-                threads=threads,
-                weights=subject.weights,
-                parity=subject.parity,
-                note=subject.note,
-                copies=copies,
                 device_ms=_spread(device) if device else None,
                 base=base,
                 over_base=over_base.median if over_base else None,

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from lifedeploy import children
 from lifedeploy.artifact import TensorSpec
+from lifedeploy.engines import registry
 from lifedeploy.errors import EngineError
 from lifedeploy.text import shortened
 
-# Engine → what the tool is called; a dry run brings one for the engine that stands in for a GPU's.
-TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx", "fake-device": "fake_trtexec"}
 RUNS = 3
 _SECONDS = 2
 _PATIENCE_S = 600.0
@@ -31,15 +30,16 @@ _COMPUTE = re.compile(r"GPU Compute Time: .*?median = ([\d.]+) ms")
 
 @dataclass(frozen=True)
 class Opinion:
-    """Medians over ``RUNS`` runs, without copies."""
+    """What the tool measured: medians over ``RUNS`` runs, without copies."""
 
     images_per_s: float
     gpu_ms: float  # per request, by CUDA events
 
 
 def find(engine: str) -> str | None:
-    """The tool for an engine, if it is on the PATH."""
-    return children.tool(TOOLS[engine]) if engine in TOOLS else None
+    """Where the tool that belongs to an engine is on the PATH, if it is, and if there is such a tool."""
+    tool = registry.get(engine).benchmark_tool
+    return children.tool(tool) if tool else None
 
 
 def measure(tool: str, plan: Path, inputs: Sequence[TensorSpec], batch: int) -> Opinion:
@@ -84,7 +84,7 @@ def _run(command: Sequence[str]) -> str:
 
 
 def _number(pattern: re.Pattern[str], text: str, tool: str) -> float:
-    found = pattern.search(text)
-    if found is None:
+    match = pattern.search(text)
+    if match is None:
         raise EngineError(f"{Path(tool).name} told no {pattern.pattern.partition(':')[0]}")
-    return float(found[1])
+    return float(match[1])

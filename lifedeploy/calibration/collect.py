@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from lifedeploy.caches import private_cache
-from lifedeploy.calibration.feed import Feed
+from lifedeploy.calibration.batches import ImageBatches
 from lifedeploy.calibration.ranges import Counted, TensorStatistics
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import Array
@@ -29,30 +29,30 @@ Count = Callable[[int], None]  # told the images that are done
 def collect(
     graph: Path,
     names: Sequence[str],
-    feed: Feed,
+    batches: ImageBatches,
     *,
     per_channel: Collection[str] = (),
     count: Count = lambda images: None,
 ) -> dict[str, TensorStatistics]:
-    """Run ``graph`` on ``feed`` and count how far the tensors ``names`` reach; some of them channel by channel too.
+    """Run ``graph`` on ``batches`` and count how far the tensors ``names`` reach; some of them channel by channel too.
 
     Raises:
         EngineError: a tensor holds NaN or infinity, or ONNX Runtime refused.
         ImageError: an image cannot be read.
     """
-    found = {name: TensorStatistics(per_channel=name in per_channel) for name in names}
-    for tensors, counted in watch(graph, names, feed):
-        for name, statistics in found.items():
+    collected = {name: TensorStatistics(per_channel=name in per_channel) for name in names}
+    for tensors, counted in watch(graph, names, batches):
+        for name, statistics in collected.items():
             statistics.add(tensors[name])
         count(counted)
-    return found
+    return collected
 
 
-def watch(graph: Path, names: Sequence[str], feed: Feed) -> Iterator[tuple[dict[str, Array], int]]:
+def watch(graph: Path, names: Sequence[str], batches: ImageBatches) -> Iterator[tuple[dict[str, Array], int]]:
     """Tensors of ``graph`` batch by batch, inner ones and inputs, and how many images they are of."""
     entry = load(graph, check=False).graph.input[0].name
     with OnnxRuntime(graph, EngineOptions(taps=tuple(name for name in names if name != entry))) as engine:
-        for images, counted in feed:
+        for images, counted in batches:
             tensors = {entry: images} | engine.run({entry: images})
             yield {name: tensors[name][:counted] for name in names}, counted
 
@@ -69,13 +69,13 @@ def cached(
     known = _read(path, key) if path is not None else None
     if known is not None:
         return known, True
-    made = make()
+    computed = make()
     if path is not None:
-        tensors = json.dumps({name: statistics.to_dict() for name, statistics in made.items()}).encode()
+        tensors = json.dumps({name: tensor.to_dict() for name, tensor in computed.items()}).encode()
         kept = _Cached(_FORMAT, dict(key), hashlib.sha256(tensors).hexdigest(), msgspec.Raw(tensors))
         with suppress(OSError, ArtifactError), atomic_file(path) as staging, saving(path):
             staging.write_bytes(msgspec.json.encode(kept))
-    return made, False
+    return computed, False
 
 
 class _Cached(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lifedeploy.calibration import policy, qdq
+from lifedeploy.calibration.batches import ImageBatches
 from lifedeploy.calibration.collect import Count, watch
-from lifedeploy.calibration.feed import Feed
 from lifedeploy.calibration.policy import Product
 from lifedeploy.calibration.quantize import Prepared
 from lifedeploy.calibration.report import (
@@ -24,49 +24,35 @@ from lifedeploy.calibration.report import (
     decibels,
     together,
 )
-from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import Array
-from lifedeploy.engines.onnxruntime import OnnxRuntime
-from lifedeploy.evaluation.asking import shared_tokens
-from lifedeploy.evaluation.parity import asker
+from lifedeploy.evaluation.parity import shared_tokens
 from lifedeploy.exporters.inspect import load
-from lifedeploy.kept import KeptTokens
 
 _MIB = 1024**2
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a graph says to all images of a feed."""
+    """What a graph answers to all images."""
 
     logits: Array  # (images, classes)
     kept: Array | None  # (images, n_T), original numbers of the patches that reach the last layer
 
 
-@dataclass(frozen=True)
+# A graph, run on images with Q and DQ computed as they stand: what every engine has to agree with.
+Ask = Callable[[Path, ImageBatches, Count], Answers]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """What a quantised graph is held against."""
 
     float_graph: Path  # as exported
-    feed: Feed
+    batches: ImageBatches
     method: str
-    kept: KeptTokens  # where the graph says what it kept
+    ask: Ask
     answers: Answers  # of the float graph
     labels: NDArray[np.int64] | None = None  # class of every image among the model's; None: not known
-
-
-def ask(graph: Path, feed: Feed, kept_tokens: KeptTokens, count: Count = lambda images: None) -> Answers:
-    """Run ``graph`` on ``feed``, Q and DQ computed as they stand: what every engine has to agree with."""
-    logits, kept = [], []
-    with OnnxRuntime(graph, EngineOptions(taps=kept_tokens.last_tap, literal=True)) as engine:
-        run = asker(engine, engine, kept_tokens)
-        for images, counted in feed:
-            answer = run(images)
-            logits.append(answer.logits[:counted].reshape(counted, -1))
-            if answer.kept is not None:
-                kept.append(answer.kept[:counted])
-            count(counted)
-    return Answers(np.concatenate(logits), np.concatenate(kept) if kept else None)
 
 
 def noise(ours: Answers, theirs: Answers) -> float:
@@ -88,13 +74,13 @@ def report(
     count: Count = lambda images: None,
 ) -> MemberReport:
     """Per tensor, layer and image, worst first."""
-    theirs = ask(graph, check.feed, check.kept, count)
+    theirs = check.ask(graph, check.batches, count)
     images = _images(check, theirs)
     layers = _layers(prepared, check, restored, noises or {}, count)
     accuracy = accuracy_float = None
     if check.labels is not None:
         accuracy_float, accuracy = (
-            float((found.logits.argmax(axis=1) == check.labels).mean()) for found in (check.answers, theirs)
+            float((answers.logits.argmax(axis=1) == check.labels).mean()) for answers in (check.answers, theirs)
         )
     ratio = noise(check.answers, theirs)
     return MemberReport(
@@ -115,15 +101,19 @@ def _images(check: Check, theirs: Answers) -> tuple[ImageReport, ...]:
     shares: Sequence[float | None] = [None] * len(ours.logits)
     if ours.kept is not None and theirs.kept is not None:
         shares = shared_tokens(ours.kept, theirs.kept)
-    made = []
+    reports = []
     for index, (before, after) in enumerate(zip(ours.logits, theirs.logits, strict=True)):
         error = float(np.abs(after - before).max() / max(np.abs(before).max(), 1e-12))
-        made.append(
+        reports.append(
             ImageReport(
-                check.feed.images.filename(index), int(after.argmax()), int(before.argmax()), error, shares[index]
+                file=check.batches.images.filename(index),
+                top1=int(after.argmax()),
+                top1_float=int(before.argmax()),
+                error=error,
+                overlap=shares[index],
             )
         )
-    return tuple(sorted(made, key=lambda image: (not image.changed, -image.error)))
+    return tuple(sorted(reports, key=lambda image: (not image.changed, -image.error)))
 
 
 def _layers(
@@ -131,29 +121,36 @@ def _layers(
 ) -> tuple[LayerReport, ...]:
     model = ir.from_proto(load(prepared.graph, check=False))
     parts = prepared.recipe.quantized_parts
-    found = [product for product in policy.products(model) if product.part in parts]
-    chosen = [product for product in found if product.name in prepared.names and product.name not in restored]
-    activations = _activation_reports(prepared, chosen, check.feed, count)
-    made = []
-    for product in found:
+    products = [product for product in policy.products(model) if product.part in parts]
+    chosen = [product for product in products if product.name in prepared.names and product.name not in restored]
+    activations = _activation_reports(prepared, chosen, check.batches, count)
+    reports = []
+    for product in products:
         tensors = []
         if product in chosen:
             tensors = [activations[value.name or ""] for value in product.activations]
             tensors += [_weight_report(product, prepared)] if product.weight is not None else []
         ratio = together([tensor.sqnr_db for tensor in tensors]) if tensors else None
-        made.append(
-            LayerReport(product.name, product.part, bool(tensors), tuple(tensors), ratio, noises.get(product.name))
+        reports.append(
+            LayerReport(
+                name=product.name,
+                part=product.part,
+                quantized=bool(tensors),
+                tensors=tuple(tensors),
+                sqnr_db=ratio,
+                noise=noises.get(product.name),
+            )
         )
-    return tuple(sorted(made, key=lambda layer: (layer.sqnr_db is None, layer.sqnr_db)))
+    return tuple(sorted(reports, key=lambda layer: (layer.sqnr_db is None, layer.sqnr_db)))
 
 
 def _activation_reports(
-    prepared: Prepared, chosen: Sequence[Product], feed: Feed, count: Count
+    prepared: Prepared, chosen: Sequence[Product], batches: ImageBatches, count: Count
 ) -> dict[str, TensorReport]:
     grid = qdq.GRIDS[prepared.recipe.precision]
     names = list(dict.fromkeys(value.name or "" for product in chosen for value in product.activations))
     sums = {name: Noise() for name in names}
-    for tensors, counted in watch(prepared.graph, names, feed):
+    for tensors, counted in watch(prepared.graph, names, batches):
         for name, total in sums.items():
             total.add(tensors[name], prepared.scales[name], grid)
         count(counted)

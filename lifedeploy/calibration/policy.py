@@ -1,7 +1,7 @@
 """Which products of a graph are computed in 8 bits, as data.
 
 Products are sorted into parts by what they do, and those that choose tokens by where they were traced. Everything that
-is no product (LayerNormalization, Softmax, Gelu, the residual stream, TopK, Gather) stays in floating point in any
+is no product (LayerNormalization, Softmax, Gelu, residual sums, TopK, Gather) stays in floating point in any
 case: none of it is arithmetic that 8 bits make faster.
 """
 
@@ -21,41 +21,46 @@ from lifedeploy.spec import QUANTIZED
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """Products of one kind, and whether they are quantised unless told otherwise."""
 
     name: str
     products: str  # which ones, in words
     reason: str
-    int8: bool
-    fp8: bool
+    int8: bool = False
+    fp8: bool = False
     optional: bool = True  # whether --parts may name it
 
 
 PARTS = (
-    Part("linear", "qkv, proj, fc1 and fc2 of every block", "nine tenths of the arithmetic", int8=True, fp8=True),
     Part(
-        "attention",
-        "Q·Kᵀ and P·V",
-        "INT8: softmax needs more than 127 levels, and the fused kernel is FP16; FP8: fused kernels exist",
-        int8=False,
+        name="linear",
+        products="qkv, proj, fc1 and fc2 of every block",
+        reason="nine tenths of the arithmetic",
+        int8=True,
         fp8=True,
     ),
     Part(
-        "embedding",
-        "the convolution over patches",
-        "pixels come in 256 levels already, and it is a hundredth of the arithmetic",
-        int8=False,
-        fp8=False,
+        name="attention",
+        products="Q·Kᵀ and P·V",
+        reason="INT8: softmax needs more than 127 levels, and the fused kernel is FP16; FP8: fused kernels exist",
+        fp8=True,
     ),
-    Part("head", "the classifier", "one token per image: bound by memory, not by arithmetic", int8=False, fp8=False),
     Part(
-        "ranking",
-        "all that the method itself computes: scores, fused tokens",
-        "scores closer than 8 bits can tell decide which token is kept",
-        int8=False,
-        fp8=False,
+        name="embedding",
+        products="the convolution over patches",
+        reason="pixels come in 256 levels already, and it is a hundredth of the arithmetic",
+    ),
+    Part(
+        name="head",
+        products="the classifier",
+        reason="one token per image: bound by memory, not by arithmetic",
+    ),
+    Part(
+        name="ranking",
+        products="all that the method itself computes: scores, fused tokens",
+        reason="scores closer than 8 bits can tell decide which token is kept",
         optional=False,
     ),
 )
@@ -140,21 +145,21 @@ def check_parts(parts: Sequence[str]) -> None:
         raise UsageError(f"no part to quantise was named; there are: {', '.join(offered)}")
 
 
-def counts(found: Sequence[Product]) -> Mapping[str, int]:
+def counts(listed: Sequence[Product]) -> Mapping[str, int]:
     """Products of each part."""
-    return {part.name: sum(product.part == part.name for product in found) for part in PARTS}
+    return {part.name: sum(product.part == part.name for product in listed) for part in PARTS}
 
 
-def as_rows(precision: str, parts: Sequence[str], found: Sequence[Product] = ()) -> list[dict[str, object]]:
+def as_rows(precision: str, parts: Sequence[str], listed: Sequence[Product] = ()) -> list[dict[str, object]]:
     """The policy as plain data: one row per part, with the number of products in a graph where one is given."""
     assert precision in QUANTIZED
-    number = counts(found)
+    number = counts(listed)
     return [
         {
             "part": part.name,
             "products": part.products,
             "precision": precision if part.name in parts else "float",
-            "count": number[part.name] if found else None,
+            "count": number[part.name] if listed else None,
             "reason": part.reason,
         }
         for part in PARTS

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from lifedeploy.calibration.policy import Product
 from lifedeploy.errors import ExportError
+from lifedeploy.exporters import passes
 
 OPSET = 19  # the first with FP8, and with scales in half precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """The numbers that an 8-bit type has, times a scale."""
 
@@ -40,11 +41,12 @@ class Grid:
         """
         wanted = np.maximum(np.asarray(reach, dtype=np.float64) / self.largest, 2.0**-14)
         mantissa, exponent = np.frexp(wanted)
-        return np.ldexp(np.ceil(mantissa * 2**8) / 2**8, exponent).astype(np.float32)
+        rounded: NDArray[np.float32] = np.ldexp(np.ceil(mantissa * 2**8) / 2**8, exponent).astype(np.float32)
+        return rounded
 
     def quantize(self, values: NDArray[Any], scale: NDArray[np.float32]) -> NDArray[np.generic]:
         """Nearest numbers of the grid; what lies beyond becomes the largest one."""
-        scaled = np.clip(np.asarray(values, dtype=np.float32) / scale, -self.largest, self.largest)
+        scaled: NDArray[Any] = np.clip(np.asarray(values, dtype=np.float32) / scale, -self.largest, self.largest)
         if self.precision == "int8":
             scaled = np.rint(scaled)
         return scaled.astype(self.numpy)
@@ -55,8 +57,14 @@ class Grid:
 
 
 GRIDS = {
-    "int8": Grid("int8", ir.DataType.INT8, np.dtype(np.int8), 127.0, 0.5),
-    "fp8": Grid("fp8", ir.DataType.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn), 448.0, 16.0),
+    "int8": Grid(precision="int8", type=ir.DataType.INT8, numpy=np.dtype(np.int8), largest=127.0, half_step=0.5),
+    "fp8": Grid(
+        precision="fp8",
+        type=ir.DataType.FLOAT8E4M3FN,
+        numpy=np.dtype(ml_dtypes.float8_e4m3fn),
+        largest=448.0,
+        half_step=16.0,
+    ),
 }
 
 
@@ -180,11 +188,4 @@ def _constant(model: ir.Model, name: str, numbers: NDArray[np.generic], dtype: i
         if held is None or known.dtype != dtype or not np.array_equal(held.numpy(), numbers):
             raise ExportError(f"{name} is a constant of this graph already, with another value")
         return known
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(dtype),
-        shape=ir.Shape(numbers.shape),
-        const_value=ir.tensor(numbers, dtype=dtype, name=name),
-    )
-    model.graph.register_initializer(value)
-    return value
+    return passes.constant(model, name, numbers, dtype)

@@ -12,11 +12,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lifedeploy.calibration import policy, qdq, ranges
+from lifedeploy.calibration.batches import ImageBatches
 from lifedeploy.calibration.collect import Count, cached, collect
-from lifedeploy.calibration.feed import Feed
 from lifedeploy.calibration.policy import Product
 from lifedeploy.calibration.ranges import TensorStatistics
-from lifedeploy.calibration.smooth import ALPHA, seams, smooth
+from lifedeploy.calibration.smooth import ALPHA, migrations_of, smooth
 from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.inspect import load
@@ -29,12 +29,12 @@ SMOOTHING_IMAGES = 128  # enough to find the channels that reach far
 _SOFTMAX_FP8 = np.float32(1 / 448)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a graph is quantised. The default is what measured best (benchmarks/quantization)."""
 
     precision: str = "int8"
-    method: str = "minmax"  # or percentile, entropy
+    ranges: str = "minmax"  # how far activations reach; or percentile, entropy
     parts: tuple[str, ...] = ()  # (): the policy's own
     per_channel: bool = True  # scales of weights
     smoothing: float = ALPHA  # 0: none
@@ -44,8 +44,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.precision not in QUANTIZED:
             raise UsageError(f"precision {self.precision!r} needs no calibration; there are: {', '.join(QUANTIZED)}")
-        if self.method not in ranges.METHODS:
-            raise UsageError(f"method {self.method!r} is unknown; there are: {', '.join(ranges.METHODS)}")
+        if self.ranges not in ranges.THRESHOLDS:
+            raise UsageError(f"method {self.ranges!r} is unknown; there are: {', '.join(ranges.THRESHOLDS)}")
         if not 0 <= self.smoothing < 1:
             raise UsageError(f"smoothing {self.smoothing:g} is not allowed: it must be in [0, 1); 0 is none")
         if self.parts:
@@ -67,7 +67,7 @@ class Source:
     cache: Path | None = None  # folder; None: the user's
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Prepared:
     """A graph with everything known that quantising it takes."""
 
@@ -85,7 +85,9 @@ class Prepared:
         return [product for product in policy.products(model) if product.name in wanted]
 
 
-def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count = lambda images: None) -> Prepared:
+def prepare(
+    source: Source, recipe: Recipe, batches: ImageBatches, work: Path, count: Count = lambda images: None
+) -> Prepared:
     """Move scales and find ranges; the float graph that this leaves is written to ``work``.
 
     Raises:
@@ -95,12 +97,16 @@ def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count
     """
     model = ir.from_proto(load(source.graph))
     chosen = _chosen(policy.products(model), recipe, source.graph)
-    movable = [seam for seam in seams(chosen) if seam.free or recipe.smooth_gelu] if recipe.smoothing else []
-    key = {"model": source.sha256, "data": source.data_sha256, "images": len(feed)}
+    movable = (
+        [migration for migration in migrations_of(chosen) if migration.free or recipe.smooth_gelu]
+        if recipe.smoothing
+        else []
+    )
+    key = {"model": source.sha256, "data": source.data_sha256, "images": len(batches)}
     known = True
     if movable:
-        activations = [seam.activation for seam in movable]
-        first = feed.first(SMOOTHING_IMAGES)
+        activations = [migration.activation for migration in movable]
+        first = batches.first(SMOOTHING_IMAGES)
         channels, known = cached(
             key | {"what": "channels", "images": len(first), "tensors": activations},
             lambda: collect(source.graph, activations, first, per_channel=activations, count=count),
@@ -112,20 +118,20 @@ def prepare(source: Source, recipe: Recipe, feed: Feed, work: Path, count: Count
     with saving(graph):
         ir.save(model, graph)
     names = _activations(chosen, recipe)
-    moved = {"smoothing": recipe.smoothing, "moved": [seam.activation for seam in movable]}
+    moved = {"smoothing": recipe.smoothing, "moved": [migration.activation for migration in movable]}
     statistics, also_known = cached(
         key | {"what": "ranges", **moved, "tensors": names},
-        lambda: collect(graph, names, feed, count=count),
+        lambda: collect(graph, names, batches, count=count),
         source.cache,
     )
     return Prepared(
-        graph,
-        recipe,
-        tuple(product.name for product in chosen),
-        _scales(chosen, statistics, recipe),
-        len(movable),
-        known and also_known,
-        statistics,
+        graph=graph,
+        recipe=recipe,
+        names=tuple(product.name for product in chosen),
+        scales=_scales(chosen, statistics, recipe),
+        smoothed=len(movable),
+        cached=known and also_known,
+        statistics=statistics,
     )
 
 
@@ -144,9 +150,9 @@ def write(prepared: Prepared, target: Path, leave: Collection[str] = ()) -> qdq.
     return done
 
 
-def _chosen(found: Sequence[Product], recipe: Recipe, graph: Path) -> list[Product]:
+def _chosen(products: Sequence[Product], recipe: Recipe, graph: Path) -> list[Product]:
     parts = recipe.quantized_parts
-    offered = [product for product in found if product.part in parts]
+    offered = [product for product in products if product.part in parts]
     if not offered:
         raise ExportError(f"{graph} holds no product to quantise in the parts {', '.join(parts)}")
     for pattern in recipe.keep:
@@ -178,10 +184,10 @@ def _is_known(value: ir.Value, recipe: Recipe) -> bool:
 def _scales(
     chosen: Sequence[Product], statistics: Mapping[str, TensorStatistics], recipe: Recipe
 ) -> dict[str, NDArray[np.float32]]:
-    threshold, grid = ranges.METHODS[recipe.method], qdq.GRIDS[recipe.precision]
-    made = {name: grid.scale(np.asarray(threshold(found))) for name, found in statistics.items()}
+    threshold, grid = ranges.THRESHOLDS[recipe.ranges], qdq.GRIDS[recipe.precision]
+    scales = {name: grid.scale(np.asarray(threshold(tensor))) for name, tensor in statistics.items()}
     for product in chosen:
         for value in product.activations:
             if _is_known(value, recipe):
-                made[value.name or ""] = np.asarray(_SOFTMAX_FP8)
-    return made
+                scales[value.name or ""] = np.asarray(_SOFTMAX_FP8)
+    return scales

@@ -1,4 +1,4 @@
-"""How far activations reach: statistics of tensors over a stream of images, and thresholds taken from them.
+"""How far activations reach: statistics of tensors over images, batch by batch, and thresholds taken from them.
 
 Nothing is kept of an image but what it adds to the counts: memory does not grow with the number of images. (The
 calibrators of onnxruntime.quantization keep every activation of every image of a call.)
@@ -100,11 +100,11 @@ class TensorStatistics:
     @classmethod
     def of(cls, counted: Counted) -> TensorStatistics:
         """The inverse of :meth:`to_dict`."""
-        made = cls(per_channel=counted.channels is not None)
-        made.counts[: len(counted.counts)] = counted.counts
-        made.limit, made.largest = counted.limit, counted.largest
-        made.channels = None if counted.channels is None else np.asarray(counted.channels, dtype=np.float32)
-        return made
+        statistics = cls(per_channel=counted.channels is not None)
+        statistics.counts[: len(counted.counts)] = counted.counts
+        statistics.limit, statistics.largest = counted.limit, counted.largest
+        statistics.channels = None if counted.channels is None else np.asarray(counted.channels, dtype=np.float32)
+        return statistics
 
 
 def minmax(statistics: TensorStatistics) -> float:
@@ -130,7 +130,7 @@ def entropy(statistics: TensorStatistics) -> float:
         return statistics.largest
     ends = [*range(LEVELS, used, _STEP), used]
     best = min(ends, key=lambda end: _divergence(counts, end))
-    return min(best * statistics.limit / BINS, statistics.largest)
+    return float(min(best * statistics.limit / BINS, statistics.largest))
 
 
 def _divergence(counts: Floats, end: int) -> float:
@@ -151,7 +151,7 @@ def _divergence(counts: Floats, end: int) -> float:
     return float((p[shared] * np.log(p[shared] / q[shared])).sum() + lost * math.log(1e6))
 
 
-METHODS: dict[str, Callable[[TensorStatistics], float]] = {
+THRESHOLDS: dict[str, Callable[[TensorStatistics], float]] = {
     "minmax": minmax,
     "percentile": percentile,
     "entropy": entropy,

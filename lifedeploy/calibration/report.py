@@ -15,7 +15,7 @@ from lifedeploy.calibration.qdq import Grid
 from lifedeploy.reading import convert
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorReport:
     """One tensor that is quantised.
 
@@ -31,7 +31,7 @@ class TensorReport:
     saturated: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerReport:
     """One product: its tensors, and what is left of its result if the errors of both factors add up."""
 
@@ -43,7 +43,7 @@ class LayerReport:
     noise: float | None = None  # of the logits with this layer alone quantised, relative; None: not measured
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageReport:
     """One image: quantised graph against float graph."""
 
@@ -59,7 +59,7 @@ class ImageReport:
         return self.top1 != self.top1_float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemberReport:
     """One graph. Layers and images worst first."""
 
@@ -92,7 +92,7 @@ class MemberReport:
         return (1 - self.same_top1) * 100
 
     def summary(self) -> dict[str, Any]:
-        """Without layers and images."""
+        """Figures of the whole graph as plain JSON types, without layers and images."""
         return {
             "images": len(self.images),
             "same_top1": self.same_top1,
@@ -150,7 +150,7 @@ class Noise:
     values: int = field(default=0)
 
     def add(self, values: NDArray[Any], scale: NDArray[np.float32], grid: Grid) -> None:
-        """Take one batch."""
+        """Add the error of one batch, ``values`` of any shape, on ``grid`` times ``scale``."""
         given = np.asarray(values, dtype=np.float32)
         error = given - grid.rounded(given, scale)
         # numpy adds pairwise along the last axis, so FP32 is enough there.
@@ -165,9 +165,16 @@ class Noise:
         return decibels(self.signal, self.error)
 
     def report(self, name: str, kind: str, scale: NDArray[np.float32]) -> TensorReport:
-        """The sum of it."""
+        """The tensor's report over all batches that were added."""
         share = self.beyond / max(self.values, 1)
-        return TensorReport(name, kind, float(scale.max()), float(scale.min()), self.sqnr_db, share)
+        return TensorReport(
+            name=name,
+            kind=kind,
+            scale=float(scale.max()),
+            scale_smallest=float(scale.min()),
+            sqnr_db=self.sqnr_db,
+            saturated=share,
+        )
 
 
 def decibels(signal: float, error: float) -> float:

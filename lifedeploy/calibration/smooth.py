@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lifedeploy.calibration.policy import Product
+from lifedeploy.exporters import passes
 
 ALPHA = 0.6  # measured best of 0.5, 0.6 and 0.7 (benchmarks/quantization)
 _SMALLEST = 1e-5
@@ -24,8 +25,8 @@ _PARAMETERS = ("input", "scale", "bias")  # of a LayerNormalization
 
 
 @dataclass(frozen=True)
-class Seam:
-    """A LayerNormalization or GELU, and the linear layers that alone use what it gives."""
+class Migration:
+    """Where scales migrate: from a LayerNormalization or GELU into the linear layers that alone use its output."""
 
     node: ir.Node
     layers: tuple[Product, ...]
@@ -41,18 +42,18 @@ class Seam:
         return self.node.op_type == "LayerNormalization"
 
 
-def seams(products: Sequence[Product]) -> tuple[Seam, ...]:
+def migrations_of(products: Sequence[Product]) -> tuple[Migration, ...]:
     """Where a scale can move: all users of an activation are among ``products``, with weights of their own."""
     by_node = {product.node: product for product in products if product.weight is not None}
     before = [product.node.inputs[0].producer() for product in by_node.values() if product.node.inputs[0] is not None]
     makers = dict.fromkeys(node for node in before if node is not None and _movable(node))
-    made = []
+    migrations = []
     for node in makers:
         users = [use.node for use in node.outputs[0].uses()]
         weights = [by_node[user].weight for user in users if user in by_node]
         if len(weights) == len(users) and all(weight is not None and len(weight.uses()) == 1 for weight in weights):
-            made.append(Seam(node, tuple(by_node[user] for user in users)))
-    return tuple(made)
+            migrations.append(Migration(node, tuple(by_node[user] for user in users)))
+    return tuple(migrations)
 
 
 def _movable(node: ir.Node) -> bool:
@@ -63,33 +64,33 @@ def _movable(node: ir.Node) -> bool:
 
 
 def smooth(
-    model: ir.Model, found: Sequence[Seam], channels: Mapping[str, NDArray[np.float32]], alpha: float = ALPHA
+    model: ir.Model, migrations: Sequence[Migration], channels: Mapping[str, NDArray[np.float32]], alpha: float = ALPHA
 ) -> None:
-    """Move scales, in place; ``channels`` is the largest |x| of every channel of the seams' activations."""
-    for seam in found:
-        scale = _scale(seam, channels[seam.activation], alpha)
-        if seam.free:
-            for index, parameter in enumerate(seam.node.inputs[1:], start=1):
+    """Move scales, in place; ``channels`` is the largest |x| of every channel of their activations."""
+    for migration in migrations:
+        scale = _scale(migration, channels[migration.activation], alpha)
+        if migration.free:
+            for index, parameter in enumerate(migration.node.inputs[1:], start=1):
                 if parameter is not None:
-                    _replace(_own(model, seam.node, index, parameter), _numbers(parameter) / scale)
+                    _replace(_unshared(model, migration.node, index, parameter), _numbers(parameter) / scale)
         else:
-            _divide(model, seam, scale)
-        for layer in seam.layers:
-            assert layer.weight is not None  # a seam has weights only
+            _divide(model, migration, scale)
+        for layer in migration.layers:
+            assert layer.weight is not None  # a migration has weights only
             rows = scale[:, None] if layer.channel_axis == 1 else scale[None, :]
             _replace(layer.weight, _numbers(layer.weight) * rows)
 
 
-def _scale(seam: Seam, channels: NDArray[np.float32], alpha: float) -> NDArray[np.float64]:
+def _scale(migration: Migration, channels: NDArray[np.float32], alpha: float) -> NDArray[np.float64]:
     reach = np.maximum(channels.astype(np.float64), _SMALLEST)
-    weights = np.concatenate([_rows(layer) for layer in seam.layers], axis=1)
+    weights = np.concatenate([_rows(layer) for layer in migration.layers], axis=1)
     weight_reach = np.maximum(np.abs(weights).max(axis=1), _SMALLEST)
     scale = reach**alpha / weight_reach ** (1 - alpha)
-    made: NDArray[np.float64] = scale / np.exp(np.log(scale).mean())  # a common factor changes nothing but the numbers
-    return made
+    # A common factor changes nothing but the numbers.
+    return np.asarray(scale / np.exp(np.log(scale).mean()), dtype=np.float64)
 
 
-def _own(model: ir.Model, node: ir.Node, index: int, value: ir.Value) -> ir.Value:
+def _unshared(model: ir.Model, node: ir.Node, index: int, value: ir.Value) -> ir.Value:
     """The constant as this place's alone: exporters share equal ones, such as the ones and zeros of untrained norms.
 
     A norm may share them with itself: its copies are named by their place.
@@ -97,28 +98,21 @@ def _own(model: ir.Model, node: ir.Node, index: int, value: ir.Value) -> ir.Valu
     if len(value.uses()) == 1:
         return value
     name = f"{node.name}/{_PARAMETERS[index]}"
-    own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
-    model.graph.register_initializer(own)
-    node.replace_input_with(index, own)
-    return own
+    copy = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+    model.graph.register_initializer(copy)
+    node.replace_input_with(index, copy)
+    return copy
 
 
-def _divide(model: ir.Model, seam: Seam, scale: NDArray[np.float64]) -> None:
-    """Put a multiplication by 1 / ``scale`` between the seam's node and its layers."""
-    value = seam.node.outputs[0]
-    name = f"{value.name}_smoothing"
-    constant = ir.Value(
-        name=name,
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape(scale.shape),
-        const_value=ir.tensor((1 / scale).astype(np.float32), name=name),
-    )
-    model.graph.register_initializer(constant)
-    node = ir.node("Mul", [value, constant], name=f"{value.name}/Smoothing")
+def _divide(model: ir.Model, migration: Migration, scale: NDArray[np.float64]) -> None:
+    """Put a multiplication by 1 / ``scale`` between the norm or GELU and its layers."""
+    value = migration.node.outputs[0]
+    factor = passes.constant(model, f"{value.name}_smoothing", (1 / scale).astype(np.float32))
+    node = ir.node("Mul", [value, factor], name=f"{value.name}/Smoothing")
     smoothed = node.outputs[0]
     smoothed.name, smoothed.type, smoothed.shape = f"{value.name}_smoothed", value.type, value.shape
-    model.graph.insert_after(seam.node, node)
-    for layer in seam.layers:
+    model.graph.insert_after(migration.node, node)
+    for layer in migration.layers:
         layer.node.replace_input_with(0, smoothed)
 
 

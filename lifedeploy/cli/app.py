@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lifedeploy import __version__
-from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.caches import name_compiler_caches
-from lifedeploy.cli import console, interrupts, options, streams
-from lifedeploy.cli.bench import bench
-from lifedeploy.cli.build import build_engine
-from lifedeploy.cli.calibrate import calibrate
-from lifedeploy.cli.evaluate import evaluate
-from lifedeploy.cli.export import export
+from lifedeploy.cli import console, encoding, interrupts
+from lifedeploy.cli.commands.bench import bench
+from lifedeploy.cli.commands.build_engine import build_engine
+from lifedeploy.cli.commands.calibrate import calibrate
+from lifedeploy.cli.commands.doctor import doctor
+from lifedeploy.cli.commands.evaluate import evaluate
+from lifedeploy.cli.commands.export import export
+from lifedeploy.cli.commands.inspect import inspect
+from lifedeploy.cli.commands.predict import predict
+from lifedeploy.cli.commands.train import train
+from lifedeploy.cli.commands.verify import verify
+from lifedeploy.cli.commands.visualize import visualize
 from lifedeploy.cli.method_options import MethodCommand, TrainingCommand
-from lifedeploy.cli.train import train
-from lifedeploy.cli.visualize import visualize
 from lifedeploy.errors import LifedeployError
 from lifedeploy.reading import reason
 
@@ -69,87 +71,22 @@ app.command()(visualize)
 app.command()(calibrate)
 app.command("build-engine")(build_engine)
 app.command()(bench)
-
-
-@app.command()
-def inspect(
-    model: options.ModelArgument = None,
-    workspace: options.WorkspaceOption = WORKSPACE,
-    json: options.JsonOption = None,
-) -> None:
-    """Show tokens and MACs per layer, the graph's TopK, Gather and Slice nodes, precision and provenance."""
-    options.require_apart({"--json": json}, [model])
-    from lifedeploy.cli import render
-    from lifedeploy.workflows.inspect import inspect as run
-
-    report = run(model, Workspace(workspace))
-    console.report(json, report.to_dict, lambda: render.inspected(report))
-
-
-@app.command()
-def verify(
-    first: Annotated[Path, options.argument("A", "The reference: a checkpoint, ONNX file or engine.")],
-    second: Annotated[Path, options.argument("B", "What is held against it.")],
-    json: options.JsonOption = None,
-) -> None:
-    """Compare any two of checkpoint, ONNX file and engine on the same images."""
-    options.require_apart({"--json": json}, [first, second])
-    with console.working() as say:
-        from lifedeploy.cli import render
-        from lifedeploy.workflows.verify import VerifyRequest
-        from lifedeploy.workflows.verify import verify as run
-
-        report = run(VerifyRequest(first, second), say)
-    console.report(json, report.to_dict, lambda: render.verified(report))
-    report.parity.require(report.second, report.first)
-
-
-@app.command()
-def predict(
-    images: Annotated[list[Path], options.argument("IMAGE", "Image files.")],
-    model: Annotated[
-        Path | None,
-        options.path("--model", "-m", help="An export or engine.  [default: what was built last]", metavar="MODEL"),
-    ] = None,
-    top: Annotated[int, options.whole("--top", low=1, high=options.CLASSES, help="Classes to show.")] = 5,
-    max_pixels: options.MaxPixelsOption = None,
-    workspace: options.WorkspaceOption = WORKSPACE,
-    json: options.JsonOption = None,
-) -> None:
-    """Classify images: the best classes by name, and the time each image took."""
-    options.require_apart({"--json": json}, [model, *images])
-    options.limit_pixels(max_pixels)
-    from lifedeploy.cli import render
-    from lifedeploy.workflows.predict import PredictRequest
-    from lifedeploy.workflows.predict import predict as run
-
-    report = run(PredictRequest(tuple(images), model, top), Workspace(workspace))
-    console.report(json, report.to_dict, lambda: render.predicted(report))
-
-
-@app.command()
-def doctor(json: options.JsonOption = None) -> None:
-    """Show what is installed, which engines run here, and what would make the others run."""
-    options.require_apart({"--json": json})
-    with console.working() as say:
-        say("looking around")
-        from lifedeploy.cli import render
-        from lifedeploy.workflows.doctor import doctor as run
-
-        report = run()
-    console.report(json, report.to_dict, lambda: render.examined(report))
+app.command()(inspect)
+app.command()(verify)
+app.command()(predict)
+app.command()(doctor)
 
 
 def main() -> None:
     """Run a command; the single error boundary."""
-    streams.prepare()
+    encoding.prepare()
     console.take_over_warnings()
     name_compiler_caches()
     debug = "--debug" in sys.argv
     with interrupts.as_ctrl_c():
         try:
             code = _run([argument for argument in sys.argv[1:] if argument != "--debug"], debug=debug)
-            streams.flush()
+            encoding.flush()
         except OSError as error:  # one of our own streams cannot be written to, where messages would go too
             code = _without_stream(error)
     sys.exit(code)
@@ -172,7 +109,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         console.fail(interrupts.SAID, None)
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and streams.is_of_a_stream(error):
+        if isinstance(error, OSError) and encoding.is_of_a_stream(error):
             raise
         if debug:
             raise
@@ -182,16 +119,16 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
 def _without_stream(error: OSError) -> int:
     """The exit code where standard output (or error) takes nothing; said, unless it is that the reader has gone."""
-    streams.silence(sys.stdout)
+    encoding.silence(sys.stdout)
     gone = isinstance(error, BrokenPipeError)
     if not gone:
         with suppress(OSError):
             console.fail(f"standard output cannot be written: {reason(error)}", None)
     with suppress(OSError):
-        streams.flush()
-        return streams.PIPE_CLOSED if gone else 1
-    streams.silence(sys.stderr)
-    return streams.PIPE_CLOSED if gone else 1
+        encoding.flush()
+        return encoding.PIPE_CLOSED if gone else 1
+    encoding.silence(sys.stderr)
+    return encoding.PIPE_CLOSED if gone else 1
 
 
 def _exit_code(error: Exception) -> int:

@@ -14,24 +14,22 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rich.console
+import rich.progress
 from rich.console import ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import TextColumn as _TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
 from lifedeploy import text
 from lifedeploy.errors import LifedeployError
 from lifedeploy.files import readable_json, write_json
-
-if TYPE_CHECKING:
-    from lifedeploy.training.loop import Progress as TrainingProgress
+from lifedeploy.progress import Progress, Say, Step
 
 _WIDEST = 1000  # columns, whatever the environment says
+_LABEL = 60  # characters beside a bar: TensorRT's phases have long names
 
 
 class Console(rich.console.Console):
@@ -49,8 +47,8 @@ class Console(rich.console.Console):
     def size(self) -> ConsoleDimensions:
         """Columns and lines, both within what can be filled."""
         _forget_odd_sizes()  # they may have been set since
-        found = super().size
-        return ConsoleDimensions(min(max(found.width, 1), _WIDEST), min(max(found.height, 1), _WIDEST))
+        width, height = super().size
+        return ConsoleDimensions(min(max(width, 1), _WIDEST), min(max(height, 1), _WIDEST))
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
@@ -96,7 +94,7 @@ out = Console()
 err = Console(stderr=True, soft_wrap=True)
 
 
-class TextColumn(_TextColumn):
+class TextColumn(rich.progress.TextColumn):
     """A column of a progress bar, whose text is no markup."""
 
     def __init__(self, template: str) -> None:
@@ -139,7 +137,7 @@ def wrote(path: Path) -> None:
     err.print(f"wrote {path}")
 
 
-def warn(message: str, *, title: str, alarming: bool = False) -> None:
+def warn(message: str, *, title: str = "warning", alarming: bool = False) -> None:
     """A box on standard error, whatever the report goes to."""
     border, style = ("bold red", "bold yellow") if alarming else ("yellow", "")
     # Folded: a path that is longer than the line has to be read whole.
@@ -184,71 +182,37 @@ class _LastResort(logging.Handler):
             self.handleError(record)
 
 
-def _spinner() -> SpinnerColumn:
-    return SpinnerColumn("dots" if err.unicode else "line")
-
-
 @contextmanager
-def working() -> Iterator[Callable[[str], None]]:
+def working() -> Iterator[Say]:
     """A spinner with what is being done; silent where nobody watches."""
     with err.status("", spinner="dots" if err.unicode else "line") as status:
         yield lambda message: status.update(Text(err.visible(message)))
 
 
 @contextmanager
-def _bar(
-    *columns: ProgressColumn, shown: bool = True, **fields: Any
-) -> Iterator[tuple[Callable[[str], None], Callable[..., None]]]:
-    """A progress bar on standard error, with a spinner for what is done between what it counts.
+def watching(*, shown: bool = True, elapsed: bool = True, left: bool = False) -> Iterator[tuple[Say, Progress]]:
+    """A bar for what can be told the end of, and a spinner for what is done in between; not ``shown``: neither.
 
-    ``say`` shows what is being done; ``show`` moves the bar, as ``rich.progress.Progress.update``.
+    Beside the bar stands how far it is in words and, if asked for, the time since it began and an estimate of what is
+    ``left`` of it.
     """
-    made = (_spinner(), TextColumn("{task.description}"), BarColumn(), *columns)
-    with Progress(*made, console=err, transient=True, disable=not shown) as bar:
-        task = bar.add_task("", total=None, **fields)
+    spinner = rich.progress.SpinnerColumn("dots" if err.unicode else "line")
+    columns: list[rich.progress.ProgressColumn] = [
+        spinner,
+        TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        TextColumn("{task.fields[detail]}"),
+    ]
+    columns += [rich.progress.TimeElapsedColumn()] * elapsed + [rich.progress.TimeRemainingColumn()] * left
+    with rich.progress.Progress(*columns, console=err, transient=True, disable=not shown) as bar:
+        task = bar.add_task("", total=None, detail="")
 
         def say(message: str) -> None:
-            bar.reset(task, description=err.visible(message), total=None, **fields)
+            bar.reset(task, description=err.visible(message), total=None, detail="")
 
-        def show(description: str, **change: Any) -> None:
-            bar.update(task, description=err.visible(description), **change)
+        def show(step: Step) -> None:
+            bar.update(
+                task, description=err.visible(step.what[:_LABEL]), total=1.0, completed=step.share, detail=step.detail
+            )
 
         yield say, show
-
-
-@contextmanager
-def building() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
-    """A progress bar for a builder's phases."""
-    with _bar(TimeElapsedColumn()) as (say, show):
-        yield say, lambda phase, share: show(phase[:60], total=1.0, completed=share)
-
-
-@contextmanager
-def benchmarking() -> Iterator[tuple[Callable[[str], None], Callable[[str, str, float], None]]]:
-    """A progress bar for measurements."""
-    with _bar(TextColumn("{task.fields[so_far]}"), TimeElapsedColumn(), so_far="") as (say, show):
-        yield say, lambda label, so_far, share: show(label, total=1.0, completed=share, so_far=so_far)
-
-
-@contextmanager
-def training(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[TrainingProgress], None]]]:
-    """A bar for an epoch's steps, with loss, accuracy, speed and the time that is left; nothing if ``quiet``."""
-    with _bar(TextColumn("{task.fields[numbers]}"), shown=not quiet, numbers="") as (say, show):
-
-        def watch(now: TrainingProgress) -> None:
-            minutes, seconds = divmod(round(now.seconds_left), 60)
-            numbers = (
-                f"{now.step}/{now.steps} · loss {now.loss:.3f} · acc {now.accuracy * 100:.1f} % · "
-                f"{now.images_per_s:.3g} img/s · {minutes}:{seconds:02d} left"
-            )
-            show(f"{now.stage} {now.epoch}/{now.epochs}", total=now.steps, completed=now.step, numbers=numbers)
-
-        yield say, watch
-
-
-@contextmanager
-def counting(unit: str, *, shown: bool = True) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """A progress bar that counts ``unit``; not ``shown``: silent."""
-    columns = (TextColumn("{task.fields[count]}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with _bar(*columns, shown=shown, count="") as (say, show):
-        yield say, lambda done, total: show("", total=total, completed=done, count=f"{done:,} of {total:,} {unit}")

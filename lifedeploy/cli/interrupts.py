@@ -16,7 +16,7 @@ from typing import Any
 from lifedeploy.children import end_tidily
 
 _SIGNALS = tuple(
-    found for name in ("SIGINT", "SIGTERM", "SIGHUP") if (found := getattr(signal, name, None)) is not None
+    number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None
 )
 SAID = "interrupted; nothing half-written was left behind"
 _CLEANING_UP_S = 5.0  # seconds after the first signal in which others are waited out

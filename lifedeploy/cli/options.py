@@ -18,7 +18,7 @@ from lifedeploy.errors import UsageError
 BATCH = 65_536  # images in a batch
 COUNT = 1_000_000_000  # images, steps
 CLASSES = typed.MOST_CLASSES
-SIDE = typed.LARGEST_SIDE  # pixels
+SIDE = typed.LARGEST_EXTENT  # pixels
 LAYERS = 1_000
 TOKENS = SIDE**2
 SEED = 2**32 - 1  # what NumPy and PyTorch both take
@@ -26,8 +26,8 @@ THREADS = 4_096
 WORKERS = 1_024
 BUDGET_S = 30 * 86_400
 _MANY = 64  # numbers in a list
-_IMAGES = "{found} images are not allowed: at least {low} is needed, and at most {high}"
-PER_BATCH = "{found} images per batch are not allowed: at least {low} is needed, and at most {high}"
+_IMAGES = "{value} images are not allowed: at least {low} is needed, and at most {high}"
+PER_BATCH = "{value} images per batch are not allowed: at least {low} is needed, and at most {high}"
 # What no report takes the place of, whoever asks for it.
 _OF_A_MODEL = (
     ".onnx", ".xml", ".bin", ".plan", ".engine", ".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".tar",
@@ -44,7 +44,7 @@ def option(value: values.Value, *flags: str, help: str, metavar: str | None = No
             help = f"{text.rstrip()}{' ' if text else ''}Must be {value.interval}.  {default}{more}".strip()
         else:
             low, high = value.low, value.high
-    if isinstance(value, values.Choice):
+    if isinstance(value, values.OneOf):
         metavar = metavar or "|".join(value.words)
     return typer.Option(
         value.flag, *flags, parser=value, min=low, max=high, metavar=metavar, help=help, rich_help_panel=panel
@@ -81,14 +81,14 @@ def image_size(flag: str, help: str, panel: str | None = None) -> Any:
 def batches(flag: str, help: str, *, metavar: str = "N,N", most: int = _MANY, panel: str | None = None) -> Any:
     """An option that is a list of batch sizes."""
     value = values.WholeList(
-        flag, 1, BATCH, most, "batch sizes [{found}] are not allowed: each must be from {low} to {high}"
+        flag, 1, BATCH, most, "batch sizes [{value}] are not allowed: each must be from {low} to {high}"
     )
     return option(value, help=help, metavar=metavar, panel=panel)
 
 
 def keep_rate(flag: str, help: str, panel: str | None = None) -> Any:
     """An option that is a keep rate."""
-    said = "keep rate {found} is out of range: it must be {interval}"
+    said = "keep rate {value} is out of range: it must be {interval}"
     return option(values.Real(flag, 0, 1, said, above=True), help=help, metavar="RHO", panel=panel)
 
 
@@ -146,7 +146,7 @@ ThreadsOption = Annotated[
         "--threads",
         low=1,
         high=THREADS,
-        said="{found} threads are not allowed: at least {low} is needed, and at most {high}",
+        said="{value} threads are not allowed: at least {low} is needed, and at most {high}",
         help="CPU threads.  [default: all]",
     ),
 ]
@@ -165,7 +165,7 @@ MaxPixelsOption = Annotated[
 def limit_pixels(count: int | None) -> None:
     """Open no image of more than ``count`` pixels from here on; None: as it is."""
     if count is not None:
-        from lifedeploy.workflows.limits import limit_pixels as limit
+        from lifedeploy.limits import limit_pixels as limit
 
         limit(count)
 
@@ -206,9 +206,11 @@ def require_apart(
             seen[place] = flag
         if not path.is_file():
             continue
-        if any(one.is_file() and one.samefile(path) for one in read):
+        if any(source.is_file() and source.samefile(path) for source in read):
             raise UsageError(f"{flag} {path} is read too, and would be replaced: name another file")
-        if _is_of_a_model(path) or (path.suffix.lower() in _IMAGE_ENDINGS and any(_holds(one, place) for one in read)):
+        if _is_of_a_model(path) or (
+            path.suffix.lower() in _IMAGE_ENDINGS and any(_holds(source, place) for source in read)
+        ):
             raise UsageError(f"{flag} {path} is a file of a model or of the data, and would be replaced")
 
 

@@ -59,10 +59,10 @@ class Value:
 class WholeRange(Value):
     """Whole numbers from ``low`` to ``high``, in the digits 0 to 9.
 
-    ``said`` is the sentence that refuses another one, with places for ``found``, ``low`` and ``high``.
+    ``said`` is the sentence that refuses another one, with places for ``value``, ``low`` and ``high``.
     """
 
-    usual = "Invalid value for '{flag}': {found} is not allowed; it must be a whole number from {low} to {high}"
+    usual = "Invalid value for '{flag}': {value} is not allowed; it must be a whole number from {low} to {high}"
 
     def __init__(self, flag: str, low: int, high: int, said: str = "") -> None:
         super().__init__(flag)
@@ -77,26 +77,26 @@ class WholeRange(Value):
     def refused(self, text: str) -> UsageError:
         """What is said of another one."""
         low, high = f"{self.low:,}", f"{self.high:,}"
-        return UsageError(self.said.format(flag=self.flag, found=_shown(text), low=low, high=high))
+        return UsageError(self.said.format(flag=self.flag, value=_shown(text), low=low, high=high))
 
 
 class Whole(WholeRange):
     """One whole number."""
 
     def read(self, text: str) -> int:
-        found = self.number(text)
-        if found is None:
+        number = self.number(text)
+        if number is None:
             raise self.refused(text)
-        return found
+        return number
 
 
 class RealRange(Value):
     """Finite numbers from ``low`` to ``high``, decimal; without these two themselves where it is open.
 
-    ``said`` is the sentence that refuses another one, with places for ``found`` and ``interval``.
+    ``said`` is the sentence that refuses another one, with places for ``value`` and ``interval``.
     """
 
-    usual = "Invalid value for '{flag}': {found} is not allowed; it must be {interval}"
+    usual = "Invalid value for '{flag}': {value} is not allowed; it must be {interval}"
 
     def __init__(
         self, flag: str, low: float, high: float, said: str = "", *, above: bool = False, below: bool = False
@@ -114,7 +114,7 @@ class RealRange(Value):
 
     def refused(self, text: str) -> UsageError:
         """What is said of another one."""
-        return UsageError(self.said.format(flag=self.flag, found=_shown(text), interval=self.interval))
+        return UsageError(self.said.format(flag=self.flag, value=_shown(text), interval=self.interval))
 
     @property
     def interval(self) -> str:
@@ -127,16 +127,16 @@ class Real(RealRange):
     """One number."""
 
     def read(self, text: str) -> float:
-        found = self.number(text)
-        if found is None:
+        number = self.number(text)
+        if number is None:
             raise self.refused(text)
-        return found
+        return number
 
 
 class WholeList(WholeRange):
     """Whole numbers with commas between them, at most ``most`` of them."""
 
-    usual = "{flag} {found} is not allowed: each must be from {low} to {high}"
+    usual = "{flag} {value} is not allowed: each must be from {low} to {high}"
 
     def __init__(self, flag: str, low: int, high: int, most: int, said: str = "") -> None:
         super().__init__(flag, low, high, said)
@@ -146,16 +146,16 @@ class WholeList(WholeRange):
         parts = _parts(text, self.flag, self.most)
         if not all(_WHOLE.fullmatch(part) for part in parts):
             raise UsageError(f"{self.flag} {quoted(text)} is no list of whole numbers; expected for example 4,7,10")
-        found = [number for part in parts if (number := self.number(part)) is not None]
-        if len(found) != len(parts):
+        numbers = [number for part in parts if (number := self.number(part)) is not None]
+        if len(numbers) != len(parts):
             raise self.refused(text)
-        return Numbers(found)
+        return Numbers(numbers)
 
 
 class RealList(RealRange):
     """Finite numbers with commas between them, at most ``most`` of them."""
 
-    usual = "{flag} {found} is not allowed: each must be {interval}"
+    usual = "{flag} {value} is not allowed: each must be {interval}"
 
     def __init__(self, flag: str, low: float, high: float, most: int, *, above: bool = False) -> None:
         super().__init__(flag, low, high, above=above)
@@ -165,16 +165,16 @@ class RealList(RealRange):
         parts = _parts(text, self.flag, self.most)
         if not all(_REAL.fullmatch(part) for part in parts):
             raise UsageError(f"{self.flag} {quoted(text)} is no list of numbers; expected for example 0.6,1")
-        found = [number for part in parts if (number := self.number(part)) is not None]
-        if len(found) != len(parts):
+        numbers = [number for part in parts if (number := self.number(part)) is not None]
+        if len(numbers) != len(parts):
             raise self.refused(text)
-        return Reals(found)
+        return Reals(numbers)
 
 
 class Pixels(WholeRange):
     """An image's size: one number for a square, or height x width."""
 
-    usual = "image size {found} is not allowed; expected {low} to {high} pixels each way"
+    usual = "image size {value} is not allowed; expected {low} to {high} pixels each way"
 
     def read(self, text: str) -> Size:
         parts = text.lower().split("x") if len(text) <= _NAME else []
@@ -188,18 +188,18 @@ class Pixels(WholeRange):
         return Size((height, width))
 
 
-class Choice(Value):
+class OneOf(Value):
     """A word of a closed list."""
 
-    def __init__(self, flag: str, *words: str, said: str = "{flag} {found} is unknown; there are: {words}") -> None:
+    def __init__(self, flag: str, *words: str, said: str = "{flag} {value} is unknown; there are: {words}") -> None:
         super().__init__(flag)
         self.words, self.said = words, said
 
     def read(self, text: str) -> str:
         if text in self.words:
             return text
-        found = quoted(text)
-        raise UsageError(self.said.format(flag=self.flag, found=found, bare=_shown(text), words=", ".join(self.words)))
+        places = {"flag": self.flag, "value": quoted(text), "bare": _shown(text), "words": ", ".join(self.words)}
+        raise UsageError(self.said.format(**places))
 
 
 class Name(Value):

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from lifedeploy.data.left_out import LeftOut, example
-from lifedeploy.data.preprocess import decode_image
+from lifedeploy.data.preprocess import read_image
 from lifedeploy.data.sets import ImageSet, as_targets, nothing_found
-from lifedeploy.data.walk import Found, natural_key, once, walk
+from lifedeploy.data.walk import Listing, natural_key, once, walk
 from lifedeploy.errors import DataError
 from lifedeploy.text import printable
 
@@ -28,8 +28,8 @@ class FolderSet(ImageSet):
 
     def __init__(self, root: Path, names: Sequence[str] | None = None, left_out: tuple[LeftOut, ...] = ()) -> None:
         if names is None:
-            found = look_through(root)
-            names, left_out = found.files, found.passed.but((), str(root))
+            listing = look_through(root)
+            names, left_out = listing.files, listing.passed.but((), str(root))
         if not names:
             raise DataError(nothing_found(f"{root}/ holds no images", left_out), hint=_EXPECTED)
         loose = next((name for name in names if "/" not in name), None)
@@ -47,28 +47,27 @@ class FolderSet(ImageSet):
         return self._names[index]
 
     def image(self, index: int) -> Image.Image:
-        path = self._root / self._names[index]
-        return decode_image(path, str(path))
+        return read_image(self._root / self._names[index])
 
 
-def folder_halves(root: Path, found: Found | None = None) -> dict[str, ImageSet]:
+def folder_halves(root: Path, listing: Listing | None = None) -> dict[str, ImageSet]:
     """``train`` and ``val``, or ``train``, or ``val`` alone, or ``all``; what was found in ``root``, if that is known.
 
     Raises:
         DataError: a half, or the whole, is no folder of class folders.
     """
-    found = look_through(root) if found is None else found
-    halves = half_folders(found.folders)
+    listing = look_through(root) if listing is None else listing
+    halves = half_folders(listing.folders)
     if not halves:
-        return {"all": FolderSet(root, found.files, found.passed.but((), str(root)))}
-    beside = _beside(found, tuple(halves.values()))
+        return {"all": FolderSet(root, listing.files, listing.passed.but((), str(root)))}
+    beside = _beside(listing, tuple(halves.values()))
     return {
-        name: FolderSet(root / folder, found.below(folder), (*found.passed.of(folder, str(root / folder)), *beside))
+        name: FolderSet(root / folder, listing.below(folder), (*listing.passed.of(folder, str(root / folder)), *beside))
         for name, folder in halves.items()
     }
 
 
-def look_through(root: Path) -> Found:
+def look_through(root: Path) -> Listing:
     """What a folder of images holds; halves before what lies beside them, which they may link to.
 
     Each real file is there once; of two links to one that lies elsewhere, the validation half's.
@@ -76,9 +75,9 @@ def look_through(root: Path) -> Found:
     Raises:
         DataError: it cannot be opened.
     """
-    found = walk(root, first=lambda folders: half_folders(folders).values())
-    measured = half_folders(found.folders).get("val")
-    return once(found, lambda name: measured is not None and name.startswith(measured + "/"))
+    listing = walk(root, first=lambda folders: half_folders(folders).values())
+    measured = half_folders(listing.folders).get("val")
+    return once(listing, lambda name: measured is not None and name.startswith(measured + "/"))
 
 
 def half_folders(folders: Sequence[str]) -> dict[str, str]:
@@ -94,10 +93,12 @@ def half_folders(folders: Sequence[str]) -> dict[str, str]:
     return halves if "train" in halves or len(folders) == 1 else {}
 
 
-def _beside(found: Found, halves: Sequence[str]) -> tuple[LeftOut, ...]:
+def _beside(listing: Listing, halves: Sequence[str]) -> tuple[LeftOut, ...]:
     """What lies in the root and in neither half."""
-    where = str(found.root)
-    others = [name for name in found.files if "/" not in name or name.partition("/")[0] not in halves]
+    where = str(listing.root)
+    others = [name for name in listing.files if "/" not in name or name.partition("/")[0] not in halves]
     reason = f"image outside {' and '.join(f'{half}/' for half in halves)}"
-    images = (LeftOut(reason, len(others), example(others[0]), printable(where)),) if others else ()
-    return images + found.passed.but(halves, where)
+    images = (
+        (LeftOut(reason=reason, count=len(others), first=example(others[0]), where=printable(where)),) if others else ()
+    )
+    return images + listing.passed.but(halves, where)

@@ -7,7 +7,6 @@ limit on their pixels, by what a file declares, before memory is taken for them.
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from lifedeploy.errors import ImageError, UsageError
+from lifedeploy.errors import ImageError
+from lifedeploy.limits import MOST_PIXELS, pixel_limit
 
 # By Pillow's names. AVIF is in Pillow from 11.3 on; MPO, several JPEGs in one file, is opened by the door of JPEG.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "JPEG2000", "PPM")
@@ -35,35 +35,9 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # What it finds odd in a file that it then reads, or refuses by an error: no line of ours.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-PIXELS = 178_956_970  # of an image at most, unless told: where Pillow refuses them if it is not told either
-_LARGEST_LIMIT = 2**31 - 1  # Pillow counts in 32 bits
-_LIMIT = "LIFEDEPLOY_MAX_PIXELS"  # in the environment, so that processes that decode for this one have it too
+_ALWAYS = 2**20  # pixels that may be in any picture, whatever the limit for images: libraries test themselves on some
 _BYTES_PER_PIXEL = 8  # four channels of 16 bits: no file needs more, whatever it is compressed by
 _BESIDE_PIXELS = 64 * 1024**2  # bytes of a file that are none of its pixels: thumbnails, profiles, notes
-
-
-def limit_pixels(count: int) -> None:
-    """From now on images of at most ``count`` pixels are opened, in this process and those that it starts.
-
-    Raises:
-        UsageError: less than one pixel, or more than any image can have.
-    """
-    if not 1 <= count <= _LARGEST_LIMIT:
-        raise UsageError(f"a limit of {count:,} pixels is not allowed; expected 1 to {_LARGEST_LIMIT:,}")
-    os.environ[_LIMIT] = str(count)
-
-
-def pixel_limit() -> int:
-    """Pixels that an image may have.
-
-    Raises:
-        UsageError: the environment holds a limit that is none.
-    """
-    text = os.environ.get(_LIMIT, str(PIXELS))
-    count = int(text) if re.fullmatch("[0-9]{1,10}", text) else 0
-    if not 1 <= count <= _LARGEST_LIMIT:
-        raise UsageError(f"{_LIMIT} is {text!r}; expected 1 to {_LARGEST_LIMIT}", hint="--max-pixels sets it")
-    return count
 
 
 def opened(source: IO[bytes], name: str) -> Image.Image:
@@ -79,8 +53,8 @@ def opened(source: IO[bytes], name: str) -> Image.Image:
     try:
         image = Image.open(source, formats=formats())
     except Image.DecompressionBombError as error:
-        found = re.search(r"\d+", str(error))
-        raise _too_large(name, int(found[0]) if found else limit + 1) from error
+        digits = re.search(r"\d+", str(error))
+        raise _too_large(name, int(digits[0]) if digits else limit + 1) from error
     width, height = image.size
     if width * height > limit:
         image.close()
@@ -105,11 +79,8 @@ def require_plausible(size: int, name: str) -> None:
 def _too_large(name: str, pixels: int, product: str = "") -> ImageError:
     return ImageError(
         f"{name} has {product}{pixels:,} pixels, more than the {pixel_limit():,} that --max-pixels allows",
-        hint=f"--max-pixels {pixels} allows them" if pixels <= _LARGEST_LIMIT else None,
+        hint=f"--max-pixels {pixels} allows them" if pixels <= MOST_PIXELS else None,
     )
-
-
-_ALWAYS = 2**20  # pixels that may be in any picture, whatever the limit for images: libraries test themselves on some
 
 
 @cache
@@ -143,9 +114,9 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
     sixteen = image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if sixteen and not signed:
         return _scaled(image).convert("RGB")
-    found = "numbers with a sign" if signed else _WORDS.get(image.mode, "values of more than 8 bits")
+    values = "numbers with a sign" if signed else _WORDS.get(image.mode, "values of more than 8 bits")
     raise ImageError(
-        f"{name} is a {image.format} of mode {image.mode} ({found}); expected 8 bits per channel, or 16 bits of grey",
+        f"{name} is a {image.format} of mode {image.mode} ({values}); expected 8 bits per channel, or 16 bits of grey",
         hint="save it again with 8 bits: only whoever made it knows which of its values are black and white",
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lifedeploy.data.folders import TRAIN_NAMES, VAL_NAMES
-from lifedeploy.data.left_out import Tally
+from lifedeploy.data.left_out import LeftOutCounter
 from lifedeploy.data.preprocess import decode_image
 from lifedeploy.data.sets import ImageSet, numbered
 from lifedeploy.errors import DataError, ImageError
@@ -76,7 +76,7 @@ class HubSet(ImageSet):
             labels, there = _labels_and_images(rows, label, image)
         _check_labels(labels, there, names, f"{where} column {label},")
         used = np.flatnonzero(there & (labels != _NO_LABEL))
-        passed = Tally()
+        passed = LeftOutCounter()
         for why, rest in (
             ("no image", ~there),
             (f"no label in {label}, or -1 for none", there & (labels == _NO_LABEL)),
@@ -119,12 +119,12 @@ def hub_halves(source: str) -> dict[str, Callable[[], ImageSet]]:
 
 def _halves(offered: Sequence[str]) -> dict[str, str]:
     """Which splits are meant by ``train`` and ``val``; never one by both, as none has a name of both kinds."""
-    found = {}
+    halves = {}
     for half, names in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
         split = next((name for name in names if name in offered), None)
         if split is not None:
-            found[half] = split
-    return found
+            halves[half] = split
+    return halves
 
 
 def _label_column(source: _Source, features: Mapping[str, Any], datasets: Any, where: str) -> str:

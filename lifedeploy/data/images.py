@@ -21,7 +21,7 @@ from lifedeploy.data.folders import FolderSet, folder_halves
 from lifedeploy.data.hub import HubSet, hub_halves
 from lifedeploy.data.sets import ImageSet, Subset, describe
 from lifedeploy.data.shards import ShardSet, shard_halves
-from lifedeploy.data.walk import Found
+from lifedeploy.data.walk import Listing
 from lifedeploy.errors import DataError
 from lifedeploy.reading import foreign, read_text
 from lifedeploy.writing import atomic_file
@@ -119,7 +119,7 @@ class Offered:
     sets: Mapping[str, Callable[[], ImageSet]]
 
     def pick(self, split: str) -> ImageSet:
-        """As :func:`read_images` says.
+        """The set that a split's name means, as :func:`read_images` describes it.
 
         Raises:
             DataError: there is no such split.
@@ -128,19 +128,19 @@ class Offered:
             # Where both halves were given, the file lists the names in each, and they may be the same in both.
             return _listed(self.pick("val" if {"train", "val"} <= self.sets.keys() else ""), Path(split))
         aliases = {"": ("val", "all", "train"), "train": ("train", "all")}.get(split, (split,))
-        found = next((self.sets[name] for name in aliases if name in self.sets), None)
-        if found is None:
+        read = next((self.sets[name] for name in aliases if name in self.sets), None)
+        if read is None:
             wanted = f"no split {split!r}" if split else "neither a validation split nor a training split"
             raise DataError(
                 f"{self.source} has {wanted}; it has: {', '.join(self.sets)}", hint="--split takes one of these"
             )
-        return found()
+        return read()
 
 
-def offered(source: str, found: Found | None = None) -> Offered:
+def offered(source: str, listing: Listing | None = None) -> Offered:
     """The halves of ``source``: ``train`` and ``val`` or one of them, or ``all``; on the hub, all its splits too.
 
-    ``found`` is what its folder holds, where that is known.
+    ``listing`` is what its folder holds, where that is known.
 
     Raises:
         DataError: there is no such source, or it holds no images.
@@ -153,7 +153,7 @@ def offered(source: str, found: Found | None = None) -> Offered:
     root = Path(rest if kind == "wds" and rest else source)
     if not root.is_dir():
         raise DataError(f"{root} is no folder", hint="--data takes a folder, wds/FOLDER or hfds/NAME")
-    halves = shard_halves(root) if kind == "wds" and rest else folder_halves(root, found)
+    halves = shard_halves(root) if kind == "wds" and rest else folder_halves(root, listing)
     return Offered(source, {name: partial(_itself, half) for name, half in halves.items()})
 
 

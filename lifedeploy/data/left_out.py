@@ -12,7 +12,7 @@ _ENDINGS_NAMED = 4
 _LONGEST_ENDING = 24  # characters shown of one: a dot may be anywhere in a name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LeftOut:
     """Files, members or rows that are not used, all for one reason."""
 
@@ -41,7 +41,7 @@ class _Kind:
     endings: Counter[str] = field(default_factory=Counter)
 
 
-class Tally:
+class LeftOutCounter:
     """Counts what is left out, apart for every top folder (or shard), of which a half takes its own."""
 
     def __init__(self) -> None:
@@ -57,8 +57,8 @@ class Tally:
 
     def of(self, top: str, where: str) -> tuple[LeftOut, ...]:
         """What is left out below one top folder, which lies at ``where``."""
-        own = [(reason, kind) for (part, reason), kind in self._kinds.items() if part == top]
-        return tuple(_line(reason, [kind], where, "file", top + "/") for reason, kind in own)
+        kinds = [(reason, kind) for (part, reason), kind in self._kinds.items() if part == top]
+        return tuple(_line(reason, [kind], where, "file", top + "/") for reason, kind in kinds)
 
     def but(self, tops: Iterable[str], where: str, unit: str = "file") -> tuple[LeftOut, ...]:
         """What is left out everywhere else."""
@@ -77,7 +77,9 @@ def _line(reason: str, kinds: list[_Kind], where: str, unit: str, prefix: str = 
         more = ", …" if len(named) > _ENDINGS_NAMED else ""
         reason = f"{reason} ({', '.join(map(_ending, named[:_ENDINGS_NAMED]))}{more})"
     first = example(kinds[0].first.removeprefix(prefix))
-    return LeftOut(reason, sum(kind.count for kind in kinds), first, printable(where), unit)
+    return LeftOut(
+        reason=reason, count=sum(kind.count for kind in kinds), first=first, where=printable(where), unit=unit
+    )
 
 
 def _ending(ending: str) -> str:

@@ -46,7 +46,7 @@ def decode_image(source: Path | IO[bytes], name: str) -> Image.Image:
 
     Raises:
         ImageError: missing, no regular file, or no image that can be decoded; one of more pixels than are allowed
-            (:func:`lifedeploy.data.formats.limit_pixels`), or whose values cannot be shown in 8 bits.
+            (:func:`lifedeploy.limits.limit_pixels`), or whose values cannot be shown in 8 bits.
     """
     if not isinstance(source, Path):
         return _decoded(source, name)
@@ -124,11 +124,11 @@ def _resized(
     if kept[0] * part.height > most:  # squashed out of a column: fewer rows first, whatever Pillow would do first
         part = part.resize((part.width, kept[1]), filter_, (0, box[1], part.width, box[3]), _GAP)
         box = (box[0], 0, box[2], kept[1])
-    made = part.resize(kept, filter_, box, _GAP)
+    visible = part.resize(kept, filter_, box, _GAP)
     if inside == window:
-        return made
+        return visible
     left, top = window[0] - inside[0], window[1] - inside[1]
-    return made.crop((left, top, left + window[2] - window[0], top + window[3] - window[1]))
+    return visible.crop((left, top, left + window[2] - window[0], top + window[3] - window[1]))
 
 
 @dataclass(frozen=True)

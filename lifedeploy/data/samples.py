@@ -28,7 +28,7 @@ class Sample:
     @property
     def batch(self) -> int:
         """Images in it."""
-        return self.pixels.shape[0]
+        return len(self.pixels)
 
 
 def photo_folder() -> Path:

@@ -13,11 +13,9 @@ from PIL import Image
 
 from lifedeploy.data.left_out import LeftOut
 from lifedeploy.errors import DataError
+from lifedeploy.typed import MOST_CLASSES
 
-MOST_CLASSES = 1_000_000
 _UNNAMED = 100_000  # classes that are taken to be there if a label says so, whatever the number of images
-
-
 _LONGEST_NAME = 4096  # characters of a class's name: what a model's description may hold
 
 

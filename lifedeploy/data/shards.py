@@ -13,15 +13,16 @@ from PIL import Image
 
 from lifedeploy.data.folders import TRAIN_NAMES
 from lifedeploy.data.formats import endings, require_plausible
-from lifedeploy.data.left_out import LeftOut, Tally
+from lifedeploy.data.left_out import LeftOut, LeftOutCounter
 from lifedeploy.data.preprocess import decode_image
-from lifedeploy.data.sets import MOST_CLASSES, ImageSet, as_targets, nothing_found, numbered
+from lifedeploy.data.sets import ImageSet, as_targets, nothing_found, numbered
 from lifedeploy.data.tar import Entry, entries
 from lifedeploy.data.walk import nameless, once, walk
 from lifedeploy.errors import DataError, ImageError
 from lifedeploy.files import is_lfs_pointer
 from lifedeploy.reading import foreign, read_text, reason, require_regular
 from lifedeploy.text import quoted
+from lifedeploy.typed import MOST_CLASSES
 
 CLASSES = "classes.txt"
 _LABEL = ".cls"
@@ -42,7 +43,7 @@ class ShardSet(ImageSet):
     """
 
     def __init__(self, root: Path, shards: Sequence[Path], left_out: tuple[LeftOut, ...] = ()) -> None:
-        passed = Tally()
+        passed = LeftOutCounter()
         members = [member for number, shard in enumerate(shards) for member in _Index(number, shard, passed).members()]
         inside = passed.but((), f"wds/{root}", unit="member")
         if not members:
@@ -76,11 +77,11 @@ def shard_halves(root: Path) -> dict[str, ImageSet]:
     Raises:
         DataError: there are no shards, or they cannot be read.
     """
-    found = walk(root, {".tar"}, word="shard", known=(CLASSES,))
-    found = once(found, lambda name: name.lower().startswith(_VAL_STARTS))
-    names = [name for name in found.files if "/" not in name]
-    beside = found.passed
-    for name in found.files:
+    listing = walk(root, {".tar"}, word="shard", known=(CLASSES,))
+    listing = once(listing, lambda name: name.lower().startswith(_VAL_STARTS))
+    names = [name for name in listing.files if "/" not in name]
+    beside = listing.passed
+    for name in listing.files:
         if "/" in name:
             beside.add("shard in a folder beside the others", name)
     if not names:
@@ -120,13 +121,13 @@ def _class_names(path: Path) -> list[str]:
     return [name for name in names if name]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Member:
     shard: int
     key: str  # the name without its ending: unique in a shard
     offset: int
     size: int
-    label: int = _NO_LABEL
+    label: int
 
 
 class _Index:
@@ -136,7 +137,7 @@ class _Index:
     names a sample of perhaps several images: then it is the label of the one that is named like the sample.
     """
 
-    def __init__(self, number: int, shard: Path, passed: Tally) -> None:
+    def __init__(self, number: int, shard: Path, passed: LeftOutCounter) -> None:
         self._number, self._shard, self._passed = number, shard, passed
         self._entries: dict[str, Entry] = {}
         self._labels: dict[str, int] = {}
@@ -202,7 +203,7 @@ class _Index:
 
     def _member(self, name: str, label: int) -> _Member:
         entry = self._entries[name]
-        return _Member(self._number, _split(name)[0], entry.offset, entry.size, label)
+        return _Member(shard=self._number, key=_split(name)[0], offset=entry.offset, size=entry.size, label=label)
 
     def _pass(self, reason: str, name: str) -> None:
         self._passed.add(reason, f"{self._shard.name}/{name}")

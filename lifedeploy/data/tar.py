@@ -27,7 +27,7 @@ _FOLDERS_AND_SUCH = (
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One member. Its bytes lie at ``offset``, if it is ``plain``; a link's or a file's with holes lie elsewhere."""
 
@@ -56,35 +56,35 @@ def entries(file: IO[bytes], size: int) -> Iterator[Entry]:
         if not header.strip(b"\0"):
             return  # whoever appends to a tar file writes over its end
         try:
-            found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise ValueError(f"it is damaged at byte {at:,}") from error
         start = at + _BLOCK
-        if found.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, *_NOTES):
-            content = _content(file, start, found.size, size)
-            if found.type == tarfile.GNUTYPE_LONGNAME:
+        if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, *_NOTES):
+            content = _content(file, start, member.size, size)
+            if member.type == tarfile.GNUTYPE_LONGNAME:
                 name = content.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-            elif found.type in _NOTES:
+            elif member.type in _NOTES:
                 facts |= _records(content, at)
-            at = _behind(start, found.size)
+            at = _behind(start, member.size)
             continue
-        holes = found.type == tarfile.GNUTYPE_SPARSE
+        holes = member.type == tarfile.GNUTYPE_SPARSE
         if holes:
             start += _further_headers(file, header, start, size)
-        held = _size(facts.get("size"), found.size, at)
-        if found.type in _FOLDERS_AND_SUCH:
+        held = _size(facts.get("size"), member.size, at)
+        if member.type in _FOLDERS_AND_SUCH:
             held = 0  # some writers note the size of what a link leads to
         if held < 0 or start + held > size:
             raise ValueError(
                 f"it is damaged or cut off: its member at byte {at:,} is of {held:,} bytes, and {size:,} are all"
             )
-        called = name if name is not None else facts.get("path", found.name)
+        called = name if name is not None else facts.get("path", member.name)
         yield Entry(
-            called.rstrip("/"),
-            start,
-            held,
-            plain=found.type in _FILES and not holes and not any(key.startswith("GNU.sparse.") for key in facts),
-            folder=found.type == tarfile.DIRTYPE,
+            name=called.rstrip("/"),
+            offset=start,
+            size=held,
+            plain=member.type in _FILES and not holes and not any(key.startswith("GNU.sparse.") for key in facts),
+            folder=member.type == tarfile.DIRTYPE,
         )
         name, facts = None, {}
         at = _behind(start, held)
@@ -128,9 +128,9 @@ def _records(content: bytes, at: int) -> dict[str, str]:
     return facts
 
 
-def _size(told: str | None, found: int, at: int) -> int:
+def _size(told: str | None, declared: int, at: int) -> int:
     if told is None:
-        return found
+        return declared
     if not (told.isascii() and told.isdigit() and len(told) < 20):
         raise ValueError(f"it is damaged at byte {at:,}: a size of {told[:20]!r}")
     return int(told)

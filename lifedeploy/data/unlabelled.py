@@ -9,28 +9,27 @@ from PIL import Image
 
 from lifedeploy.data.folders import look_through
 from lifedeploy.data.images import ImageSet, offered
-from lifedeploy.data.preprocess import decode_image
+from lifedeploy.data.preprocess import read_image
 from lifedeploy.data.sets import nothing_found
-from lifedeploy.data.walk import Found
+from lifedeploy.data.walk import Listing
 from lifedeploy.errors import DataError
 
 
 class LooseSet(ImageSet):
     """The image files that lie in a folder, in the order of their names; they are of no class."""
 
-    def __init__(self, root: Path, found: Found | None = None) -> None:
-        found = look_through(root) if found is None else found
+    def __init__(self, root: Path, listing: Listing | None = None) -> None:
+        listing = look_through(root) if listing is None else listing
         self._root = root
-        self._names = sorted(name for name in found.files if "/" not in name)
+        self._names = sorted(name for name in listing.files if "/" not in name)
         super().__init__(str(root), (), np.full(len(self._names), -1, dtype=np.int64))
-        self.left_out = found.passed.but((), str(root))
+        self.left_out = listing.passed.but((), str(root))
 
     def filename(self, index: int) -> str:
         return self._names[index]
 
     def image(self, index: int) -> Image.Image:
-        path = self._root / self._names[index]
-        return decode_image(path, str(path))
+        return read_image(self._root / self._names[index])
 
 
 def read_unlabelled(source: str, *, split: str = "") -> ImageSet:
@@ -41,23 +40,23 @@ def read_unlabelled(source: str, *, split: str = "") -> ImageSet:
     Raises:
         DataError: there are none, or the split does not exist, or it cannot be told which images are meant.
     """
-    root, found = Path(source), None
+    root, listing = Path(source), None
     if source and root.is_dir():
-        found = look_through(root)
-        loose = LooseSet(root, found)
-        inside = next((name for name in found.files if "/" in name), None)
+        listing = look_through(root)
+        loose = LooseSet(root, listing)
+        inside = next((name for name in listing.files if "/" in name), None)
         if len(loose) and inside is not None:
             raise DataError(
                 f"{root}/ holds images and folders with images: {loose.filename(0)}, {inside}",
                 hint="--data takes either: name one of the folders, or take the other images away",
             )
-        if not found.files:
+        if not listing.files:
             message = nothing_found(f"{root}/ holds no images", loose.left_out)
             raise DataError(message, hint="expected images, or folders with images")
         if len(loose):
             if split not in ("", "all"):
                 raise DataError(f"{root}/ is one set of images, so it has no split {split!r}", hint="leave out --split")
             return loose
-    given = offered(source, found)
+    given = offered(source, listing)
     trained_on = "train" in given.sets or "all" in given.sets
     return given.pick(split or ("train" if trained_on else ""))  # without: a validation half alone

@@ -11,46 +11,46 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lifedeploy.data.formats import endings
-from lifedeploy.data.left_out import Tally
+from lifedeploy.data.left_out import LeftOutCounter
 from lifedeploy.errors import DataError
 
 Identity = tuple[int, int]  # device and inode: the same for all names of one file or folder
 
 
-@dataclass(frozen=True)
-class Found:
+@dataclass(frozen=True, kw_only=True)
+class Listing:
     """What a folder holds. Names are paths below it with forward slashes, in natural order."""
 
     root: Path
     files: tuple[str, ...]
     folders: tuple[str, ...]  # those directly in it, whatever they hold, linked ones too
     links: dict[str, Identity]  # files that are links, and what they lead to
-    passed: Tally
+    passed: LeftOutCounter
 
     def below(self, folder: str) -> tuple[str, ...]:
         """The files below one folder, by their names there."""
         return tuple(name[len(folder) + 1 :] for name in self.files if name.startswith(folder + "/"))
 
 
-def once(found: Found, prefer: Callable[[str], bool] = lambda name: False) -> Found:
-    """``found`` with every real file once: a link to a file that is found too is passed over.
+def once(listing: Listing, prefer: Callable[[str], bool] = lambda name: False) -> Listing:
+    """``listing`` with every real file once: a link to a file that is found too is passed over.
 
     Of several links to one file that is not, the first that ``prefer`` chooses stays, else the first. Hard links are
     copies here: nothing tells which of them is the file.
     """
-    if not found.links:
-        return found
+    if not listing.links:
+        return listing
     named: dict[Identity, str] = {}
-    for name in found.files:
-        if name not in found.links:
-            named.setdefault(_identity(f"{found.root}/{name}"), name)
-    links = [name for name in found.files if name in found.links]
+    for name in listing.files:
+        if name not in listing.links:
+            named.setdefault(_identity(f"{listing.root}/{name}"), name)
+    links = [name for name in listing.files if name in listing.links]
     for name in sorted(links, key=lambda name: not prefer(name)):  # stable: in natural order otherwise
-        named.setdefault(found.links[name], name)
-    second = {name for name in links if named[found.links[name]] != name}
+        named.setdefault(listing.links[name], name)
+    second = {name for name in links if named[listing.links[name]] != name}
     for name in (name for name in links if name in second):
-        found.passed.add("link to a file that is read under another name", name)
-    return replace(found, files=tuple(name for name in found.files if name not in second))
+        listing.passed.add("link to a file that is read under another name", name)
+    return replace(listing, files=tuple(name for name in listing.files if name not in second))
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -68,7 +68,7 @@ def walk(
     word: str = "image",
     known: Collection[str] = (),
     first: Callable[[Sequence[str]], Collection[str]] = lambda folders: (),
-) -> Found:
+) -> Listing:
     """All files below ``root`` with one of the ``wanted`` endings (lower case, with dot; images, unless told).
 
     Links are followed, to files and to folders. Each real folder is walked once: under its own name if it lies below
@@ -90,7 +90,7 @@ class _Walk:
         self._files: list[str] = []
         self._folders: list[str] = []
         self._links: dict[str, Identity] = {}
-        self._passed = Tally()
+        self._passed = LeftOutCounter()
         # Links to folders, nearest to the root first: of two ways to a folder outside, the plainer one names it.
         self._waiting: list[tuple[int, tuple[list[str | int], str], Identity]] = []
         try:
@@ -99,7 +99,7 @@ class _Walk:
         except OSError as error:
             raise DataError(f"{root}/ cannot be opened: {error.strerror}") from error
 
-    def result(self, first: Callable[[Sequence[str]], Collection[str]]) -> Found:
+    def result(self, first: Callable[[Sequence[str]], Collection[str]]) -> Listing:
         real = self._listed("")
         links, self._waiting = self._waiting, []
         before = set(first(sorted([*real, *(name for _, (_, name), _ in links)], key=natural_key)))
@@ -114,7 +114,7 @@ class _Walk:
                 self._follow()
         files = tuple(sorted(self._files, key=natural_key))
         folders = tuple(sorted(self._folders, key=natural_key))
-        return Found(Path(self._root), files, folders, self._links, self._passed)
+        return Listing(root=Path(self._root), files=files, folders=folders, links=self._links, passed=self._passed)
 
     def _tree(self, top: str) -> None:
         """``top`` and the real folders below it."""
@@ -237,5 +237,5 @@ def nameless(name: str) -> str:
 
 
 def _identity(path: str) -> Identity:
-    found = Path(path).stat()
-    return found.st_dev, found.st_ino
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino

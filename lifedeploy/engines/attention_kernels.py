@@ -11,9 +11,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -32,31 +31,6 @@ _NAMED = re.compile(r"\bSdpaKernel=(\w+)")  # since ONNX Runtime 1.20
 _FLAGGED = re.compile(r"\b([A-Z]\w*)=1\b")  # before
 
 
-@dataclass(frozen=True)
-class AttentionKernels:
-    """What computes a graph's attentions. Keys are those of TensorRT's report where they mean the same.
-
-    ``attention`` is how many are one fused kernel, None where that is not known; ``of`` is how many there are,
-    ``kernels`` is kernel → how many, ``topk`` counts the sorts in the graph, each of which is a kernel.
-    """
-
-    attention: int | None
-    of: int
-    topk: int
-    kernels: dict[str, int] = field(default_factory=dict)
-    note: str = ""
-    source: str = "onnxruntime"
-
-    @property
-    def unfused(self) -> int:
-        """Attentions that ONNX Runtime said it computes in several kernels."""
-        return self.kernels.get(UNFUSED, 0)
-
-    def to_dict(self) -> FusionRecord:
-        """As plain JSON types."""
-        return cast(FusionRecord, asdict(self))
-
-
 def parse(text: str) -> dict[str, str]:
     """Node → kernel, from what ONNX Runtime printed; the last word counts where a node ran more than once.
 
@@ -73,7 +47,7 @@ def parse(text: str) -> dict[str, str]:
     return kernels
 
 
-def report(operators: int, layers: int, topk: int, told: Mapping[str, str], silence: str) -> AttentionKernels:
+def report(operators: int, layers: int, topk: int, told: Mapping[str, str], silence: str) -> FusionRecord:
     """What the nodes of a graph were computed by.
 
     Args:
@@ -84,17 +58,16 @@ def report(operators: int, layers: int, topk: int, told: Mapping[str, str], sile
         silence: why nothing may have been told.
     """
     kernels = dict(Counter(told.values()).most_common())
-    fused = sum(number for kernel, number in kernels.items() if kernel != UNFUSED)
-    if not operators and not told:
-        return AttentionKernels(0, layers, topk, note="attention is MatMul, Softmax, MatMul in this graph")
-    if len(told) < operators:
-        seen = f"{len(told)} of {operators} attention kernels are known: {silence}"
-        return AttentionKernels(None, layers, topk, kernels, seen)
+    fused: int | None = sum(number for kernel, number in kernels.items() if kernel != UNFUSED)
     note = f"{kernels[UNFUSED]} of {layers} attentions are not fused by ONNX Runtime" if UNFUSED in kernels else ""
-    return AttentionKernels(fused, layers, topk, kernels, note)
+    if not operators and not told:
+        note = "attention is MatMul, Softmax, MatMul in this graph"
+    elif len(told) < operators:
+        fused, note = None, f"{len(told)} of {operators} attention kernels are known: {silence}"
+    return FusionRecord(attention=fused, of=layers, topk=topk, kernels=kernels, note=note, source="onnxruntime")
 
 
-def read_back(graph: Path, provider: str, layers: int) -> AttentionKernels:
+def read_back(graph: Path, provider: str, layers: int) -> FusionRecord:
     """Infer once in a process of its own and report which kernels ran. Nothing that fails there ends the build.
 
     Args:
@@ -102,8 +75,8 @@ def read_back(graph: Path, provider: str, layers: int) -> AttentionKernels:
         provider: ONNX Runtime's name of it.
         layers: attentions in the model.
     """
-    found = Counter(node.op_type for node in graphs.read(graph).graph.node)
-    operators, topk = sum(found[name] for name in OPERATORS), found["TopK"]
+    operator_counts = Counter(node.op_type for node in graphs.read(graph).graph.node)
+    operators, topk = sum(operator_counts[name] for name in OPERATORS), operator_counts["TopK"]
     if not operators:
         return report(0, layers, topk, {}, "")
     try:

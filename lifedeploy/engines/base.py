@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,13 +24,12 @@ from lifedeploy.engines.external import onnx_files
 from lifedeploy.engines.lanes import Array, Lane, require_feeds
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, UsageError
 from lifedeploy.machine import identity
+from lifedeploy.progress import Progress, unwatched
 from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, STANDARD_ATTENTIONS, GraphForm
 
-Progress = Callable[[str, float], None]  # told a builder's phase, and the share of it that is done
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """How an engine is opened."""
 
@@ -64,7 +63,7 @@ class PrecisionPlan:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """How an engine is compiled. Each runtime names those it has a use for (``Engine.takes``) and refuses the others.
 
@@ -92,7 +91,7 @@ class BuildOptions:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildJob:
     """What an engine compiles.
 
@@ -106,7 +105,7 @@ class BuildJob:
     stem: str
     precision: str
     options: BuildOptions = field(default_factory=BuildOptions)
-    progress: Progress = lambda phase, share: None
+    progress: Progress = unwatched  # told a builder's phase, and the share of it that is done
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,8 @@ class Engine(ABC):
     quantized: ClassVar[tuple[str, ...]] = ()  # precisions that need calibration, and that it computes in
     endings: ClassVar[tuple[str, ...]] = (".onnx",)  # of the files that it opens
     opens_onnx: ClassVar[bool] = False  # whether it opens any ONNX file as it is; others open what they have built
+    keeps_graph_precision: ClassVar[bool] = False  # whether it computes in the graph's precision, whatever it is told
+    benchmark_tool: ClassVar[str] = ""  # the vendor's own program that measures what was built, if there is one
     concurrent: ClassVar[bool] = False  # whether `_run` may be in several threads at once; else they take turns
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
@@ -253,12 +254,12 @@ class Engine(ABC):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What goes in."""
+        """Input tensors; a dynamic size is None."""
         return self._opened()[0]
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What comes out, taps last."""
+        """Output tensors, taps last; a dynamic size is None."""
         return self._opened()[1]
 
     @property
@@ -277,7 +278,7 @@ class Engine(ABC):
         Raises:
             EngineInputError: a name, dtype or shape is not what the engine takes.
         """
-        self._check(feeds)
+        require_feeds(feeds, self.inputs)
         with self._turn:
             self._opened()  # another thread may have closed it meanwhile
             try:
@@ -309,7 +310,7 @@ class Engine(ABC):
             EngineError: this runtime tells no times of layers.
             EngineInputError: a name, dtype or shape is not what the engine takes.
         """
-        self._check(feeds)
+        require_feeds(feeds, self.inputs)
         return self._profile(feeds, runs)
 
     # What a subclass does.
@@ -340,9 +341,6 @@ class Engine(ABC):
         if self._specs is None:
             raise EngineError(f"the {self.name} engine is not open", hint="use it in a with block, or call open()")
         return self._specs
-
-    def _check(self, feeds: Mapping[str, Array]) -> None:
-        require_feeds(feeds, self.inputs)
 
 
 def option_name(name: str) -> str:

@@ -19,10 +19,10 @@ from lifedeploy.optional import installed, pip_line, require
 
 
 class Cuda(ABC):
-    """One device. Pointers are integers; streams, events and graphs are what the binding makes of them."""
+    """One device. Pointers are integers; streams, events and CUDA graphs are what the binding makes of them."""
 
     name: ClassVar[str]
-    graphs: ClassVar[bool]  # whether work can be captured into a graph
+    captures: ClassVar[bool]  # whether work can be captured into a CUDA graph
 
     @abstractmethod
     def device(self) -> str:
@@ -62,7 +62,7 @@ class Cuda(ABC):
 
     @abstractmethod
     def wait(self, stream: Any) -> None:
-        """Until everything in the stream is done."""
+        """Wait until everything in the stream is done."""
 
     @abstractmethod
     def event(self) -> Any:
@@ -77,31 +77,31 @@ class Cuda(ABC):
         """Milliseconds between two recorded events."""
 
     @abstractmethod
-    def retire(self, stream: Any, events: Sequence[Any], graphs: Sequence[Any]) -> None:
-        """Give a stream back, and the events and graphs that were used in it."""
+    def retire(self, stream: Any, events: Sequence[Any], cuda_graphs: Sequence[Any]) -> None:
+        """Give a stream back, and the events and CUDA graphs that were used in it."""
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
-        """What ``work`` puts into the stream, as a graph; it is not executed.
+        """What ``work`` puts into the stream, as a CUDA graph; it is not executed.
 
         Raises:
-            EngineError: this binding has no graphs.
+            EngineError: this binding has no CUDA graphs.
         """
         raise EngineError(f"{self.name} has no CUDA graphs")
 
-    def launch(self, graph: Any, stream: Any) -> None:
-        """Execute a captured graph.
+    def launch(self, cuda_graph: Any, stream: Any) -> None:
+        """Execute a captured CUDA graph.
 
         Raises:
-            EngineError: this binding has no graphs.
+            EngineError: this binding has no CUDA graphs.
         """
         raise EngineError(f"{self.name} has no CUDA graphs")
 
 
 class CudaPython(Cuda):
-    """NVIDIA's own binding (``cuda-python``): wheels, graphs; the default."""
+    """NVIDIA's own binding (``cuda-python``): wheels, CUDA graphs; the default."""
 
     name: ClassVar[str] = "cuda-python"
-    graphs: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._rt: Any = require("cuda.bindings.runtime", extra="tensorrt")
@@ -163,9 +163,9 @@ class CudaPython(Cuda):
     def elapsed_ms(self, start: Any, end: Any) -> float:
         return float(self._call(self._rt.cudaEventElapsedTime(start, end)))
 
-    def retire(self, stream: Any, events: Sequence[Any], graphs: Sequence[Any]) -> None:
-        for graph in graphs:
-            self._call(self._rt.cudaGraphExecDestroy(graph))
+    def retire(self, stream: Any, events: Sequence[Any], cuda_graphs: Sequence[Any]) -> None:
+        for cuda_graph in cuda_graphs:
+            self._call(self._rt.cudaGraphExecDestroy(cuda_graph))
         for event in events:
             self._call(self._rt.cudaEventDestroy(event))
         self._call(self._rt.cudaStreamDestroy(stream))
@@ -177,18 +177,18 @@ class CudaPython(Cuda):
             work()
         except BaseException:
             # The capture has to end; that it then fails too is no news, and the first error is the reason.
-            error, graph = self._rt.cudaStreamEndCapture(stream)
+            error, cuda_graph = self._rt.cudaStreamEndCapture(stream)
             if int(error) == 0:
-                self._rt.cudaGraphDestroy(graph)
+                self._rt.cudaGraphDestroy(cuda_graph)
             raise
-        graph = self._call(self._rt.cudaStreamEndCapture(stream))
+        cuda_graph = self._call(self._rt.cudaStreamEndCapture(stream))
         try:
-            return self._call(self._rt.cudaGraphInstantiate(graph, 0))
+            return self._call(self._rt.cudaGraphInstantiate(cuda_graph, 0))
         finally:
-            self._rt.cudaGraphDestroy(graph)
+            self._rt.cudaGraphDestroy(cuda_graph)
 
-    def launch(self, graph: Any, stream: Any) -> None:
-        self._call(self._rt.cudaGraphLaunch(graph, stream))
+    def launch(self, cuda_graph: Any, stream: Any) -> None:
+        self._call(self._rt.cudaGraphLaunch(cuda_graph, stream))
 
 
 class PyCuda(Cuda):
@@ -198,7 +198,7 @@ class PyCuda(Cuda):
     """
 
     name: ClassVar[str] = "pycuda"
-    graphs: ClassVar[bool] = False
+    captures: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._driver: Any = require("pycuda.driver", extra="pycuda")
@@ -259,7 +259,7 @@ class PyCuda(Cuda):
     def elapsed_ms(self, start: Any, end: Any) -> float:
         return float(self._inside(lambda: start.time_till(end)))
 
-    def retire(self, stream: Any, events: Sequence[Any], graphs: Sequence[Any]) -> None:
+    def retire(self, stream: Any, events: Sequence[Any], cuda_graphs: Sequence[Any]) -> None:
         pass  # they free themselves
 
 
@@ -316,9 +316,9 @@ def connect(binding: str = "") -> Cuda:
     """
     if binding and binding not in BINDINGS:
         raise UsageError(f"CUDA binding {binding!r} is unknown; there are: {', '.join(BINDINGS)}")
-    found = availability()
-    if not found.ok:
-        raise EngineUnavailableError(found.reason, hint=found.hint or None)
+    status = availability()
+    if not status.ok:
+        raise EngineUnavailableError(status.reason, hint=status.hint or None)
     for name, (module, layer) in BINDINGS.items():
         if name == binding or (not binding and _installed(module)):
             return layer()

@@ -17,7 +17,7 @@ from lifedeploy.engines.lanes import Array, DeviceLane
 from lifedeploy.errors import EngineError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceTensor:
     """A tensor at its final shape, and which way it travels."""
 
@@ -29,7 +29,7 @@ class DeviceTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Size in bytes at its final shape."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
@@ -43,7 +43,7 @@ class CudaLane(DeviceLane):
         bind: tells the runtime a tensor's address, once.
         enqueue: puts the computation into the stream.
         warm_up: inferences before the first one that counts: runtimes set themselves up, and some capture, in them.
-        capture: whether copies and computation are captured into one graph, which each inference then launches;
+        capture: whether copies and computation are captured into one CUDA graph, which each inference then launches;
             not for runtimes that capture by themselves.
     """
 
@@ -61,9 +61,9 @@ class CudaLane(DeviceLane):
         super().__init__({}, {})
         self._layer, self._stream, self._enqueue = layer, stream, enqueue
         self._pointers: dict[str, int] = {}
-        self._graphs: list[Any] = []
+        self._cuda_graphs: list[Any] = []
         self._starts: dict[bool, Callable[[], None]] = {}  # with copies or without → what starts an inference
-        self._captures = capture and layer.graphs
+        self._captures = capture and layer.captures
         self._events = layer.event(), layer.event()
         try:
             for tensor in tensors:
@@ -95,9 +95,9 @@ class CudaLane(DeviceLane):
                 _closed()
             work = self._work if copies else self._enqueue
             if self._captures:
-                graph = self._layer.capture(self._stream, work)
-                self._graphs.append(graph)
-                self._starts[copies] = partial(self._layer.launch, graph, self._stream)
+                cuda_graph = self._layer.capture(self._stream, work)
+                self._cuda_graphs.append(cuda_graph)
+                self._starts[copies] = partial(self._layer.launch, cuda_graph, self._stream)
             else:
                 self._starts[copies] = work
         return self._starts[copies]
@@ -129,8 +129,8 @@ class CudaLane(DeviceLane):
         self._pointers, self.inputs, self.outputs = {}, {}, {}
         for array in arrays:
             self._layer.unpin(array)
-        self._layer.retire(self._stream, self._events, self._graphs)
-        self._graphs = []
+        self._layer.retire(self._stream, self._events, self._cuda_graphs)
+        self._cuda_graphs = []
 
 
 def _closed() -> None:
@@ -145,12 +145,12 @@ class DeviceEngine(Engine):
     def _connect(self) -> None:
         self._cuda = cuda.connect(self.options.cuda_binding)
         self._lanes: list[CudaLane] = []
-        self._own: dict[int, CudaLane] = {}  # batch → the lane that `run` uses
+        self._run_lanes: dict[int, CudaLane] = {}  # batch → the lane that `run` uses
 
     def _disconnect(self) -> None:
         for lane in self._lanes:
             lane.close()
-        del self._lanes, self._own
+        del self._lanes, self._run_lanes
 
     def _keep(self, lane: CudaLane) -> CudaLane:
         self._lanes.append(lane)
@@ -158,9 +158,9 @@ class DeviceEngine(Engine):
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         batch = len(next(iter(feeds.values())))
-        if batch not in self._own:
-            self._own[batch] = self._lane(batch)
-        lane = self._own[batch]
+        if batch not in self._run_lanes:
+            self._run_lanes[batch] = self._lane(batch)
+        lane = self._run_lanes[batch]
         for name, array in feeds.items():
             lane.inputs[name][...] = array
         lane.infer()

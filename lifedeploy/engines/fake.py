@@ -29,7 +29,7 @@ from lifedeploy.files import compact_json
 from lifedeploy.kept import KeptTokens, is_kept_name
 from lifedeploy.optional import require
 from lifedeploy.reading import read_arrays, read_json
-from lifedeploy.records import FusionRecord
+from lifedeploy.records import DetailsRecord, FusionRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
 from lifedeploy.typed import MethodName, Name, Patches
 from lifedeploy.writing import saving
@@ -39,7 +39,7 @@ _MOST_VALUES = 2**28  # of one tensor
 _ENDING = ".fake.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Script:
     """What the fake engine is to play: its tensors, and how long it takes."""
 
@@ -79,8 +79,10 @@ class Fake(Engine):
     def build(cls, job: BuildJob) -> Built:
         manifest = job.source.manifest
         kept = {manifest.kept.names[layer]: manifest.kept.counts[layer] for layer in manifest.kept.leaving}
-        gmacs = manifest.macs.get("total", 0) / 1e9
-        script = Script(manifest.inputs, manifest.outputs, gmacs, manifest.spec.method, kept)
+        gmacs = (manifest.macs.total or 0) / 1e9
+        script = Script(
+            inputs=manifest.inputs, outputs=manifest.outputs, gmacs=gmacs, method=manifest.spec.method, kept=kept
+        )
         main, answers = job.folder / f"{job.stem}{_ENDING}", job.folder / f"{job.stem}.npz"
         with saving(main):
             main.write_text(compact_json(asdict(script)), encoding="utf-8")
@@ -132,14 +134,14 @@ class Fake(Engine):
             taps = {spec.name: known["kept"] for spec in self.outputs if is_kept_name(spec.name)}
             played |= taps | (self._kept.parts(known["kept"]) if len(taps) > 1 else {})
         generator = np.random.default_rng(int(digest(first)[:8], 16))
-        made: dict[str, Array] = {}
+        outputs: dict[str, Array] = {}
         for spec in self.outputs:
             if spec.name in played:
-                made[spec.name] = played[spec.name].copy()
+                outputs[spec.name] = played[spec.name].copy()
                 continue
             shape = [len(first) if size is None else size for size in spec.shape]
-            made[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
-        return made
+            outputs[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+        return outputs
 
     def _lane(self, batch: int) -> Lane:
         return _FakeLane(self, buffers(self.inputs, batch))
@@ -167,6 +169,7 @@ class FakeDevice(Fake):
     attentions: ClassVar[tuple[str, ...]] = ATTENTIONS
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     speed: ClassVar[float] = 5.0  # dry runs should be short
+    benchmark_tool: ClassVar[str] = "fake_trtexec"  # which a dry run brings
 
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
@@ -181,9 +184,8 @@ class FakeDevice(Fake):
     @classmethod
     def build(cls, job: BuildJob) -> Built:
         built = super().build(job)
-        return Built(
-            built.main, built.files, {"fusion": _operators(job.graph, job.source.manifest.spec.schedule.depth)}
-        )
+        fusion = _operators(job.graph, job.source.manifest.spec.schedule.depth)
+        return Built(built.main, built.files, DetailsRecord(fusion=fusion))
 
     def _lane(self, batch: int) -> Lane:
         return _FakeDeviceLane(self, buffers(self.inputs, batch))
@@ -222,5 +224,5 @@ def _operators(graph: Path, layers: int) -> FusionRecord:
     nodes = require("onnx", extra=Fake.extra).load(graph, load_external_data=False).graph.node
     launches = Counter(node.op_type for node in nodes)
     told = {node.name: "NUMPY" for node in nodes if node.op_type in attention_kernels.OPERATORS}
-    found = attention_kernels.report(len(told), layers, launches["TopK"], told, "")
-    return {**found.to_dict(), "source": "fake", "launches": dict(launches.most_common())}
+    record = attention_kernels.report(len(told), layers, launches["TopK"], told, "")
+    return record.but(source="fake", launches=dict(launches.most_common()))

@@ -62,7 +62,7 @@ def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
     Raises:
         EngineInputError: another dimension is dynamic too.
     """
-    made: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
     for spec in specs:
         if None in spec.shape[1:]:
             raise EngineInputError(
@@ -70,8 +70,8 @@ def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
                 hint="fix every size but the batch in the model",
             )
         shape = tuple(batch if size is None else size for size in spec.shape)
-        made[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
-    return made
+        arrays[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
+    return arrays
 
 
 def require_feeds(feeds: Mapping[str, Array], inputs: tuple[TensorSpec, ...]) -> None:

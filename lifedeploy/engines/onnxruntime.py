@@ -28,6 +28,7 @@ from lifedeploy.engines.onnxruntime_trace import WARM_UP, times
 from lifedeploy.errors import ArtifactError, EngineError
 from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
+from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving, scratch_folder
@@ -60,6 +61,7 @@ class OnnxRuntime(Engine):
     takes: ClassVar[tuple[str, ...]] = ("attention",)
     attentions: ClassVar[tuple[str, ...]] = ATTENTIONS
     opens_onnx: ClassVar[bool] = True
+    keeps_graph_precision: ClassVar[bool] = True
     concurrent: ClassVar[bool] = True  # sessions are made to be shared
     quantized: ClassVar[tuple[str, ...]] = ("int8",)
 
@@ -111,33 +113,33 @@ class OnnxRuntime(Engine):
             graphs.read(target)  # a full disk is no reason for it to fail
         if job.precision not in QUANTIZED:
             return Built(target.name, (target.name,))
-        found = _integer_products(target)
-        if not found:
+        products = _integer_products(target)
+        if not products:
             raise EngineError(f"ONNX Runtime computes none of the products of {target.name} in integers")
-        return Built(target.name, (target.name,), {"integer_products": found})
+        return Built(target.name, (target.name,), DetailsRecord(integer_products=products))
 
     @staticmethod
     def _session_options(ort: Any, options: EngineOptions) -> Any:
-        made = ort.SessionOptions()
-        made.log_severity_level = _SILENT
+        session_options = ort.SessionOptions()
+        session_options.log_severity_level = _SILENT
         ort.set_default_logger_severity(_SILENT)
         if options.literal:
-            made.add_session_config_entry("session.disable_quant_qdq", "1")
+            session_options.add_session_config_entry("session.disable_quant_qdq", "1")
         if options.precision in QUANTIZED and not fast_int8():
             # Without VNNI its fast kernel adds pairs of products in 16 bits, which overflow in silence.
-            made.add_session_config_entry("session.x64quantprecision", "1")
+            session_options.add_session_config_entry("session.x64quantprecision", "1")
         if options.threads is not None or options.streams > 1:
             # Each lane computes on its own thread and the pool's; together they should not exceed the threads.
-            made.intra_op_num_threads = max(1, (options.threads or cores()) // options.streams)
-        return made
+            session_options.intra_op_num_threads = max(1, (options.threads or cores()) // options.streams)
+        return session_options
 
-    def _disabled(self) -> tuple[str, ...]:
+    def disabled_optimizers(self) -> tuple[str, ...]:
         """Optimisers to do without."""
         return _harmful(self.options)
 
     @property
     def eight_bits(self) -> int | None:
-        """Of an engine that was built: read off its optimised graph."""
+        """Products computed in integers, read off the optimised graph of an engine that was built."""
         return sum(_integer_products(self.path).values())
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -149,12 +151,8 @@ class OnnxRuntime(Engine):
             source = graphs.with_outputs(self.path, model, self.options.taps, EngineError)
         del model
         options = self._session_options(ort, self.options)
-        self._session = new_session(ort, source, options, self._providers(), disabled=self._disabled())
-        running = self._session.get_providers()[0]
-        if running != self.provider:
-            raise EngineError(
-                f"ONNX Runtime fell back from {self.provider} to {running}", hint="lifedeploy doctor says why"
-            )
+        self._session = new_session(ort, source, options, self._providers(), disabled=self.disabled_optimizers())
+        require_provider(self._session, self.provider)
         inputs, outputs = _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
         try:
             require_askable(self.path, inputs, outputs)
@@ -202,7 +200,7 @@ class OnnxRuntime(Engine):
             options.enable_profiling = True
             options.profile_file_prefix = str(folder / "profile")
             source: Path | bytes = self.path if is_utf8(self.path) else graph_bytes(self.path, ())
-            session = new_session(ort, source, options, self._providers(), disabled=self._disabled())
+            session = new_session(ort, source, options, self._providers(), disabled=self.disabled_optimizers())
             for _ in range(WARM_UP + runs):
                 with self._running() as how:
                     session.run(None, dict(feeds), how)
@@ -266,6 +264,17 @@ def new_session(
         raise EngineError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from error
 
 
+def require_provider(session: Any, provider: str) -> None:
+    """Make sure that ``provider`` is what a session computes on.
+
+    Raises:
+        EngineError: ONNX Runtime fell back to another one.
+    """
+    running = session.get_providers()[0]
+    if running != provider:
+        raise EngineError(f"ONNX Runtime fell back from {provider} to {running}", hint="lifedeploy doctor says why")
+
+
 def graph_bytes(path: Path, taps: tuple[str, ...]) -> bytes:
     """The model, with inner tensors as further outputs.
 
@@ -305,14 +314,14 @@ def require_askable(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[
 
 
 def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
-    made = []
+    specs = []
     for argument in arguments:
         dtype = _DTYPES.get(argument.type)
         if dtype is None:
             raise EngineError(f"{quoted(argument.name)} is a {argument.type}, which lifedeploy does not handle")
         shape = tuple(size if isinstance(size, int) else None for size in argument.shape)
-        made.append(TensorSpec(argument.name, dtype, shape))
-    return tuple(made)
+        specs.append(TensorSpec(argument.name, dtype, shape))
+    return tuple(specs)
 
 
 def _first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from lifedeploy.engines import attention_kernels, cuda
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime, PrecisionPlan
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
-from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session, require_askable
+from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session, require_askable, require_provider
 from lifedeploy.errors import EngineError, EngineInputError
 from lifedeploy.graphs import dtype_name
 from lifedeploy.optional import installed, pip_line, require
@@ -54,11 +54,11 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
 
     @classmethod
     def availability(cls) -> Availability:
-        found = super().availability()
-        if not found.ok:
-            return found
+        status = super().availability()
+        if not status.ok:
+            return status
         device = cuda.availability()
-        return Availability(device.ok, device.reason, device.hint, found.version)
+        return Availability(device.ok, device.reason, device.hint, status.version)
 
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
@@ -99,16 +99,17 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
             EngineError: one operator in half precision is computed in several kernels, and that is not allowed.
         """
         if not cls.fused_since:
-            return {}  # another runtime computes, and does not tell
+            return DetailsRecord()  # another runtime computes, and does not tell
         layers = job.source.manifest.spec.schedule.depth
-        found = attention_kernels.read_back(graph, cls.provider, layers)
+        fusion = attention_kernels.read_back(graph, cls.provider, layers)
         # FP32 has no fused kernel to ask for, and products were asked for as they are.
-        if job.precision in cls.fused_since and found.unfused and not job.options.allow_unfused:
+        unfused = attention_kernels.UNFUSED in fusion.kernels
+        if job.precision in cls.fused_since and unfused and not job.options.allow_unfused:
             raise EngineError(
-                f"{found.note}: {graph.name} in {job.precision.upper()} on {cls.target(job.options)}",
+                f"{fusion.note}: {graph.name} in {job.precision.upper()} on {cls.target(job.options)}",
                 hint="--allow-unfused keeps it; --attention operator, contrib or products may be faster",
             )
-        return {"fusion": found.to_dict()}
+        return DetailsRecord(fusion=fusion)
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ort: Any = require("onnxruntime", extra=self.extra)
@@ -157,12 +158,12 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         binding, run = session.io_binding(), self._ort.RunOptions()
         run.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the lane waits for its stream
         tensors = [
-            DeviceTensor(argument.name, spec.dtype, _fixed(argument, batch), goes_in, comes_out=not goes_in)
-            for arguments, specs, goes_in in (
+            DeviceTensor(name=port.name, dtype=spec.dtype, shape=_fixed(port, batch), goes_in=fed, comes_out=not fed)
+            for ports, specs, fed in (
                 (session.get_inputs(), self.inputs, True),
                 (session.get_outputs(), self.outputs, False),
             )
-            for argument, spec in zip(arguments, specs, strict=True)
+            for port, spec in zip(ports, specs, strict=True)
         ]
 
         def bind(tensor: DeviceTensor, pointer: int) -> None:
@@ -180,12 +181,12 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
             options.add_free_dimension_override_by_name(name, batch)
         options.add_session_config_entry(_ASSIGNMENT, "1")
         session = self._new_session(options, provider_options)
-        self._require_provider(session)
+        self._require_alone(session)
         return session
 
     def _new_session(self, options: Any, provider_options: dict[str, str]) -> Any:
         providers = [(self.provider, provider_options)]
-        return new_session(self._ort, self._model, options, providers, disabled=self._disabled())
+        return new_session(self._ort, self._model, options, providers, disabled=self.disabled_optimizers())
 
     def _provider_options(self, stream: int, batch: int) -> dict[str, str]:
         # https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
@@ -195,17 +196,13 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         """Where the provider keeps what it compiles: code, so it stays with this user. It makes no parents itself."""
         return str(private_cache(self.name))
 
-    def _require_provider(self, session: Any) -> None:
+    def _require_alone(self, session: Any) -> None:
         """Make sure that nothing runs elsewhere: ONNX Runtime falls back in silence.
 
         Raises:
             EngineError: something does.
         """
-        running = session.get_providers()[0]
-        if running != self.provider:
-            raise EngineError(
-                f"ONNX Runtime fell back from {self.provider} to {running}", hint="lifedeploy doctor says why"
-            )
+        require_provider(session, self.provider)
         if not hasattr(session, "get_provider_graph_assignment_info"):  # before ONNX Runtime 1.24
             return
         elsewhere = {
@@ -230,16 +227,16 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
 
     @classmethod
     def availability(cls) -> Availability:
-        found = super().availability()
-        if not found.ok:
-            return found
+        status = super().availability()
+        if not status.ok:
+            return status
         if not installed("tensorrt"):
-            return Availability(False, "tensorrt is not installed", pip_line("tensorrt"), found.version)
+            return Availability(False, "tensorrt is not installed", pip_line("tensorrt"), status.version)
         needed, have = _tensorrt_of(cls.extra), str(require("tensorrt", extra="tensorrt").__version__)
         if needed and have.partition(".")[0] != needed:
             reason = f"this onnxruntime needs TensorRT {needed}, and {have} is installed"
-            return Availability(False, reason, f"pip install 'tensorrt=={needed}.*'", found.version)
-        return found
+            return Availability(False, reason, f"pip install 'tensorrt=={needed}.*'", status.version)
+        return status
 
     def _prepare(self) -> None:
         require("tensorrt", extra="tensorrt")  # its wheels load the libraries that the provider looks for
@@ -330,8 +327,8 @@ def _tensorrt_of(extra: str) -> str:
     """The major version of TensorRT that ONNX Runtime's provider is linked to; '' where that cannot be told."""
     package = Path(str(require("onnxruntime", extra=extra).__file__)).parent
     library = package / "capi" / "libonnxruntime_providers_tensorrt.so"
-    found = re.search(rb"libnvinfer\.so\.(\d+)", library.read_bytes()) if library.is_file() else None
-    return found[1].decode() if found else ""
+    match = re.search(rb"libnvinfer\.so\.(\d+)", library.read_bytes()) if library.is_file() else None
+    return match[1].decode() if match else ""
 
 
 def _fixed(argument: Any, batch: int) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ class _Event(msgspec.Struct):
 
 
 def times(trace: Path, runs: int) -> tuple[LayerTime, ...]:
-    """Means over ``runs``, which come after those of the warm-up.
+    """Mean time of every node over ``runs``, which come after those of the warm-up.
 
     Raises:
         EngineError: it is not what ONNX Runtime writes.
@@ -39,4 +39,4 @@ def times(trace: Path, runs: int) -> tuple[LayerTime, ...]:
         if event.cat == "Node" and event.name.endswith(_KERNEL):
             key = event.name.removesuffix(_KERNEL), str(event.args.get("op_name", ""))
             spent.setdefault(key, []).append(event.dur / 1000)
-    return tuple(LayerTime(name, kind, sum(own[WARM_UP:]) / runs) for (name, kind), own in spent.items())
+    return tuple(LayerTime(name, kind, sum(durations[WARM_UP:]) / runs) for (name, kind), durations in spent.items())

@@ -150,11 +150,11 @@ class OpenVino(Engine):
             for port in node.outputs():
                 shape = port.get_partial_shape()
                 sizes = [size.get_length() if size.is_static else 1 for size in shape] if shape.rank.is_static else []
-                made = math.prod(sizes) * max(port.get_element_type().size, 1)
-                if made > limit:
+                size_bytes = math.prod(sizes) * max(port.get_element_type().size, 1)
+                if size_bytes > limit:
                     raise EngineError(
                         f"{self.path}: {quoted(node.get_friendly_name())} declares the shape {quoted(sizes)}, "
-                        f"{made / 1024**3:,.0f} GiB, and this machine has {limit / 1024**3:,.0f}"
+                        f"{size_bytes / 1024**3:,.0f} GiB, and this machine has {limit / 1024**3:,.0f}"
                     )
 
     def _config(self) -> dict[str, Any]:
@@ -200,8 +200,8 @@ class OpenVino(Engine):
     @property
     def eight_bits(self) -> int:
         """Products of the ONNX graph in nodes that are executed in 8 bits, by the names that they were fused from."""
-        found = [_PRODUCT_NAME.match(name) for node in self._executed() if node.eight_bits for name in node.origins]
-        return len({match[1] for match in found if match})
+        matches = [_PRODUCT_NAME.match(name) for node in self._executed() if node.eight_bits for name in node.origins]
+        return len({match[1] for match in matches if match})
 
     def _executed(self) -> Iterator[_Executed]:
         self._opened()
@@ -314,8 +314,8 @@ def _spec(port: Any, name: str) -> TensorSpec:
 
 
 def _value(facts: Any, key: str) -> Any:
-    found = facts[key] if key in facts else ""  # noqa: SIM401  OpenVINO's RTMap has no get
-    return getattr(found, "value", found)
+    value = facts[key] if key in facts else ""  # noqa: SIM401  OpenVINO's RTMap has no get
+    return getattr(value, "value", value)
 
 
 def _reason(error: RuntimeError) -> str:

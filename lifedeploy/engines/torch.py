@@ -47,7 +47,7 @@ class Torch(Engine):
         if not source.manifest.checkpoint:
             raise EngineError(f"{source.manifest_path} names no checkpoint, and the torch engine runs from one")
         checkpoint = source.file(source.manifest.checkpoint)
-        if source.manifest.graph.get("with_preprocess"):
+        if source.manifest.graph.with_preprocess:
             raise EngineError("the torch engine takes normalised images, and this export takes uint8 pixels")
         # Nothing to compile, and the weights are large: the engine is the export's own checkpoint.
         target = job.folder / f"{job.stem}.safetensors"
@@ -127,12 +127,12 @@ class TorchCuda(Torch):
 
     @classmethod
     def availability(cls) -> Availability:
-        found = super().availability()
+        status = super().availability()
         if not require("torch", extra=cls.extra).cuda.is_available():
             return Availability(
                 False, "this torch has no CUDA, or there is no NVIDIA GPU that it can use", "nvidia-smi"
             )
-        return found
+        return status
 
     @classmethod
     def plan(cls, requested: str) -> PrecisionPlan:
@@ -169,7 +169,7 @@ class _CudaLane(DeviceLane):
         self._stream = self._torch.cuda.Stream()
         self._events = [self._torch.cuda.Event(enable_timing=True) for _ in range(2)]
         super().__init__({"images": self._host.numpy()}, {})
-        for _ in range(3):  # compilation, and the warm-up that graphs need
+        for _ in range(3):  # compilation, and the warm-up that CUDA graphs need
             self.infer()
 
     def infer(self) -> None:

@@ -23,7 +23,7 @@ AP_CLASSES = 20  # up to here every score is kept, for average precision
 MATRIX_CLASSES = 100  # up to here the confusion matrix is reported; what lies beyond nobody reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassAccuracy:
     """One class. None: there is no such image, or none was taken for it."""
 
@@ -35,7 +35,7 @@ class ClassAccuracy:
     average_precision: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """One model on one set of images. Shares are 0…1."""
 
@@ -74,13 +74,13 @@ class Tally:
             raise EngineError(f"the output is {logits.shape}, expected {(len(targets), self.classes)}")
         values = logits.astype(np.float64)
         rows = np.arange(len(targets))
-        own = values[rows, targets][:, None]
+        of_target = values[rows, targets][:, None]
         # Of equal logits the lower index is ahead, as it is for argmax: a constant output earns nothing.
-        ahead = (values > own) | ((values == own) & (np.arange(self.classes) < targets[:, None]))
+        ahead = (values > of_target) | ((values == of_target) & (np.arange(self.classes) < targets[:, None]))
         self._targets.append(targets.astype(np.int64))
         self._predicted.append(values.argmax(axis=1))
         self._top5.append(ahead.sum(axis=1) < 5)
-        self._losses.append(np.logaddexp.reduce(values, axis=1) - own[:, 0])
+        self._losses.append(np.logaddexp.reduce(values, axis=1) - of_target[:, 0])
         if self.classes <= AP_CLASSES:
             self._odds.append(_log_odds(values))
 
@@ -159,8 +159,8 @@ def average_precision(positive: NDArray[np.bool_], scores: NDArray[np.floating[A
     order = np.argsort(-scores, kind="stable")
     # Equal scores are one threshold: their order among each other must not matter.
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    found = np.cumsum(positive[order])[ends]
-    return math.fsum(np.diff(found, prepend=0) / found[-1] * (found / (ends + 1)))
+    hits = np.cumsum(positive[order])[ends]
+    return math.fsum(np.diff(hits, prepend=0) / hits[-1] * (hits / (ends + 1)))
 
 
 def agreement(first: Tally, second: Tally, names: tuple[Sequence[str], Sequence[str]]) -> float:
@@ -183,8 +183,8 @@ class ClassMap:
     warning: str = ""  # where matched by position: what was taken for what
 
 
-def map_classes(found: Sequence[str], names: Sequence[str], classes: int, *, source: str, model: str) -> ClassMap:
-    """Match the classes ``found`` in ``source`` with the ``classes`` of ``model``, called ``names`` if it has names.
+def map_classes(set_names: Sequence[str], names: Sequence[str], classes: int, *, source: str, model: str) -> ClassMap:
+    """Match the classes ``set_names`` of ``source`` with the ``classes`` of ``model``, called ``names`` if it has any.
 
     By name if the model knows all of them; by position if it knows none of them, and there are as many.
 
@@ -192,44 +192,45 @@ def map_classes(found: Sequence[str], names: Sequence[str], classes: int, *, sou
         DataError: neither.
     """
     numbers = {name: index for index, name in enumerate(names)}
-    unknown = [name for name in found if name not in numbers]
+    unknown = [name for name in set_names if name not in numbers]
     if names and not unknown:
         times = Counter(names)
-        twice = next((name for name in found if times[name] > 1), None)
+        twice = next((name for name in set_names if times[name] > 1), None)
         if twice is not None:
             raise DataError(f"class {quoted(twice)} of {source} is the name of several classes of {model}")
-        return ClassMap(np.asarray([numbers[name] for name in found], dtype=np.int64), "name", tuple(names))
-    if names and len(unknown) < len(found):  # by position, those that do match would be swapped or not, unnoticed
+        return ClassMap(np.asarray([numbers[name] for name in set_names], dtype=np.int64), "name", tuple(names))
+    if names and len(unknown) < len(set_names):  # by position, those that do match would be swapped or not, unnoticed
         raise DataError(
-            f"{source} has {len(found)} classes, and {len(unknown)} of them are none of the {classes} of {model}: "
+            f"{source} has {len(set_names)} classes, and {len(unknown)} of them are none of the {classes} of {model}: "
             f"{', '.join(unknown[:5])}",
             hint=f"the model's classes: {shortened(', '.join(names[:10]))}{', …' if len(names) > 10 else ''}",
         )
-    if len(found) != classes:
+    if len(set_names) != classes:
         raise DataError(
-            f"{source} has {len(found)} classes, and {model} has {classes}",
+            f"{source} has {len(set_names)} classes, and {model} has {classes}",
             hint="folders named as the model's classes may be fewer than these; otherwise there must be as many",
         )
     warning = (
         f"classes are matched BY POSITION, since none of {source} has the name of one of the model's: "
-        f"{by_position(found, names)} are taken. If their order is not the same, every figure of accuracy here is "
+        f"{by_position(set_names, names)} are taken. If their order is not the same, every figure of accuracy here is "
         "wrong; folders named as the model's classes are matched by name"
     )
-    return ClassMap(np.arange(classes, dtype=np.int64), "position", tuple(found), warning)
+    return ClassMap(np.arange(classes, dtype=np.int64), "position", tuple(set_names), warning)
 
 
-def by_position(found: Sequence[str], names: Sequence[str]) -> str:
+def by_position(set_names: Sequence[str], names: Sequence[str]) -> str:
     """What is taken for what, to be read, where the n-th class of one is that of the other: the first and the last."""
-    shown = [index for index in range(len(found)) if index < 2 or index == len(found) - 1]
-    pairs = [f"{quoted(found[index])} for {quoted(names[index]) if names else f'class {index}'}" for index in shown]
-    return ", ".join([*pairs[:2], *(["…"] if len(found) > 3 else []), *pairs[2:]])
+    shown = [index for index in range(len(set_names)) if index < 2 or index == len(set_names) - 1]
+    pairs = [f"{quoted(set_names[index])} for {quoted(names[index]) if names else f'class {index}'}" for index in shown]
+    return ", ".join([*pairs[:2], *(["…"] if len(set_names) > 3 else []), *pairs[2:]])
 
 
 def _log_odds(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """log p / (1 − p) of every class: orders images as the probability does, and does not saturate at 0 and 1."""
     classes = values.shape[1]
     others = [np.logaddexp.reduce(np.delete(values, index, axis=1), axis=1) for index in range(classes)]
-    return values - np.stack(others, axis=1)
+    odds: NDArray[np.float64] = values - np.stack(others, axis=1)
+    return odds
 
 
 def _matrix(targets: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> tuple[tuple[int, ...], ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lifedeploy.schedule import Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PatchLives:
     """One image, and what the model makes of its patches."""
 
@@ -26,8 +26,8 @@ class PatchLives:
 
 def lives(scores: NDArray[Any], schedule: Schedule) -> NDArray[np.float64]:
     """τ of eq. 3: scores (B, N) → lives (B, N) in layers. An image of equal scores gets the mean everywhere."""
-    centred = scores.astype(np.float64) - scores.mean(axis=1, keepdims=True, dtype=np.float64)
-    deviation = np.sqrt(np.maximum((centred**2).mean(axis=1, keepdims=True), 1e-12))
+    centred: NDArray[np.float64] = scores.astype(np.float64) - scores.mean(axis=1, keepdims=True, dtype=np.float64)
+    deviation: NDArray[np.float64] = np.sqrt(np.maximum((centred**2).mean(axis=1, keepdims=True), 1e-12))
     return centred / deviation * schedule.std_life + schedule.mean_life
 
 
@@ -55,7 +55,7 @@ def patch_grid(image_size: tuple[int, int], patches: int) -> tuple[int, int]:
         ValueError: no square patch gives that many.
     """
     height, width = image_size
-    for side in range(1, min(height, width) + 1):
-        if height % side == 0 and width % side == 0 and (height // side) * (width // side) == patches:
-            return height // side, width // side
+    for size in range(1, min(height, width) + 1):
+        if height % size == 0 and width % size == 0 and (height // size) * (width // size) == patches:
+            return height // size, width // size
     raise ValueError(f"{patches} square patches do not tile {height} x {width} pixels")

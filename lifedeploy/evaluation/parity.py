@@ -7,21 +7,19 @@ PyTorch there. Lives are compared too: an engine can get every class right and s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, digest
-from lifedeploy.engines.base import Engine
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import ArtifactError, ParityError
-from lifedeploy.kept import KeptTokens
 from lifedeploy.reading import read_arrays
-from lifedeploy.records import ParityRecord
+from lifedeploy.records import CaseRecord, ParityRecord
 from lifedeploy.spec import ModelSpec
 from lifedeploy.writing import saving
 
@@ -56,59 +54,8 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """One batch compared."""
-
-    kind: str
-    batch: int
-    max_abs: float  # largest difference of two logits
-    max_rel: float  # the same over the largest logit of the batch
-    max_rel_same: float  # the same of images that kept the same tokens: without what another token changes
-    top1: float  # share of images with the same top-1
-    overlap: float | None  # share of kept tokens that are the same; None where nothing is dropped by score
-    decided_flips: int  # images whose top-1 changed though the reference was decided
-
-
-@dataclass(frozen=True)
-class Parity:
-    """The evidence."""
-
-    precision: str
-    cases: tuple[Case, ...]
-    failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every case is within tolerance."""
-        return not self.failures
-
-    def to_dict(self) -> ParityRecord:
-        """As plain JSON types."""
-        return cast(ParityRecord, {"passed": self.passed, **asdict(self), **self.summary()})
-
-    def summary(self) -> dict[str, float | None]:
-        """The worst of all cases."""
-        overlaps = [case.overlap for case in self.cases if case.overlap is not None]
-        return {
-            "max_abs": max(case.max_abs for case in self.cases),
-            "max_rel": max(case.max_rel for case in self.cases),
-            "top1": float(np.average([case.top1 for case in self.cases], weights=[case.batch for case in self.cases])),
-            "overlap": min(overlaps) if overlaps else None,
-        }
-
-    def require(self, what: str, reference: str = "PyTorch") -> None:
-        """Make sure that ``what`` computes what ``reference`` does.
-
-        Raises:
-            ParityError: it did not; with the first failure.
-        """
-        if self.failures:
-            raise ParityError(f"{what} does not compute what {reference} does: {self.failures[0]}")
-
-
-@dataclass(frozen=True)
 class Answer:
-    """What a model said to one batch."""
+    """A model's outputs for one batch."""
 
     logits: Array  # (B, classes)
     kept: Array | None  # (B, n), original indices: of the survivors, or the whole of what every drop left
@@ -119,29 +66,9 @@ def ask(run: Callable[[Array], Answer], samples: Sequence[Sample], spec: ModelSp
     return [run(model_input(sample.pixels, spec.preprocess, in_graph=in_graph)) for sample in samples]
 
 
-def asker(engine: Engine, probe: Engine | None, kept: KeptTokens, *, whole: bool = False) -> Callable[[Array], Answer]:
-    """Ask an open engine, and an open probe (the same with taps; may be the engine itself) what it kept.
-
-    The survivors, which ``kept.last_tap`` tells; or the ``whole`` of what it kept after every drop (``kept.taps``).
-    Without a probe, or of a model that chooses nothing, nobody is asked.
-    """
-    told = kept.whole if whole else kept.survivors
-
-    def run(images: Array) -> Answer:
-        # Logits first, by contract: graphs of other tools may call them anything.
-        results = engine.run({engine.inputs[0].name: images})
-        logits = results[engine.outputs[0].name]
-        if probe is None or not kept:
-            return Answer(logits, None)
-        tapped = results if probe is engine else probe.run({probe.inputs[0].name: images})
-        return Answer(logits, told(tapped))
-
-    return run
-
-
 def compare(
     reference: Sequence[Answer], candidate: Sequence[Answer], samples: Sequence[Sample], precision: str
-) -> Parity:
+) -> ParityRecord:
     """Compare two models' answers to the same samples, within the tolerance of ``precision``."""
     if precision not in TOLERANCES:
         raise ParityError(f"no tolerance is defined for {precision}; there are: {', '.join(TOLERANCES)}")
@@ -168,10 +95,20 @@ def compare(
             needed = min(tolerance.overlap, 1 - tolerance.swaps / ours.kept.size)
             if case.overlap < needed - 1e-9:
                 failures.append(f"{where}: kept-token overlap {case.overlap:.3f}, at least {needed:.3g} needed")
-    return Parity(precision, tuple(cases), tuple(failures))
+    overlaps = [case.overlap for case in cases if case.overlap is not None]
+    return ParityRecord(
+        passed=not failures,
+        precision=precision,
+        cases=tuple(cases),
+        failures=tuple(failures),
+        max_abs=max(case.max_abs for case in cases),
+        max_rel=max(case.max_rel for case in cases),
+        top1=float(np.average([case.top1 for case in cases], weights=[case.batch for case in cases])),
+        overlap=min(overlaps) if overlaps else None,
+    )
 
 
-def _compare_one(sample: Sample, ours: Answer, theirs: Answer, tolerance: Tolerance) -> Case:
+def _compare_one(sample: Sample, ours: Answer, theirs: Answer, tolerance: Tolerance) -> CaseRecord:
     reference, candidate = ours.logits.astype(np.float64), theirs.logits.astype(np.float64)
     errors = np.abs(reference - candidate).max(axis=1)
     error, scale = errors.max(), max(np.abs(reference).max(), 1e-12)
@@ -182,7 +119,7 @@ def _compare_one(sample: Sample, ours: Answer, theirs: Answer, tolerance: Tolera
     same = reference.argmax(axis=1) == candidate.argmax(axis=1)
     best_two = np.sort(reference, axis=1)[:, -2:]
     decided = best_two[:, -1] - best_two[:, 0] > 2 * tolerance.relative * scale
-    return Case(
+    return CaseRecord(
         kind=sample.kind,
         batch=sample.batch,
         max_abs=float(error),
@@ -200,6 +137,12 @@ def overlap(first: Array, second: Array) -> float:
     Tokens that are no single patch, -1, are told by nothing: of them as many are the same as both have.
     """
     return float(np.mean([_share(a, b) for a, b in zip(first, second, strict=True)]))
+
+
+def shared_tokens(first: Array, second: Array) -> list[float]:
+    """Per image, the share of the smaller set of kept tokens that is in the other: (B, n), (B, m) → B × 0…1."""
+    small, large = sorted((first, second), key=lambda kept: kept.shape[1])
+    return [overlap(few[None], many[None]) for few, many in zip(small, large, strict=True)]
 
 
 def _share(tokens: NDArray[Any], others: NDArray[Any]) -> float:

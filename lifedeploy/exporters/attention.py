@@ -31,7 +31,7 @@ def raise_opset(model: ir.Model, opset: int = OPSET) -> None:
     model.graph.opset_imports[""] = max(opset, model.graph.opset_imports.get("", 0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Attention:
     """The values around one attention of heads: (B, H, N, D) each."""
 
@@ -50,16 +50,16 @@ def fuse(model: ir.Model) -> int:
     """
     fused = 0
     for softmax in list(model.graph):
-        found = _match(softmax) if softmax.op_type == "Softmax" else None
-        if found is None:
+        attention = _match(softmax) if softmax.op_type == "Softmax" else None
+        if attention is None:
             continue
         node = ir.node(
             "Attention",
-            [found.query, found.key, found.value],
-            {"scale": found.scale},
+            [attention.query, attention.key, attention.value],
+            {"scale": attention.scale},
             name=f"{_scope(softmax)}/Attention",
         )
-        _replace(model, [node], before=softmax, output=found.output)
+        _replace(model, [node], before=softmax, output=attention.output)
         fused += 1
     if fused:
         raise_opset(model)
@@ -85,9 +85,9 @@ def fuse_contrib(model: ir.Model) -> int:
     """
     fused = 0
     for softmax in list(model.graph):
-        found = _match(softmax) if softmax.op_type == "Softmax" else None
-        packed = _packed(found) if found is not None else None
-        if found is None or packed is None:
+        attention = _match(softmax) if softmax.op_type == "Softmax" else None
+        packed = _packed(attention) if attention is not None else None
+        if attention is None or packed is None:
             continue
         scope = _scope(softmax)
         split = ir.node("Split", [packed.tokens], {"axis": 2, "num_outputs": 3}, num_outputs=3, name=f"{scope}/Split")
@@ -99,7 +99,7 @@ def fuse_contrib(model: ir.Model) -> int:
         node = ir.node(
             operator,
             split.outputs,
-            {"num_heads": packed.heads, "scale": found.scale},
+            {"num_heads": packed.heads, "scale": attention.scale},
             domain=domain,
             name=f"{scope}/{operator}",
         )
@@ -123,21 +123,21 @@ def count(model: ir.Model) -> int:
 
 def _replace(model: ir.Model, nodes: Sequence[ir.Node], *, before: ir.Node, output: ir.Value) -> None:
     """Insert ``nodes``, the last of which gives what ``output`` was, under its name."""
-    made = nodes[-1].outputs[0]
-    made.type, made.shape = output.type, output.shape
+    result = nodes[-1].outputs[0]
+    result.type, result.shape = output.type, output.shape
     name = output.name
     model.graph.insert_before(before, nodes)
-    ir.convenience.replace_all_uses_with(output, made)
-    output.name, made.name = None, name
+    ir.convenience.replace_all_uses_with(output, result)
+    output.name, result.name = None, name
 
 
 def _match(softmax: ir.Node) -> _Attention | None:
-    scores = _made_by(softmax.inputs[0], "MatMul")
+    scores = _producer(softmax.inputs[0], "MatMul")
     after = list(softmax.outputs[0].uses())
     last = after[0].node if len(after) == 1 and after[0].node.op_type == "MatMul" and after[0].idx == 0 else None
     if scores is None or last is None or len(scores.outputs[0].uses()) != 1 or not _over_last_axis(softmax):
         return None
-    scaled, turned = _made_by(scores.inputs[0], "Mul"), _made_by(scores.inputs[1], "Transpose")
+    scaled, turned = _producer(scores.inputs[0], "Mul"), _producer(scores.inputs[1], "Transpose")
     if scaled is None or turned is None or _permutation(turned) != (0, 1, 3, 2):
         return None
     query, factor = scaled.inputs
@@ -145,17 +145,17 @@ def _match(softmax: ir.Node) -> _Attention | None:
     constant = factor.const_value if factor is not None else None
     if query is None or key is None or value is None or constant is None or constant.size != 1:
         return None
-    return _Attention(query, key, value, float(constant.numpy().item()), last.outputs[0])
+    return _Attention(query=query, key=key, value=value, scale=float(constant.numpy().item()), output=last.outputs[0])
 
 
-def _packed(found: _Attention) -> _Packed | None:
-    parts = [_part(value) for value in (found.query, found.key, found.value)]
+def _packed(attention: _Attention) -> _Packed | None:
+    parts = [_part(value) for value in (attention.query, attention.key, attention.value)]
     sources = {source for source, _ in parts}
     turned = next(iter(sources))
     if len(sources) != 1 or [index for _, index in parts] != [0, 1, 2] or turned is None:
         return None
-    reshaped = _made_by(turned.inputs[0], "Reshape") if _permutation(turned) == _HEADS_FIRST else None
-    back = _only_user(found.output, "Transpose")
+    reshaped = _producer(turned.inputs[0], "Reshape") if _permutation(turned) == _HEADS_FIRST else None
+    back = _only_user(attention.output, "Transpose")
     merged = _only_user(back.outputs[0], "Reshape") if back is not None and _permutation(back) == _HEADS_BACK else None
     if reshaped is None or merged is None:
         return None
@@ -165,27 +165,27 @@ def _packed(found: _Attention) -> _Packed | None:
     _, _, _, heads, width = sizes
     keeps = all(new == 0 or new == old for new, old in zip(sizes[:2], tokens.shape, strict=False))
     whole = heads > 0 and width > 0 and tokens.shape[2] == 3 * heads * width
-    side_by_side = len(joined) == 3 and (joined[2] == heads * width or (joined[2] == -1 and joined[1] == 0))
-    return _Packed(tokens, heads, merged.outputs[0]) if keeps and whole and side_by_side else None
+    adjacent = len(joined) == 3 and (joined[2] == heads * width or (joined[2] == -1 and joined[1] == 0))
+    return _Packed(tokens, heads, merged.outputs[0]) if keeps and whole and adjacent else None
 
 
 def _part(value: ir.Value) -> tuple[ir.Node | None, int | None]:
     """The Transpose that a value (B, H, N, D) is one part of, and which part."""
-    squeezed = _made_by(value, "Squeeze")
-    sliced = _made_by(squeezed.inputs[0], "Slice") if squeezed is not None else None
+    squeezed = _producer(value, "Squeeze")
+    sliced = _producer(squeezed.inputs[0], "Slice") if squeezed is not None else None
     if squeezed is None or sliced is None or _integers(squeezed.inputs[1]) != (0,):
         return None, None
     begin, end, axes, *steps = (_integers(bound) for bound in sliced.inputs[1:])
     if axes != (0,) or len(begin) != 1 or end != (begin[0] + 1,) or any(step != (1,) for step in steps):
         return None, None
-    return _made_by(sliced.inputs[0], "Transpose"), begin[0]
+    return _producer(sliced.inputs[0], "Transpose"), begin[0]
 
 
 def _scope(softmax: ir.Node) -> str:
     return (softmax.name or "").rpartition("/")[0]
 
 
-def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
+def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == operator else None
 

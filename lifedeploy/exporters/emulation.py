@@ -20,7 +20,7 @@ from lifedeploy.exporters.precision import HALF
 LARGEST = "/largest"  # behind a tensor's name: an output that gives its largest magnitude
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Half:
     """How FP32 numbers are rounded to a type: Veltkamp's splitting, and the end of its range.
 
@@ -41,8 +41,10 @@ class _Half:
 
 
 _HALVES = {
-    HALF["fp16"]: _Half("fp16", 2.0**13 + 1, 65504.0, 65520.0),
-    HALF["bf16"]: _Half("bf16", 2.0**16 + 1, 2.0**128 - 2.0**120, 2.0**128 - 2.0**119, down=2.0**-24),
+    HALF["fp16"]: _Half(name="fp16", split=2.0**13 + 1, largest=65504.0, infinite=65520.0),
+    HALF["bf16"]: _Half(
+        name="bf16", split=2.0**16 + 1, largest=2.0**128 - 2.0**120, infinite=2.0**128 - 2.0**119, down=2.0**-24
+    ),
 }
 # Operators that only move numbers: what goes in rounded comes out rounded.
 _MOVES = {
@@ -103,14 +105,14 @@ def emulate(model: ir.Model, *, watch: bool = False) -> int:
 def _round_after(model: ir.Model, node: ir.Node, value: ir.Value, half: _Half, *, watch: bool) -> None:
     constants = {name: _constant(model, f"{half.name}_{name}", number) for name, number in half.constants.items()}
     users = list(value.uses())
-    made: list[ir.Node] = []
+    steps: list[ir.Node] = []
 
     def compute(operator: str, inputs: list[ir.Value], what: str, **attributes: int) -> ir.Value:
-        one = ir.node(operator, inputs, attributes, name=f"{value.name}/{what}")
-        one.outputs[0].name = one.name
-        one.outputs[0].dtype = ir.DataType.BOOL if operator == "GreaterOrEqual" else ir.DataType.FLOAT
-        made.append(one)
-        return one.outputs[0]
+        step = ir.node(operator, inputs, attributes, name=f"{value.name}/{what}")
+        step.outputs[0].name = step.name
+        step.outputs[0].dtype = ir.DataType.BOOL if operator == "GreaterOrEqual" else ir.DataType.FLOAT
+        steps.append(step)
+        return step.outputs[0]
 
     small = compute("Mul", [value, constants["down"]], "down") if half.down != 1 else value
     scaled = compute("Mul", [small, constants["split"]], "scaled")
@@ -127,17 +129,12 @@ def _round_after(model: ir.Model, node: ir.Node, value: ir.Value, half: _Half, *
         model.graph.outputs.append(reach)
     for user, index in users:
         user.replace_input_with(index, result)
-    model.graph.insert_after(node, made)
+    model.graph.insert_after(node, steps)
 
 
 def _constant(model: ir.Model, name: str, number: float) -> ir.Value:
     known = model.graph.initializers.get(name)
-    if known is not None:
-        return known
-    tensor = ir.tensor(np.array(number, dtype=np.float32), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+    return passes.constant(model, name, np.array(number, dtype=np.float32)) if known is None else known
 
 
 def _values(model: ir.Model) -> list[ir.Value]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,29 +11,14 @@ from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import attention, emulation, passes, precision
 from lifedeploy.exporters.inspect import load
 from lifedeploy.exporters.ranking import is_inside
+from lifedeploy.records import FormedRecord, FormRecord
 from lifedeploy.spec import ATTENTIONS, GraphForm
 from lifedeploy.writing import saving
 
 _FUSE = {"operator": attention.fuse, "contrib": attention.fuse_contrib}
 
 
-@dataclass(frozen=True)
-class FormReport:
-    """What was changed: the manifest's record of it."""
-
-    form: GraphForm
-    opset: int
-    attentions: int  # those that are one operator
-    casts: int
-    islands: dict[str, tuple[str, ...]]  # what stayed FP32 → its operators
-    subnormal: int  # weights other than 0 that became 0
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain JSON types."""
-        return asdict(self)
-
-
-def prepare(source: Path, form: GraphForm, target: Path) -> FormReport:
+def prepare(source: Path, form: GraphForm, target: Path) -> FormedRecord:
     """Write ``source``, an FP32 graph, as ``target`` in another form.
 
     Raises:
@@ -65,7 +50,14 @@ def prepare(source: Path, form: GraphForm, target: Path) -> FormReport:
     with saving(target):
         ir.save(model, target)
     load(target)  # checks it
-    return FormReport(form, model.graph.opset_imports[""], attentions, done.casts, done.islands, done.subnormal)
+    return FormedRecord(
+        form=FormRecord(**asdict(form)),
+        opset=model.graph.opset_imports[""],
+        attentions=attentions,
+        casts=done.casts,
+        islands=done.islands,
+        subnormal=done.subnormal,
+    )
 
 
 def emulated(source: Path, target: Path, *, watch: bool = False) -> None:

@@ -22,7 +22,7 @@ GATHERS = ("Gather", "GatherElements", "GatherND")
 _INDEX_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphFacts:
     """What is in a graph, as far as deployment cares."""
 
@@ -121,20 +121,20 @@ def _gathers_after_topk(graph: onnx.GraphProto) -> set[str]:
     reached = {node.output[1] for node in graph.node if node.op_type == "TopK" and len(node.output) > 1}
     values = (*graph.value_info, *graph.input, *graph.output)
     indices = {value.name for value in values if value.type.tensor_type.elem_type in _INDEX_TYPES}
-    found: set[str] = set()
+    gathered: set[str] = set()
     for node in graph.node:  # in topological order, as the ONNX standard demands
         if node.op_type in GATHERS:
             if len(node.input) > 1 and node.input[1] in reached and node.input[0] not in indices:
-                found.update(node.output[:1])
+                gathered.update(node.output[:1])
         elif node.op_type in ("Add", "Mul", "Concat", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Identity"):
             reached.update(node.output if reached.intersection(node.input) else ())
-    return found
+    return gathered
 
 
 def kept_layers(model: onnx.ModelProto) -> tuple[int, ...]:
     """Layers after which a graph of ours names its kept tokens, first one first."""
-    made = (name for node in model.graph.node for name in node.output)
-    return tuple(sorted(layer for name in made if (layer := kept_layer(name)) is not None))
+    names = (name for node in model.graph.node for name in node.output)
+    return tuple(sorted(layer for name in names if (layer := kept_layer(name)) is not None))
 
 
 def names_scores(model: onnx.ModelProto) -> bool:
@@ -142,21 +142,21 @@ def names_scores(model: onnx.ModelProto) -> bool:
     return any(SCORES_NAME in node.output for node in model.graph.node)
 
 
-def check_form(found: GraphFacts, *, orderings: int | None, batch_size: int | None) -> None:
-    """Make sure that an exported graph has the form it claims.
+def check_structure(facts: GraphFacts, *, sorts: int | None, batch_size: int | None) -> None:
+    """Make sure that an exported graph sorts tokens as often, and has the batch, that it claims.
 
     Args:
-        found: facts of the exported graph.
-        orderings: how often the method orders tokens: its TopK nodes, and Gathers fed by them; None: it does not say.
+        facts: of the exported graph.
+        sorts: how often the method orders tokens: its TopK nodes, and Gathers fed by them; None: it does not say.
         batch_size: the static batch, or None for a dynamic one.
 
     Raises:
         ExportError: another number of TopK or Gather nodes, or a batch that is fixed and should not be.
     """
-    for count, what in ((len(found.topk), "TopK nodes"), (found.gathers_after_topk, "Gather nodes fed by TopK")):
-        if orderings not in (None, count):
-            raise ExportError(f"the graph has {count} {what}, expected {orderings}")
-    for tensor in (*found.inputs, *found.outputs):
+    for count, what in ((len(facts.topk), "TopK nodes"), (facts.gathers_after_topk, "Gather nodes fed by TopK")):
+        if sorts not in (None, count):
+            raise ExportError(f"the graph has {count} {what}, expected {sorts}")
+    for tensor in (*facts.inputs, *facts.outputs):
         if tensor.shape[0] != batch_size:
             expected = "dynamic" if batch_size is None else batch_size
             raise ExportError(f"the batch of {tensor.name} is {tensor.shape[0] or 'dynamic'}, expected {expected}")

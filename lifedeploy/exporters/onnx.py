@@ -22,7 +22,7 @@ from lifedeploy.files import compact_json
 from lifedeploy.kept import kept_layer
 from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.spec import GRAPHS, LIVES_NAME, SCORES_NAME, ModelSpec
+from lifedeploy.spec import LIVES_NAME, ORDERINGS, SCORES_NAME, ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving
 
@@ -37,21 +37,21 @@ _PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2
 class GraphOptions:
     """How the graph is to look."""
 
-    form: str = ""  # "order-once" or "per-stage"; '': the method's usual one
+    ordering: str = ""  # "order-once" or "per-stage"; '': the method's usual one
     batch_size: int | None = None  # None: dynamic
     with_life: bool = False
     with_preprocess: bool = False
 
     def __post_init__(self) -> None:
-        if self.form not in ("", *GRAPHS):
-            raise UsageError(f"graph form {quoted(self.form)} is unknown; there are: {', '.join(GRAPHS)}")
+        if self.ordering not in ("", *ORDERINGS):
+            raise UsageError(f"graph form {quoted(self.ordering)} is unknown; there are: {', '.join(ORDERINGS)}")
         size = self.batch_size
         if size is not None and (not isinstance(size, int) or not 1 <= size <= _MOST_IN_BATCH):
             raise UsageError(f"batch size {quoted(size)} is not allowed: it must be 1 to {_MOST_IN_BATCH:,}")
 
     @property
     def batch(self) -> int | str:
-        """As shown to people."""
+        """The batch size in text: a number, or ``dynamic``."""
         return "dynamic" if self.batch_size is None else self.batch_size
 
 
@@ -72,7 +72,7 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
         model,
         output=output_name(spec),
         preprocess=spec.preprocess if options.with_preprocess else None,
-        choice=method.choice,
+        selection=method.selection,
         told=told.append,
     ).eval()
     batch = options.batch_size or _EXAMPLE_BATCH
@@ -116,8 +116,8 @@ def _require_kept(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> N
     sizes = {value.name: None if value.shape is None else value.shape[1] for value in graph.graph.outputs}
     kept = {layer: size for name, size in sizes.items() if (layer := kept_layer(name or "")) is not None}
     leaving = schedule.leaving_layers
-    for layer in leaving if method.choice != "none" else ():
-        if layer not in kept and (method.choice == "every drop" or not kept):
+    for layer in leaving if method.selection != "none" else ():
+        if layer not in kept and (method.selection == "every drop" or not kept):
             raise ExportError(f"{spec.method} drops tokens after layer {layer} and does not say which: no positions")
     for layer, size in kept.items():
         if size != schedule.after(layer):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from lifedeploy.errors import ExportError
@@ -28,7 +30,7 @@ def clean(model: ir.Model) -> None:
     What the graph may be asked for by name stays (:func:`is_asked_for`), whether anything uses it or not.
     """
     outputs = list(model.graph.outputs)
-    asked_for = [value for value in _made(model) if is_asked_for(value) and not value.is_graph_output()]
+    asked_for = [value for value in _node_outputs(model) if is_asked_for(value) and not value.is_graph_output()]
     model.graph.outputs.extend(asked_for)
     common.RemoveUnusedNodesPass()(model)
     model.graph.outputs[:] = outputs  # after a `del`, onnx_ir would take them for outputs still, and save no types
@@ -41,25 +43,33 @@ def clean(model: ir.Model) -> None:
     common.ShapeInferencePass()(model)
 
 
+def constant(model: ir.Model, name: str, numbers: NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
+    """A new initializer of a graph, in the type of ``numbers`` or in ``dtype``."""
+    tensor = ir.tensor(numbers, dtype=dtype, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(numbers.shape), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
 def is_asked_for(value: ir.Value) -> bool:
     """Whether a tensor has a name that engines tap it by: kept tokens, scores."""
     return value.name == SCORES_NAME or is_kept_name(value.name)
 
 
-def _made(model: ir.Model) -> list[ir.Value]:
+def _node_outputs(model: ir.Model) -> list[ir.Value]:
     return [value for node in model.graph for value in node.outputs]
 
 
 def forget_names(model: ir.Model) -> None:
     """Take the names that engines tap tensors by from a graph that has nothing behind them any more."""
-    for value in _made(model):
+    for value in _node_outputs(model):
         if is_asked_for(value):
             value.name = f"{value.name}_of_another_method"
 
 
 def kept_tokens(model: ir.Model) -> list[ir.Value]:
     """The tensors of kept tokens, first drop first."""
-    return [value for value in _made(model) if is_kept_name(value.name)]
+    return [value for value in _node_outputs(model) if is_kept_name(value.name)]
 
 
 def scope_of(node: ir.Node) -> str:
@@ -90,14 +100,7 @@ def relative_reshapes(model: ir.Model) -> int:
         if rest.count(-1) > 1:
             continue
         shape = np.array([0] * kept + rest, dtype=np.int64)
-        constant = ir.Value(
-            name=f"{target.name}_shape",
-            type=ir.TensorType(ir.DataType.INT64),
-            shape=ir.Shape([len(shape)]),
-            const_value=ir.tensor(shape, name=f"{target.name}_shape"),
-        )
-        model.graph.register_initializer(constant)
-        node.replace_input_with(1, constant)
+        node.replace_input_with(1, constant(model, f"{target.name}_shape", shape))
         node.attributes.pop("allowzero", None)
         changed += 1
     return changed
@@ -145,17 +148,10 @@ def _around_gather(gather: ir.Node) -> tuple[ir.Value, ir.Value]:
 
 def _prefix_slice(model: ir.Model, before: ir.Node, tokens: ir.Value, kept: int) -> ir.Value:
     """Insert ``tokens[:, :kept]`` in front of ``before``."""
-    constants = []
-    for label, number in (("start", 0), ("end", kept), ("axis", 1)):
-        name = f"{before.name}_{label}"
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType.INT64),
-            shape=ir.Shape([1]),
-            const_value=ir.tensor(np.array([number], dtype=np.int64), name=name),
-        )
-        model.graph.register_initializer(value)
-        constants.append(value)
+    constants = [
+        constant(model, f"{before.name}_{label}", np.array([number], dtype=np.int64))
+        for label, number in (("start", 0), ("end", kept), ("axis", 1))
+    ]
     node = ir.node("Slice", [tokens, *constants], metadata_props=dict(before.metadata_props))
     model.graph.insert_before(before, node)
     return node.outputs[0]
@@ -173,7 +169,7 @@ def read_well(model: ir.Model) -> None:
     """
     taken: Counter[str] = Counter()
     fixed = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    fixed |= {value.name for value in _made(model) if is_asked_for(value)}
+    fixed |= {value.name for value in _node_outputs(model) if is_asked_for(value)}
     for node in model.graph:
         base = f"{_short(scope_of(node))}/{node.op_type}".lstrip("/")
         taken[base] += 1

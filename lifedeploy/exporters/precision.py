@@ -110,7 +110,7 @@ class _Converter:
     def __init__(self, model: ir.Model, precision: str, kept: set[ir.Node]) -> None:
         self.model, self.precision, self.kept = model, precision, kept
         self.half = HALF[precision]
-        self.made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.was_float = {value for value in _values(model) if value.dtype == _FLOAT}
         self.casts = self.subnormal = 0
 
@@ -144,11 +144,11 @@ class _Converter:
         if value.dtype == want and value.const_value is None:
             return value
         key = (value, want)
-        if key not in self.made:
-            self.made[key] = (
+        if key not in self.converted:
+            self.converted[key] = (
                 self._weight(value, want) if value.const_value is not None else self._cast(value, want, before)
             )
-        return self.made[key]
+        return self.converted[key]
 
     def _weight(self, value: ir.Value, want: ir.DataType) -> ir.Value:
         if want == _FLOAT:
@@ -164,12 +164,7 @@ class _Converter:
             )
         half = full.astype(_NUMPY[self.precision])
         self.subnormal += int(((half == 0) & (full != 0)).sum())
-        name = f"{value.name}_{self.precision}"
-        converted = ir.Value(
-            name=name, type=ir.TensorType(want), shape=value.shape, const_value=ir.tensor(half, name=name)
-        )
-        self.model.graph.register_initializer(converted)
-        return converted
+        return passes.constant(self.model, f"{value.name}_{self.precision}", half)
 
     def _cast(self, value: ir.Value, want: ir.DataType, before: ir.Node) -> ir.Value:
         label = "fp32" if want == _FLOAT else self.precision

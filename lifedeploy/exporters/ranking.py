@@ -23,22 +23,20 @@ def ranking(model: ir.Model) -> set[ir.Node]:
     out), and to further outputs. Not a LayerNormalization that it begins with; and not what it does to the tokens
     themselves: moving, fusing and merging them decides nothing.
     """
-    found: set[ir.Node] = set()
+    deciding: set[ir.Node] = set()
     waiting = [node for node in model.graph if is_inside(node) and _decides(node)]
-    waiting += [made for value in model.graph.outputs[1:] if value.dtype == ir.DataType.FLOAT and (made := _of(value))]
+    waiting += [
+        maker for value in model.graph.outputs[1:] if value.dtype == ir.DataType.FLOAT and (maker := value.producer())
+    ]
     while waiting:
         node = waiting.pop()
-        if node in found or _begins_with(node):
+        if node in deciding or _begins_with(node):
             continue
-        found.add(node)
-        makers = (_of(value) for value in node.inputs if value is not None)
+        deciding.add(node)
+        makers = (value.producer() for value in node.inputs if value is not None)
         # Between the reducer and an output lie nodes that earlier versions traced outside of it.
         waiting += [maker for maker in makers if maker is not None and (is_inside(maker) or not is_inside(node))]
-    return found
-
-
-def _of(value: ir.Value) -> ir.Node | None:
-    return value.producer()
+    return deciding
 
 
 def _decides(node: ir.Node) -> bool:

@@ -39,13 +39,13 @@ class ExportModel(nn.Module):
     """
 
     def __init__(
-        self, model: SlimViT, *, output: str, preprocess: PreprocessSpec | None, choice: str, told: Told
+        self, model: SlimViT, *, output: str, preprocess: PreprocessSpec | None, selection: str, told: Told
     ) -> None:
         super().__init__()
         self.preprocess = Normalise(preprocess) if preprocess else None
         self.model = model
         self.output = output
-        self.choice = choice
+        self.selection = selection
         self.told = told
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -60,8 +60,8 @@ class ExportModel(nn.Module):
         given = {self.output: answer.logits}
         if answer.lives is not None and answer.scores is not None:
             given |= {LIVES_NAME: answer.lives, SCORES_NAME: answer.scores}
-        kept = [] if self.choice == "none" else sorted(answer.kept.items())
-        for layer, positions in kept[:1] if self.choice == "once" else kept:
+        kept = [] if self.selection == "none" else sorted(answer.kept.items())
+        for layer, positions in kept[:1] if self.selection == "once" else kept:
             if not any(positions is other for other in given.values()):
                 given[kept_name(layer)] = positions
         self.told(tuple(given))

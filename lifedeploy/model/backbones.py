@@ -18,10 +18,10 @@ from lifedeploy.model.blocks import FAMILIES, adapted
 from lifedeploy.reading import reason
 from lifedeploy.spec import PreprocessSpec
 from lifedeploy.text import quoted
-from lifedeploy.typed import LARGEST_SIDE, MOST_CLASSES
+from lifedeploy.typed import LARGEST_EXTENT, MOST_CLASSES
 
 _LONGEST_NAME = 200
-_USUAL_SIDE = 1024  # pixels
+_USUAL_EXTENT = 1024  # pixels
 _USUAL_CLASSES = 30_000  # a little more than the largest sets that models are published for
 _SMALL_MACHINE_GIB = 16  # where a system does not tell
 
@@ -109,9 +109,9 @@ def require_sizes(image_size: tuple[int, int] | None, num_classes: int | None) -
     Raises:
         UsageError: out of range.
     """
-    if image_size is not None and not all(1 <= side <= LARGEST_SIDE for side in image_size):
+    if image_size is not None and not all(1 <= extent <= LARGEST_EXTENT for extent in image_size):
         size = "x".join(map(quoted, image_size))
-        raise UsageError(f"image size {size} is not allowed; expected both sides to have 1 to {LARGEST_SIDE} pixels")
+        raise UsageError(f"image size {size} is not allowed; expected both sides to have 1 to {LARGEST_EXTENT} pixels")
     if num_classes is not None and not 0 <= num_classes <= MOST_CLASSES:
         raise UsageError(
             f"{quoted(num_classes)} classes are not allowed: expected at least 1 and at most {MOST_CLASSES:,}, or 0 "
@@ -125,7 +125,7 @@ def _require_memory(full: str, name: str, image_size: tuple[int, int] | None, op
     Raises:
         UsageError: half of the memory is not enough for the weights, and the attention of one image in one layer.
     """
-    usual = image_size is None or max(image_size) <= _USUAL_SIDE
+    usual = image_size is None or max(image_size) <= _USUAL_EXTENT
     if usual and options.get("num_classes", 0) <= _USUAL_CLASSES:
         return
     with torch.device("meta"):
@@ -143,7 +143,7 @@ def _require_memory(full: str, name: str, image_size: tuple[int, int] | None, op
         )
 
 
-def own_image_size(name: str) -> tuple[int, int] | None:
+def native_image_size(name: str) -> tuple[int, int] | None:
     """(height, width) that a backbone was designed for, if it says."""
     config: Any = timm.get_pretrained_cfg(timm_name(name), allow_unregistered=True)
     return (config.input_size[-2], config.input_size[-1]) if config is not None else None

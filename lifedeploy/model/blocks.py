@@ -34,7 +34,7 @@ class Backbone:
 
     @property
     def name(self) -> str:
-        """As its class is called."""
+        """The name of the model's class."""
         return type(self.model).__name__
 
     @property
@@ -71,7 +71,7 @@ class Backbone:
         return int(rows), int(columns)
 
     def grid_at(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """The same for an image (height, width)."""
+        """Rows and columns of patches of an image (height, width)."""
         rows, columns = self.model.patch_embed.dynamic_feat_size(image_size)
         return int(rows), int(columns)
 
@@ -82,7 +82,7 @@ class Backbone:
 
     @property
     def depth(self) -> int:
-        """Layers, T."""
+        """Number of layers, T."""
         return len(self.model.blocks)
 
     @property
@@ -163,7 +163,7 @@ class PlainViT(Backbone):
     def embed(self, images: Tensor) -> Tokens:
         vit = self.model
         x = vit.patch_embed(images)  # (B, N, C)
-        return Tokens(vit.norm_pre(vit.patch_drop(vit._pos_embed(x))), prefix=self.prefix)  # (B, P + N, C)
+        return Tokens(x=vit.norm_pre(vit.patch_drop(vit._pos_embed(x))), prefix=self.prefix)  # (B, P + N, C)
 
     def run_block(self, layer: int, tokens: Tokens, inside: Inside | None = None) -> Tokens:
         block = self.model.blocks[layer - 1]

@@ -32,7 +32,7 @@ from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.reading import decode_json, foreign, reason, require_regular
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
-from lifedeploy.typed import Side
+from lifedeploy.typed import Extent
 
 SPEC_KEY = "lifedeploy.spec"
 # In plain safetensors of other tools, both as JSON: a list of names; 224 or [192, 256], height first.
@@ -40,13 +40,13 @@ CLASSES_KEY = "classes"
 IMAGE_SIZE_KEY = "image_size"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What a file of weights holds."""
 
     path: Path
     state: dict[str, Tensor]  # under our names where there is a spec, else under those of timm or what it converts
-    spec: ModelSpec | None  # of a file of ours
+    spec: ModelSpec | None = None  # of a file of ours
     layout: str = ""  # of another tool's file: what was recognised; '' for a plain state dict
     facts: Facts = field(default_factory=Facts)  # of another tool's file
 
@@ -91,11 +91,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 def _read_image_size(path: Path) -> tuple[int, int] | None:
     """The image size in the header of a plain safetensors file, if it has any."""
-    given = _fact(path, IMAGE_SIZE_KEY, Side | _Sides)
+    given = _fact(path, IMAGE_SIZE_KEY, Extent | _Extents)
     return None if given is None else size_of(given)
 
 
-_Sides = Annotated[list[Side], Meta(min_length=2, max_length=3)]
+_Extents = Annotated[list[Extent], Meta(min_length=2, max_length=3)]
 
 
 def _fact(path: Path, key: str, kind: Any) -> Any:
@@ -116,16 +116,13 @@ def read(path: Path) -> Checkpoint:
         )
     require_regular(path, WeightsError)
     require_content(path)
-    if is_safetensors(path):
-        state, spec = read_tensors(path), read_spec(path)
-        if spec is not None:
-            return Checkpoint(path, state, spec)
-        with foreign(str(path), WeightsError):
-            found = unpack(state, path)
-        return Checkpoint(path, found.state, None, found.layout, Facts(image_size=_read_image_size(path)))
+    tensors = read_tensors(path) if is_safetensors(path) else None
+    if tensors is not None and (spec := read_spec(path)) is not None:
+        return Checkpoint(path=path, state=tensors, spec=spec)
     with foreign(str(path), WeightsError):
-        unpacked = unpack(unpickle(path), path)
-    return Checkpoint(path, unpacked.state, None, unpacked.layout, unpacked.facts)
+        unpacked = unpack(unpickle(path) if tensors is None else tensors, path)
+    facts = unpacked.facts if tensors is None else Facts(image_size=_read_image_size(path))
+    return Checkpoint(path=path, state=unpacked.state, layout=unpacked.layout, facts=facts)
 
 
 def load_into(
@@ -156,11 +153,11 @@ def load_into(
     target: torch.nn.Module = model if ours else model.backbone
     if ours:
         reducer = {name: tensor for name, tensor in state.items() if not _is_backbone(name)}
-        own = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
-        found = {name: tensor for name, tensor in reducer.items() if name in own} or ({} if same_method else own)
+        fresh = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
+        learned = {name: tensor for name, tensor in reducer.items() if name in fresh} or ({} if same_method else fresh)
         bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if _is_backbone(name)}
         placed, note = _placed(bare, model.backbone, path, image_size)
-        state = {f"backbone.{name}": tensor for name, tensor in placed.items()} | found
+        state = {f"backbone.{name}": tensor for name, tensor in placed.items()} | learned
     else:
         state, note = _placed(_renamed(state, model, path), model.backbone, path, image_size)
     expected = target.state_dict()
@@ -261,26 +258,26 @@ def _is_backbone(name: str) -> bool:
     return name.startswith("backbone.")
 
 
-def _first_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    missing = [name for name in expected if name not in found]
+def _first_mismatch(expected: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    missing = [name for name in expected if name not in given]
     if len(missing) == len(expected):
-        return f"none of its {len(found)} tensors has a name of timm's, the first is {next(iter(found), 'nothing')}"
+        return f"none of its {len(given)} tensors has a name of timm's, the first is {next(iter(given), 'nothing')}"
     if missing:
         return f"{len(missing)} of {len(expected)} tensors are missing, the first is {missing[0]}"
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            return f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-    extra = [name for name in found if name not in expected]
+        if given[name].shape != tensor.shape:
+            return f"{name} is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
+    extra = [name for name in given if name not in expected]
     return f"{len(extra)} tensors are not part of it, the first is {extra[0]}" if extra else ""
 
 
-def _require_numbers(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+def _require_numbers(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
     """Make sure that weights are what they are computed with as: other types would be converted in silence.
 
     Raises:
         WeightsError: a tensor is of another type, or has NaN or infinity in it.
     """
-    for name, tensor in found.items():
+    for name, tensor in given.items():
         if not expected[name].is_floating_point():
             continue
         if tensor.dtype not in _WEIGHT_TYPES:
@@ -324,7 +321,7 @@ def require_head(file: Checkpoint) -> None:
 
 
 def load(
-    path: Path, *, method: str | None = None, schedule: Schedule | None = None, graph: str = ""
+    path: Path, *, method: str | None = None, schedule: Schedule | None = None, ordering: str = ""
 ) -> tuple[SlimViT, ModelSpec]:
     """The model in a checkpoint of ours, under its own method and schedule or others.
 
@@ -341,7 +338,7 @@ def load(
     require_head(file)
     with declared(file):
         vit = backbones.create(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
-        model = build_model(vit, spec, graph=graph)
+        model = build_model(vit, spec, ordering=ordering)
     same = spec.method == file.spec.method
     load_into(model, file.state, path, image_size=file.image_size, same_method=same)
     return model, spec

@@ -24,53 +24,53 @@ from lifedeploy.spec import Provenance
 _HEAD = re.compile(r"(?:backbone\.)?head(?:_dist)?\.")
 
 
-def load_file(request: ModelRequest, path: Path, graph: str) -> LoadedModel:
+def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     """A checkpoint of ours (safetensors with a spec), or one of another tool."""
     file = checkpoint.read(path)
-    state, own, facts = file.state, file.spec, file.facts
+    state, file_spec, facts = file.state, file.spec, file.facts
     head = state.get("head.weight", state.get("backbone.head.weight"))
-    held = own.num_classes if own else (head.shape[0] if head is not None and head.ndim else 0)
+    held = file_spec.num_classes if file_spec else (head.shape[0] if head is not None and head.ndim else 0)
     classes = held if request.num_classes is None else request.num_classes
     fresh = classes != held and request.new_head
     size = request.image_size or file.image_size or request.weights_image_size
-    name = own.timm_name if own else request.backbone
+    name = file_spec.timm_name if file_spec else request.backbone
     _require_backbone(file, request)
     checkpoint.require_head(file)
     as_the_file_says = request.image_size is None and file.image_size is not None
     with checkpoint.declared(file) if as_the_file_says else nullcontext():
         vit = backbones.create(name, image_size=size, num_classes=classes)
-    if own and own.method == request.method:
+    if file_spec and file_spec.method == request.method:
         with checkpoint.declared(file):
-            methods.get(own.method).settle(own.options)
+            methods.get(file_spec.method).settle(file_spec.options)
     # What one method has learned is nothing to another that slims; baselines are described as the weights they are of.
     slims = methods.role_of(request.method) == methods.SLIMMED
-    learned = own.provenance if own and (own.method == request.method or not slims) else None
+    learned = file_spec.provenance if file_spec and (file_spec.method == request.method or not slims) else None
     provenance = Provenance(
-        weights=own.provenance.weights if own else "file",  # random weights stay random in a file
+        weights=file_spec.provenance.weights if file_spec else "file",  # random weights stay random in a file
         source=path.name,
         sha256=sha256(path),
         predictor=learned.predictor if learned else "identity",
         elastic=learned.elastic if learned else False,
     )
-    given = own.classes if own else checkpoint.read_classes(path)
-    names = given or (() if own else imagenet_names(adapted(vit).classes))
+    given = file_spec.classes if file_spec else checkpoint.read_classes(path)
+    names = given or (() if file_spec else imagenet_names(adapted(vit).classes))
     taken = "its 1,000 classes are taken for ImageNet's" if names and not given and not fresh else ""
     if fresh:
         names = ()
         state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)} | _head_of(vit, state)
     if names and len(names) != adapted(vit).classes:
         raise WeightsError(f"{path} carries {len(names)} class names for a head of {adapted(vit).classes} classes")
-    spec = describe(request, vit, provenance, names, own)
-    if own:
-        spec = replace(spec, preprocess=replace(own.preprocess, image_size=spec.image_size))
+    spec = describe(request, vit, provenance, names, file_spec)
+    if file_spec:
+        spec = replace(spec, preprocess=replace(file_spec.preprocess, image_size=spec.image_size))
     elif facts.data_config:
         trained_with = {"input_size": (3, *spec.image_size), **facts.data_config}
         spec = replace(spec, preprocess=backbones.preprocess_of(vit, spec.image_size, trained_with))
-    model = build_model(vit, spec, graph=graph)
-    size, same = _trained_size(file, request), own is not None and own.method == request.method
+    model = build_model(vit, spec, ordering=ordering)
+    size, same = _trained_size(file, request), file_spec is not None and file_spec.method == request.method
     note = checkpoint.load_into(model, state, path, image_size=size, same_method=same)
     recognised = f"{path.name}: {file.layout}" if file.layout else ""
-    return LoadedModel(model, spec, notes=tuple(filter(None, (recognised, note, taken))), new_head=fresh)
+    return LoadedModel(model=model, spec=spec, notes=tuple(filter(None, (recognised, note, taken))), new_head=fresh)
 
 
 def _require_backbone(file: Checkpoint, request: ModelRequest) -> None:
@@ -91,15 +91,15 @@ def _trained_size(file: Checkpoint, request: ModelRequest) -> tuple[int, int] | 
     """
     said, given = file.image_size, request.weights_image_size
     if file.spec is not None and given not in (None, said):
-        one, other = ("x".join(map(str, size)) for size in (file.spec.image_size, given or ()))
-        raise WeightsError(f"{file.path} says that it was trained at {one}, and --weights-img-size is {other}")
-    if file.facts.at_own_size:
-        said = backbones.own_image_size(request.backbone)
+        trained, other = ("x".join(map(str, size)) for size in (file.spec.image_size, given or ()))
+        raise WeightsError(f"{file.path} says that it was trained at {trained}, and --weights-img-size is {other}")
+    if file.facts.at_native_size:
+        said = backbones.native_image_size(request.backbone)
     return given or said  # of another tool's file somebody may know better
 
 
 def _head_of(vit: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The new head's own tensors, under the names that ``state`` uses."""
     prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
-    own = ((prefix + name, tensor) for name, tensor in vit.state_dict().items())
-    return {name: tensor for name, tensor in own if _HEAD.match(name)}
+    tensors = ((prefix + name, tensor) for name, tensor in vit.state_dict().items())
+    return {name: tensor for name, tensor in tensors if _HEAD.match(name)}

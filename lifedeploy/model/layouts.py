@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Facts:
 
     architecture: str = ""  # timm's name
     image_size: tuple[int, int] | None = None  # (height, width) that it was trained at
-    at_own_size: bool = False  # its position embeddings are of the backbone's own image size all the same
+    at_native_size: bool = False  # its position embeddings are of the backbone's own image size all the same
     data_config: Mapping[str, Any] = field(default_factory=dict)  # its preprocessing, in timm's words
 
 
@@ -57,8 +57,8 @@ def unpack(data: Any, path: Path) -> Unpacked:
         WeightsError: there is none, there are several, or its names are those of transformers.
     """
     key = next((key for key in _KEYS if isinstance(data, dict) and isinstance(data.get(key), dict)), "")
-    found = data[key] if key else data
-    if not _is_state(found):
+    tensors = data[key] if key else data
+    if not _is_state(tensors):
         others = [name for name, part in data.items() if _is_state(part)] if isinstance(data, dict) else []
         if others:  # DINO's student and teacher, say
             raise WeightsError(
@@ -66,7 +66,7 @@ def unpack(data: Any, path: Path) -> Unpacked:
                 hint="save the one that is meant",
             )
         raise WeightsError(f"{path} holds no state dict: expected a mapping of names to tensors")
-    odd = next((name for name, tensor in found.items() if not _is_plain(tensor)), None)
+    odd = next((name for name, tensor in tensors.items() if not _is_plain(tensor)), None)
     if odd is not None:
         raise WeightsError(
             f"{path} holds {odd} as a sparse, complex or empty tensor, or with more elements than it has numbers; "
@@ -74,7 +74,7 @@ def unpack(data: Any, path: Path) -> Unpacked:
         )
     kind, facts = _origin(data, path) if key else ("", Facts())
     layout = f"{kind}, {key}" if kind else key
-    state, inside = _alone({_unwrapped(name): tensor for name, tensor in found.items()}, path)
+    state, inside = _alone({_unwrapped(name): tensor for name, tensor in tensors.items()}, path)
     return Unpacked(state, ", ".join(part for part in (layout, inside) if part), facts)
 
 
@@ -111,7 +111,7 @@ def _arguments(given: Mapping[str, Any], architecture: str, path: Path) -> Facts
     """Of the arguments of timm's ``train.py`` or DeiT's ``main.py``."""
     more = given.get("model_kwargs")
     more = more if isinstance(more, dict) else {}
-    found = size_of(more.get("img_size") or given.get("input_size") or given.get("img_size"))
+    size = size_of(more.get("img_size") or given.get("input_size") or given.get("img_size"))
     said = any(name in given for name in ("input_size", "img_size"))
     config = {name: given[name] for name in _DATA_CONFIG if given.get(name)}
     if given.get("eval_crop_ratio"):  # DeiT's word for it
@@ -119,8 +119,8 @@ def _arguments(given: Mapping[str, Any], architecture: str, path: Path) -> Facts
     _require_config(config, path)
     return Facts(
         architecture=architecture or str(given["model"]),
-        image_size=found,
-        at_own_size=said and (found is None or bool(more.get("dynamic_img_size"))),  # resampled as the model runs
+        image_size=size,
+        at_native_size=said and (size is None or bool(more.get("dynamic_img_size"))),  # resampled as the model runs
         data_config=config,
     )
 
@@ -138,7 +138,7 @@ def _require_config(config: Mapping[str, Any], path: Path) -> None:
     def per_channel(value: Any) -> bool:  # one number is that of all channels
         return isinstance(value, (list, tuple)) and len(value) in (1, 3) and all(map(number, value))
 
-    fits = {
+    fits: dict[str, Callable[[Any], bool]] = {
         "mean": per_channel,
         "std": lambda value: per_channel(value) and min(value) > 0,
         "crop_pct": lambda value: number(value) and 0.05 <= value <= 1,
@@ -154,7 +154,7 @@ def size_of(size: Any) -> tuple[int, int] | None:
     """224, (192, 256) or (3, 192, 256) as (height, width); None of anything else."""
     if isinstance(size, int) and not isinstance(size, bool):
         return size, size
-    if isinstance(size, (list, tuple)) and len(size) in (2, 3) and all(isinstance(side, int) for side in size):
+    if isinstance(size, (list, tuple)) and len(size) in (2, 3) and all(isinstance(extent, int) for extent in size):
         return size[-2], size[-1]
     return None
 
@@ -167,21 +167,22 @@ def _unwrapped(name: str) -> str:
 
 def _alone(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
     """The ViT's own tensors, without the attribute that a larger module keeps it in; and what was left out."""
-    found = [match[1] for name in state if (match := _VIT.fullmatch(name))]
-    if not found and any(map(_TRANSFORMERS.fullmatch, state)):
+    prefixes = [match[1] for name in state if (match := _VIT.fullmatch(name))]
+    if not prefixes and any(map(_TRANSFORMERS.fullmatch, state)):
         raise WeightsError(
             f"{path} holds a ViT of the transformers library, whose tensors have other names and shapes than timm's",
             hint="convert it first: docs/weights.md says which name becomes which",
         )
-    if len(found) > 1:
+    if len(prefixes) > 1:
         raise WeightsError(
-            f"{path} holds {len(found)} ViTs: {', '.join(prefix.rstrip('.') or 'one at the top' for prefix in found)}",
+            f"{path} holds {len(prefixes)} ViTs: "
+            + ", ".join(prefix.rstrip(".") or "one at the top" for prefix in prefixes),
             hint="save the state dict of the one that is meant",
         )
-    prefix = found[0] if found else ""
+    prefix = prefixes[0] if prefixes else ""
     if not prefix or prefix in _CONVERTED:
         return state, ""
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    vit = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     others = [name for name in state if not name.startswith(prefix)]
     left = f", without {len(others)} tensors beside it ({others[0]})" if others else ""
-    return own, f"the ViT in {prefix.rstrip('.')}{left}"
+    return vit, f"the ViT in {prefix.rstrip('.')}{left}"

@@ -23,7 +23,7 @@ def grid_of(vit: nn.Module, image_size: tuple[int, int]) -> Grid:
     return adapted(vit).grid_at(image_size)
 
 
-def own_grid(vit: nn.Module) -> Grid | None:
+def native_grid(vit: nn.Module) -> Grid | None:
     """The patches at the image size that the backbone was designed for, if it says."""
     config: Any = getattr(vit, "pretrained_cfg", None) or {}
     size = config.get("input_size")
@@ -39,11 +39,11 @@ def guess_grid(patches: int, vit: nn.Module) -> tuple[Grid | None, str]:
     Returns:
         The grid, or None; and how it was told, or what it could be.
     """
-    now, own = adapted(vit).grid, own_grid(vit)
-    side = math.isqrt(max(patches, 0))
-    possible = {grid for grid in (own, now, (side, side)) if grid is not None and grid[0] * grid[1] == patches}
-    if possible == {own}:
-        return own, "the backbone's own"
+    now, native = adapted(vit).grid, native_grid(vit)
+    root = math.isqrt(max(patches, 0))
+    possible = {grid for grid in (native, now, (root, root)) if grid is not None and grid[0] * grid[1] == patches}
+    if possible == {native}:
+        return native, "the backbone's own"
     if possible == {now} and now[0] == now[1]:
         return now, "the one asked for"
     return None, " or ".join(sorted(f"{rows}x{columns}" for rows, columns in possible))

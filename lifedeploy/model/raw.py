@@ -208,8 +208,8 @@ def _require_no_filler(file: IO[bytes], size: int, path: Path) -> None:
                 f"{path} holds more than tensors and is not loaded: a bytearray", hint="save a plain state dict"
             )
         encodes = encodes or b"_codecs" in overlap + part
-        found = _CODEC.search(overlap + part)
-        codec = found[1] if found is not None else codec
+        match = _CODEC.search(overlap + part)
+        codec = match[1] if match is not None else codec
         if encodes and codec:
             raise WeightsError(
                 f"{path} holds more than tensors and is not loaded: bytes in the codec {quoted(codec.decode())}",

@@ -20,7 +20,7 @@ from lifedeploy.spec import ModelSpec, Provenance
 DEFAULT_KEEP_RATE = 0.7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelRequest:
     """What model is wanted. What is not said of its schedule is the weights' own, else that of keep rate 0.7."""
 
@@ -42,15 +42,15 @@ class ModelRequest:
             backbones.require_sizes(size, self.num_classes)
         methods.get(self.method).settle(self.options)
 
-    def all_options(self, own: ModelSpec | None = None) -> dict[str, methods.Option]:
-        """All options of the method: those asked for, else those of the weights' ``own`` spec, else the usual ones."""
-        known = own.options if own is not None and own.method == self.method else {}
+    def all_options(self, weights_spec: ModelSpec | None = None) -> dict[str, methods.Option]:
+        """All options of the method: those asked for, else those in ``weights_spec``, else the usual ones."""
+        known = weights_spec.options if weights_spec is not None and weights_spec.method == self.method else {}
         return methods.get(self.method).plain_options({**known, **self.options})
 
     def schedule(
-        self, patches: int, depth: int, own: Schedule | None = None, options: Mapping[str, Any] | None = None
+        self, patches: int, depth: int, trained: Schedule | None = None, options: Mapping[str, Any] | None = None
     ) -> Schedule:
-        """The schedule asked for, on a backbone of this size; what is not asked for is that of the weights' ``own``.
+        """The schedule asked for, on a backbone of this size; what is not asked for is as the weights were ``trained``.
 
         ``options`` are all of the method's (:meth:`all_options`); those asked for where none are given.
 
@@ -62,26 +62,26 @@ class ModelRequest:
         if self.keep_rate is not None and not method.takes_keep_rate:
             raise ScheduleError(f"{self.method} has a budget of its own and takes no keep rate")
         layers = self.drop_layers
-        if own is None or not own.drop_layers:
-            own = None
-        elif layers is None and (self.counts is None or len(self.counts) == len(own.drop_layers)):
-            layers = own.drop_layers  # lives are predicted after the first of them, and were trained there
+        if trained is None or not trained.drop_layers:
+            trained = None
+        elif layers is None and (self.counts is None or len(self.counts) == len(trained.drop_layers)):
+            layers = trained.drop_layers  # lives are predicted after the first of them, and were trained there
         if self.counts is not None:
             return make(counts=self.counts, drop_layers=layers)
-        by_counts = own is not None and own.keep_rate is None and method.takes_counts
-        if self.keep_rate is None and own is not None and by_counts:
-            if own.patches != patches:
+        by_counts = trained is not None and trained.keep_rate is None and method.takes_counts
+        if self.keep_rate is None and trained is not None and by_counts:
+            if trained.patches != patches:
                 raise ScheduleError(
-                    f"the weights' own counts, {', '.join(map(str, own.counts))}, are of {own.patches} patches, and "
-                    f"{patches} are asked for",
+                    f"the weights' own counts, {', '.join(map(str, trained.counts))}, are of {trained.patches} "
+                    f"patches, and {patches} are asked for",
                     hint="--rho or --counts says what is to be kept",
                 )
-            return make(counts=own.counts, drop_layers=layers)
-        usual = DEFAULT_KEEP_RATE if own is None or own.keep_rate is None else own.keep_rate
+            return make(counts=trained.counts, drop_layers=layers)
+        usual = DEFAULT_KEEP_RATE if trained is None or trained.keep_rate is None else trained.keep_rate
         return make(keep_rate=usual if self.keep_rate is None else self.keep_rate, drop_layers=layers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A model with weights in it. ``warning`` is set where the weights are not what one would hope for."""
 
@@ -97,9 +97,9 @@ def describe(
     vit: nn.Module,
     provenance: Provenance,
     classes: tuple[str, ...],
-    own: ModelSpec | None = None,
+    weights_spec: ModelSpec | None = None,
 ) -> ModelSpec:
-    """The spec of the model that ``request`` makes of ``vit``, whose weights may have a spec of their ``own``.
+    """The spec of the model that ``request`` makes of ``vit``, whose weights may come with a spec.
 
     Raises:
         UsageError: the method takes no such schedule or options, or not this backbone.
@@ -108,12 +108,12 @@ def describe(
     method.require_prefix(view.prefix, request.backbone)
     if method.role == methods.SLIMMED and not method.trains_reducer:
         provenance = replace(provenance, predictor="none")
-    options = request.all_options(own)
+    options = request.all_options(weights_spec)
     return ModelSpec(
         backbone=request.backbone,
         timm_name=backbones.timm_name(request.backbone),
         method=method.name,
-        schedule=request.schedule(view.patches, view.depth, own.schedule if own else None, options),
+        schedule=request.schedule(view.patches, view.depth, weights_spec.schedule if weights_spec else None, options),
         preprocess=backbones.preprocess_of(vit, request.image_size),
         num_classes=view.classes,
         prefix_tokens=view.prefix,

@@ -13,7 +13,7 @@ from torch import Tensor
 from lifedeploy.kept import NO_PATCH
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokens:
     """The tokens between two seams.
 

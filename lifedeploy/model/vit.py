@@ -101,7 +101,7 @@ def _positions(tokens: Tokens, layer: int) -> Tensor:
     return positions
 
 
-def build_model(backbone: nn.Module, spec: ModelSpec, *, graph: str = "") -> SlimViT:
+def build_model(backbone: nn.Module, spec: ModelSpec, *, ordering: str = "") -> SlimViT:
     """The slimmable ViT that ``spec`` describes, over ``backbone``; its graph in the method's usual form, or another.
 
     Raises:
@@ -111,5 +111,11 @@ def build_model(backbone: nn.Module, spec: ModelSpec, *, graph: str = "") -> Sli
     method, view = methods.get(spec.method), adapted(backbone)
     method.require_prefix(view.prefix, spec.backbone)
     options = method.settle(spec.options)
-    plan = Plan(spec.schedule, view.width, view.prefix, graph or method.forms[0], options)
+    plan = Plan(
+        schedule=spec.schedule,
+        width=view.width,
+        prefix=view.prefix,
+        ordering=ordering or method.orderings[0],
+        options=options,
+    )
     return SlimViT(backbone, build_reducer(method, plan)).eval()

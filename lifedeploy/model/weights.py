@@ -34,7 +34,7 @@ RANDOM_SEED = 0
 POLICIES = ("auto", "pretrained", "random")
 
 
-def load(request: ModelRequest, workspace: Workspace, *, graph: str = "") -> LoadedModel:
+def load(request: ModelRequest, workspace: Workspace, *, ordering: str = "") -> LoadedModel:
     """Make the model of ``request`` and fill it with the weights it asks for.
 
     Raises:
@@ -43,20 +43,20 @@ def load(request: ModelRequest, workspace: Workspace, *, graph: str = "") -> Loa
     """
     backbones.refuse_other_families(request.backbone, backbones.timm_name(request.backbone))
     if request.weights == "random":
-        return _random(request, graph)
+        return _random(request, ordering)
     if request.weights == "pretrained":
         reason = hub_obstacle(backbones.timm_name(request.backbone))
         if reason:
             raise WeightsError(
                 f"no pretrained weights for {request.backbone}: {reason}", hint="--weights random, or --weights FILE"
             )
-        return _pretrained(request, graph)
+        return _pretrained(request, ordering)
     if request.weights == "auto":
-        return _auto(request, workspace, graph)
-    return load_file(request, Path(request.weights), graph)
+        return _auto(request, workspace, ordering)
+    return load_file(request, Path(request.weights), ordering)
 
 
-def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedModel:
+def _auto(request: ModelRequest, workspace: Workspace, ordering: str) -> LoadedModel:
     backbone, near = backbones.timm_name(request.backbone), ""
     for path in workspace.checkpoints():
         try:
@@ -69,8 +69,8 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
         if request.image_size not in (None, spec.image_size) or request.num_classes not in (None, spec.num_classes):
             continue
         try:
-            own, options = spec.schedule, request.all_options(spec)
-            wanted = request.schedule(own.patches, own.depth, own, options)
+            trained, options = spec.schedule, request.all_options(spec)
+            wanted = request.schedule(trained.patches, trained.depth, trained, options)
         except UsageError:  # a schedule that its image size has not; options that the method has no more
             continue
         decisive = methods.get(spec.method).option_fields(training=False)
@@ -78,17 +78,17 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
             continue
         same_drops = wanted.drop_layers == spec.schedule.drop_layers
         if wanted.tokens == spec.schedule.tokens or (spec.provenance.elastic and same_drops):
-            return load_file(request, path, graph)
+            return load_file(request, path, ordering)
     reason = hub_obstacle(backbone)
     if not reason:
         try:
-            return _pretrained(request, graph)
+            return _pretrained(request, ordering)
         except WeightsError as error:  # it answered, and then did not deliver
             reason = error.message
-    loaded = _random(request, graph)
+    loaded = _random(request, ordering)
     return LoadedModel(
-        loaded.model,
-        loaded.spec,
+        model=loaded.model,
+        spec=loaded.spec,
         warning=(
             f"RANDOM WEIGHTS: no trained checkpoint in {workspace.root}/ and no pretrained weights ({reason}{near}). "
             "Speed does not depend on weights, and speed is all this model is good for: its classes mean nothing."
@@ -96,14 +96,14 @@ def _auto(request: ModelRequest, workspace: Workspace, graph: str) -> LoadedMode
     )
 
 
-def _random(request: ModelRequest, graph: str) -> LoadedModel:
+def _random(request: ModelRequest, ordering: str) -> LoadedModel:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(RANDOM_SEED)
         vit = backbones.create(request.backbone, image_size=request.image_size, num_classes=request.num_classes)
         _give_life_to_zeros(vit)
-        provenance = Provenance("random", source=f"seed {RANDOM_SEED}")
+        provenance = Provenance(weights="random", source=f"seed {RANDOM_SEED}")
         spec = describe(request, vit, provenance, classes=())
-        return LoadedModel(build_model(vit, spec, graph=graph), spec)
+        return LoadedModel(model=build_model(vit, spec, ordering=ordering), spec=spec)
 
 
 def _give_life_to_zeros(vit: nn.Module) -> None:
@@ -119,7 +119,7 @@ def _give_life_to_zeros(vit: nn.Module) -> None:
                 parameter.fill_(1.0)
 
 
-def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
+def _pretrained(request: ModelRequest, ordering: str) -> LoadedModel:
     try:
         with _quiet_hub():
             vit = backbones.create(request.backbone, pretrained=True, num_classes=request.num_classes)
@@ -129,18 +129,18 @@ def _pretrained(request: ModelRequest, graph: str) -> LoadedModel:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"pretrained weights of {request.backbone} could not be fetched: {reason}") from error
     config: Any = vit.pretrained_cfg
-    own_classes = config.get("num_classes")
-    fresh = request.num_classes not in (None, own_classes)
+    pretrained_classes = config.get("num_classes")
+    fresh = request.num_classes not in (None, pretrained_classes)
     if fresh and not request.new_head:
         raise WeightsError(
-            f"the pretrained head of {request.backbone} has {own_classes} classes, not {request.num_classes}",
+            f"the pretrained head of {request.backbone} has {pretrained_classes} classes, not {request.num_classes}",
             hint="--weights FILE with a head of that size, or --weights random",
         )
     vit = _at_size(vit, request)
     source = config.get("hf_hub_id") or config.get("url") or ""
     classes = () if fresh else imagenet_names(adapted(vit).classes)
-    spec = describe(request, vit, Provenance("pretrained", source=str(source)), classes)
-    return LoadedModel(build_model(vit, spec, graph=graph), spec, new_head=fresh)
+    spec = describe(request, vit, Provenance(weights="pretrained", source=str(source)), classes)
+    return LoadedModel(model=build_model(vit, spec, ordering=ordering), spec=spec, new_head=fresh)
 
 
 def _at_size(vit: nn.Module, request: ModelRequest) -> nn.Module:

@@ -15,8 +15,8 @@ from lifedeploy import methods, reading
 from lifedeploy.errors import UsageError
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted
+from lifedeploy.typed import BatchSize, Extent, Share
 from lifedeploy.typed import Rate as Part
-from lifedeploy.typed import Share, Side
 
 # Ranges: what a run can have a use for, with room to spare, and what everything accepts that is given the number.
 Text = Annotated[str, Meta(max_length=4096)]
@@ -31,7 +31,24 @@ Counts = Annotated[tuple[Annotated[int, Meta(ge=1, le=1_000_000)], ...], Meta(ma
 Policy = Annotated[str, Meta(max_length=100, pattern=r"^([a-z0-9]+(-[a-z]+([0-9]+(\.[0-9]+)?[a-z]*)?)*)?$")]
 
 
-@dataclass(frozen=True)
+_MODEL = "The model"
+_STAGES = "Stages"
+_BEYOND = "Beyond the paper"
+_OPTIMISER = "Optimiser"
+_AUGMENTATION = "Regularisation and augmentation"
+_RUN = "The run"
+
+
+def _option(default: Any, panel: str, help: str = "", **more: str) -> Any:
+    """A setting that is an option of the command line too: ``panel`` and ``help`` are where and how it is shown.
+
+    ``more``: its ``flag`` where that is not the field's name, its ``metavar``, the default in words (``usual``), and
+    the sentence that refuses a value (``said``).
+    """
+    return field(default=default, metadata={"panel": panel, "help": help, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides the result of a run. Empty tuples and strings mean: the usual, as said beside them.
 
@@ -40,60 +57,79 @@ class TrainConfig:
     """
 
     # The model.
-    backbone: Annotated[str, Meta(max_length=200)] = "deit_s"
-    weights: Text = "auto"  # auto, pretrained, random, or a file
-    method: Annotated[str, Meta(max_length=40)] = methods.DEFAULT  # that tokens are dropped by
+    backbone: Annotated[str, Meta(max_length=200)] = _option("deit_s", _MODEL, "Any timm ViT.", metavar="NAME")
+    weights: Text = _option(
+        "auto",
+        _MODEL,
+        "Where to start.",
+        metavar="auto|pretrained|random|FILE",
+        usual="auto: the dense model fine-tuned on these classes, else pretrained",
+    )
+    method: Annotated[str, Meta(max_length=40)] = _option(
+        methods.DEFAULT, _MODEL, "How tokens are dropped; its own options come with it.", metavar="NAME"
+    )
     options: dict[str, methods.Option] = field(default_factory=dict)  # of the method; its usual ones where not given
-    dense: bool = False  # fine-tune the unslimmed model instead
-    keep_rate: Part = 0.7
-    counts: Counts = ()  # instead of keep_rate
-    drop_layers: Counts = ()  # 4, 7, 10 of 12
-    image_size: Annotated[tuple[Side, ...], Meta(max_length=2)] = ()  # the backbone's own
+    dense: bool = _option(False, _MODEL, "Fine-tune the unslimmed model instead.")
+    keep_rate: Part = _option(0.7, _MODEL, "Keep rate at each drop.", flag="--rho")
+    counts: Counts = _option((), _MODEL, "Patch tokens after each drop, instead of --rho.")
+    drop_layers: Counts = _option((), _MODEL, usual="4,7,10 of 12")
+    image_size: Annotated[tuple[Extent, ...], Meta(max_length=2)] = _option(
+        (), _MODEL, flag="--img-size", usual="the backbone's own"
+    )
     # The data.
-    data: Text = ""
-    val_share: PartialShare = 0.1  # held out where the data have no validation half
+    data: Text = _option("", "", "Folder of class folders, wds/DIR or hfds/NAME.", metavar="DIR")
     # The stages (Algorithm 1).
-    epochs: Epochs = 3  # of a dense run, and of a method that trains in one stage
-    stage1_epochs: Epochs = 1  # of a method that trains in two
-    stage2_epochs: Epochs = 1
-    single_stage: bool = False  # everything at once for as many epochs as both stages have: the paper's ablation
+    epochs: Epochs = _option(3, _STAGES, "Of a dense run, or a method of one stage.")
+    stage1_epochs: Epochs = _option(1, _STAGES, "The method's own parameters alone.")
+    stage2_epochs: Epochs = _option(1, _STAGES, "Backbone alone.")
+    single_stage: bool = _option(False, _STAGES, "Everything at once: the paper's ablation.")  # epochs of both stages
     # Beyond the paper.
-    hard: bool = False  # in the backbone's stage tokens really leave, as in the deployed model
-    distill: bool = False  # the model it starts from is the teacher
+    hard: bool = _option(False, _BEYOND, "In the backbone's stage tokens really leave, as when deployed.")
+    distill: bool = _option(False, _BEYOND, "The dense model it starts from is the teacher: of logits, tokens, lives.")
     distill_logits: Share = 1.0  # how much its answers count, of 1; the labels have the rest
     distill_tokens: Weight = 0.5  # weight of the squared distance of the surviving tokens
     distill_lives: Weight = 1.0  # weight of the distance of the lives from where its later layers look
-    elastic: bool = False  # another keep rate in every step of the backbone's stage
+    elastic: bool = _option(False, _BEYOND, "Another keep rate in every step: one checkpoint for all.")
     elastic_range: tuple[Part, Part] = (0.4, 0.95)
     # The optimiser: AdamW, linear warm-up, cosine decay, in every stage anew.
-    predictor_lr: Rate = 1e-3
-    backbone_lr: Rate = 1e-5
-    head_lr: Rate = 1e-5
-    batch: Annotated[int, Meta(ge=1, le=1_000_000)] = 128  # images per step, over all processes and micro-batches
-    accumulate: Annotated[int, Meta(ge=1, le=1_000_000)] = 1  # micro-batches per step
-    weight_decay: Rate = 0.05
-    warmup: PartialShare = 0.1  # share of a stage's steps
-    clip_grad: Annotated[float, Meta(ge=0, le=1e9)] = 1.0  # largest norm of the gradient; 0: any
-    ema: PartialShare = 0.0  # decay of the averaged weights; 0: none
+    predictor_lr: Rate = _option(1e-3, _OPTIMISER)
+    backbone_lr: Rate = _option(1e-5, _OPTIMISER)
+    head_lr: Rate = _option(1e-5, _OPTIMISER, usual="the backbone's; ten times it with --dense")
+    batch: BatchSize = _option(128, _OPTIMISER, "Images per step, over all processes.")  # and micro-batches
+    accumulate: BatchSize = _option(1, _OPTIMISER, "Micro-batches that a batch is made of.")
+    weight_decay: Rate = _option(0.05, _OPTIMISER)
+    warmup: PartialShare = _option(0.1, _OPTIMISER, "Share of a stage.")
+    clip_grad: Annotated[float, Meta(ge=0, le=1e9)] = _option(1.0, _OPTIMISER, "0: never.")  # largest norm
+    ema: PartialShare = _option(0.0, _OPTIMISER, "Decay of averaged weights.", usual="none")
     # Regularisation and augmentation, as timm names them.
-    label_smoothing: PartialShare = 0.0
-    mixup: Rate = 0.0
-    cutmix: Rate = 0.0
-    drop_path: PartialShare = 0.0
-    scale: tuple[Part, Part] = (0.6, 1.0)  # area of the random crop
-    ratio: tuple[Aspect, Aspect] = (0.75, 1.3333)
-    hflip: Share = 0.5
-    vflip: Share = 0.0
-    color_jitter: Annotated[float, Meta(ge=0, le=10)] = 0.0
-    auto_augment: Policy = ""  # e.g. rand-m9-mstd0.5
-    random_erasing: Share = 0.0
+    label_smoothing: PartialShare = _option(0.0, _AUGMENTATION)
+    mixup: Rate = _option(0.0, _AUGMENTATION)
+    cutmix: Rate = _option(0.0, _AUGMENTATION)
+    drop_path: PartialShare = _option(0.0, _AUGMENTATION)
+    scale: tuple[Part, Part] = _option((0.6, 1.0), _AUGMENTATION, "Area of the random crop.")
+    ratio: tuple[Aspect, Aspect] = _option((0.75, 1.3333), _AUGMENTATION, "Its aspect.")
+    hflip: Share = _option(0.5, _AUGMENTATION)
+    vflip: Share = _option(0.0, _AUGMENTATION)
+    color_jitter: Annotated[float, Meta(ge=0, le=10)] = _option(0.0, _AUGMENTATION)
+    auto_augment: Policy = _option(
+        "", _AUGMENTATION, "timm's policy, e.g. rand-m9-mstd0.5.", metavar="POLICY", usual="none"
+    )
+    random_erasing: Share = _option(0.0, _AUGMENTATION)
     # The run.
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the processor has it, else fp32
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
-    workers: Annotated[int, Meta(ge=-1, le=256)] = -1  # processes that decode images; -1: by the number of cores
-    checkpoint_every: Steps = 200  # steps, besides the end of every epoch
-    log_every: Steps = 10  # steps
-    tensorboard: bool = False
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _option(
+        "auto", _RUN, usual="auto: bf16 where it is fast", said="precision is {bare}, expected one of {words}"
+    )
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = _option(0, _RUN)
+    val_share: PartialShare = _option(
+        0.1,
+        _RUN,
+        "Held out where no validation images are given.",
+        said="a share of {value} cannot be held out; it must be {interval}",
+    )
+    workers: Annotated[int, Meta(ge=-1, le=256)] = _option(-1, _RUN, "Decoding processes; -1: by cores.")
+    checkpoint_every: Steps = _option(200, _RUN, "Steps, besides every epoch's end.")
+    log_every: Steps = _option(10, _RUN, "Steps.")
+    tensorboard: bool = _option(False, _RUN, "Also log for TensorBoard.")
 
     def __post_init__(self) -> None:
         for name, kind in _kinds().items():

@@ -131,6 +131,6 @@ def _token_loss(student: SlimOutput, teacher: SlimOutput, norm: nn.Module, kept:
         counts = F.pad(alive, (prefix, 0), value=1.0)
     with torch.no_grad():
         theirs: Any = norm(wanted).float()
-    distance = (norm(student.tokens).float() - theirs).square().mean(dim=2)  # (B, L)
-    mask = torch.ones_like(distance) if counts is None else counts.to(distance.dtype)
+    distance: Tensor = (norm(student.tokens).float() - theirs).square().mean(dim=2)  # (B, L)
+    mask: Tensor = torch.ones_like(distance) if counts is None else counts.to(distance.dtype)
     return (distance * mask).sum() / mask.sum()

@@ -21,7 +21,7 @@ from lifedeploy.writing import atomic_file, saving
 FILE = "log.csv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LogRow:
     """One line: means since the last line of ``train``, or a validation (``val``) at the end of an epoch."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.data import Mixup
@@ -19,13 +19,15 @@ from torch import Tensor
 from lifedeploy.data.images import ImageSet
 from lifedeploy.errors import TrainingError
 from lifedeploy.model.vit import SlimOutput, SlimViT
+from lifedeploy.processes import Processes
+from lifedeploy.progress import Progress, Step, unwatched
 from lifedeploy.reading import foreign
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
-from lifedeploy.training import feeds, state
+from lifedeploy.training import loader, state
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.distillation import Teacher
-from lifedeploy.training.feeds import Batch, Share
+from lifedeploy.training.loader import MicroBatch
 from lifedeploy.training.log import Log, LogRow
 from lifedeploy.training.losses import classification_loss
 from lifedeploy.training.stages import Stage, freeze, parameter_groups, plan
@@ -34,23 +36,8 @@ from lifedeploy.training.validation import Meter, validate
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is, for whoever watches."""
-
-    stage: str
-    epoch: int  # from 1
-    epochs: int
-    step: int  # of the epoch
-    steps: int
-    loss: float
-    accuracy: float
-    images_per_s: float
-    seconds_left: float  # of the whole run, without its validations
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What an epoch's validation said."""
+    """Loss and accuracy over the validation images at the end of an epoch."""
 
     stage: str
     epoch: int  # over the whole run, from 1
@@ -58,7 +45,7 @@ class Outcome:
     accuracy: float
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job:
     """What to train, and whom to tell. The callbacks are called in the main process only."""
 
@@ -70,23 +57,23 @@ class Job:
     folder: Path
     fingerprint: str
     resume: bool = False
-    watch: Callable[[Progress], None] = lambda progress: None
+    progress: Progress = unwatched
     saved: Callable[[SlimViT, Outcome, bool], None] = lambda model, outcome, best: None
 
 
 class Trainer:
-    """One run."""
+    """A run of all stages, or of what is left of them, in this process and its fellows."""
 
     def __init__(self, job: Job, accelerator: Any) -> None:
         self.job = job
         self.config = job.config
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
-        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        self.processes = Processes(accelerator.process_index, accelerator.num_processes)
         self.model = job.model.to(self.device)
         self.stages = plan(job.config)
-        self.steps = feeds.steps_per_epoch(len(job.train), job.config, self.share.world)
-        self.images = feeds.TrainingImages(job.train, job.spec.preprocess, job.config)
+        self.steps = loader.steps_per_epoch(len(job.train), job.config, self.processes.world)
+        self.images = loader.TrainingImages(job.train, job.spec.preprocess, job.config)
         self.teacher = Teacher(self.model, job.config) if job.config.distill else None
         self.ema = ModelEmaV3(self.model, decay=job.config.ema, use_warmup=True) if job.config.ema else None
         self.mixup = _mixup(job.config, job.spec.num_classes)
@@ -115,17 +102,18 @@ class Trainer:
         freeze(self.model, stage)
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), foreach=True)
         total = stage.epochs * self.steps
-        schedule = _cosine(optimizer, total, self.config)
+        lr_curve = _lr_curve(optimizer, total, self.config)
         model = self.accelerator.prepare_model(self.model)
         optimizer_: Any = self.accelerator.prepare_optimizer(optimizer)
         if self._resumed is not None:
             state.restore_optimizer(optimizer, self._resumed.optimizer, self._resumed.path)
             with foreign(f"the loss scaler in {self._resumed.path}", TrainingError):
-                _restore_scaler(self.accelerator.scaler, self._resumed.scaler)
+                if self.accelerator.scaler is not None and self._resumed.scaler:
+                    self.accelerator.scaler.load_state_dict(dict(self._resumed.scaler))
             self._resumed = None
         try:
             for epoch in range(self.position.epoch, stage.epochs):
-                self._epoch(stage, epoch, model, optimizer_, schedule)
+                self._epoch(stage, epoch, model, optimizer_, lr_curve)
                 self._finish_epoch(stage)
                 last = epoch + 1 == stage.epochs
                 self._advance(
@@ -142,48 +130,48 @@ class Trainer:
             vars(self.model).pop("_is_accelerate_prepared", None)
             self.accelerator.free_memory()
 
-    def _epoch(self, stage: Stage, epoch: int, model: Any, optimizer: Any, rates: CosineLRScheduler) -> None:
+    def _epoch(self, stage: Stage, epoch: int, model: Any, optimizer: Any, lr_curve: CosineLRScheduler) -> None:
         run_epoch = self.position.run_epoch
         first = self.position.step
-        order = feeds.micro_batches(len(self.job.train), self.config, self.share, run_epoch, first)
-        batches = feeds.training_batches(self.images, order, self.config, self.device)
+        order = loader.micro_batches(len(self.job.train), self.config, self.processes, run_epoch, first)
+        batches = loader.training_batches(self.images, order, self.config, self.device)
         meter = Meter(self.device)
         for step in range(first, self.steps):
-            rates.step_update(epoch * self.steps + step + 1)
-            micro = [next(batches) for _ in range(self.config.accumulate)]
-            self._step(stage, micro, model, optimizer, meter)
+            lr_curve.step_update(epoch * self.steps + step + 1)
+            micro_batches = [next(batches) for _ in range(self.config.accumulate)]
+            self._step(stage, micro_batches, model, optimizer, meter)
             self._advance(step=step + 1, run_step=self.position.run_step + 1)
             at_end = step + 1 == self.steps
             save = self.position.run_step % self.config.checkpoint_every == 0 and not at_end
             # Before a state is saved too: a mean over a line's steps does not survive in it.
             if (step + 1) % self.config.log_every == 0 or at_end or save:
-                self._report(stage, epoch, step + 1, rates, meter)
+                self._report(stage, epoch, step + 1, lr_curve, meter)
                 meter = Meter(self.device)
             if save:
                 self._save(optimizer.optimizer)
 
-    def _step(self, stage: Stage, micro: Sequence[Batch], model: Any, optimizer: Any, meter: Meter) -> None:
+    def _step(self, stage: Stage, batches: Sequence[MicroBatch], model: Any, optimizer: Any, meter: Meter) -> None:
         """One step of the optimiser. All that it draws is a function of the seed, the step and the process."""
-        seed = feeds.seed_of(self.config.seed, self.position.run_step, self.share.rank)
+        seed = loader.seed_of(self.config.seed, self.position.run_step, self.processes.rank)
         torch.manual_seed(seed)
         schedule = self._schedule(stage)
-        for number, batch in enumerate(micro):
+        for number, batch in enumerate(batches):
             images, targets = batch.images, batch.targets
             if self.mixup is not None:
-                with feeds.seeded(feeds.seed_of(seed, number)):
+                with loader.seeded(loader.seed_of(seed, number)):
                     images, targets = self.mixup(images, targets)
-            synchronise = number + 1 == len(micro)
+            synchronise = number + 1 == len(batches)
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 output = model(images, soft=stage.soft, schedule=schedule)
                 loss = classification_loss(output.logits, targets, self.config.label_smoothing)
                 if self.teacher is not None:
                     share = self.config.distill_logits  # as in DeiT: answers of the teacher in place of labels
                     loss = (1 - share) * loss + self._distillation(output, images, schedule)
-                self.accelerator.backward(loss / len(micro))
+                self.accelerator.backward(loss / len(batches))
             meter.add(loss.detach(), output.logits.detach(), batch.targets)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_grad or math.inf)
-        self._require_finite(stage, norm, loss.detach(), micro)
+        self._require_finite(stage, norm, loss.detach(), batches)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
@@ -194,9 +182,8 @@ class Trainer:
         if not stage.elastic:
             return None
         low, high = self.config.elastic_range
-        draw = feeds.seed_of(self.config.seed, self.position.run_step) / 2**32
-        own = self.job.spec.schedule
-        return self.config.schedule_at(low + (high - low) * draw, own)
+        draw = loader.seed_of(self.config.seed, self.position.run_step) / 2**32
+        return self.config.schedule_at(low + (high - low) * draw, self.job.spec.schedule)
 
     def _distillation(self, output: SlimOutput, images: Tensor, schedule: Schedule | None) -> Tensor:
         assert self.teacher is not None
@@ -204,7 +191,7 @@ class Trainer:
         with self.accelerator.autocast():
             return self.teacher.loss(output, self.teacher(images), self.job.model.adapted.final_norm, kept)
 
-    def _require_finite(self, stage: Stage, norm: Tensor | None, loss: Tensor, micro: Sequence[Batch]) -> None:
+    def _require_finite(self, stage: Stage, norm: Tensor | None, loss: Tensor, batches: Sequence[MicroBatch]) -> None:
         """Stop before a step that would leave a model of NaNs.
 
         In FP16 a gradient overflows now and then: the scaler skips that step and lowers its scale, until it cannot.
@@ -214,7 +201,7 @@ class Trainer:
         finite = norm is None or bool(torch.isfinite(norm))
         if (finite and bool(torch.isfinite(loss))) or overflow_expected:
             return
-        names = [self.job.train.filename(index) for batch in micro for index in batch.indices]
+        names = [self.job.train.filename(index) for batch in batches for index in batch.indices]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise TrainingError(
             f"stage {stage.name}, step {self.position.run_step + 1}: gradients are not finite (loss {loss.item():g}, "
@@ -222,35 +209,34 @@ class Trainer:
             hint="a lower learning rate, --precision fp32, or look at these images; --resume goes on before this step",
         )
 
-    def _report(self, stage: Stage, epoch: int, step: int, rates: CosineLRScheduler, meter: Meter) -> None:
+    def _report(self, stage: Stage, epoch: int, step: int, lr_curve: CosineLRScheduler, meter: Meter) -> None:
         loss, accuracy, images, seconds = meter.read(self.accelerator)
         rate = images / seconds
-        lr = max(group["lr"] for group in rates.optimizer.param_groups)
-        place = (self.position.run_epoch + 1, self.position.run_step)
-        self._log(LogRow("train", stage.name, *place, lr, loss, accuracy, rate))
+        lr = max(group["lr"] for group in lr_curve.optimizer.param_groups)
+        self._log("train", stage, lr=lr, loss=loss, accuracy=accuracy, images_per_s=rate)
         left = sum(stage.epochs for stage in self.stages) * self.steps - self.position.run_step
         if self.accelerator.is_main_process:
-            seconds_left = left * self.config.batch / rate
-            self.job.watch(
-                Progress(stage.name, epoch + 1, stage.epochs, step, self.steps, loss, accuracy, rate, seconds_left)
-            )
+            minutes, seconds_left = divmod(round(left * self.config.batch / rate), 60)  # without validations
+            numbers = f"loss {loss:.3f} · acc {accuracy * 100:.1f} % · {rate:.3g} img/s"
+            detail = f"{step}/{self.steps} · {numbers} · {minutes}:{seconds_left:02d} left"
+            self.job.progress(Step(f"{stage.name} {epoch + 1}/{stage.epochs}", step / self.steps, detail))
 
     def _finish_epoch(self, stage: Stage) -> None:
         model = self.ema.module if self.ema is not None else self.accelerator.unwrap_model(self.model)
         job = self.job
-        loss, accuracy = validate(model, job.val, job.spec.preprocess, job.config, self.share, self.accelerator)
+        loss, accuracy = validate(model, job.val, job.spec.preprocess, job.config, self.processes, self.accelerator)
         outcome = Outcome(stage.name, self.position.run_epoch + 1, loss, accuracy)
-        step = self.position.run_step
-        self._log(LogRow("val", stage.name, outcome.epoch, step, 0.0, outcome.loss, outcome.accuracy, 0.0))
+        self._log("val", stage, lr=0.0, loss=loss, accuracy=accuracy, images_per_s=0.0)
         best = outcome.accuracy > self.position.best
         if best:
             self._advance(best=outcome.accuracy)
         if self.accelerator.is_main_process:
             self.job.saved(model, outcome, best)
 
-    def _log(self, row: LogRow) -> None:
+    def _log(self, kind: Literal["train", "val"], stage: Stage, **numbers: float) -> None:
         if self.log is not None:
-            self.log.add(row)
+            at = self.position
+            self.log.add(LogRow(kind=kind, stage=stage.name, epoch=at.run_epoch + 1, step=at.run_step, **numbers))
         self._advance(log_rows=self.position.log_rows + 1)
 
     def _advance(self, **changes: Any) -> None:
@@ -264,8 +250,8 @@ class Trainer:
         state.save(
             self.job.folder / state.FOLDER,
             State(
-                self.position,
-                self.job.fingerprint,
+                position=self.position,
+                fingerprint=self.job.fingerprint,
                 model=self.job.model.state_dict(),
                 ema=self.ema.module.state_dict() if self.ema is not None else {},
                 optimizer=state.optimizer_tensors(optimizer) if optimizer is not None else {},
@@ -279,30 +265,28 @@ class Trainer:
         Raises:
             TrainingError: it belongs to another run, or what it holds does not fit this one.
         """
-        found = state.latest(self.job.folder / state.FOLDER, self.job.fingerprint)
-        if found is None:
+        saved = state.latest(self.job.folder / state.FOLDER, self.job.fingerprint)
+        if saved is None:
             return
-        self._require_within(found)
-        for part, tensors, module in (("model", found.model, self.model), ("ema", found.ema, self._averaged())):
+        self._require_within(saved)
+        averaged = self.ema.module if self.ema is not None else None
+        for part, tensors, module in (("model", saved.model, self.model), ("ema", saved.ema, averaged)):
             if module is not None:
-                own = module.state_dict()
-                shapes = {name: tensor.shape for name, tensor in own.items()}
-                state.require_tensors(tensors, shapes, f"the {part} in {found.path}")
+                weights = module.state_dict()
+                shapes = {name: tensor.shape for name, tensor in weights.items()}
+                state.require_tensors(tensors, shapes, f"the {part} in {saved.path}")
                 module.load_state_dict(dict(tensors))
-        self.position = found.position
-        if found.optimizer:
-            self._resumed = found
+        self.position = saved.position
+        if saved.optimizer:
+            self._resumed = saved
 
-    def _averaged(self) -> Any:
-        return self.ema.module if self.ema is not None else None
-
-    def _require_within(self, found: State) -> None:
+    def _require_within(self, saved: State) -> None:
         """Hold where a state says the run was against the run's plan.
 
         Raises:
             TrainingError: there is no such place in it.
         """
-        at = found.position
+        at = saved.position
         finished = at.stage == len(self.stages)
         epochs = 0 if at.stage >= len(self.stages) else self.stages[at.stage].epochs
         inside = at.stage < len(self.stages) and at.epoch < epochs and at.step < self.steps
@@ -310,13 +294,13 @@ class Trainer:
         agrees = (at.run_epoch, at.run_step) == (before, before * self.steps + at.step) and at.log_rows >= 2 * before
         if not ((inside or (finished and at.epoch == at.step == 0)) and agrees):
             raise TrainingError(
-                f"{found.path} is damaged: it is of stage {at.stage + 1}, epoch {at.epoch + 1}, step {at.step} and of "
+                f"{saved.path} is damaged: it is of stage {at.stage + 1}, epoch {at.epoch + 1}, step {at.step} and of "
                 f"step {at.run_step} of the run, with {at.log_rows} rows of log, and this run has no such place",
                 hint="--overwrite starts the run again; without this file it goes on from an older state",
             )
 
 
-def _cosine(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> CosineLRScheduler:
+def _lr_curve(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> CosineLRScheduler:
     """Linear warm-up, cosine decay; a function of the step (from 1), so that a resumed run is where it was."""
     warmup = round(config.warmup * steps)
     return CosineLRScheduler(
@@ -334,8 +318,3 @@ def _mixup(config: TrainConfig, classes: int) -> Mixup | None:
     if not (config.mixup or config.cutmix):
         return None
     return Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=classes)
-
-
-def _restore_scaler(scaler: Any, saved: Any) -> None:
-    if scaler is not None and saved:
-        scaler.load_state_dict(dict(saved))

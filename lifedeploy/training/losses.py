@@ -1,4 +1,4 @@
-"""What a step minimises."""
+"""The loss that a training step minimises, without distillation."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from lifedeploy.model.vit import SlimViT
 from lifedeploy.training.config import TrainConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage. ``reducer`` and ``backbone`` say which of the two is trained; the other one is frozen."""
 
@@ -26,14 +26,14 @@ class Stage:
 def plan(config: TrainConfig) -> tuple[Stage, ...]:
     """The stages of a run; those without an epoch are left out."""
     if config.single_stage:
-        stages = [Stage("single", config.total_epochs, reducer=True, backbone=True, elastic=config.elastic)]
+        stages = [Stage(name="single", epochs=config.total_epochs, reducer=True, backbone=True, elastic=config.elastic)]
     else:
         stages = [
             Stage(
-                stage.name,
-                epochs,
-                stage.reducer,
-                stage.backbone,
+                name=stage.name,
+                epochs=epochs,
+                reducer=stage.reducer,
+                backbone=stage.backbone,
                 elastic=config.elastic and stage.backbone,
                 soft=stage.soft and not (config.hard and not stage.reducer),
             )

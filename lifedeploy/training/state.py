@@ -28,7 +28,7 @@ _KEY = "lifedeploy.training"
 _NAME = re.compile(r"[0-9]{8,12}\.safetensors")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Position:
     """Where a run is: the next step to make."""
 
@@ -42,7 +42,7 @@ class Position:
     seconds: Annotated[float, Meta(ge=0, le=1e12)]  # that the run has taken, in all the processes it took
 
 
-START = Position(0, 0, 0, 0, 0, 0, -1.0, 0.0)
+START = Position(stage=0, epoch=0, step=0, run_epoch=0, run_step=0, log_rows=0, best=-1.0, seconds=0.0)
 
 
 class _Header(Struct):
@@ -53,9 +53,9 @@ class _Header(Struct):
     scaler: dict[str, int | float] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
-    """What was saved."""
+    """All that a run is continued from."""
 
     position: Position
     fingerprint: str  # of configuration and starting weights: a state continues the run it came from only
@@ -99,7 +99,7 @@ def latest(folder: Path, fingerprint: str) -> State | None:
                 hint="--overwrite starts again, --name gives the new run another folder",
             )
         parts = {part: _part(tensors, part) for part in _PARTS}
-        return State(header.position, fingerprint, **parts, scaler=header.scaler, path=path)
+        return State(position=header.position, fingerprint=fingerprint, **parts, scaler=header.scaler, path=path)
     return None
 
 
@@ -112,8 +112,8 @@ def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 def _files(folder: Path) -> list[Path]:
     """The newest first; temporary files have other names."""
-    found = [path for path in folder.glob("*.safetensors") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem), reverse=True)
+    paths = [path for path in folder.glob("*.safetensors") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.stem), reverse=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], path: Path = Path()) -> None:
-    """The inverse of :func:`optimizer_tensors`; rates are the schedule's business and stay as they are.
+    """The inverse of :func:`optimizer_tensors`; learning rates are their curve's business and stay as they are.
 
     Raises:
         TrainingError: the tensors are not those of this optimiser's parameters; ``path`` is what errors call the file.

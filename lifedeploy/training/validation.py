@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lifedeploy.data.images import ImageSet
 from lifedeploy.model.vit import SlimViT
+from lifedeploy.processes import Processes
 from lifedeploy.spec import PreprocessSpec
-from lifedeploy.training import feeds
+from lifedeploy.training import loader
 from lifedeploy.training.config import TrainConfig
-from lifedeploy.training.feeds import Share
 
 
 class Meter:
@@ -35,14 +35,19 @@ class Meter:
 
 
 def validate(
-    model: SlimViT, images: ImageSet, preprocess: PreprocessSpec, config: TrainConfig, share: Share, accelerator: Any
+    model: SlimViT,
+    images: ImageSet,
+    preprocess: PreprocessSpec,
+    config: TrainConfig,
+    processes: Processes,
+    accelerator: Any,
 ) -> tuple[float, float]:
     """Loss and accuracy of the hard forward over ``images``, shared out among the processes."""
     training = [module.training for module in model.modules()]
     model.eval()
     meter = Meter(accelerator.device)
     with torch.no_grad(), accelerator.autocast():
-        for batch in feeds.validation_batches(images, preprocess, config, share, accelerator.device):
+        for batch in loader.validation_batches(images, preprocess, config, processes, accelerator.device):
             logits = model(batch.images).logits.float()
             loss = torch.nn.functional.cross_entropy(logits, batch.targets)
             meter.add(loss, logits, batch.targets)

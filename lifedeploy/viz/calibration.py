@@ -9,7 +9,7 @@ from typing import Any
 
 from lifedeploy import methods
 from lifedeploy.calibration.report import LayerReport, MemberReport
-from lifedeploy.viz.style import check_format, load_matplotlib, save, tidy, title
+from lifedeploy.viz.style import new_figure, save, tidy, title
 
 _COLOURS = ("#1b6ca8", "#c2571a", "#4f9d69", "#8c6bb1", "#8c8c8c", "#d4a017")
 _SAME, _CHANGED = "#1b6ca8", "#c2571a"
@@ -21,14 +21,8 @@ def plot_calibration(members: Mapping[str, MemberReport], path: Path, *, precisi
     Raises:
         UsageError: a format that cannot be written.
     """
-    check_format(path)
-    load_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     drawn = [member for method, member in members.items() if methods.role_of(method) != methods.BOUND]
-    figure = Figure(figsize=(10.5, 3.2 * len(drawn) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, 10.5, 3.2 * len(drawn) + 0.6)
     axes: Any = figure.subplots(len(drawn), 2, squeeze=False, width_ratios=(3, 2))
     for (left, right), member in zip(axes, drawn, strict=True):
         _layers(left, member.layers)
@@ -48,16 +42,16 @@ def _layers(axis: Any, layers: Sequence[LayerReport]) -> None:
     for layer in layers:
         depth, kind = _place(layer)
         kinds.setdefault(kind, []).append((depth, layer))
-    head = 1 + max((depth for found in kinds.values() for depth, _ in found), default=0)
+    head = 1 + max((depth for placed in kinds.values() for depth, _ in placed), default=0)
     if "head" in kinds:
         kinds["head"] = [(head, layer) for _, layer in kinds["head"]]
     floor = min((layer.sqnr_db for layer in layers if layer.sqnr_db is not None), default=0.0)
-    for colour, (kind, found) in zip(_COLOURS * len(kinds), sorted(kinds.items()), strict=False):
-        found.sort(key=lambda item: item[0])
-        quantized = [(depth, layer.sqnr_db) for depth, layer in found if layer.sqnr_db is not None]
+    for colour, (kind, placed) in zip(_COLOURS * len(kinds), sorted(kinds.items()), strict=False):
+        placed.sort(key=lambda item: item[0])
+        quantized = [(depth, layer.sqnr_db) for depth, layer in placed if layer.sqnr_db is not None]
         depths, ratios = zip(*quantized, strict=True) if quantized else ((), ())
         axis.plot(depths, ratios, "o-", markersize=4, linewidth=1, color=colour, label=kind)
-        left = [depth for depth, layer in found if layer.sqnr_db is None]
+        left = [depth for depth, layer in placed if layer.sqnr_db is None]
         axis.plot(left, [floor] * len(left), "o", markersize=6, markerfacecolor="none", color=colour)
     axis.set_xlabel("layer")
     axis.set_ylabel("SQNR, dB")
@@ -67,12 +61,12 @@ def _layers(axis: Any, layers: Sequence[LayerReport]) -> None:
 
 def _place(layer: LayerReport) -> tuple[int, str]:
     """Layer (from 1) and kind of a product, by its name: blocks.3.mlp.fc1/MatMul → 4, fc1. Others: 0, their part."""
-    found = re.match(r"blocks\.(\d+)\.(.+)/", layer.name)
-    if found is None:
+    match = re.match(r"blocks\.(\d+)\.(.+)/", layer.name)
+    if match is None:
         return 0, layer.part
-    kind = found[2].rpartition(".")[2]
+    kind = match[2].rpartition(".")[2]
     kinds = {"attn": "P·V" if layer.name.endswith("_1") else "Q·Kᵀ"}
-    return int(found[1]) + 1, kinds.get(kind, kind)
+    return int(match[1]) + 1, kinds.get(kind, kind)
 
 
 def _images(axis: Any, member: MemberReport) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lifedeploy.bench.choices import Choice
+from lifedeploy.bench.report import Choice
 from lifedeploy.viz.style import colour, load_matplotlib
 
 _MARKERS = "osD^vPX<>*hp"  # one per engine and precision
@@ -20,28 +20,28 @@ _ACROSS = {-1: "right", 0: "center", 1: "left"}
 _UP = {-1: "top", 0: "center", 1: "bottom"}
 
 
-def marked(choices: Sequence[Choice]) -> dict[tuple[str, str], str]:
+def marked(choices: Sequence[Choice]) -> dict[str, str]:
     """A marker for each engine and precision, the same in all settings."""
-    engines = dict.fromkeys((choice.engine, choice.precision) for choice in choices)
+    engines = dict.fromkeys(choice.row.subject.label for choice in choices)
     return dict(zip(engines, cycle(_MARKERS), strict=False))
 
 
-def draw(axis: Any, choices: Sequence[Choice], markers: dict[tuple[str, str], str]) -> None:
+def draw(axis: Any, choices: Sequence[Choice], markers: dict[str, str]) -> None:
     """One setting: top-1 with one standard error against images per second; the Pareto front as a line."""
     for choice in choices:
         axis.errorbar(
-            choice.images_per_s,
+            choice.row.images_per_s,
             choice.top1 * 100,
             yerr=choice.standard_error * 100,
-            fmt=markers[choice.engine, choice.precision],
+            fmt=markers[choice.row.subject.label],
             markersize=7 if choice.pareto else 5,
             capsize=3,
             elinewidth=1,
-            color=colour(choice.method),
+            color=colour(choice.row.subject.method),
             zorder=3,
         )
     axis.plot(*zip(*_front(choices), strict=True), color="#333333", linewidth=1, linestyle="--", zorder=2)
-    speeds = [choice.images_per_s for choice in choices]
+    speeds = [choice.row.images_per_s for choice in choices]
     if max(speeds) > _WIDE * min(speeds):
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
@@ -54,7 +54,7 @@ def draw(axis: Any, choices: Sequence[Choice], markers: dict[tuple[str, str], st
 
 
 def _front(choices: Sequence[Choice]) -> list[tuple[float, float]]:
-    return sorted((choice.images_per_s, choice.top1 * 100) for choice in choices if choice.pareto)
+    return sorted((choice.row.images_per_s, choice.top1 * 100) for choice in choices if choice.pareto)
 
 
 def label(axis: Any, choices: Sequence[Choice]) -> None:
@@ -66,36 +66,36 @@ def label(axis: Any, choices: Sequence[Choice]) -> None:
     points, taken = [], []
     for choice in choices:
         low, middle, high = (choice.top1 + sign * choice.standard_error for sign in (-1, 0, 1))
-        ends = [axis.transData.transform((choice.images_per_s, 100 * share)) for share in (low, middle, high)]
+        ends = [axis.transData.transform((choice.row.images_per_s, 100 * share)) for share in (low, middle, high)]
         points.append(ends[1])
         taken.append(Bbox([ends[0], ends[2]]).padded(5 * pixels))
     corners = axis.transData.transform(_front(choices))
-    for one, other in pairwise(corners):
+    for start, end in pairwise(corners):
         for share in np.linspace(0, 1, 100):
-            taken.append(Bbox([one + share * (other - one)] * 2).padded(pixels))
+            taken.append(Bbox([start + share * (end - start)] * 2).padded(pixels))
     for choice, point in zip(choices, points, strict=True):
-        made = axis.annotate(
-            f"{choice.engine} {choice.precision} {choice.method}",
-            (choice.images_per_s, choice.top1 * 100),
+        text = axis.annotate(
+            f"{choice.row.subject.label} {choice.row.subject.method}",
+            (choice.row.images_per_s, choice.top1 * 100),
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=7.5,
-            color=colour(choice.method),
+            color=colour(choice.row.subject.method),
             zorder=4,
         )
-        size = made.get_window_extent()
+        size = text.get_window_extent()
         places = [
             (across * distance, up * distance, _box(point, across, up, distance * pixels, size))
             for distance, (across, up) in product(_DISTANCES, _DIRECTIONS)
         ]
         x, y, box = min(
-            places, key=lambda place: sum(_covered(place[2], one) for one in taken) + _outside(place[2], axis)
+            places, key=lambda place: sum(_covered(place[2], other) for other in taken) + _outside(place[2], axis)
         )
-        made.set(position=(x, y), ha=_ACROSS[_sign(x)], va=_UP[_sign(y)])
+        text.set(position=(x, y), ha=_ACROSS[_sign(x)], va=_UP[_sign(y)])
         if max(abs(x), abs(y)) > _DISTANCES[0]:  # too far to see whose name it is
             axis.annotate(
                 "",
-                (choice.images_per_s, choice.top1 * 100),
+                (choice.row.images_per_s, choice.top1 * 100),
                 xytext=(x, y),
                 textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#999999"},
@@ -117,13 +117,13 @@ def _box(point: Any, across: int, up: int, distance: float, size: Any) -> Any:
     return Bbox.from_bounds(left, bottom, size.width, size.height)
 
 
-def _covered(one: Any, other: Any) -> float:
+def _covered(box: Any, other: Any) -> float:
     """The area that two boxes share."""
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return max(width, 0.0) * max(height, 0.0)
+    width = min(box.x1, other.x1) - max(box.x0, other.x0)
+    height = min(box.y1, other.y1) - max(box.y0, other.y0)
+    return float(max(width, 0.0) * max(height, 0.0))
 
 
 def _outside(box: Any, axis: Any) -> float:
     """The area of a box that is outside of the axes."""
-    return box.width * box.height - _covered(box, axis.bbox)
+    return float(box.width * box.height) - _covered(box, axis.bbox)

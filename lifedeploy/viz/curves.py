@@ -11,7 +11,7 @@ from typing import Any
 
 from lifedeploy.text import printable
 from lifedeploy.training.log import LogRow
-from lifedeploy.viz.style import check_format, load_matplotlib, save
+from lifedeploy.viz.style import new_figure, save, tidy
 
 _LARGEST = 1e30
 _TRAIN, _VAL, _RATE = "#6baed6", "#c2571a", "#8c8c8c"
@@ -23,13 +23,7 @@ def draw_curves(rows: Sequence[LogRow], path: Path, *, title: str = "") -> None:
     Raises:
         UsageError: a format that cannot be written.
     """
-    check_format(path)
-    load_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, 9.5, 4.6)
     axes: Any = figure.subplots(2, 2, sharex=True, height_ratios=(3, 1))
     train = _even([row for row in rows if row.kind == "train"])
     val = [row for row in rows if row.kind == "val"]
@@ -46,9 +40,7 @@ def draw_curves(rows: Sequence[LogRow], path: Path, *, title: str = "") -> None:
         axis.set_yscale("log" if len({row.lr for row in train if row.lr > 0}) > 1 else "linear")
     _stages(axes, rows)
     for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#e6e6e6")
-        axis.tick_params(labelsize=8)
+        tidy(axis)
     axes[0][0].legend(fontsize=8, frameon=False)
     figure.suptitle(printable(title), fontsize=9, color="#555555", parse_math=False)
     save(figure, path)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lifedeploy.evaluation.lives import PatchLives, granted
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import shortened
-from lifedeploy.viz.style import check_format, load_matplotlib, save
+from lifedeploy.viz.style import new_figure, save
 
 _COLOURS = "viridis"  # even steps for every eye
 _DARK = 0.15  # brightness of a dropped patch
@@ -28,34 +28,29 @@ def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, n
     Raises:
         UsageError: a format that cannot be written.
     """
-    check_format(path)
-    load_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-
     layers = [layer for layer in schedule.drop_layers if schedule.after(layer) < schedule.tokens[layer - 1]]
     lived = drawn[0].life is not None
     columns = 1 + lived + len(layers)
     height, width = drawn[0].pixels.shape[:2]
     panel = (_PANEL * width / max(height, width), _PANEL * height / max(height, width))
-    figure = Figure(figsize=(columns * panel[0] + 1.0, len(drawn) * (panel[1] + 0.3) + 0.55), layout="compressed")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, columns * panel[0] + 1.0, len(drawn) * (panel[1] + 0.3) + 0.55, layout="compressed")
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     axes: Any = figure.subplots(len(drawn), columns, squeeze=False)
     scale = Normalize(schedule.base_layer, schedule.depth)
-    for row, one in zip(axes, drawn, strict=True):
+    for row, image in zip(axes, drawn, strict=True):
         for axis in row:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-        row[0].imshow(one.pixels)
-        row[0].set_xlabel(_label(one), fontsize=8)
-        if one.life is not None:
-            _draw_life(row[1], one.life, one, schedule, scale)
+        row[0].imshow(image.pixels)
+        row[0].set_xlabel(_label(image), fontsize=8)
+        if image.life is not None:
+            _draw_life(row[1], image.life, image, schedule, scale)
         for axis, layer in zip(row[1 + lived :], layers, strict=True):
-            axis.imshow(dimmed(one, layer))
-            axis.set_xlabel(_left(one, layer, schedule), fontsize=8)
+            axis.imshow(dimmed(image, layer))
+            axis.set_xlabel(_left(image, layer, schedule), fontsize=8)
     titles = ["image", *(["life, in layers"] if lived else []), *(f"after layer {layer}" for layer in layers)]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9, fontweight="bold")
@@ -69,34 +64,34 @@ def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, n
     save(figure, path)
 
 
-def dimmed(one: PatchLives, layer: int) -> NDArray[np.uint8]:
+def dimmed(image: PatchLives, layer: int) -> NDArray[np.uint8]:
     """The image with the patches dark that do not go on after ``layer``: (H, W, 3)."""
-    bright = np.where(spread(one.alive[layer], one), 1.0, _DARK)
-    return (one.pixels * bright[..., None]).astype(np.uint8)
+    bright = np.where(spread(image.alive[layer], image), 1.0, _DARK)
+    return (image.pixels * bright[..., None]).astype(np.uint8)
 
 
-def spread(values: NDArray[Any], one: PatchLives) -> NDArray[Any]:
+def spread(values: NDArray[Any], image: PatchLives) -> NDArray[Any]:
     """A value per patch (N,) → per pixel (H, W)."""
-    rows, columns = one.grid
-    height, width = one.pixels.shape[:2]
+    rows, columns = image.grid
+    height, width = image.pixels.shape[:2]
     return values.reshape(rows, columns).repeat(height // rows, axis=0).repeat(width // columns, axis=1)
 
 
-def _left(one: PatchLives, layer: int, schedule: Schedule) -> str:
+def _left(image: PatchLives, layer: int, schedule: Schedule) -> str:
     """What goes on after a layer, in words."""
-    text, fused = f"{int(one.alive[layer].sum())} of {schedule.patches} patches", one.fused[layer]
+    text, fused = f"{int(image.alive[layer].sum())} of {schedule.patches} patches", image.fused[layer]
     return text if not fused else f"{text}, {fused} fused"
 
 
-def _draw_life(axis: Any, life: NDArray[Any], one: PatchLives, schedule: Schedule, scale: Any) -> None:
+def _draw_life(axis: Any, life: NDArray[Any], image: PatchLives, schedule: Schedule, scale: Any) -> None:
     clamped = life.clip(schedule.base_layer, schedule.depth)
-    grey = one.pixels.mean(axis=2)
+    grey = image.pixels.mean(axis=2)
     axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
-    axis.imshow(spread(clamped, one), cmap=_COLOURS, norm=scale, alpha=0.72)
-    rows, columns = one.grid
+    axis.imshow(spread(clamped, image), cmap=_COLOURS, norm=scale, alpha=0.72)
+    rows, columns = image.grid
     if max(rows, columns) > _NUMBERED_GRID:
         return
-    high, wide = one.pixels.shape[0] / rows, one.pixels.shape[1] / columns
+    high, wide = image.pixels.shape[0] / rows, image.pixels.shape[1] / columns
     size = 60 / max(rows, columns) * min(1.0, _PANEL / 2.6)
     middle = (schedule.base_layer + schedule.depth) / 2
     for number, life in enumerate(clamped):
@@ -112,9 +107,9 @@ def _draw_life(axis: Any, life: NDArray[Any], one: PatchLives, schedule: Schedul
         )
 
 
-def _label(one: PatchLives) -> str:
-    name = shortened(one.name, _LABEL)
-    return f"{name}\n{shortened(one.guess, _LABEL)}" if one.guess else name
+def _label(image: PatchLives) -> str:
+    name = shortened(image.name, _LABEL)
+    return f"{name}\n{shortened(image.guess, _LABEL)}" if image.guess else name
 
 
 def draw_histogram(life: NDArray[Any], schedule: Schedule, path: Path, *, note: str = "") -> None:
@@ -123,13 +118,7 @@ def draw_histogram(life: NDArray[Any], schedule: Schedule, path: Path, *, note: 
     Raises:
         UsageError: a format that cannot be written.
     """
-    check_format(path)
-    load_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, 7.2, 3.8)
     axis: Any = figure.subplots()
     flat = life.clip(schedule.base_layer, schedule.depth).ravel()
     edges = np.arange(schedule.base_layer - 0.25, schedule.depth + 0.5, 0.5)

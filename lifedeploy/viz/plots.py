@@ -10,7 +10,7 @@ from lifedeploy import methods
 from lifedeploy.bench.choices import by_setting
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.viz.choices import draw, label, marked
-from lifedeploy.viz.style import as_text, check_format, colour, load_matplotlib, save, tidy, title
+from lifedeploy.viz.style import as_text, colour, new_figure, save, tidy, title
 
 
 def plot_bench(report: BenchReport, path: Path) -> None:
@@ -19,32 +19,27 @@ def plot_bench(report: BenchReport, path: Path) -> None:
     Raises:
         UsageError: a format that cannot be written.
     """
-    check_format(path)
-    load_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    contests: dict[tuple[str, str, str, str, bool | None], list[Row]] = {}
+    contests: dict[tuple[str, str, str, bool | None], list[Row]] = {}
     for row in report.rows:
-        contests.setdefault((row.model, row.engine, row.precision, row.mode, row.copies), []).append(row)
+        key = row.subject.model, row.subject.label, row.setting.mode, row.setting.copies
+        contests.setdefault(key, []).append(row)
     settings = by_setting(report.choices)
     heights = [3.1] * len(contests) + [4.2] * len(settings)
-    figure = Figure(figsize=(10.5, sum(heights) + 1.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, 10.5, sum(heights) + 1.0)
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     axes = [[figure.add_subplot(grid[row, column]) for column in (0, 1)] for row in range(len(contests))]
-    for (left, right), ((model, engine, precision, mode, copies), rows) in zip(axes, contests.items(), strict=True):
+    for (left, right), ((model, engine, mode, copies), rows) in zip(axes, contests.items(), strict=True):
         _throughput(left, rows)
         _speedup(right, rows)
-        title(left, f"{model} · {engine} {precision} · {mode}{_moved(copies)}")
+        title(left, f"{model} · {engine} · {mode}{_moved(copies)}")
     panels = [figure.add_subplot(grid[len(contests) + row, :]) for row in range(len(settings))]
     markers = marked(report.choices)
     for panel, choices in zip(panels, settings, strict=True):
-        one = choices[0]
-        copies = next((choice.copies for choice in choices if choice.copies is not None), None)
+        row = choices[0].row
+        copies = next((choice.row.setting.copies for choice in choices if choice.row.setting.copies is not None), None)
         draw(panel, choices, markers)
         tidy(panel)
-        title(panel, f"{one.model} · {one.mode} · batch {one.batch}{_moved(copies)}")
+        title(panel, f"{row.subject.model} · {row.setting.mode} · batch {row.setting.batch}{_moved(copies)}")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8, frameon=False)
     machine = report.machine
@@ -74,21 +69,21 @@ def _below(report: BenchReport) -> str:
 
 
 def _methods(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.method for row in rows))
+    return list(dict.fromkeys(row.subject.method for row in rows))
 
 
 def _throughput(axis: Any, rows: Sequence[Row]) -> None:
     """Bars: images per second."""
-    batches = list(dict.fromkeys(row.batch for row in rows))
+    batches = list(dict.fromkeys(row.setting.batch for row in rows))
     methods = _methods(rows)
     width = 0.8 / len(methods)
     for index, method in enumerate(methods):
-        own = {row.batch: row for row in rows if row.method == method}
-        places = [batches.index(batch) + (index - (len(methods) - 1) / 2) * width for batch in own]
-        heights = [row.images_per_s for row in own.values()]
+        of_method = {row.setting.batch: row for row in rows if row.subject.method == method}
+        places = [batches.index(batch) + (index - (len(methods) - 1) / 2) * width for batch in of_method]
+        heights = [row.images_per_s for row in of_method.values()]
         spread = [
-            [row.images_per_s - row.images_per_s_quartiles[0] for row in own.values()],
-            [row.images_per_s_quartiles[1] - row.images_per_s for row in own.values()],
+            [row.images_per_s - row.images_per_s_quartiles[0] for row in of_method.values()],
+            [row.images_per_s_quartiles[1] - row.images_per_s for row in of_method.values()],
         ]
         bars = axis.bar(
             places, heights, width * 0.92, yerr=spread, label=method, color=colour(method), ecolor="#333333"
@@ -102,32 +97,37 @@ def _throughput(axis: Any, rows: Sequence[Row]) -> None:
 
 def _speedup(axis: Any, rows: Sequence[Row]) -> None:
     """Points with their interval, against the bound that the MACs set."""
-    batches = list(dict.fromkeys(row.batch for row in rows))
+    batches = list(dict.fromkeys(row.setting.batch for row in rows))
     slimmed = [method for method in _methods(rows) if methods.role_of(method) != methods.BASELINE]
     shift = 0.1
     for index, method in enumerate(slimmed):
-        own = [row for row in rows if row.method == method and row.speedup is not None]
-        if not own:
+        of_method = [row for row in rows if row.subject.method == method and row.speedup is not None]
+        if not of_method:
             continue
-        places = [batches.index(row.batch) + (index - (len(slimmed) - 1) / 2) * shift for row in own]
-        middle = [row.speedup or 0 for row in own]
-        below = [(row.speedup or 0) - (row.speedup_low or 0) for row in own]
-        above = [(row.speedup_high or 0) - (row.speedup or 0) for row in own]
+        places = [batches.index(row.setting.batch) + (index - (len(slimmed) - 1) / 2) * shift for row in of_method]
+        middle = [row.speedup or 0 for row in of_method]
+        below = [(row.speedup or 0) - (row.speedup_low or 0) for row in of_method]
+        above = [(row.speedup_high or 0) - (row.speedup or 0) for row in of_method]
         axis.errorbar(places, middle, yerr=[below, above], fmt="o", capsize=4, color=colour(method), label=method)
         # Labels on the outer sides, so that neighbours do not cover each other.
-        side, align = (-9, "right") if index == 0 and len(slimmed) > 1 else (9, "left")
+        offset, align = (-9, "right") if index == 0 and len(slimmed) > 1 else (9, "left")
         for x, y in zip(places, middle, strict=True):
             axis.annotate(
                 f"{y:.2f}×",
                 (x, y),
                 textcoords="offset points",
-                xytext=(side, -3),
+                xytext=(offset, -3),
                 ha=align,
                 fontsize=8,
                 color=colour(method),
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
-    bounds = {row.mac_ratio for row in rows if methods.role_of(row.method) == methods.SLIMMED and row.mac_ratio}
+    subjects = [row.subject for row in rows]
+    bounds = {
+        subject.mac_ratio
+        for subject in subjects
+        if methods.role_of(subject.method) == methods.SLIMMED and subject.mac_ratio
+    }
     for bound in bounds:
         axis.axhline(bound, linestyle="--", linewidth=1, color="#333333")
         axis.annotate(

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 from lifedeploy import methods
@@ -76,6 +76,24 @@ def load_matplotlib() -> None:
     finally:
         os.fchdir(here)
         os.close(here)
+
+
+def new_figure(
+    path: Path, width: float, height: float, *, layout: Literal["constrained", "compressed"] = "constrained"
+) -> Any:
+    """An empty matplotlib figure of that many inches, which is to be written to ``path``.
+
+    Raises:
+        UsageError: a format that cannot be written.
+    """
+    check_format(path)
+    load_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def save(figure: Any, path: Path, *, dpi: int = 150) -> None:

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-
 from lifedeploy import methods
-from lifedeploy.artifact import TensorSpec, Workspace
-from lifedeploy.bench import trtexec
-from lifedeploy.bench.measure import Contender, Stop, measure
-from lifedeploy.bench.memory import peak_memory_mib
-from lifedeploy.bench.profile import Profile, summarise
-from lifedeploy.bench.report import BenchReport, Row, Subject, contender_name, make_rows
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.bench.choices import ranked
+from lifedeploy.bench.measure import Stop
+from lifedeploy.bench.report import BenchReport, Choice, Row
+from lifedeploy.data.images import ImageSet
 from lifedeploy.engines.base import EngineOptions
-from lifedeploy.engines.lanes import Array, DeviceLane, Lane, WithoutCopies, buffers
-from lifedeploy.errors import EngineError, UsageError
+from lifedeploy.errors import ImageError, UsageError
 from lifedeploy.files import now
 from lifedeploy.machine import cores, describe, gpu_state
+from lifedeploy.progress import Progress, Say, silent, unwatched
+from lifedeploy.targets import select
+from lifedeploy.targets.contest import Rules, contest
+from lifedeploy.targets.evidence import prove
+from lifedeploy.targets.select import Variants, WantedEngine, variants_of
+from lifedeploy.targets.session import Session
 from lifedeploy.text import quoted
-from lifedeploy.workflows.choices import Judgement, judge
-from lifedeploy.workflows.evaluate import EvaluateRequest, listed
-from lifedeploy.workflows.progress import Say, silent
-from lifedeploy.workflows.teams import Member, Team, teams
+from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.workflows.evaluate import EvaluateReport, EvaluateRequest, evaluate, listed
 
 MODES = ("latency", "throughput")
 MOST_BATCHES, LARGEST_BATCH = 64, 65_536
 MOST_STREAMS, MOST_THREADS = 1_024, 4_096
 MOST_IMAGES = 1_000_000_000
 LONGEST_BUDGET_S = 30 * 86_400
-_SEED = 5
-Progress = Callable[[str, str, float], None]  # what is done, how far that is, share of the way
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchRequest:
     """What to measure, and how."""
 
@@ -88,10 +84,7 @@ class BenchRequest:
 
 
 def bench(
-    request: BenchRequest,
-    workspace: Workspace,
-    say: Say = silent,
-    progress: Progress = lambda label, so_far, share: None,
+    request: BenchRequest, workspace: Workspace, say: Say = silent, progress: Progress = unwatched
 ) -> BenchReport:
     """Measure every engine at every batch size in every mode; all engines take turns with each other.
 
@@ -103,221 +96,128 @@ def bench(
         DataError, ImageError, WeightsError: the images are missing, broken, or not of the model's classes.
     """
     evaluation = EvaluateRequest(
-        (), request.data, request.split, max(request.batches), limit=request.limit, threads=request.threads
+        models=(),
+        data=request.data,
+        split=request.split,
+        batch=max(request.batches),
+        limit=request.limit,
+        threads=request.threads,
     )
     images = listed(evaluation, say) if request.data else None
-    chosen, warnings = teams(request.model, request.engines, workspace, say, trust=request.trust)
-    judgement: Judgement | None = None
-    if images is not None:
-        judgement = judge(chosen, evaluation, workspace, images, say, partial(_seen, progress))
-        warnings += judgement.report.warnings
+    chosen, warnings = _chosen(request, workspace, say)
+    accuracy = _Accuracy(chosen, evaluation, workspace, images, say, progress) if images is not None else None
+    options = EngineOptions(threads=request.threads, cuda_binding=request.cuda_binding, trust=request.trust)
+    rules = Rules(
+        stop=request.stop,
+        options=options,
+        threads=request.threads or cores(),
+        copies=request.copies,
+        memory=request.memory,
+    )
     before = gpu_state()
-    rows: dict[str, list[Row]] = {team.label: [] for team in chosen}
+    rows: dict[str, list[Row]] = {variants.label: [] for variants in chosen}
     for mode, batch in product(request.modes, request.batches):
-        for team, found in _contest(chosen, mode, batch, request, say, progress).items():
-            rows[team] += found
-    after = gpu_state()
-    profiles: list[Profile] = []
-    if request.profile:
-        for one, batch in product(chosen, request.batches):
-            profiles += _profiles(one, batch, request, say)
+        streams = request.streams if mode == "throughput" else 1
+        for label, measured in contest(chosen, mode, batch, streams, rules, say, progress).items():
+            rows[label] += measured
     machine = describe(threads=request.threads)
     if before:
-        machine["gpu_state"] = {"before": before, "after": after}
+        machine["gpu_state"] = {"before": before, "after": gpu_state()}
+    profiles = []
+    for variants, batch in product(chosen if request.profile else (), request.batches):
+        for target in variants.targets:
+            say(f"profiling {target.shown_method}, {variants.label}, batch {batch}")
+            with Session(target, options=rules.options_of(target, batch=batch)) as session:
+                profiles.append(session.profile(variants.model, batch))
     return BenchReport(
-        machine,
-        tuple(row for own in rows.values() for row in own),
-        now(),
-        request.command,
-        tuple(profiles),
-        judgement.choices(rows) if judgement else (),
-        judgement.report.data if judgement else None,
-        warnings,
+        machine=machine,
+        rows=tuple(row for measured in rows.values() for row in measured),
+        created=now(),
+        command=request.command,
+        profiles=tuple(profiles),
+        choices=accuracy.choices(rows) if accuracy else (),
+        images=accuracy.report.data if accuracy else None,
+        warnings=(*warnings, *(accuracy.report.warnings if accuracy else ())),
     )
 
 
-def _seen(progress: Progress, seen: int, images: int) -> None:
-    progress("evaluating", f"{seen:,} of {images:,} images", seen / images)
+def _chosen(request: BenchRequest, workspace: Workspace, say: Say) -> tuple[list[Variants], tuple[str, ...]]:
+    """What is measured, built and proven where it was not; and what has to be said about it."""
+    selection = select.for_bench(request.model, request.engines, workspace, trust=request.trust)
+    for line in filter(None, (selection.note, *selection.warnings)):
+        say(line)
+    engines = [_built(wanted, selection.export, request, workspace, say) for wanted in selection.engines]
+    return [*selection.files, *(variants_of(prove(engine)) for engine in engines)], selection.warnings
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A member of a team, open."""
-
-    team: Team
-    member: Member
-    ways: dict[bool | None, tuple[Lane, ...]]  # with copies, without, or on no device that would need them
-    precision: str  # what runs
-    inputs: tuple[TensorSpec, ...]
-
-    def name(self, copies: bool | None) -> str:
-        """Of its contender."""
-        return contender_name(self.team.label, self.member.method, copies)
+def _built(
+    wanted: WantedEngine, export: Artifact | None, request: BenchRequest, workspace: Workspace, say: Say
+) -> Artifact:
+    if wanted.built is not None:
+        return wanted.built
+    if not wanted.precision:
+        say(f"building {wanted.engine}, which is not built yet" if wanted.name else "nothing is built yet: building")
+    model = export.manifest_path if export is not None else request.model
+    return build(BuildRequest(model=model, engine=wanted.engine, precision=wanted.precision), workspace, say).engine
 
 
-def _contest(
-    chosen: Sequence[Team], mode: str, batch: int, request: BenchRequest, say: Say, progress: Progress
-) -> dict[str, list[Row]]:
-    """All methods of all teams take turns in one mode at one batch size: team → rows."""
-    who = chosen[0].label if len(chosen) == 1 else f"{len(chosen)} engines"
-    label = f"{who}, {mode}, batch {batch}"
-    streams = request.streams if mode == "throughput" else 1
-    with ExitStack() as stack:
-        entries = []
-        for team in chosen:
-            say(f"opening {team.label}, {mode}, batch {batch}")
-            entries += [_enter(team, member, request, streams, batch, stack) for member in team.members]
-        samples = measure(
-            [contender for entry in entries for contender in _contenders(entry, entries, batch)],
-            replace(request.stop, budget_s=request.stop.budget_s * len(chosen)),
-            progress=lambda rounds, share: progress(label, f"{rounds} round{'' if rounds == 1 else 's'}", share),
-        )
-    made: dict[str, list[Row]] = {}
-    for team in chosen:
-        own = [entry for entry in entries if entry.team is team]
-        subjects = [
-            _subject(entry, request, streams, batch, f"{team.label}, {mode}, batch {batch}", say) for entry in own
-        ]
-        rows: list[Row] = []
-        for copies in own[0].ways:
-            found = make_rows(
-                team.label,
-                subjects,
-                samples,
-                mode=mode,
-                batch=batch,
-                streams=streams,
-                threads=request.threads or cores(),
-                copies=copies,
-                base=_base(entries, copies),
+class _Accuracy:
+    """How right baselines and slimmed models are, in one pass; the bound on speed is no model to use.
+
+    Raises:
+        UsageError: there are none, but a file of another tool.
+        WeightsError, DataError, ImageError, EngineError: as :func:`evaluate`.
+    """
+
+    def __init__(
+        self,
+        chosen: Sequence[Variants],
+        request: EvaluateRequest,
+        workspace: Workspace,
+        images: ImageSet,
+        say: Say,
+        progress: Progress,
+    ) -> None:
+        models = {
+            (variants.label, target.method): target
+            for variants in chosen
+            for target in variants.targets
+            if target.artifact is not None and methods.role_of(target.method) != methods.BOUND
+        }
+        if not models:
+            raise UsageError(
+                f"{chosen[0].model} has no manifest, so how images are prepared for it is unknown: no --data here",
+                hint="lifedeploy evaluate takes it, beside a model of lifedeploy with the same input",
             )
-            inputs = {entry.member.method: entry.inputs for entry in own}
-            opinions = _opinions(team, batch, inputs, say) if copies is False and streams == 1 else {}
-            rows += [_with_opinion(row, opinions.get(row.method)) for row in found]
-        made[team.label] = rows
-    return made
-
-
-def _enter(team: Team, member: Member, request: BenchRequest, streams: int, batch: int, stack: ExitStack) -> _Entry:
-    engine = stack.enter_context(member.engine(member.path, _options(member, request, streams, batch)))
-    lanes = tuple(_filled(engine.lane(batch), lane) for lane in range(streams))
-    return _Entry(team, member, dict(_ways(lanes, request)), engine.precision, engine.inputs)
-
-
-def _contenders(entry: _Entry, entries: Sequence[_Entry], batch: int) -> Iterator[Contender]:
-    for copies, lanes in entry.ways.items():
-        against = contender_name(entry.team.label, entry.team.members[0].method, copies)
-        base = _base(entries, copies) or ""
-        yield Contender(entry.name(copies), batch, lanes, against, base, entry.team.label)
-
-
-def _base(entries: Sequence[_Entry], copies: bool | None) -> str | None:
-    """The contender that all are held against: the first team's dense model, with copies or without as they are.
-
-    Where it knows no such difference, or was not asked for it, it is taken as it is.
-    """
-    first = entries[0]
-    if methods.role_of(first.member.method) != methods.BASELINE:
-        return None
-    return first.name(copies if copies in first.ways else next(iter(first.ways)))
-
-
-def _subject(entry: _Entry, request: BenchRequest, streams: int, batch: int, label: str, say: Say) -> Subject:
-    member, peak = entry.member, None
-    if request.memory:
-        say(f"measuring the memory of {member.method}, {label}")
-        peak = peak_memory_mib(member.engine.name, member.path, _options(member, request, streams, batch), batch)
-    return Subject(
-        entry.team.model,
-        member.method,
-        member.engine.name,
-        entry.precision,
-        member.mac_ratio,
-        member.weights,
-        member.parity,
-        peak,
-        member.note,
-    )
-
-
-def _opinions(
-    team: Team, batch: int, inputs: Mapping[str, tuple[TensorSpec, ...]], say: Say
-) -> dict[str, trtexec.Opinion | str]:
-    """What NVIDIA's own tool measures of the same plan, or why it does not; nothing where it is not installed.
-
-    Only the slimmed model's plan, which is the last: what is held against the tool is our runtime.
-    """
-    found: dict[str, trtexec.Opinion | str] = {}
-    for member in team.members[-1:]:
-        tool = trtexec.find(member.engine.name)
-        if tool is None:
-            continue
-        say(f"asking {Path(tool).name} about {member.method}, {team.label}, batch {batch}")
         try:
-            found[member.method] = trtexec.measure(tool, member.path, inputs[member.method], batch)
-        except EngineError as error:
-            found[member.method] = error.message
-    return found
+            report = evaluate(request, workspace, say, progress, images, tuple(models.values()))
+        except ImageError as error:
+            hint = "lifedeploy evaluate --on-error skip lists all broken images"
+            raise ImageError(error.message, hint=hint) from error
+        self.report: EvaluateReport = report
+        self._numbers = {key: number for number, key in enumerate(models, start=1)}  # of the report's rows
+        self._first = chosen[0].label
 
+    def choices(self, rows: Mapping[str, Sequence[Row]]) -> tuple[Choice, ...]:
+        """The rows of each engine, with their accuracy."""
+        return ranked(
+            self._choice(row, self._numbers[label, row.subject.method])
+            for label, measured in rows.items()
+            for row in measured
+            if (label, row.subject.method) in self._numbers
+        )
 
-def _with_opinion(row: Row, opinion: trtexec.Opinion | str | None) -> Row:
-    if opinion is None:
-        return row
-    if isinstance(opinion, str):
-        return replace(row, note="; ".join(filter(None, (row.note, opinion))))
-    other = {"images_per_s": opinion.images_per_s, "gpu_ms": opinion.gpu_ms}
-    return replace(row, trtexec=other | {"share": row.images_per_s / opinion.images_per_s})
-
-
-def _ways(lanes: tuple[Lane, ...], request: BenchRequest) -> Iterator[tuple[bool | None, tuple[Lane, ...]]]:
-    """The lanes with copies and without, where that makes a difference."""
-    on_device = [lane for lane in lanes if isinstance(lane, DeviceLane)]
-    if not on_device:
-        yield None, lanes
-        return
-    for copies in request.copies:
-        yield copies, lanes if copies else tuple(WithoutCopies(lane) for lane in on_device)
-
-
-def _profiles(team: Team, batch: int, request: BenchRequest, say: Say) -> Iterator[Profile]:
-    """Where the time of each method goes."""
-    for member in team.members:
-        say(f"profiling {member.method}, {team.label}, batch {batch}")
-        with member.engine(member.path, _options(member, request, 1, batch)) as engine:
-            feeds = buffers(engine.inputs, batch)
-            _fill(feeds, seed=0)
-            yield summarise(
-                engine.profile(feeds),
-                model=team.model,
-                method=member.method,
-                engine=member.engine.name,
-                precision=engine.precision,
-                batch=batch,
-            )
-
-
-def _options(member: Member, request: BenchRequest, streams: int, batch: int) -> EngineOptions:
-    return EngineOptions(
-        precision=member.precision,
-        threads=request.threads,
-        streams=streams,
-        batch=batch,
-        method=member.method,
-        cuda_binding=request.cuda_binding,
-        trust=request.trust and member.manifest is None,  # a manifest, where there is one, is asked in any case
-    )
-
-
-def _filled(lane: Lane, seed: int) -> Lane:
-    """The lane with something other than zeros in it: some processors are faster on zeros, and TopK on ties."""
-    _fill(lane.inputs, seed)
-    return lane
-
-
-def _fill(inputs: Mapping[str, Array], seed: int) -> None:
-    generator = np.random.default_rng(_SEED + seed)
-    for array in inputs.values():
-        if np.issubdtype(array.dtype, np.floating):
-            array[...] = generator.standard_normal(array.shape, dtype=np.float32).astype(array.dtype)
-        else:
-            array[...] = generator.integers(0, 128, array.shape, dtype=np.int64).astype(array.dtype)
+    def _choice(self, row: Row, number: int) -> Choice:
+        accuracy = self.report.rows[number - 1].accuracy
+        base = self.report.pair(number, self._numbers.get((self._first, methods.baseline().name)))
+        # Of the same method on the first engine; a baseline keeps everything, and has nothing in common there.
+        same = self.report.pair(number, self._numbers.get((self._first, row.subject.method)))
+        return Choice(
+            row=row,
+            images=accuracy.images,
+            top1=accuracy.top1,
+            standard_error=accuracy.standard_error,
+            average_precision=accuracy.average_precision,
+            same_top1=base.agreement if base else None,
+            kept_overlap=same.overlap if same else None,
+        )

@@ -9,25 +9,23 @@ from typing import Any
 
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, Workspace
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import BuildJob, BuildOptions, Built, Engine, Progress
+from lifedeploy.engines.base import BuildJob, BuildOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
-from lifedeploy.errors import ArtifactError, EngineError, UsageError
+from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.exporters import forms
 from lifedeploy.exporters.precision import HALF
 from lifedeploy.files import now, sha256
 from lifedeploy.optional import versions
-from lifedeploy.records import FormedRecord, OptionsRecord, QuantizationRecord
+from lifedeploy.progress import Progress, Say, silent, unwatched
+from lifedeploy.records import FormedRecord, OptionsRecord
 from lifedeploy.spec import QUANTIZED, GraphForm
+from lifedeploy.targets.evidence import check, check_graph, compiled, complete, proven
+from lifedeploy.targets.find import graphs_of, newest_export, quantized_precision
 from lifedeploy.text import printable
-from lifedeploy.typed import described
-from lifedeploy.workflows import gate
-from lifedeploy.workflows.find import newest_export, quantized_precision
-from lifedeploy.workflows.members import members_of
-from lifedeploy.workflows.progress import Say, silent
 from lifedeploy.writing import atomic_folder, in_use
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildRequest:
     """What to build."""
 
@@ -63,7 +61,7 @@ def build(
     request: BuildRequest,
     workspace: Workspace,
     say: Say = silent,
-    progress: Progress = lambda phase, share: None,
+    progress: Progress = unwatched,
 ) -> BuildReport:
     """Build engines of a model, its dense baseline and its first-k bound, and hold each against PyTorch's answers.
 
@@ -92,7 +90,7 @@ def _build(request: BuildRequest, workspace: Workspace, say: Say, progress: Prog
     form = cls.form(plan.precision, request.options)
     runs = registry.examine(cls)
     folder = source.folder / f"{cls.name}-{plan.precision}"
-    members = members_of(source, plan.precision)
+    graphs = graphs_of(source, plan.precision)
     record = EngineRecord(
         name=cls.name,
         precision=plan.precision,
@@ -103,33 +101,60 @@ def _build(request: BuildRequest, workspace: Workspace, say: Say, progress: Prog
         options=_plain(request.options),
         pending="" if runs.ok else runs.reason,
     )
-    found = None if request.force else _unchanged(folder, members, record)
-    if found:
-        return found
-    for member in members.values():
-        registry.verify(member)
-        member.require_complete()
+    unchanged = None if request.force else _unchanged(folder, graphs, record)
+    if unchanged:
+        return unchanged
+    for exported in graphs.values():
+        registry.verify(exported)
+        exported.require_complete()
 
     manifests = {}
     with atomic_folder(folder) as staging:
-        for method, member in members.items():
-            stem = member.manifest_path.stem
+        for method, exported in graphs.items():
+            stem = exported.manifest_path.stem
             say(f"building {stem} for {cls.name} {plan.precision}")
-            graph, about = _in_form(member, form, staging / f"{stem}.{plan.precision}.onnx")
-            built = cls.build(BuildJob(member, graph, staging, stem, plan.precision, request.options, progress))
-            if graph.parent == staging and graph.name not in built.files:
-                graph.unlink()
-            own = replace(
+            path, formed = _in_form(exported, form, staging / f"{stem}.{plan.precision}.onnx")
+            job = BuildJob(
+                source=exported,
+                graph=path,
+                folder=staging,
+                stem=stem,
+                precision=plan.precision,
+                options=request.options,
+                progress=progress,
+            )
+            built = cls.build(job)
+            if path.parent == staging and path.name not in built.files:
+                path.unlink()
+            built_record = replace(
                 record,
-                source=_above(member, folder, member.manifest.file),
-                source_sha256=member.manifest.sha256,
+                source=_above(exported, folder, exported.manifest.file),
+                source_sha256=exported.manifest.sha256,
                 files={name: sha256(staging / name) for name in built.files},
-                graph=about,
+                graph=formed,
                 details=built.details,
             )
+            manifest = replace(
+                exported.manifest,
+                kind="engine",
+                file=built.main,
+                sha256=built_record.files[built.main],
+                parity=None,
+                reference=_above(exported, folder, exported.manifest.reference),
+                checkpoint=_above(exported, folder, exported.manifest.checkpoint),
+                siblings={name: graph.manifest_path.name for name, graph in graphs.items()},
+                engine=built_record,
+                quantization=exported.manifest.quantization.but(layers=None),
+                versions=versions(),
+                created=now(),
+            )
             say(f"checking {stem} on {cls.name}")
-            manifests[method] = _finished(cls, staging, folder, member, members, built, own)
-            manifests[method].write(staging / f"{stem}.json")
+            if not record.pending:
+                # Trusted, since this very process has just built it, in a folder of its own.
+                target = compiled(exported, cls, staging / built.main, plan.precision)
+                manifest = proven(check(target, exported, trust=True), exported, manifest)
+            manifests[method] = manifest
+            manifest.write(staging / f"{stem}.json")
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=False)
 
 
@@ -139,87 +164,25 @@ def _plain(options: BuildOptions) -> OptionsRecord:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     if options.timing_cache:
         plain["timing_cache"] = printable(str(options.timing_cache))
-    return described(plain, OptionsRecord, "the options of this build")
+    return OptionsRecord.read(plain, "the options of this build")
 
 
-def _in_form(member: Artifact, form: GraphForm, target: Path) -> tuple[Path, FormedRecord]:
-    """The graph to compile, and what was done and proven about it."""
+def _in_form(graph: Artifact, form: GraphForm, target: Path) -> tuple[Path, FormedRecord]:
+    """The file to compile, and what was done to it and proven about it."""
     if form.as_exported:
-        return member.path, {}
-    done = forms.prepare(member.path, form, target).to_dict()
-    about = described(done, FormedRecord, f"what was done to {member.path.name}")
+        return graph.path, FormedRecord()
+    formed = forms.prepare(graph.path, form, target)
     if form.precision != "fp32" and registry.examine(OnnxRuntime).ok:
-        precision = member.precision if member.precision in QUANTIZED else form.precision
-        evidence, reach = gate.check_graph(target, member, precision, form.precision)
-        evidence.require(f"{member.path.name} turned into {form.precision.upper()}")
-        about["parity"], about["reach"] = evidence.to_dict(), reach.to_dict()
-    return target, about
+        precision = graph.precision if graph.precision in QUANTIZED else form.precision
+        evidence, reach = check_graph(target, graph, precision, form.precision)
+        evidence.require(f"{graph.path.name} turned into {form.precision.upper()}")
+        formed = formed.but(parity=evidence, reach=reach)
+    return target, formed
 
 
-def _finished(
-    cls: type[Engine],
-    staging: Path,
-    folder: Path,
-    member: Artifact,
-    members: dict[str, Artifact],
-    built: Built,
-    record: EngineRecord,
-) -> Manifest:
-    """The manifest of what was built: with its evidence, or with the reason why there is none yet."""
-    manifest = replace(
-        member.manifest,
-        kind="engine",
-        file=built.main,
-        sha256=record.files[built.main],
-        parity=None,
-        reference=_above(member, folder, member.manifest.reference),
-        checkpoint=_above(member, folder, member.manifest.checkpoint),
-        siblings={other: path.manifest_path.name for other, path in members.items()},
-        engine=record,
-        quantization=_without_layers(member.manifest.quantization),
-        versions=versions(),
-        created=now(),
-    )
-    if record.pending:
-        return manifest
-    # Trusted, since this very process has just built it, in a folder of its own.
-    checked = gate.check(cls, staging / built.main, member, record.precision, trust=True)
-    return _proven(checked, member, manifest)
-
-
-def _without_layers(found: QuantizationRecord) -> QuantizationRecord:
-    kept = found.copy()
-    kept.pop("layers", None)
-    return kept
-
-
-def _proven(checked: gate.Checked, member: Artifact, manifest: Manifest) -> Manifest:
-    """The manifest with the evidence that its engine computes what PyTorch does.
-
-    Raises:
-        ParityError, EngineError: it does not, or in another precision than it was built for.
-    """
-    record, stem = manifest.engine, member.manifest_path.stem
-    assert record is not None  # it is an engine's
-    checked.evidence.require(f"{stem} on {record.name} {checked.precision}")
-    if checked.precision != record.precision:
-        raise EngineError(f"{record.name} runs {stem} in {checked.precision}, though built for {record.precision}")
-    details = record.details
-    if checked.eight_bits is not None:
-        details = details.copy()
-        details["eight_bits"] = {"products": checked.eight_bits, "of": len(member.manifest.quantized_products)}
-    return replace(
-        manifest,
-        inputs=checked.inputs,
-        outputs=checked.outputs,
-        parity=checked.evidence.to_dict(),
-        engine=replace(record, pending="", details=details),
-    )
-
-
-def _above(member: Artifact, folder: Path, name: str) -> str:
-    """A file of ``member``'s manifest as seen from ``folder``, beside or below it."""
-    return os.path.relpath(member.folder / name, folder) if name else ""
+def _above(graph: Artifact, folder: Path, name: str) -> str:
+    """A file of ``graph``'s manifest as seen from ``folder``, beside or below it."""
+    return os.path.relpath(graph.folder / name, folder) if name else ""
 
 
 def _require_remainder(precision: str, options: BuildOptions) -> None:
@@ -231,85 +194,30 @@ def _require_remainder(precision: str, options: BuildOptions) -> None:
         raise UsageError(f"--remainder {options.remainder!r} is unknown; there are: {', '.join(HALF)}")
 
 
-def _unchanged(folder: Path, members: dict[str, Artifact], wanted: EngineRecord) -> BuildReport | None:
+def _unchanged(folder: Path, graphs: dict[str, Artifact], wanted: EngineRecord) -> BuildReport | None:
     """The build in ``folder``, if it is of the same files, by the same runtime, for the same request and processor."""
-    found = {}
-    for method, member in members.items():
-        path = folder / member.manifest_path.name
+    engines = {}
+    for method, graph in graphs.items():
+        path = folder / graph.manifest_path.name
         if not path.is_file():
             return None
         try:
-            built = Artifact.read(path)
-            registry.verify(built)
-            built.require_complete()
+            engine = Artifact.read(path)
+            registry.verify(engine)
+            engine.require_complete()
         except (ArtifactError, UsageError):
             return None  # damaged, or of an engine that there is none of: build it again
-        record = built.manifest.engine
-        if record is None or record.source_sha256 != member.manifest.sha256:
+        record = engine.manifest.engine
+        if record is None or record.source_sha256 != graph.manifest.sha256:
             return None
         same = ("name", "requested", "note", "runtime", "processor", "options")
         if any(getattr(record, name) != getattr(wanted, name) for name in same):
             return None
-        if built.manifest.versions.get("lifedeploy") != versions().get("lifedeploy"):
+        if engine.manifest.versions.get("lifedeploy") != versions().get("lifedeploy"):
             return None
-        found[method] = built
-    manifests = {method: built.manifest for method, built in found.items()}
+        engines[method] = engine
+    manifests = {method: engine.manifest for method, engine in engines.items()}
     if not wanted.pending:
-        manifests = _complete(found, members)
+        manifests = complete(engines, graphs)
     (folder / "model.json").touch()  # "what was built last" is what was asked for last
     return BuildReport(Artifact.read(folder / "model.json"), manifests, reused=True)
-
-
-def require_current(engine: Artifact) -> None:
-    """Make sure that the graph which an engine was built of is still the one beside it, if there is one.
-
-    Raises:
-        ArtifactError: it has been calibrated or exported anew since.
-    """
-    record = engine.manifest.engine
-    if record is None or not record.source:
-        return
-    source = (engine.folder / record.source).with_suffix(".json")
-    if source.exists() and Artifact.read(source).manifest.sha256 != record.source_sha256:
-        raise ArtifactError(
-            f"{engine.path} was built of another {record.source} than is there now",
-            hint=f"lifedeploy build-engine {engine.export.folder} --engine {record.name} --{record.requested}",
-        )
-
-
-def prove(engine: Artifact) -> Artifact:
-    """Complete the evidence of an engine that was built where it could not run; others are given back as they are.
-
-    Raises:
-        EngineUnavailableError: it cannot run here either.
-        ArtifactError: what it was built of is no longer there to be compared with.
-        ParityError, EngineError: it does not compute what PyTorch does.
-    """
-    record = engine.manifest.engine
-    require_current(engine)
-    if record is None or not record.pending:
-        return engine
-    registry.running(record.name, engine.path)
-    members = members_of(engine.export, record.precision)
-    built = {method: Artifact.read(engine.folder / member.manifest_path.name) for method, member in members.items()}
-    _complete(built, members)
-    return Artifact.read(engine.manifest_path)
-
-
-def _complete(built: dict[str, Artifact], members: dict[str, Artifact]) -> dict[str, Manifest]:
-    """Hold against PyTorch what is still to be, and write it down. It was built somewhere else, or by somebody else:
-    it is opened like any other engine, once its manifest's hashes, version and processor were compared.
-
-    Raises:
-        ArtifactError, EngineError: they are not those of its manifest, or not of this machine.
-        ParityError: it does not compute what PyTorch does.
-    """
-    done = {method: artifact.manifest for method, artifact in built.items()}
-    for method, artifact in built.items():
-        record, member = artifact.manifest.engine, members[method]
-        if record is not None and record.pending:
-            registry.verify(artifact)
-            checked = gate.check(registry.get(record.name), artifact.path, member, record.precision)
-            done[method] = _proven(checked, member, artifact.manifest)
-            done[method].write(artifact.manifest_path)
-    return done

@@ -4,49 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from numpy.typing import NDArray
 
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Manifest, Workspace
 from lifedeploy.calibration import compare, policy, sensitivity
+from lifedeploy.calibration.batches import Draw, ImageBatches, draw
+from lifedeploy.calibration.collect import Count
 from lifedeploy.calibration.compare import Check
-from lifedeploy.calibration.feed import Draw, Feed, draw
 from lifedeploy.calibration.quantize import SMOOTHING_IMAGES, Prepared, Recipe, Source, prepare, write
 from lifedeploy.calibration.report import MemberReport
 from lifedeploy.data.images import ImageSet
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import EngineOptions
-from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, DataError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.accuracy import ClassMap, map_classes
 from lifedeploy.files import finite, now, sha256, write_json
-from lifedeploy.kept import KeptTokens
 from lifedeploy.optional import versions
+from lifedeploy.progress import Progress, Say, Step, silent, unwatched
 from lifedeploy.reading import read_json
 from lifedeploy.records import QuantizationRecord
 from lifedeploy.spec import ModelSpec
+from lifedeploy.targets import literal
+from lifedeploy.targets.evidence import samples_of
+from lifedeploy.targets.find import graphs_of, newest_export
 from lifedeploy.text import quoted
-from lifedeploy.typed import described
-from lifedeploy.workflows import gate
-from lifedeploy.workflows.find import newest_export
-from lifedeploy.workflows.members import members_of
-from lifedeploy.workflows.progress import Say, silent
 from lifedeploy.writing import atomic_folder, in_use, require_folder, saving, scratch_folder
 
 _MOST_IMAGES, _MOST_IN_BATCH = 1_000_000_000, 65_536
 REPORT, PLOT, REFERENCE = "report.json", "report.png", "reference.npz"
-Progress = Callable[[int, int], None]  # images seen, images in all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrateRequest:
     """What to calibrate, how, and on which images."""
 
@@ -77,7 +72,7 @@ class CalibrateRequest:
             raise UsageError(f"a drop of {self.max_drop:g} points is not allowed: it must be at least 0, at most 100")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrateReport:
     """What was made, and what it cost."""
 
@@ -101,7 +96,7 @@ def calibrate(
     request: CalibrateRequest,
     workspace: Workspace,
     say: Say = silent,
-    progress: Progress = lambda seen, images: None,
+    progress: Progress = unwatched,
 ) -> CalibrateReport:
     """Quantise the slimmed model, its baseline and its bound into a folder of the export.
 
@@ -115,70 +110,76 @@ def calibrate(
         return _calibrate(request, workspace, say, progress)
 
 
-def _calibrate(
-    request: CalibrateRequest, workspace: Workspace, say: Say, progress: Callable[[int, int], None]
-) -> CalibrateReport:
+def _calibrate(request: CalibrateRequest, workspace: Workspace, say: Say, progress: Progress) -> CalibrateReport:
     export = newest_export(request.model, workspace)
     folder = export.folder / request.recipe.precision
     require_folder(folder, replaced=True)
-    members = members_of(export)
-    for member in members.values():
-        registry.verify(member)
+    graphs = graphs_of(export)
+    for graph in graphs.values():
+        registry.verify(graph)
     say(f"listing {request.data}")
     images = read_unlabelled(request.data, split=request.split)
     drawn = draw(images, request.images, request.check_images, request.seed)
-    feed, check_feed = (_feed(chosen, export, request.batch) for chosen in (drawn.calibration, drawn.check))
-    say(f"reading {len(feed)} images")
-    data_digest, check_digest = feed.digest(), check_feed.digest()
+    batches, check_batches = (_batches(chosen, export, request.batch) for chosen in (drawn.calibration, drawn.check))
+    say(f"reading {len(batches)} images")
+    data_digest, check_digest = batches.digest(), check_batches.digest()
     settings = _settings(request, images, drawn, data_digest, check_digest)
     left_out = tuple(map(str, images.left_out))
-    found = None if request.force else _unchanged(folder, members, settings)
-    if found:  # of the same images; what else lies beside them may have changed
-        return replace(found, policy=tuple(_policy(request.recipe, export)), left_out=left_out)
+    known = None if request.force else _unchanged(folder, graphs, settings)
+    if known:  # of the same images; what else lies beside them may have changed
+        return replace(known, policy=tuple(_policy(request.recipe, export)), left_out=left_out)
 
-    mapped = _classes(drawn.check, export.manifest.spec)  # the same for all members
-    total = len(members) * (min(len(feed), SMOOTHING_IMAGES) + len(feed) + 3 * len(check_feed))
+    class_map = _classes(drawn.check, export.manifest.spec)  # the same for all graphs
+    total = len(graphs) * (min(len(batches), SMOOTHING_IMAGES) + len(batches) + 3 * len(check_batches))
     seen = 0
 
     def count(done: int) -> None:
         nonlocal seen
-        seen += done
-        progress(min(seen, total), total)
+        seen = min(seen + done, total)
+        progress(Step("calibrating", seen / total, f"{seen:,} of {total:,} images"))
 
     reports: dict[str, MemberReport] = {}
     cached = True
     with atomic_folder(folder) as staging, scratch_folder("calibration") as work:
         answers: dict[str, list[parity.Answer]] = {}
-        for method, member in members.items():
-            stem = member.manifest_path.stem
+        for method, graph in graphs.items():
+            stem = graph.manifest_path.stem
             say(f"calibrating {stem}")
-            source = Source(member.path, member.manifest.sha256, data_digest, request.cache)
-            prepared = prepare(source, request.recipe, feed, work, count)
+            source = Source(graph.path, graph.manifest.sha256, data_digest, request.cache)
+            prepared = prepare(source, request.recipe, batches, work, count)
             cached = cached and prepared.cached
             say(f"checking {stem}")
-            kept = member.manifest.kept
-            reference = compare.ask(member.path, check_feed, kept, count)
-            labels = mapped.indices[drawn.check.targets] if mapped else None
-            check = Check(member.path, check_feed, method, kept, reference, labels)
-            target = staging / f"{stem}.onnx"
-            reports[method] = _quantized(prepared, check, target, work, request, say, count)
-            _, inputs = gate.samples_of(member)
-            answers[method] = _literal(target, kept, inputs)
+            kept = graph.manifest.kept
+            ask = partial(literal.ask, kept)
+            check = Check(
+                float_graph=graph.path,
+                batches=check_batches,
+                method=method,
+                ask=ask,
+                answers=ask(graph.path, check_batches, count),
+                labels=class_map.indices[drawn.check.targets] if class_map else None,
+            )
+            path = staging / f"{stem}.onnx"
+            reports[method] = _quantized(prepared, check, path, work, request, say, count)
+            _, inputs = samples_of(graph)
+            with literal.literal(path, kept, "drops") as session:  # what engines built of it are held against
+                answers[method] = [session.answer(images) for images in inputs]
             prepared.graph.unlink()
         with saving(staging / REFERENCE):
             parity.record(staging / REFERENCE, answers, inputs)
+        warnings = [class_map.warning] if class_map and class_map.warning else []
         report = CalibrateReport(
-            folder,
-            settings,
-            tuple(_policy(request.recipe, members[export.method])),
-            reports,
-            tuple(([mapped.warning] if mapped and mapped.warning else []) + _warnings(request, drawn, reports)),
-            now(),
+            folder=folder,
+            settings=settings,
+            policy=tuple(_policy(request.recipe, graphs[export.method])),
+            members=reports,
+            warnings=(*warnings, *_warnings(request, drawn, reports)),
+            created=now(),
             cached=cached,
             left_out=left_out,
         )
-        for method, member in members.items():
-            _manifest(member, reports[method], report, staging).write(staging / member.manifest_path.name)
+        for method, graph in graphs.items():
+            _manifest(graph, reports[method], report, staging).write(staging / graph.manifest_path.name)
         about_the_run = ("cached", "reused")  # not about what it made, which is the same the next time
         write_json(
             staging / REPORT, {key: value for key, value in report.to_dict().items() if key not in about_the_run}
@@ -200,23 +201,32 @@ def show_policy(request: CalibrateRequest, workspace: Workspace) -> list[dict[st
 
 
 def _policy(recipe: Recipe, model: Artifact | None) -> list[dict[str, Any]]:
-    found = policy.products_in(model.path) if model is not None else ()
-    return policy.as_rows(recipe.precision, recipe.quantized_parts, found)
+    products = policy.products_in(model.path) if model is not None else ()
+    return policy.as_rows(recipe.precision, recipe.quantized_parts, products)
 
 
-def _feed(images: ImageSet, export: Artifact, batch: int) -> Feed:
+def _batches(images: ImageSet, export: Artifact, batch: int) -> ImageBatches:
     manifest = export.manifest
-    fixed = manifest.graph.get("batch_size")
-    in_graph = bool(manifest.graph.get("with_preprocess"))
-    return Feed(images, manifest.spec.preprocess, in_graph, fixed or batch, fixed is not None)
+    fixed = manifest.graph.batch_size
+    in_graph = manifest.graph.with_preprocess
+    return ImageBatches(
+        images=images,
+        preprocess=manifest.spec.preprocess,
+        in_graph=in_graph,
+        batch=fixed or batch,
+        fixed=fixed is not None,
+    )
 
 
 def _settings(
     request: CalibrateRequest, images: ImageSet, drawn: Draw, data_digest: str, check_digest: str
 ) -> dict[str, Any]:
     classes = [drawn.check.classes[target] if drawn.check.classes else "" for target in drawn.check.targets]
-    recipe = asdict(request.recipe) | {"parts": list(request.recipe.quantized_parts), "keep": list(request.recipe.keep)}
+    # Manifests call the ranges' estimate its method.
+    recipe = {"method" if name == "ranges" else name: value for name, value in asdict(request.recipe).items()}
     return recipe | {
+        "parts": list(request.recipe.quantized_parts),
+        "keep": list(request.recipe.keep),
         "max_drop": request.max_drop,
         "data": {
             "source": images.source,
@@ -250,67 +260,59 @@ def _quantized(
     work: Path,
     request: CalibrateRequest,
     say: Say,
-    count: Callable[[int], None],
+    count: Count,
 ) -> MemberReport:
     """Write the quantised graph; with ``max_drop``, with as many layers in floating point as that takes.
 
     The bound on speed is no model to use: it gets what its schedule gets, whatever its accuracy.
     """
     write(prepared, target)
-    made = compare.report(prepared, target, check, count=count)
+    report = compare.report(prepared, target, check, count=count)
     bound = methods.role_of(check.method) == methods.BOUND
-    if request.max_drop is None or made.drop <= request.max_drop or bound:
-        return made
-    say(f"top-1 drops by {made.drop:.2f} points: looking for the layers that cause it")
+    if request.max_drop is None or report.drop <= request.max_drop or bound:
+        return report
+    say(f"top-1 drops by {report.drop:.2f} points: looking for the layers that cause it")
     return sensitivity.restore(prepared, check, target, work, request.max_drop, say)
 
 
-def _literal(graph: Path, kept: KeptTokens, inputs: list[NDArray[Any]]) -> list[parity.Answer]:
-    """What the quantised graph says to the parity samples: what engines built of it are held against."""
-    with OnnxRuntime(graph, EngineOptions(taps=kept.taps, literal=True)) as engine:
-        run = parity.asker(engine, engine, kept, whole=True)
-        return [run(images) for images in inputs]
-
-
-def _manifest(member: Artifact, made: MemberReport, report: CalibrateReport, staging: Path) -> Manifest:
-    own = member.manifest
+def _manifest(graph: Artifact, report: MemberReport, whole: CalibrateReport, staging: Path) -> Manifest:
+    manifest = graph.manifest
     layers = [
         {"name": layer.name, "sqnr_db": layer.sqnr_db, "tensors": [asdict(tensor) for tensor in layer.tensors]}
-        for layer in made.layers
+        for layer in report.layers
     ]
-    facts = {**report.settings, "source_sha256": own.sha256, **made.summary(), "report": REPORT, "layers": layers}
+    facts = {**whole.settings, "source_sha256": manifest.sha256, **report.summary(), "report": REPORT, "layers": layers}
     return replace(
-        own,
+        manifest,
         kind="calibrated",
-        sha256=sha256(staging / own.file),
+        sha256=sha256(staging / manifest.file),
         parity=None,
         reference=REFERENCE,
-        checkpoint=f"../{own.checkpoint}" if own.checkpoint else "",
-        quantization=described(facts, QuantizationRecord, f"the calibration of {own.file}"),
+        checkpoint=f"../{manifest.checkpoint}" if manifest.checkpoint else "",
+        quantization=QuantizationRecord.read(facts, f"the calibration of {manifest.file}"),
         versions=versions(),
-        created=report.created,
+        created=whole.created,
     )
 
 
 def _warnings(request: CalibrateRequest, drawn: Draw, reports: dict[str, MemberReport]) -> list[str]:
-    made = []
-    if len(drawn.calibration) < request.images:
-        made.append(f"{request.images} images were asked for, and there are {len(drawn.calibration)}: all were taken")
+    calibrated, checked = len(drawn.calibration), len(drawn.check)
+    warnings = []
+    if calibrated < request.images:
+        warnings.append(f"{request.images} images were asked for, and there are {calibrated}: all were taken")
     if drawn.shared:
-        made.append("there were no images left to check on that were not calibrated on: the check is too kind")
-    elif len(drawn.check) < request.check_images:
-        made.append(f"{len(drawn.check)} images are left to check on, of {request.check_images} asked for")
-    one = 100 / len(drawn.check)  # points that one image is worth
-    if request.max_drop and request.max_drop < one:
-        made.append(
-            f"--max-drop {request.max_drop:g} allows no image to be lost: one of {len(drawn.check)} is {one:.1f}"
-        )
+        warnings.append("there were no images left to check on that were not calibrated on: the check is too kind")
+    elif checked < request.check_images:
+        warnings.append(f"{checked} images are left to check on, of {request.check_images} asked for")
+    points = 100 / checked  # that one image is worth
+    if request.max_drop and request.max_drop < points:
+        warnings.append(f"--max-drop {request.max_drop:g} allows no image to be lost: one of {checked} is {points:.1f}")
     for method, report in reports.items():
         if report.overlap is not None and report.overlap < 0.95:
-            made.append(f"{method}: only {report.overlap:.1%} of the kept tokens are those of the float graph")
+            warnings.append(f"{method}: only {report.overlap:.1%} of the kept tokens are those of the float graph")
         if methods.role_of(method) != methods.BOUND and report.same_top1 < 0.95:
-            made.append(f"{method}: only {report.same_top1:.1%} of the answers are those of the float graph")
-    return made
+            warnings.append(f"{method}: only {report.same_top1:.1%} of the answers are those of the float graph")
+    return warnings
 
 
 class _Written(msgspec.Struct):
@@ -322,27 +324,33 @@ class _Written(msgspec.Struct):
     created: str
 
 
-def _unchanged(folder: Path, members: dict[str, Artifact], settings: dict[str, Any]) -> CalibrateReport | None:
+def _unchanged(folder: Path, graphs: dict[str, Artifact], settings: dict[str, Any]) -> CalibrateReport | None:
     """The calibration in ``folder``, if it is of the same files with the same settings by the same version."""
     wanted = finite(settings)  # as JSON has them
     try:
-        _, inputs = gate.samples_of(next(iter(members.values())))  # the same for all members
-        for method, member in members.items():
-            known = Artifact.read(folder / member.manifest_path.name)
+        _, inputs = samples_of(next(iter(graphs.values())))  # the same for all graphs
+        for method, graph in graphs.items():
+            known = Artifact.read(folder / graph.manifest_path.name)
             registry.verify(known)
             parity.recorded(folder / REFERENCE, method, inputs)
-            facts: Mapping[str, object] = known.manifest.quantization
-            if facts.get("source_sha256") != member.manifest.sha256 or known.manifest.versions.get(
-                "lifedeploy"
-            ) != versions().get("lifedeploy"):
+            written = known.manifest.quantization.to_dict()
+            same_version = known.manifest.versions.get("lifedeploy") == versions().get("lifedeploy")
+            if written.get("source_sha256") != graph.manifest.sha256 or not same_version:
                 return None
-            if any(facts.get(name) != value for name, value in wanted.items()):
+            if any(written.get(name) != value for name, value in wanted.items()):
                 return None
-        data = read_json(folder / REPORT, _Written)
-        if data.settings != wanted or set(data.members) != set(members):
+        report = read_json(folder / REPORT, _Written)
+        if report.settings != wanted or set(report.members) != set(graphs):
             return None
-        reports = {method: MemberReport.from_dict(item) for method, item in data.members.items()}
-        facts_of = (data.settings, (), reports, data.warnings, data.created)
-        return CalibrateReport(folder, *facts_of, reused=True, cached=True)
+        return CalibrateReport(
+            folder=folder,
+            settings=report.settings,
+            policy=(),
+            members={method: MemberReport.from_dict(member) for method, member in report.members.items()},
+            warnings=report.warnings,
+            created=report.created,
+            reused=True,
+            cached=True,
+        )
     except (ArtifactError, UsageError, OSError):
         return None  # not there, or damaged: calibrate again

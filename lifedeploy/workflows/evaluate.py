@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,25 @@ from typing import Any
 import numpy as np
 
 from lifedeploy.artifact import Workspace
+from lifedeploy.data.batches import Batch, Broken, decoded_batches
 from lifedeploy.data.images import ImageSet, Subset, describe, read_images
-from lifedeploy.data.stream import Batch, Broken, stream
 from lifedeploy.errors import DataError, ImageError, UsageError
 from lifedeploy.evaluation.accuracy import Accuracy, Tally, agreement
-from lifedeploy.evaluation.asking import require_sound, shared_tokens
-from lifedeploy.evaluation.parity import Answer
+from lifedeploy.evaluation.parity import Answer, shared_tokens
 from lifedeploy.files import now
+from lifedeploy.limits import MOST_IMAGES, MOST_IN_BATCH, MOST_THREADS, require_within
 from lifedeploy.machine import cores
 from lifedeploy.machine import describe as describe_machine
-from lifedeploy.workflows.contenders import Contender, choose, comparable, enter
-from lifedeploy.workflows.limits import MOST_IMAGES, MOST_IN_BATCH, MOST_THREADS, require_within
-from lifedeploy.workflows.processes import Processes, here
-from lifedeploy.workflows.progress import Say, silent
+from lifedeploy.processes import Processes, here
+from lifedeploy.progress import Progress, Say, Step, silent, unwatched
+from lifedeploy.targets import select
+from lifedeploy.targets.match import Matched, comparable, match
+from lifedeploy.targets.target import Target
 
 ON_ERROR = ("skip", "fail")
-Progress = Callable[[int, int], None]  # images seen, images in all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
     """Which models, on which images."""
 
@@ -58,7 +59,7 @@ class EvaluateRequest:
                 require_within(value, most, what)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One model."""
 
@@ -83,9 +84,9 @@ class Pair:
     overlap: float | None  # mean share of kept tokens that are the same; None: cannot be compared
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateReport:
-    """What came out."""
+    """Accuracy of every model, and what every two have in common."""
 
     created: str
     command: str
@@ -101,10 +102,14 @@ class EvaluateReport:
         """As plain JSON types."""
         return {"schema": 1, **asdict(self)}
 
+    def pair(self, first: int | None, second: int | None) -> Pair | None:
+        """What two models have in common, by their numbers in the rows; of one and the same nothing."""
+        return next((pair for pair in self.pairs if {pair.first, pair.second} == {first, second}), None)
+
 
 @dataclass
 class _Shard:
-    """What one process found."""
+    """One process's share."""
 
     tallies: list[Tally]
     shared: dict[tuple[int, int], list[float]]
@@ -116,12 +121,13 @@ def evaluate(
     request: EvaluateRequest,
     workspace: Workspace,
     say: Say = silent,
-    progress: Progress = lambda seen, images: None,
+    progress: Progress = unwatched,
     images: ImageSet | None = None,
+    targets: Sequence[Target] = (),
 ) -> EvaluateReport:
     """Give every image to every model, once. Of several processes each takes its share, and all get the report.
 
-    ``images`` are those of the request, where they have been listed already.
+    ``images`` and ``targets`` are those of the request, where they are known already.
 
     Raises:
         UsageError, ArtifactError, WeightsError: a model cannot be had, or has no classes.
@@ -131,14 +137,14 @@ def evaluate(
     """
     processes = here()
     say("looking at the models")
-    sides = choose(request.models, request.engine or "onnxruntime", workspace)
-    if images is None:
-        images = listed(request, say)
+    targets = targets or select.for_evaluation(request.models, request.engine, workspace)
+    images = images or listed(request, say)
     with ExitStack() as stack:
         # Engines make room for whole batches.
         batch = max(min(request.batch, len(images)), 1)
-        contenders, warnings = enter(sides, images, stack, batch=batch, threads=request.threads, say=say)
-        shard = _pass(request, images, contenders, processes, progress)
+        matched, warnings = match(targets, images, stack, batch=batch, threads=request.threads, say=say)
+        shard = _pass(request, images, matched, processes, progress)
+        rows = [partial(_row, entry, entry.session.precision) for entry in matched]
     shards = processes.gather(shard)
     skipped = sorted((broken for part in shards for broken in part.skipped), key=lambda broken: broken.index)
     if len(skipped) == len(images):
@@ -152,10 +158,9 @@ def evaluate(
         processes=processes.world,
         data=describe(images) | {"split": request.split},
         rows=tuple(
-            _row(contender, tally, float(seconds))
-            for contender, tally, seconds in zip(contenders, whole.tallies, slowest, strict=True)
+            row(tally, float(seconds)) for row, tally, seconds in zip(rows, whole.tallies, slowest, strict=True)
         ),
-        pairs=_pairs(contenders, whole),
+        pairs=_pairs([entry.map.names for entry in matched], whole),
         skipped=tuple(skipped),
         warnings=(*map(str, images.left_out), *warnings),
     )
@@ -179,15 +184,19 @@ def listed(request: EvaluateRequest, say: Say = silent) -> ImageSet:
 def _pass(
     request: EvaluateRequest,
     images: ImageSet,
-    contenders: list[Contender],
+    matched: Sequence[Matched],
     processes: Processes,
     progress: Progress,
 ) -> _Shard:
-    pairs = [pair for pair in _numbered(contenders) if comparable(*(contenders[number].side for number in pair))]
-    shard = _Shard([Tally(contender.classes) for contender in contenders], {pair: [] for pair in pairs}, [])
-    batches = stream(
+    pairs = [
+        (first, second)
+        for first, second in combinations(range(len(matched)), 2)
+        if comparable(matched[first].target, matched[second].target)
+    ]
+    shard = _Shard([Tally(entry.classes) for entry in matched], {pair: [] for pair in pairs}, [])
+    batches = decoded_batches(
         images,
-        [contender.preprocess for contender in contenders],
+        [entry.preprocess for entry in matched],
         batch=request.batch,
         workers=request.workers or cores(),
         rank=processes.rank,
@@ -203,23 +212,21 @@ def _pass(
                 )
             shard.skipped += batch.broken
             if batch.filenames:
-                answers = [_answer(contender, batch) for contender in contenders]
-                for contender, tally, answer in zip(contenders, shard.tallies, answers, strict=True):
-                    tally.add(answer.logits, contender.map.indices[batch.targets])
-                for (one, other), shares in shard.shared.items():
-                    first, second = answers[one].kept, answers[other].kept
-                    if first is not None and second is not None:
-                        shares += shared_tokens(first, second)
+                answers = [_answer(entry, batch) for entry in matched]
+                for entry, tally, answer in zip(matched, shard.tallies, answers, strict=True):
+                    tally.add(answer.logits, entry.map.indices[batch.targets])
+                for (first, second), shares in shard.shared.items():
+                    ours, theirs = answers[first].kept, answers[second].kept
+                    if ours is not None and theirs is not None:
+                        shares += shared_tokens(ours, theirs)
             seen += batch.seen
-            progress(seen, mine)
-    shard.seconds = [contender.ask.seconds for contender in contenders]
+            progress(Step("evaluating", seen / mine, f"{seen:,} of {mine:,} images"))
+    shard.seconds = [entry.session.seconds for entry in matched]
     return shard
 
 
-def _answer(contender: Contender, batch: Batch) -> Answer:
-    answer = contender.ask(batch.pixels[contender.preprocess])
-    require_sound(answer.logits, batch.filenames, f"{contender.side.label} on {contender.side.engine.name}")
-    return answer
+def _answer(entry: Matched, batch: Batch) -> Answer:
+    return entry.session.read(entry.session.ask(batch.pixels[entry.preprocess], batch.filenames))
 
 
 def _merged(shards: list[_Shard]) -> _Shard:
@@ -232,37 +239,26 @@ def _merged(shards: list[_Shard]) -> _Shard:
     return whole
 
 
-def _row(contender: Contender, tally: Tally, seconds: float) -> Row:
-    side = contender.side
-    accuracy = tally.result(contender.map.names)
+def _row(entry: Matched, precision: str, tally: Tally, seconds: float) -> Row:
+    target, accuracy = entry.target, tally.result(entry.map.names)
     return Row(
-        model=side.label,
-        name=side.name,
-        engine=side.engine.name,
-        precision=contender.precision,
-        method=side.method or "unknown",
-        weights=side.spec.provenance.weights if side.spec else "unknown",
-        classes_by=contender.map.by,
+        model=target.label,
+        name=target.name,
+        engine=target.engine.name,
+        precision=precision,
+        method=target.shown_method,
+        weights=target.weights,
+        classes_by=entry.map.by,
         accuracy=accuracy,
         images_per_s=accuracy.images / max(seconds, 1e-9),
     )
 
 
-def _numbered(contenders: list[Contender]) -> list[tuple[int, int]]:
-    return list(combinations(range(len(contenders)), 2))
-
-
-def _pairs(contenders: list[Contender], whole: _Shard) -> tuple[Pair, ...]:
-    made = []
-    for one, other in _numbered(contenders):
-        names = (contenders[one].map.names, contenders[other].map.names)
-        shares = whole.shared.get((one, other))
-        made.append(
-            Pair(
-                one + 1,
-                other + 1,
-                agreement(whole.tallies[one], whole.tallies[other], names),
-                float(np.mean(np.sort(shares))) if shares else None,  # sorted: the same however many processes
-            )
-        )
-    return tuple(made)
+def _pairs(names: Sequence[Sequence[str]], whole: _Shard) -> tuple[Pair, ...]:
+    pairs = []
+    for first, second in combinations(range(len(names)), 2):
+        shares = whole.shared.get((first, second))
+        same = agreement(whole.tallies[first], whole.tallies[second], (names[first], names[second]))
+        # Sorted: the same however many processes.
+        pairs.append(Pair(first + 1, second + 1, same, float(np.mean(np.sort(shares))) if shares else None))
+    return tuple(pairs)

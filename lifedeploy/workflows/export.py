@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from lifedeploy.artifact import Artifact, Manifest, Workspace
 from lifedeploy.cost import Cost, Work
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
-from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, EngineUnavailableError, UsageError
@@ -33,12 +31,13 @@ from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.model.weights import LoadedModel, ModelRequest, load
 from lifedeploy.optional import versions
-from lifedeploy.records import GraphRecord, MacsRecord
+from lifedeploy.progress import Say, silent
+from lifedeploy.records import GraphRecord, MacsRecord, ParityRecord
 from lifedeploy.spec import ModelSpec, model_name
+from lifedeploy.targets.evidence import compare
+from lifedeploy.targets.target import Target
 from lifedeploy.temporary import is_temporary, sweep
 from lifedeploy.text import shortened
-from lifedeploy.typed import described
-from lifedeploy.workflows.progress import Say, silent
 from lifedeploy.writing import atomic_folder, require_folder, saving
 
 CHECKPOINT = "weights.safetensors"
@@ -49,7 +48,7 @@ REFERENCE = "reference.npz"
 class ExportRequest:
     """What to export, and where to."""
 
-    model: ModelRequest = field(default_factory=lambda: ModelRequest("deit_s"))
+    model: ModelRequest = field(default_factory=lambda: ModelRequest(backbone="deit_s"))
     graph: GraphOptions = field(default_factory=GraphOptions)
     output: Path | None = None  # None: a folder of the workspace, named after the model
     check_parity: bool = True
@@ -89,8 +88,8 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
         LifedeployError: the request cannot be meant, weights are missing, the graph or its answers are not right.
     """
     method = methods.get(request.model.method, methods.SLIMMED)
-    options = replace(request.graph, form=request.graph.form or method.forms[0])
-    method.require_form(options.form)
+    options = replace(request.graph, ordering=request.graph.ordering or method.orderings[0])
+    method.require_ordering(options.ordering)
     if options.with_life and not method.predicts_lives:
         raise UsageError(f"{method.name} predicts no lives, so its graph can give none", hint="without --with-life")
     if request.check_parity:
@@ -100,7 +99,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     if request.output is not None:
         _require_usable(request.output)
     say("loading the model")
-    loaded = load(request.model, workspace, graph=options.form)
+    loaded = load(request.model, workspace, ordering=options.ordering)
     spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)
     macs(spec, cost)  # refused before anything is written
     height, width = spec.image_size
@@ -136,21 +135,38 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             say(f"checking {path.name}")
             graph = inspect.load(path)
             facts = inspect.facts(graph)
-            inspect.check_form(facts, orderings=member.model.reducer.orderings, batch_size=options.batch_size)
+            inspect.check_structure(facts, sorts=member.model.reducer.sorts, batch_size=options.batch_size)
             kept = KeptTokens.of(member.spec.schedule, inspect.kept_layers(graph))
-            evidence = _gate(path, kept, answers[name], inputs, samples) if request.check_parity else None
-            record = asdict(options) | {"opset": facts.opset, "operators": facts.operators}
-            record |= {"kept": list(kept.names), "scores": inspect.names_scores(graph)}
+            target = Target(
+                name=folder.name,
+                path=path,
+                engine=OnnxRuntime,
+                precision="fp32",
+                method=name,
+                spec=member.spec,
+                takes_pixels=options.with_preprocess,
+                kept=kept,
+            )
+            evidence = _gate(target, answers[name], inputs, samples) if request.check_parity else None
             manifests[name] = Manifest(
                 kind="model",
                 file=path.name,
                 sha256=sha256(path),
                 spec=member.spec,
-                graph=described(record, GraphRecord, path.name),
+                graph=GraphRecord(
+                    form=options.ordering,
+                    batch_size=options.batch_size,
+                    with_life=options.with_life,
+                    with_preprocess=options.with_preprocess,
+                    opset=facts.opset,
+                    operators=facts.operators,
+                    kept=tuple(kept.names),
+                    scores=inspect.names_scores(graph),
+                ),
                 inputs=facts.inputs,
                 outputs=facts.outputs,
                 macs=macs(member.spec, cost),
-                parity=evidence.to_dict() if evidence else None,
+                parity=evidence,
                 reference=REFERENCE,
                 checkpoint=CHECKPOINT,
                 siblings={other: f"{one.method.stem}.json" for other, one in members.items()},
@@ -217,30 +233,30 @@ def macs(spec: ModelSpec, cost: Cost) -> MacsRecord:
     """
     method = methods.get(spec.method)
     work = method.count_work(spec.schedule, spec.options, cost)
-    return {
-        "total": cost.total(work),
-        "dense": cost.total(Work.dense(spec.schedule)),
-        "per_layer": list(cost.per_layer(work)),
-        "attention_tokens": list(work.attention),
-        "mlp_tokens": list(work.mlp),
-        "embed": cost.embed,
-        "predictor": work.scoring,
-        "head": cost.head,
-        "speedup_bound": cost.speedup_bound(work),
-    }
+    return MacsRecord(
+        total=cost.total(work),
+        dense=cost.total(Work.dense(spec.schedule)),
+        per_layer=tuple(cost.per_layer(work)),
+        attention_tokens=tuple(work.attention),
+        mlp_tokens=tuple(work.mlp),
+        embed=cost.embed,
+        predictor=work.scoring,
+        head=cost.head,
+        speedup_bound=cost.speedup_bound(work),
+    )
 
 
 def _name(spec: ModelSpec, request: ExportRequest) -> str:
     graph = request.graph
     asked = request.model.image_size
-    if asked is None and spec.image_size != backbones.own_image_size(spec.timm_name):
+    if asked is None and spec.image_size != backbones.native_image_size(spec.timm_name):
         asked = spec.image_size  # the weights' own, which is not the backbone's
     name = model_name(
         spec.backbone,
         methods.get(spec.method),
         spec.schedule,
         options=spec.options,
-        graph=graph.form,
+        ordering=graph.ordering,
         image_size=asked,
         batch_size=graph.batch_size,
     )
@@ -282,11 +298,11 @@ def _metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, o
         "lifedeploy.version": versions(("lifedeploy",)).get("lifedeploy", ""),
         "lifedeploy.backbone": spec.timm_name,
         "lifedeploy.method": spec.method,
-        "lifedeploy.graph": options.form,
+        "lifedeploy.graph": options.ordering,
         "lifedeploy.tokens": list(spec.schedule.tokens) if drops else [spec.schedule.patches],
         "lifedeploy.drop_layers": list(spec.schedule.drop_layers) if drops else [],
         "lifedeploy.prefix_tokens": spec.prefix_tokens,
-        "lifedeploy.macs": macs(spec, cost)["total"],
+        "lifedeploy.macs": macs(spec, cost).total,
         "lifedeploy.weights": spec.provenance.weights,
         "lifedeploy.predictor": spec.provenance.predictor,
         "preprocess": asdict(preprocess) | {"in_graph": options.with_preprocess, "layout": "NHWC uint8 RGB"}
@@ -298,7 +314,7 @@ def _metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, o
 
 def _torch_answers(member: _Member, samples: Sequence[Sample]) -> list[parity.Answer]:
     """What PyTorch says: always on normalised images, whatever the graph takes."""
-    kept = KeptTokens.of_method(member.spec.schedule, member.method.choice)
+    kept = KeptTokens.of_method(member.spec.schedule, member.method.selection)
 
     def run(images: Array) -> parity.Answer:
         with torch.inference_mode(), member.method.blamed("its reducer"):
@@ -310,24 +326,15 @@ def _torch_answers(member: _Member, samples: Sequence[Sample]) -> list[parity.An
 
 
 def _gate(
-    path: Path,
-    kept: KeptTokens,
-    reference: Sequence[parity.Answer],
-    inputs: Sequence[Array],
-    samples: Sequence[Sample],
-) -> parity.Parity:
+    target: Target, reference: Sequence[parity.Answer], inputs: Sequence[Array], samples: Sequence[Sample]
+) -> ParityRecord:
     """ONNX Runtime against PyTorch.
 
     Raises:
         ParityError: they do not agree.
     """
-    with ExitStack() as stack:
-        # Logits from the file as it will be shipped; which tokens it keeps from a copy with these as outputs.
-        engine = stack.enter_context(OnnxRuntime(path))
-        probe = stack.enter_context(OnnxRuntime(path, EngineOptions(taps=kept.taps))) if kept else None
-        run = parity.asker(engine, probe, kept, whole=True)
-        evidence = parity.compare(reference, [run(images) for images in inputs], samples, "fp32")
-    evidence.require(f"{path.name} in ONNX Runtime")
+    evidence = compare(target, samples, inputs, reference).parity
+    evidence.require(f"{target.path.name} in ONNX Runtime")
     return evidence
 
 

@@ -12,7 +12,7 @@ from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.exporters.inspect import GraphFacts
 from lifedeploy.spec import ModelSpec
-from lifedeploy.workflows.find import find, unchanged
+from lifedeploy.targets.find import find, unchanged
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from lifedeploy.artifact import Artifact, Workspace
-from lifedeploy.data.preprocess import model_input, read_image, to_pixels
-from lifedeploy.engines import registry
-from lifedeploy.engines.base import EngineOptions
-from lifedeploy.errors import ArtifactError, WeightsError
-from lifedeploy.evaluation.asking import require_sound
-from lifedeploy.workflows.find import find
+from lifedeploy.artifact import Workspace
+from lifedeploy.data.preprocess import read_image, to_pixels
+from lifedeploy.errors import WeightsError
+from lifedeploy.targets import select
+from lifedeploy.targets.find import ModelFile
+from lifedeploy.targets.session import Session
+from lifedeploy.targets.target import target_of
 from lifedeploy.writing import in_use
 
 
@@ -68,12 +67,12 @@ def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
         ImageError: a file is no image.
         EngineError: the engine gives NaN or infinity.
     """
-    with in_use(_choose(request.model, workspace).folder):
+    with in_use(select.for_prediction(request.model, workspace).folder):
         return _predict(request, workspace)
 
 
 def _predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
-    artifact = _choose(request.model, workspace)
+    artifact = select.for_prediction(request.model, workspace)
     spec = artifact.manifest.spec
     if spec.provenance.weights == "random":
         raise WeightsError(
@@ -82,37 +81,19 @@ def _predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
         )
     if not spec.num_classes:
         raise WeightsError(f"{artifact.path} has no classification head: {spec.backbone} gives features")
-    registry.verify(artifact)
+    target = target_of(ModelFile.of(artifact))
     # All images are read before the model is loaded: a bad file is found out in milliseconds.
     pixels = [to_pixels(read_image(path), spec.preprocess) for path in request.images]
-    in_graph = bool(artifact.manifest.graph.get("with_preprocess"))
-    record = artifact.manifest.engine
-    name = record.name if record else "onnxruntime"
-    precision = artifact.precision
-    batch = artifact.manifest.graph.get("batch_size") or 1
     predictions: list[Prediction] = []
-    with registry.resolve(name)(artifact.path, EngineOptions(precision=precision, method=spec.method)) as engine:
-        feed, answer = engine.inputs[0].name, engine.outputs[0].name
+    with Session(target) as session:
         for path, image in zip(request.images, pixels, strict=True):
-            images = model_input(np.stack([image] * batch), spec.preprocess, in_graph=in_graph)
             if not predictions:
-                engine.run({feed: images})  # the first run allocates, and would be timed for it
-            began = time.perf_counter()
-            logits = engine.run({feed: images})[answer]
-            elapsed = (time.perf_counter() - began) * 1000
-            require_sound(logits[:1], [str(path)], f"{artifact.path} on {name} {precision}")
-            predictions.append(Prediction(str(path), _best(logits[0], spec.classes, request.top), elapsed))
-    return PredictReport(artifact.name, f"{name} {precision}", tuple(predictions))
-
-
-def _choose(model: Path | None, workspace: Workspace) -> Artifact:
-    if model is None:
-        built = workspace.engines()
-        return built[0] if built else workspace.latest_export()
-    target = find(model)
-    if target.artifact is None:
-        raise ArtifactError(f"{model} was not exported by lifedeploy, so its classes and preprocessing are unknown")
-    return target.artifact
+                session.ask(image[None])  # the first inference allocates, and would be timed for it
+            before = session.seconds
+            logits = session.read(session.ask(image[None], [str(path)])).logits[0]
+            elapsed_ms = (session.seconds - before) * 1000
+            predictions.append(Prediction(str(path), _best(logits, spec.classes, request.top), elapsed_ms))
+    return PredictReport(artifact.name, f"{target.engine.name} {target.precision}", tuple(predictions))
 
 
 def _best(logits: np.ndarray, classes: Sequence[str], top: int) -> tuple[Guess, ...]:

@@ -24,17 +24,17 @@ from lifedeploy.model import backbones, checkpoint, weights
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.model.weights import LoadedModel, ModelRequest
 from lifedeploy.optional import require
+from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
-from lifedeploy.training import feeds
+from lifedeploy.training import loader
 from lifedeploy.training.accelerator import accelerator_for
 from lifedeploy.training.config import TrainConfig, brought_up, read_toml
 from lifedeploy.training.distillation import require_watchable
 from lifedeploy.training.log import FILE, read_log
-from lifedeploy.training.loop import Job, Outcome, Progress, Trainer
+from lifedeploy.training.loop import Job, Outcome, Trainer
+from lifedeploy.training.runs import claim, held, run_config, run_folder
 from lifedeploy.training.stages import plan
-from lifedeploy.workflows.progress import Say, silent
-from lifedeploy.workflows.runs import claim, held, run_config, run_folder
 from lifedeploy.writing import require_folder
 
 REPORT = "report.json"
@@ -42,7 +42,6 @@ LAST = "last.safetensors"
 DENSE_LR = 2e-5
 BEST = "best.safetensors"
 
-Watch = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,10 @@ def train(
     request: TrainRequest,
     workspace: Workspace,
     say: Say = silent,
-    watch: Watch = lambda progress: None,
+    progress: Progress = unwatched,
     started: Callable[[TrainConfig, Path, str], None] = lambda config, folder, warning: None,
-    warn: Callable[[str], None] = lambda message: None,
-    note: Callable[[str], None] = lambda message: None,
+    warn: Say = silent,
+    note: Say = silent,
 ) -> TrainReport:
     """Run all stages, or those that are left of a run that was stopped.
 
@@ -129,7 +128,7 @@ def train(
     if accelerator.is_main_process:
         for line in unique((*split.train.left_out, *split.val.left_out)):
             warn(line)
-    feeds.steps_per_epoch(len(split.train), config, accelerator.num_processes)  # refused before a folder is made
+    loader.steps_per_epoch(len(split.train), config, accelerator.num_processes)  # refused before a folder is made
     if accelerator.is_main_process:
         _warn_of_size(config, warn)
     say("making the model")
@@ -144,7 +143,7 @@ def train(
     require_watchable(loaded.model, config)
     if config.elastic:
         _require_elastic(loaded, config)
-    feeds.TrainingImages(split.train, loaded.spec.preprocess, config)  # refuses an augmentation that cannot be
+    loader.TrainingImages(split.train, loaded.spec.preprocess, config)  # refuses an augmentation that cannot be
     if config.tensorboard:
         require("tensorboard", extra="tensorboard")
     folder = run_folder(workspace, request.name or run_name(config, loaded.spec))
@@ -156,7 +155,17 @@ def train(
         accelerator.wait_for_everyone()
         warning = warning or _warning(loaded, config)
         spec = _trained_spec(loaded.spec, split.train.classes, config, folder)
-        job = Job(loaded.model, spec, config, split.train, split.val, folder, fingerprint, request.resume, watch)
+        job = Job(
+            model=loaded.model,
+            spec=spec,
+            config=config,
+            train=split.train,
+            val=split.val,
+            folder=folder,
+            fingerprint=fingerprint,
+            resume=request.resume,
+            progress=progress,
+        )
         job.saved = lambda model, outcome, best: _save(folder, model, spec, outcome.stage, best=best)
         if accelerator.is_main_process:
             started(config, folder, warning)
@@ -227,7 +236,7 @@ def run_name(config: TrainConfig, spec: ModelSpec) -> str:
     return "-".join([name, *(word.replace("_stage", "") for word in extras)])
 
 
-def _warn_of_size(config: TrainConfig, warn: Callable[[str], None]) -> None:
+def _warn_of_size(config: TrainConfig, warn: Say) -> None:
     """Say before hours of training that what comes out of them cannot be exported."""
     try:
         require_one_file(backbones.weight_bytes(config.backbone))
@@ -266,7 +275,7 @@ def _resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace)
 
 def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> LoadedModel:
     request = ModelRequest(
-        config.backbone,
+        backbone=config.backbone,
         keep_rate=None if config.counts or not config.trained_method.takes_keep_rate else config.keep_rate,
         counts=config.counts or None,
         drop_layers=config.drop_layers or None,
@@ -329,7 +338,7 @@ def _require_elastic(loaded: LoadedModel, config: TrainConfig) -> None:
 def _trained_spec(spec: ModelSpec, classes: Sequence[str], config: TrainConfig, folder: Path) -> ModelSpec:
     trained = any(stage.reducer for stage in plan(config)) and config.trained_method.trains_reducer
     predictor = "trained" if trained else spec.provenance.predictor
-    provenance = Provenance("trained", source=folder.name, predictor=predictor, elastic=config.elastic)
+    provenance = Provenance(weights="trained", source=folder.name, predictor=predictor, elastic=config.elastic)
     return replace(spec, provenance=provenance, classes=tuple(classes))
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
-from lifedeploy.engines.base import Engine
 from lifedeploy.errors import UsageError
 from lifedeploy.evaluation import parity
-from lifedeploy.evaluation.parity import Answer, Parity
+from lifedeploy.evaluation.parity import Answer
+from lifedeploy.progress import Say, silent
+from lifedeploy.records import ParityRecord
 from lifedeploy.spec import ModelSpec
-from lifedeploy.workflows.find import find, unchanged
-from lifedeploy.workflows.opened import Openable, openable
-from lifedeploy.workflows.progress import Say, silent
+from lifedeploy.targets.find import find, unchanged
+from lifedeploy.targets.session import Session
+from lifedeploy.targets.target import Target, target_of
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class VerifyRequest:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What came out."""
+    """How far the second is from the first."""
 
     first: str
     second: str
-    parity: Parity
+    parity: ParityRecord
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -55,7 +56,7 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
 
 
 def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
-    first, second = (openable(find(path)) for path in (request.first, request.second))
+    first, second = (target_of(find(path)) for path in (request.first, request.second))
     first, second = _like(first, second), _like(second, first)
     spec = first.spec or second.spec
     if first.spec and second.spec:
@@ -64,56 +65,45 @@ def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
     say("opening both")
     samples = parity_samples(spec.preprocess, batch_size) if spec else None
     answers = []
-    for side in (first, second):
-        say(f"asking {side.label}")
-        answers.append(_answers(side, samples, spec, batch_size))
-    pictures = samples or _blank(answers[0])
-    both = first.kept and second.kept
-    if not both:
+    for target in (first, second):
+        say(f"asking {target.label}")
+        with Session(target, "drops", proof=True) as session:
+            if samples is None or spec is None:
+                inputs = _noise(session.engine.inputs[0], batch_size)
+            else:  # a graph of another tool gets what ours gets: pixels if it takes bytes, else normalised images
+                inputs = [
+                    model_input(sample.pixels, spec.preprocess, in_graph=session.takes_pixels) for sample in samples
+                ]
+            answers.append([session.answer(images) for images in inputs])
+    if not (first.kept and second.kept):
         answers = [[replace(answer, kept=None) for answer in given] for given in answers]
     coarser = max((first.precision, second.precision), key=list(parity.TOLERANCES).index)
-    return VerifyReport(first.label, second.label, parity.compare(answers[0], answers[1], pictures, coarser))
+    comparison = parity.compare(answers[0], answers[1], samples or _blank(answers[0]), coarser)
+    return VerifyReport(first.label, second.label, comparison)
 
 
 def _require_same_model(first: ModelSpec, second: ModelSpec) -> None:
     for name in ("timm_name", "method", "num_classes", "image_size"):
-        one, other = getattr(first, name), getattr(second, name)
-        if one != other:
-            raise UsageError(f"these are not forms of one model: {name} is {one} and {other}")
+        ours, theirs = getattr(first, name), getattr(second, name)
+        if ours != theirs:
+            raise UsageError(f"these are not forms of one model: {name} is {ours} and {theirs}")
     if first.schedule.tokens != second.schedule.tokens:
         raise UsageError(
             f"these are not forms of one model: {first.schedule.counts} and {second.schedule.counts} tokens are kept"
         )
 
 
-def _like(side: Openable, other: Openable) -> Openable:
-    """A checkpoint runs under any method: under that of the other side."""
-    return side.under(other.method) if side.is_checkpoint and other.spec is not None else side
+def _like(target: Target, other: Target) -> Target:
+    """A checkpoint runs under any method: under that of the other."""
+    return target.under(other.method) if target.is_checkpoint and other.spec is not None else target
 
 
-def _answers(
-    side: Openable, samples: Sequence[Sample] | None, spec: ModelSpec | None, batch_size: int | None
-) -> list[Answer]:
-    with ExitStack() as stack:
-        engine = stack.enter_context(side.open())
-        probe = stack.enter_context(side.open(taps=side.kept.taps)) if side.kept else None
-        run = parity.asker(engine, probe, side.kept, whole=True)
-        if samples is None or spec is None:
-            return [run(array) for array in _noise(engine, batch_size)]
-        # A graph of another tool gets what ours gets: pixels if it takes bytes, else normalised images.
-        in_graph = side.in_graph if side.spec else engine.inputs[0].dtype == "uint8"
-        return [run(model_input(sample.pixels, spec.preprocess, in_graph=in_graph)) for sample in samples]
-
-
-def _noise(engine: Engine, batch_size: int | None) -> list[np.ndarray]:
+def _noise(spec: TensorSpec, batch_size: int | None) -> list[np.ndarray]:
     """Inputs for two graphs of other tools."""
-    spec = engine.inputs[0]
     generator = np.random.default_rng(0)
-    made: list[np.ndarray] = []
-    for batch in (1, 3) if spec.shape[0] is None and batch_size is None else (spec.shape[0] or batch_size or 1,):
-        shape = tuple(batch if index == 0 else size or 224 for index, size in enumerate(spec.shape))
-        made.append(generator.standard_normal(shape).astype(spec.dtype))
-    return made
+    batches = (1, 3) if spec.shape[0] is None and batch_size is None else (spec.shape[0] or batch_size or 1,)
+    shapes = [(batch, *(size or 224 for size in spec.shape[1:])) for batch in batches]
+    return [generator.standard_normal(shape).astype(spec.dtype) for shape in shapes]
 
 
 def _blank(answers: Sequence[Answer]) -> list[Sample]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,25 @@ from numpy.typing import NDArray
 
 from lifedeploy import methods
 from lifedeploy.data.images import read_images
-from lifedeploy.data.preprocess import model_input, read_image, to_pixels
-from lifedeploy.engines.base import Engine, EngineOptions
+from lifedeploy.data.preprocess import read_image, to_pixels
 from lifedeploy.errors import ArtifactError, EngineError, UsageError
-from lifedeploy.evaluation.asking import require_sound
 from lifedeploy.evaluation.lives import PatchLives, lives, patch_grid
 from lifedeploy.evaluation.lives import alive as who_is_alive
 from lifedeploy.kept import NO_PATCH
+from lifedeploy.limits import MOST_IMAGES, require_within
+from lifedeploy.progress import Say, silent
 from lifedeploy.spec import SCORES_NAME, ModelSpec
+from lifedeploy.targets.session import Session
+from lifedeploy.targets.target import Target, named
 from lifedeploy.text import shortened
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.viz.style import check_format
-from lifedeploy.workflows.limits import MOST_IMAGES, require_within
-from lifedeploy.workflows.opened import Openable, named
-from lifedeploy.workflows.progress import Say, silent
 
 _BATCH = 16
 _ROWS = 100  # images in a picture: with more, it is higher than programs open
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VisualizeReport:
     """What was drawn."""
 
@@ -63,23 +61,22 @@ def visualize(model: Path, images: Sequence[Path], output: Path, say: Say = sile
     if not 1 <= len(images) <= _ROWS:
         raise UsageError(f"{len(images)} images cannot be drawn in one picture; expected 1 to {_ROWS}")
     say("reading the images")
-    with _model(model) as (engine, side, spec):
+    target, spec = _target(model)
+    drawn: list[PatchLives] = []
+    with Session(target, "lives") as session:
         pixels = [to_pixels(read_image(path), spec.preprocess) for path in images]
-        drawn: list[PatchLives] = []
-        for start in range(0, len(pixels), _batch(side)):
-            say(f"asking about image {start + 1} of {len(pixels)}")
-            part = np.stack(pixels[start : start + _batch(side)])
-            names = [path.name for path in images[start : start + _batch(side)]]
-            drawn += _ask(engine, side, spec, part, names)
+        for part in _parts(len(pixels), target, say):
+            names = [path.name for path in images[part]]
+            drawn += _patch_lives(session, spec, np.stack(pixels[part]), names)
     say("drawing")
     from lifedeploy.viz.lives import draw_lives
 
-    warning = _warning(side, spec)
-    draw_lives(drawn, spec.schedule, output, note=_caption(side, spec))
-    found = [one.life for one in drawn if one.life is not None]
-    if not found:
-        return VisualizeReport(output, "kept", len(drawn), warning=warning)
-    return _report(output, "lives", np.stack(found), spec, warning)
+    warning = _warning(target)
+    draw_lives(drawn, spec.schedule, output, note=_caption(target, spec))
+    predicted = [picture.life for picture in drawn if picture.life is not None]
+    if not predicted:
+        return VisualizeReport(file=output, kind="kept", images=len(drawn), warning=warning)
+    return _report(output, "lives", np.stack(predicted), spec, warning)
 
 
 def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, say: Say = silent) -> VisualizeReport:
@@ -92,24 +89,23 @@ def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, s
     check_format(output)
     require_within(limit, MOST_IMAGES, "images")
     say("reading the images' names")
-    found = read_images(data, split=split)
-    chosen = np.unique(np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int))
+    images = read_images(data, split=split)
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int))
+    target, spec = _target(model, lives_needed=True)
     collected = []
-    with _model(model, lives_needed=True) as (engine, side, spec):
-        for start in range(0, len(chosen), _batch(side)):
-            say(f"asking about image {start + 1} of {len(chosen)}")
-            part = chosen[start : start + _batch(side)]
-            pixels = np.stack([to_pixels(found.image(int(index)), spec.preprocess) for index in part])
-            names = [found.filename(int(index)) for index in part]
-            collected.append(lives(_run(engine, side, spec, pixels, names)[SCORES_NAME], spec.schedule))
+    with Session(target, "lives") as session:
+        for part in _parts(len(chosen), target, say):
+            pixels = np.stack([to_pixels(images.image(int(index)), spec.preprocess) for index in chosen[part]])
+            names = [images.filename(int(index)) for index in chosen[part]]
+            collected.append(lives(_tensors(session, spec, pixels, names)[SCORES_NAME], spec.schedule))
     say("drawing")
     from lifedeploy.viz.lives import draw_histogram
 
     measured = np.concatenate(collected)
-    note = f"{len(measured)} images of {shortened(data, 60)} · {_caption(side, spec)}"
+    note = f"{len(measured)} images of {shortened(data, 60)} · {_caption(target, spec)}"
     draw_histogram(measured, spec.schedule, output, note=note)
-    report = _report(output, "histogram", measured, spec, _warning(side, spec))
-    return replace(report, left_out=tuple(map(str, found.left_out)))
+    report = _report(output, "histogram", measured, spec, _warning(target))
+    return replace(report, left_out=tuple(map(str, images.left_out)))
 
 
 def curves(run: Path, output: Path) -> VisualizeReport:
@@ -127,90 +123,84 @@ def curves(run: Path, output: Path) -> VisualizeReport:
     from lifedeploy.viz.curves import draw_curves
 
     draw_curves(rows, output, title=str(run))
-    return VisualizeReport(output, "curves", 0)
+    return VisualizeReport(file=output, kind="curves", images=0)
 
 
-@contextmanager
-def _model(path: Path, *, lives_needed: bool = False) -> Iterator[tuple[Engine, Openable, ModelSpec]]:
-    """The model at ``path``, open, its kept tokens and the scores that lives are made of tapped."""
-    side = named(path)
-    if side.spec is None:
+def _target(path: Path, *, lives_needed: bool = False) -> tuple[Target, ModelSpec]:
+    """The model at ``path``, which has to say what it keeps, and predict lives where they are needed."""
+    target = named(path)
+    if target.spec is None:
         raise UsageError(f"{path} was not exported by lifedeploy: which tokens it keeps is unknown")
-    if methods.role_of(side.method) != methods.SLIMMED:
+    if methods.role_of(target.method) != methods.SLIMMED:
         raise UsageError(
-            f"{path} is a {side.method} model and chooses no tokens", hint="name the slimmed one beside it"
+            f"{path} is a {target.method} model and chooses no tokens", hint="name the slimmed one beside it"
         )
-    if not side.spec.schedule.prunes:
+    if not target.spec.schedule.prunes:
         raise UsageError(f"{path} drops nothing, so nothing lives shorter than anything else: keep rate 1")
-    if not side.kept:
+    if not target.kept:
         raise UsageError(f"{path} does not say which tokens it keeps: they have no names in its graph")
-    if lives_needed and not side.predicts_lives:
+    if lives_needed and not target.predicts_lives:
         raise UsageError(
-            f"{path} is a model of {side.method}, which predicts no lives to count",
+            f"{path} is a model of {target.method}, which predicts no lives to count",
             hint="without --histogram, visualize shows which tokens it keeps",
         )
-    taps = (*side.kept.taps, *([SCORES_NAME] if side.predicts_lives else []))
-    options = EngineOptions(precision=side.precision, batch=side.batch_size, taps=taps, method=side.method)
-    with side.engine(side.path, options) as engine:
-        yield engine, side, side.spec
+    return target, target.spec
 
 
-def _batch(side: Openable) -> int:
-    return side.batch_size or _BATCH
+def _parts(count: int, target: Target, say: Say) -> Iterator[slice]:
+    """So many images at once as the model takes."""
+    size = target.batch_size or _BATCH
+    for start in range(0, count, size):
+        say(f"asking about image {start + 1} of {count}")
+        yield slice(start, start + size)
 
 
-def _run(
-    engine: Engine, side: Openable, spec: ModelSpec, pixels: NDArray[np.uint8], names: Sequence[str]
+def _tensors(
+    session: Session, spec: ModelSpec, pixels: NDArray[np.uint8], names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
-    """Answers to up to a batch of images; a model fixed to a batch gets the last one repeated.
+    """Logits, kept tokens and scores of some images.
 
     Raises:
         EngineError: logits or scores are not all numbers, or scores and ranking are none of the spec's patches.
     """
-    count = len(pixels)
-    if side.batch_size and count < side.batch_size:
-        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], side.batch_size - count, axis=0)])
-    answers = engine.run({engine.inputs[0].name: model_input(pixels, spec.preprocess, in_graph=side.in_graph)})
-    answers = {name: value[:count] for name, value in answers.items()}
-    _require_fitting(answers, side, spec)
-    for name in (engine.outputs[0].name, *([SCORES_NAME] if side.predicts_lives else [])):
-        require_sound(answers[name], names, f"{side.label} on {side.engine.name}")
-    return answers
+    tensors = session.ask(pixels, names)
+    _require_fitting(tensors, session.target, spec)
+    return tensors
 
 
-def _require_fitting(answers: dict[str, NDArray[Any]], side: Openable, spec: ModelSpec) -> None:
-    patches, what = spec.schedule.patches, side.label
-    least = {name: spec.schedule.after(layer) for layer, name in side.kept.names.items()}
-    if side.predicts_lives:
+def _require_fitting(tensors: dict[str, NDArray[Any]], target: Target, spec: ModelSpec) -> None:
+    patches = spec.schedule.patches
+    least = {name: spec.schedule.after(layer) for layer, name in target.kept.names.items()}
+    if target.predicts_lives:
         least[SCORES_NAME] = patches
     for name, size in least.items():
-        shape = answers[name].shape
+        shape = tensors[name].shape
         if len(shape) != 2 or not size <= shape[1] <= patches:
-            raise EngineError(f"{what} gives {name} of shape {shape}; expected {size} for each image")
-    for name in side.kept.taps:
-        kept = answers[name]
+            raise EngineError(f"{target.label} gives {name} of shape {shape}; expected {size} for each image")
+    for name in target.kept.taps:
+        kept = tensors[name]
         if kept.size and not NO_PATCH <= kept.min() <= kept.max() < patches:
-            raise EngineError(f"{what} keeps a patch {int(kept.max())}; there are 0 to {patches - 1}")
+            raise EngineError(f"{target.label} keeps a patch {int(kept.max())}; there are 0 to {patches - 1}")
 
 
-def _ask(
-    engine: Engine, side: Openable, spec: ModelSpec, pixels: NDArray[np.uint8], names: Sequence[str]
+def _patch_lives(
+    session: Session, spec: ModelSpec, pixels: NDArray[np.uint8], names: Sequence[str]
 ) -> list[PatchLives]:
-    answers = _run(engine, side, spec, pixels, names)
-    logits = answers[engine.outputs[0].name]
-    kept = {layer: side.kept.after(layer, answers) for layer in side.kept.counts}
+    target, tensors = session.target, _tensors(session, spec, pixels, names)
+    logits = session.read(tensors).logits
+    kept = {layer: target.kept.after(layer, tensors) for layer in target.kept.counts}
     alive = {layer: who_is_alive(tokens, spec.schedule.patches) for layer, tokens in kept.items()}
-    life = lives(answers[SCORES_NAME], spec.schedule) if side.predicts_lives else None
+    life = lives(tensors[SCORES_NAME], spec.schedule) if target.predicts_lives else None
     grid = _grid(spec)
     return [
         PatchLives(
-            name,
-            pixels[index],
-            grid,
-            None if life is None else life[index],
-            {layer: mask[index] for layer, mask in alive.items()},
-            {layer: int((tokens[index] == NO_PATCH).sum()) for layer, tokens in kept.items()},
-            _guess(logits[index], spec),
+            name=name,
+            pixels=pixels[index],
+            grid=grid,
+            life=None if life is None else life[index],
+            alive={layer: mask[index] for layer, mask in alive.items()},
+            fused={layer: int((tokens[index] == NO_PATCH).sum()) for layer, tokens in kept.items()},
+            guess=_guess(logits[index], spec),
         )
         for index, name in enumerate(names)
     ]
@@ -232,17 +222,17 @@ def _guess(logits: NDArray[Any], spec: ModelSpec) -> str:
     return f"{shortened(name.split(',')[0], 28)} {odds[best] / odds.sum():.0%}"
 
 
-def _caption(side: Openable, spec: ModelSpec) -> str:
+def _caption(target: Target, spec: ModelSpec) -> str:
     trained = {"trained": "trained predictor", "identity": "untrained predictor"}.get(spec.provenance.predictor, "")
     weights = "random weights" if spec.provenance.weights == "random" else trained
     counts = ", ".join(map(str, spec.schedule.counts))
-    what = f"{methods.title_of(side.method)} of {spec.backbone}, {side.engine.name} {side.precision}"
+    what = f"{methods.title_of(target.method)} of {spec.backbone}, {target.engine.name} {target.precision}"
     return " · ".join(filter(None, (what, f"{spec.schedule.patches} → {counts}", weights)))
 
 
-def _warning(side: Openable, spec: ModelSpec) -> str:
-    if spec.provenance.weights == "random":
-        what = "live longest" if side.predicts_lives else "stay"
+def _warning(target: Target) -> str:
+    if target.weights == "random":
+        what = "live longest" if target.predicts_lives else "stay"
         return f"Random weights: which patches {what} says nothing about the image."
     return ""
 
@@ -252,4 +242,13 @@ def _report(output: Path, kind: str, life: NDArray[Any], spec: ModelSpec, warnin
     # As drawn. Unclamped, every image's lives have the schedule's mean and deviation by construction.
     life = life.clip(schedule.base_layer, schedule.depth)
     mean, std = float(life.mean()), float(life.std())
-    return VisualizeReport(output, kind, len(life), mean, std, schedule.mean_life, schedule.std_life, warning)
+    return VisualizeReport(
+        file=output,
+        kind=kind,
+        images=len(life),
+        mean_life=mean,
+        std_life=std,
+        granted_mean=schedule.mean_life,
+        granted_std=schedule.std_life,
+        warning=warning,
+    )

@@ -31,8 +31,12 @@ FOUNDATION = {
     "artifact",
     "manifest",
     "records",
+    "section",
     "typed",
     "machine",
+    "processes",
+    "limits",
+    "progress",
 }
 ROOMS = {"data", "model", "exporters", "engines", "training", "evaluation", "calibration", "bench"}
 # A package may import from itself and from these.
@@ -127,6 +131,13 @@ def test_heavy_libraries_come_in_by_their_door(path):
 def test_every_package_has_its_place():
     packages = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
     assert packages == set(MAY_IMPORT)
+
+
+def test_every_package_has_its_tests():
+    tests = Path(__file__).parents[1]
+    folders = {path.name for path in tests.iterdir() if list(path.rglob("test_*.py"))}
+    assert set(MAY_IMPORT) | {"foundation"} <= folders
+    assert list(tests.glob("test_*.py")) == [], "tests of what lies in lifedeploy itself are in tests/foundation"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

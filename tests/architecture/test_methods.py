@@ -19,8 +19,6 @@ OTHERWISE = {
     "spec.py": {"life": "the output of a graph that gives lives"},
     "records.py": {"dense": "a key of the manifest: MACs of the backbone as it is"},
     "workflows/export.py": {"dense": "the same key"},
-    "cli/render.py": {"dense": "the same key"},
-    "cli/train.py": {"dense": "a field of TrainConfig"},
 }
 OURS = [methods.get(name) for name in methods.names()]
 # What a timm ViT is made of, by the names of its attributes; `blocks` and `heads` are words of the adapter too.

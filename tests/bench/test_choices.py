@@ -6,21 +6,25 @@ from itertools import combinations
 
 import pytest
 
-from lifedeploy.bench.choices import Choice, by_setting, ranked
+from lifedeploy.bench.choices import by_setting, ranked
+from lifedeploy.bench.report import Choice, Row, Setting, Subject
 from lifedeploy.viz import choices as drawing
 
 
-def choice(images_per_s, top1, engine="openvino", precision="fp32", method="life", **changes):
-    facts = dict.fromkeys(Choice.__dataclass_fields__) | {"mode": "latency", "streams": 1, "batch": 8, "pareto": False}
-    named = {"engine": engine, "precision": precision, "method": method, "standard_error": 0.01}
-    return Choice(**facts | named | {"images_per_s": images_per_s, "top1": top1} | changes)
+def choice(images_per_s, top1, engine="openvino", precision="fp32", method="life", batch=8, copies=None):
+    facts = {"model": "m", "method": method, "engine": engine, "precision": precision, "mac_ratio": None}
+    values = dict.fromkeys(Row.__dataclass_fields__) | {"images_per_s": images_per_s}
+    values["subject"] = Subject(**facts, weights="file", parity=None)
+    values["setting"] = Setting(mode="latency", batch=batch, streams=1, threads=1, copies=copies)
+    numbers = dict.fromkeys(Choice.__dataclass_fields__) | {"row": Row(**values), "pareto": False}
+    return Choice(**numbers | {"top1": top1, "standard_error": 0.01})
 
 
 def test_the_front_is_what_nothing_beats():
     made = ranked(
         [choice(10, 0.9), choice(20, 0.8), choice(15, 0.8), choice(5, 0.9), choice(12, 0.85), choice(1, 0.91)]
     )
-    assert [(one.images_per_s, one.pareto) for one in made] == [
+    assert [(one.row.images_per_s, one.pareto) for one in made] == [
         (20, True),
         (15, False),  # as right, and slower
         (12, True),
@@ -63,7 +67,18 @@ def test_names_cover_neither_each_other_nor_a_point(stretch):
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    made = ranked([choice(one.images_per_s**stretch, one.top1, one.engine, one.precision, one.method) for one in CLOSE])
+    made = ranked(
+        [
+            choice(
+                one.row.images_per_s**stretch,
+                one.top1,
+                one.row.subject.engine,
+                one.row.subject.precision,
+                one.row.subject.method,
+            )
+            for one in CLOSE
+        ]
+    )
     figure = Figure(figsize=(10, 4.2))
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -73,13 +88,15 @@ def test_names_cover_neither_each_other_nor_a_point(stretch):
     figure.draw_without_rendering()
     assert axis.get_xscale() == ("linear" if stretch == 1 else "log")
     texts = [text for text in axis.texts if text.get_text()]
-    assert {text.get_text() for text in texts} == {f"{one.engine} {one.precision} {one.method}" for one in made}
+    assert {text.get_text() for text in texts} == {
+        f"{one.row.subject.engine} {one.row.subject.precision} {one.row.subject.method}" for one in made
+    }
     boxes = [Text.get_window_extent(text) for text in texts]
     assert not [pair for pair in combinations(boxes, 2) if pair[0].padded(-1).overlaps(pair[1])]
-    points = [axis.transData.transform((one.images_per_s, one.top1 * 100)) for one in made]
+    points = [axis.transData.transform((one.row.images_per_s, one.top1 * 100)) for one in made]
     assert not [(box, point) for box in boxes for point in points if box.contains(*point)]
     (front,) = [line for line in axis.lines if line.get_linestyle() == "--"]
-    assert list(front.get_xdata()) == sorted(one.images_per_s for one in made if one.pareto)
+    assert list(front.get_xdata()) == sorted(one.row.images_per_s for one in made if one.pareto)
     assert len({line.get_marker() for line in axis.lines if line.get_marker() not in ("None", "_")}) == 4
 
 

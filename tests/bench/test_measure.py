@@ -36,7 +36,9 @@ class TimedLane(Lane):
 
 def contest(seconds, batch=4):
     clock, log = Clock(), []
-    contenders = [Contender(name, batch, (TimedLane(clock, name, s, log),)) for name, s in seconds.items()]
+    contenders = [
+        Contender(name=name, batch=batch, lanes=(TimedLane(clock, name, s, log),)) for name, s in seconds.items()
+    ]
     return clock, log, contenders
 
 
@@ -44,7 +46,7 @@ def test_ratios_and_rates_are_those_of_the_clock():
     clock, _, contenders = contest({"dense": 0.6, "life": 0.4})
     samples = measure(contenders, Stop(budget_s=100), clock=clock)
     assert samples.ratio("life", "dense").median == pytest.approx(1.5)
-    assert samples.rounds["dense"][0].images_per_s == pytest.approx(4 / 0.6)
+    assert samples.turns["dense"][0].images_per_s == pytest.approx(4 / 0.6)
     assert samples.count == 7  # tight at once: the least number of rounds
 
 
@@ -74,8 +76,8 @@ def test_a_drift_of_the_machine_does_not_move_the_ratio():
 def test_short_requests_are_repeated_until_a_round_can_be_timed():
     clock, _, contenders = contest({"dense": 0.002, "life": 0.001})
     samples = measure(contenders, Stop(budget_s=100), clock=clock)
-    assert all(len(turn.latencies_s) == 200 for turn in samples.rounds["life"])  # 0.2 s of the faster one
-    assert samples.rounds["life"][0].latencies_s[0] == pytest.approx(0.001)
+    assert all(len(turn.latencies_s) == 200 for turn in samples.turns["life"])  # 0.2 s of the faster one
+    assert samples.turns["life"][0].latencies_s[0] == pytest.approx(0.001)
 
 
 def test_the_budget_ends_it_but_never_before_three_rounds():
@@ -91,9 +93,9 @@ def test_the_budget_ends_it_but_never_before_three_rounds():
 def test_progress_is_told_and_ends_at_all_of_it():
     told = []
     clock, _, contenders = contest({"dense": 1.0, "life": 0.5})
-    measure(contenders, Stop(budget_s=100), clock=clock, progress=lambda rounds, share: told.append((rounds, share)))
-    assert [rounds for rounds, _ in told] == list(range(1, len(told) + 1))
-    assert all(0 <= share <= 1 for _, share in told)
+    measure(contenders, Stop(budget_s=100), clock=clock, progress=told.append)
+    assert [step.detail for step in told] == ["1 round", *(f"{rounds} rounds" for rounds in range(2, len(told) + 1))]
+    assert all(0 <= step.share <= 1 for step in told)
 
 
 def test_lanes_of_a_contender_run_at_the_same_time_and_a_failure_in_one_surfaces():
@@ -102,12 +104,12 @@ def test_lanes_of_a_contender_run_at_the_same_time_and_a_failure_in_one_surfaces
             raise RuntimeError("out of memory")
 
     clock, log = Clock(), []
-    two = Contender("life", 1, (TimedLane(clock, "one", 1.0, log), TimedLane(clock, "two", 1.0, log)))
+    two = Contender(name="life", batch=1, lanes=(TimedLane(clock, "one", 1.0, log), TimedLane(clock, "two", 1.0, log)))
     samples = measure([two], Stop(budget_s=50), clock=clock)
-    assert samples.rounds["life"][0].images == 2
+    assert samples.turns["life"][0].images == 2
     assert {"one", "two"} <= set(log)
     with pytest.raises(RuntimeError, match="out of memory"):
-        measure([Contender("life", 1, (Broken({}, {}), Broken({}, {})))], Stop(budget_s=50))
+        measure([Contender(name="life", batch=1, lanes=(Broken({}, {}), Broken({}, {})))], Stop(budget_s=50))
 
 
 class OnDevice(TimedLane, DeviceLane):
@@ -123,11 +125,14 @@ class OnDevice(TimedLane, DeviceLane):
 def test_a_device_is_measured_with_and_without_copies_and_by_its_own_clock():
     clock, log = Clock(), []
     lane = OnDevice(clock, "life", 0.4, log)
-    both = [Contender("life", 4, (lane,)), Contender("life, without copies", 4, (WithoutCopies(lane),))]
+    both = [
+        Contender(name="life", batch=4, lanes=(lane,)),
+        Contender(name="life, without copies", batch=4, lanes=(WithoutCopies(lane),)),
+    ]
     samples = measure(both, Stop(budget_s=100), clock=clock)
     assert samples.ratio("life, without copies", "life").median == pytest.approx(2)
-    assert samples.rounds["life"][0].device_ms == pytest.approx((360,))
-    assert samples.rounds["life, without copies"][0].device_ms == pytest.approx((180,))
+    assert samples.turns["life"][0].device_ms == pytest.approx((360,))
+    assert samples.turns["life, without copies"][0].device_ms == pytest.approx((180,))
 
 
 def test_the_ratio_that_counts_is_to_the_own_reference():
@@ -158,7 +163,10 @@ def test_a_lane_in_company_keeps_its_thread():
 
     clock, log = Clock(), []
     lanes = tuple(Watched(clock, name, 0.5, log) for name in ("one", "two"))
-    both = [Contender("with", 1, lanes), Contender("without", 1, tuple(WithoutCopies(lane) for lane in lanes))]
+    both = [
+        Contender(name="with", batch=1, lanes=lanes),
+        Contender(name="without", batch=1, lanes=tuple(WithoutCopies(lane) for lane in lanes)),
+    ]
     seen.clear()  # each was asked once when it was wrapped
     measure(both, Stop(budget_s=100), clock=clock)
     assert [len(threads) for threads in seen.values()] == [1, 1]
@@ -169,7 +177,7 @@ def test_a_slow_team_does_not_make_as_many_requests_as_a_fast_one():
     clock, _, contenders = contest({"a dense": 0.002, "a life": 0.001, "b dense": 0.4, "b life": 0.1})
     made = [replace(one, team=one.name[0], against=f"{one.name[0]} dense", base="a dense") for one in contenders]
     samples = measure(made, Stop(budget_s=100), clock=clock)
-    assert {name: len(turns[0].latencies_s) for name, turns in samples.rounds.items()} == {
+    assert {name: len(turns[0].latencies_s) for name, turns in samples.turns.items()} == {
         "a dense": 200,
         "a life": 200,
         "b dense": 2,

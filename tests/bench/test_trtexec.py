@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.bench import trtexec
-from lifedeploy.bench.report import Row
+from lifedeploy.bench.report import Row, Setting, Subject
 from lifedeploy.errors import EngineError
-from lifedeploy.workflows import bench
+from lifedeploy.targets import contest
 
 IMAGES = TensorSpec("images", "float32", (None, 3, 224, 224))
 
@@ -81,12 +79,13 @@ def test_it_is_asked_only_where_it_is_and_for_plans(tmp_path, monkeypatch):
 
 def test_rows_carry_the_second_opinion(tool, tmp_path):
     tool("", ANSWER)
-    member = SimpleNamespace(engine=SimpleNamespace(name="tensorrt"), method="life", path=tmp_path / "model.plan")
-    team = SimpleNamespace(members=(member,), label="tensorrt fp16")
-    found = bench._opinions(team, 2, {"life": (IMAGES,)}, lambda text: None)
-    values = dict.fromkeys(Row.__dataclass_fields__) | {"images_per_s": 199.0, "note": "", "method": "life"}
-    row = bench._with_opinion(Row(**values), found["life"])
-    assert row.trtexec == {"images_per_s": 201.0, "gpu_ms": 9.5, "share": pytest.approx(199 / 201)}
+    facts = {"model": "m", "method": "life", "engine": "tensorrt", "precision": "fp16", "mac_ratio": 1.5}
+    subject = Subject(**facts, weights="file", parity=None)
+    setting = Setting(mode="latency", batch=2, streams=1, threads=1, copies=False)
+    values = dict.fromkeys(Row.__dataclass_fields__) | {"images_per_s": 199.0}
+    row = Row(**values | {"subject": subject, "setting": setting})
+    asked = contest._asked_trtexec(row, tmp_path / "model.plan", (IMAGES,), lambda text: None)
+    assert asked.trtexec == {"images_per_s": 201.0, "gpu_ms": 9.5, "share": pytest.approx(199 / 201)}
     tool("", "broken", code=1)
-    found = bench._opinions(team, 2, {"life": (IMAGES,)}, lambda text: None)
-    assert bench._with_opinion(Row(**values), found["life"]).note == "trtexec failed: broken"
+    asked = contest._asked_trtexec(row, tmp_path / "model.plan", (IMAGES,), lambda text: None)
+    assert (asked.trtexec, asked.subject.note) == (None, "trtexec failed: broken")

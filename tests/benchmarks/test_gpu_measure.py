@@ -6,17 +6,16 @@ And all of it from start to end, dry.
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import kernels, measure
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench.measure import Stop
 from lifedeploy.optional import installed
@@ -27,29 +26,21 @@ OPINION = {"share": 0.995, "images_per_s": 1000.0, "gpu_ms": 1.5}
 LABELS = {"backbone": "tiny", "schedule": "ρ 0.7", "fusion": {"attention": 6, "topk": 1}}
 
 
-@pytest.fixture
-def measure(monkeypatch):
-    monkeypatch.syspath_prepend(GPU)
-    import measure
-
-    return measure
-
-
-def test_the_clock_ends_it_and_failures_are_written_down(measure, tmp_path):
+def test_the_clock_ends_it_and_failures_are_written_down(tmp_path):
     run = measure.Run(tmp_path, tmp_path, minutes=1, command="measure")
     assert run.command("-c", "pass", what="nothing", limit_s=30)
     assert not run.command("-c", "import sys; sys.exit('some\\nerror: no such engine')", what="a build", limit_s=30)
     text = (tmp_path / "RESULTS.md").read_text()  # after every step
     assert "- a build: error: no such engine" in text and "| nothing |" in text
-    assert run.found["failed"] == [{"what": "a build", "reason": "error: no such engine"}]
+    assert run.record["failed"] == [{"what": "a build", "reason": "error: no such engine"}]
     assert not run.command("-c", "pass", what="too late", limit_s=30, least_s=100)
     run.ends -= 59
     assert not run.command("-c", "import time; time.sleep(30)", what="too long", limit_s=30, least_s=0)
-    assert run.found["skipped"] == ["too late", "too long (cut off)"]
+    assert run.record["skipped"] == ["too late", "too long (cut off)"]
     assert "- too late" in (tmp_path / "RESULTS.md").read_text()
 
 
-def test_a_step_that_hangs_ends_at_its_limit_with_all_that_it_began(measure, tmp_path):
+def test_a_step_that_hangs_ends_at_its_limit_with_all_that_it_began(tmp_path):
     """A grandchild that holds on to the output must not hold up the others."""
     child = f"import time; open({str(tmp_path / 'alive')!r}, 'w').close(); time.sleep(30)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -57,11 +48,11 @@ def test_a_step_that_hangs_ends_at_its_limit_with_all_that_it_began(measure, tmp
     began = time.monotonic()
     assert not run.command("-c", code, what="hangs", limit_s=2)
     assert (tmp_path / "alive").exists() and time.monotonic() - began < 15
-    assert run.found["failed"] == [{"what": "hangs", "reason": "took over 2 s, and was ended"}]
+    assert run.record["failed"] == [{"what": "hangs", "reason": "took over 2 s, and was ended"}]
     assert run.command("-c", "pass", what="the next", limit_s=30)
 
 
-def test_what_matters_most_comes_first(measure, tmp_path, monkeypatch):
+def test_what_matters_most_comes_first(tmp_path, monkeypatch):
     """And what fails takes nothing else with it."""
     done = []
 
@@ -80,7 +71,7 @@ def test_what_matters_most_comes_first(measure, tmp_path, monkeypatch):
     assert done[:10] == [
         *("export of deit_s, ρ 0.7", "build of deit_s, ρ 0.7, onnxruntime-cuda", ("onnxruntime-cuda", 128)),
         *("build of deit_s, ρ 0.7, torch-compiled", "build of deit_s, ρ 0.7, tensorrt", ("tensorrt", 128), "bare"),
-        *("forms of attention on ONNX Runtime", "kernels of onnxruntime-cuda", "open questions, asked of PyTorch"),
+        *("forms of attention on ONNX Runtime", "kernels of onnxruntime-cuda", "build of deit_s, ρ 0.7, torch-cuda"),
     ]
     ported = [what for what in done if isinstance(what, str) and what.startswith("export")]
     assert ported == [f"export of {one}, {other}" for one in ("deit_s", "deit_b") for other in ("ρ 0.7", "127, 95, 63")]
@@ -88,18 +79,18 @@ def test_what_matters_most_comes_first(measure, tmp_path, monkeypatch):
     assert done[-1] == ("torch-cuda", 256)
 
 
-def test_rows_become_lines(measure, workspace, tmp_path):
+def test_rows_become_lines(workspace, tmp_path):
     quick = Stop(budget_s=0.01, min_rounds=3)
     request = BenchRequest(engines=("onnxruntime",), batches=(2,), stop=quick, memory=False)
-    on_cpu = bench(request, Workspace(workspace)).rows
+    on_cpu = json.loads(json.dumps(bench(request, Workspace(workspace)).to_dict()))["rows"]
     device = {"p50": 1.25, "p90": 2.0, "p99": 3.0}
-    on_gpu = [replace(row, copies=False, device_ms=device, trtexec=OPINION) for row in on_cpu]
+    on_gpu = [row | {"copies": False, "device_ms": device, "trtexec": OPINION} for row in on_cpu]
     run = measure.Run(tmp_path, tmp_path, minutes=1, command="measure")
-    run.found["rows"] = [json.loads(json.dumps(asdict(row))) | LABELS for row in (*on_cpu, *on_gpu)]
-    run.found["bare"] = [{"engine": "tensorrt", "batch": 128, "share": 0.998, "low": 0.99, "high": 1.0, "rounds": 9}]
-    run.found["kernels"] = {"tiny, ρ 0.7, onnxruntime-cuda": "6 × FLASH_ATTENTION"}
+    run.record["rows"] = [row | LABELS for row in (*on_cpu, *on_gpu)]
+    run.record["bare"] = [{"engine": "tensorrt", "batch": 128, "share": 0.998, "low": 0.99, "high": 1.0, "rounds": 9}]
+    run.record["kernels"] = {"tiny, ρ 0.7, onnxruntime-cuda": "6 × FLASH_ATTENTION"}
     eight = {"precision": "fp8", "over_base": 1.9, "over_base_low": 1.8, "over_base_high": 2.0}
-    run.found["rows"][-1] |= eight
+    run.record["rows"][-1] |= eight
     run.write()
     lines = (tmp_path / "RESULTS.md").read_text().splitlines()
     assert "- onnxruntime fp8, batch 2, life: 1.90 [1.80, 2.00]" in lines
@@ -113,12 +104,12 @@ def test_rows_become_lines(measure, workspace, tmp_path):
     assert "- tensorrt, batch 128: 0.998 [0.990, 1.000], 9 rounds" in lines
     assert "- tiny, ρ 0.7, onnxruntime-cuda: 6 × FLASH_ATTENTION" in lines
     assert "- onnxruntime fp32, batch 2, dense: 0.995 of its 1000 img/s (1.500 ms on the GPU)" in lines
-    run.found["rows"][2]["fusion"] = {"attention": None, "topk": 1}
+    run.record["rows"][2]["fusion"] = {"attention": None, "topk": 1}
     run.write()
     assert "| ?, 1 |" in (tmp_path / "RESULTS.md").read_text()
 
 
-def test_where_nothing_runs_it_says_why_and_where_only_torch_is_it_asks_torch(measure, monkeypatch, tmp_path):
+def test_where_nothing_runs_or_something_is_missing_it_says_what(monkeypatch, tmp_path):
     from lifedeploy.engines import registry
     from lifedeploy.engines.base import Availability
 
@@ -127,17 +118,13 @@ def test_where_nothing_runs_it_says_why_and_where_only_torch_is_it_asks_torch(me
         SystemExit, match="no engine runs on a GPU here: onnxruntime-cuda: no GPU; torch-compiled: no GPU; tens"
     ):
         measure.main(["--out", str(tmp_path)])
-    asked = []
     monkeypatch.setattr(measure, "NEEDED", ("a_module_that_nobody_has",))
-    monkeypatch.setattr(measure.Run, "questions", lambda run: asked.append(run))
-    monkeypatch.setattr(sys, "argv", ["measure.py"])
-    measure.main(["--out", str(tmp_path)])
-    assert len(asked) == 1
-    assert "all engines: not installed are a_module_that_nobody_has" in (tmp_path / "RESULTS.md").read_text()
+    with pytest.raises(SystemExit, match="not installed: a_module_that_nobody_has"):
+        measure.main(["--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize("words", [["--dry"], ["--dry", "--out", str(GPU)]])
-def test_a_dry_run_never_writes_where_results_are(measure, words):
+def test_a_dry_run_never_writes_where_results_are(words):
     with pytest.raises(SystemExit, match=r"a dry run needs --out FOLDER, and not .*benchmarks/gpu, where results are"):
         measure.main(words)
 
@@ -173,14 +160,13 @@ def test_everything_runs_dry_from_start_to_end(tmp_path):
     variants = json.loads((tmp_path / "variants.json").read_text())
     assert len(variants["rows"]) == 5 and variants["not_timed"] == {}
     assert all(row["times"][0]["ms"] > 0 for row in variants["rows"])
-    questions = json.loads((tmp_path / "questions.json").read_text())
-    assert questions["rows"] and questions["failed"] == questions["skipped"] == []
-    for name in ("ATTENTIONS", "QUESTIONS", "VARIANTS"):
+    assert json.loads((tmp_path / "kernels.json").read_text())["rows"] and (tmp_path / "KERNELS.md").exists()
+    for name in ("ATTENTIONS", "VARIANTS"):
         text = (tmp_path / f"{name}.md").read_text()
         assert "**Run on a CPU: this says that" in text or "**Dry run: times are of emulated" in text
 
 
-def test_what_has_to_be_installed_is_all_that_the_package_imports_anywhere(measure):
+def test_what_has_to_be_installed_is_all_that_the_package_imports_anywhere():
     """A machine that lacks one of them is told so at once, and not by a traceback when minutes on a GPU have passed."""
     imported = set()
     for path in (GPU.parents[1] / "lifedeploy").rglob("*.py"):
@@ -191,8 +177,7 @@ def test_what_has_to_be_installed_is_all_that_the_package_imports_anywhere(measu
     assert imported - set(sys.stdlib_module_names) - {"lifedeploy"} <= {*measure.NEEDED, "resource"}
 
 
-def test_kernels_are_summed_by_what_they_do(measure):
-    kernels = importlib.import_module("kernels")
+def test_kernels_are_summed_by_what_they_do():
     assert kernels.kind_of("void onnxruntime::cuda::BroadcastBiasKernel<__half, int, false>") == "copying biases"
     assert kernels.kind_of("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16") == "attention"
     assert kernels.kind_of("sm80_xmma_fprop_implicit_gemm_indexed_wo_smem_f16f16") == "patch embedding"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lifedeploy.calibration.compare import Check, ask
-from lifedeploy.calibration.feed import Feed
+from lifedeploy.calibration.batches import ImageBatches
+from lifedeploy.calibration.compare import Check
 from lifedeploy.calibration.quantize import Prepared, Recipe, Source, prepare
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.kept import KeptTokens
 from lifedeploy.spec import ModelSpec
+from lifedeploy.targets.literal import ask
 from tests.conftest import make_tiny
 
 SIZE = 32  # pixels
@@ -51,26 +53,27 @@ def life(tmp_path_factory) -> tuple[Path, ModelSpec]:
 
 
 @pytest.fixture(scope="session")
-def feed(loose, life) -> Feed:
-    return Feed(read_unlabelled(str(loose)), life[1].preprocess, in_graph=False, batch=5)
+def batches(loose, life) -> ImageBatches:
+    return ImageBatches(images=read_unlabelled(str(loose)), preprocess=life[1].preprocess, in_graph=False, batch=5)
 
 
 @pytest.fixture
-def prepared(life, feed, tmp_path):
+def prepared(life, batches, tmp_path):
     """``prepared(recipe)``: statistics from the tiny graph, cached in the test's folder."""
 
     def make(recipe: Recipe | None = None) -> Prepared:
         source = Source(life[0], "graph", "data", tmp_path / "cache")
-        return prepare(source, recipe or Recipe(), feed, tmp_path)
+        return prepare(source, recipe or Recipe(), batches, tmp_path)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def check(life, feed) -> Check:
+def check(life, batches) -> Check:
     path, spec = life
     kept = KeptTokens.of(spec.schedule, (spec.schedule.base_layer,))
-    return Check(path, feed, spec.method, kept, ask(path, feed, kept))
+    asked = partial(ask, kept)
+    return Check(float_graph=path, batches=batches, method=spec.method, ask=asked, answers=asked(path, batches))
 
 
 def operators(path: Path) -> list[str]:

@@ -10,12 +10,12 @@ from lifedeploy.viz import calibration as viz
 
 def test_layers_are_drawn_at_their_depth_even_if_all_of_a_kind_are_in_floating_point():
     layers = [
-        LayerReport("patch_embed.proj/Conv", "embedding", True, (), 31.0),
-        LayerReport("blocks.0.attn.qkv/MatMul", "linear", True, (), 32.0),
-        LayerReport("blocks.1.attn.qkv/MatMul", "linear", True, (), 33.0),
-        LayerReport("head/Gemm", "head", True, (), 34.0),
-        LayerReport("blocks.0.mlp.fc1/MatMul", "linear", False, (), None),
-        LayerReport("blocks.1.mlp.fc1/MatMul", "linear", False, (), None),
+        LayerReport(name="patch_embed.proj/Conv", part="embedding", quantized=True, tensors=(), sqnr_db=31.0),
+        LayerReport(name="blocks.0.attn.qkv/MatMul", part="linear", quantized=True, tensors=(), sqnr_db=32.0),
+        LayerReport(name="blocks.1.attn.qkv/MatMul", part="linear", quantized=True, tensors=(), sqnr_db=33.0),
+        LayerReport(name="head/Gemm", part="head", quantized=True, tensors=(), sqnr_db=34.0),
+        LayerReport(name="blocks.0.mlp.fc1/MatMul", part="linear", quantized=False, tensors=(), sqnr_db=None),
+        LayerReport(name="blocks.1.mlp.fc1/MatMul", part="linear", quantized=False, tensors=(), sqnr_db=None),
     ]
     axis = Figure().subplots()
     viz._layers(axis, layers)

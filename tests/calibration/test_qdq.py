@@ -74,7 +74,7 @@ def test_weights_per_tensor_have_one_scale(prepared, tmp_path):
     assert {value.const_value.numpy().shape for value in scales} == {()}
 
 
-def test_it_computes_what_its_integers_say(prepared, feed, tmp_path):
+def test_it_computes_what_its_integers_say(prepared, batches, tmp_path):
     """A layer's output from the file's own integers, by hand."""
     made = prepared()
     write(made, tmp_path / "q.onnx")
@@ -86,7 +86,7 @@ def test_it_computes_what_its_integers_say(prepared, feed, tmp_path):
     stored, scales = (value.const_value.numpy() for value in product.inputs[1].producer().inputs[:2])
     taps = (quantized, product.outputs[0].name)
     with OnnxRuntime(tmp_path / "q.onnx", EngineOptions(taps=taps, literal=True)) as engine:
-        results = engine.run({"images": next(iter(feed))[0]})
+        results = engine.run({"images": next(iter(batches))[0]})
     sums = results[quantized].astype(np.int64) @ stored.astype(np.int64)
     np.testing.assert_allclose(results[taps[1]], sums * scale * scales, rtol=1e-4, atol=1e-5)
 
@@ -94,13 +94,13 @@ def test_it_computes_what_its_integers_say(prepared, feed, tmp_path):
 def test_quantising_costs_little_and_something(prepared, check, tmp_path):
     made = prepared()
     write(made, tmp_path / "q.onnx")
-    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.kept)
+    theirs = check.ask(tmp_path / "q.onnx", check.batches)
     assert 1e-7 < compare.noise(check.answers, theirs) < 0.02
 
 
 def test_onnxruntime_computes_it_in_integers(prepared, check, tmp_path):
     write(prepared(), tmp_path / "q.onnx")
-    images, _ = next(iter(check.feed))
+    images, _ = next(iter(check.batches))
     with OnnxRuntime(tmp_path / "q.onnx", EngineOptions(precision="int8")) as engine:
         layers = Counter(layer.kind for layer in engine.profile({"images": images}, runs=1))
     assert layers["MatMulIntegerToFloat"] + layers["DynamicQuantizeMatMul"] == 4 * DEPTH
@@ -144,7 +144,7 @@ def test_fp8_quantises_attention_with_the_softmax_scale_known(prepared, check, t
         assert use.node.inputs[2].dtype == ir.DataType.FLOAT8E4M3FN
     assert len(softmaxes) == DEPTH
     # ONNX Runtime computes E4M3 as ml_dtypes does, so what it says of the graph is what the graph says.
-    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.kept)
+    theirs = check.ask(tmp_path / "q.onnx", check.batches)
     assert 1e-6 < compare.noise(check.answers, theirs) < 0.05
 
 
@@ -166,7 +166,7 @@ def test_every_part_that_may_be_quantised_can_be(prepared, check, tmp_path):
     made = prepared(Recipe(parts=("linear", "attention", "embedding", "head")))
     done = write(made, tmp_path / "q.onnx")
     assert (done.products, done.weights) == (6 * DEPTH + 2, 4 * DEPTH + 2)
-    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.kept)
+    theirs = check.ask(tmp_path / "q.onnx", check.batches)
     assert 1e-6 < compare.noise(check.answers, theirs) < 0.05
     report = compare.report(made, tmp_path / "q.onnx", check)
     assert {layer.part for layer in report.layers} == {"linear", "attention", "embedding", "head"}
@@ -176,7 +176,7 @@ def test_every_part_that_may_be_quantised_can_be(prepared, check, tmp_path):
     ("recipe", "said"),
     [
         ({"precision": "fp16"}, "precision 'fp16' needs no calibration; there are: int8, fp8"),
-        ({"method": "mean"}, "method 'mean' is unknown; there are: minmax, percentile, entropy"),
+        ({"ranges": "mean"}, "method 'mean' is unknown; there are: minmax, percentile, entropy"),
         ({"smoothing": 1.0}, r"smoothing 1 is not allowed: it must be in \[0, 1\)"),
         ({"parts": ("ranking",)}, "is never quantised"),
     ],

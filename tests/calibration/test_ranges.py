@@ -39,7 +39,7 @@ def test_counts_do_not_depend_on_batches_or_their_order(normal, parts):
 
 def test_nothing_but_zeros():
     statistics = counted(np.zeros((3, 4), np.float32))
-    assert [method(statistics) for method in ranges.METHODS.values()] == [0, 0, 0]
+    assert [method(statistics) for method in ranges.THRESHOLDS.values()] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("width", [10, 35, 64])

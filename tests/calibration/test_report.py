@@ -49,7 +49,7 @@ def test_layers_and_images_come_worst_first(prepared, check, tmp_path):
     errors = [image.error for image in report.images if not image.changed]
     assert errors == sorted(errors, reverse=True)
     assert [image.changed for image in report.images] == sorted((i.changed for i in report.images), reverse=True)
-    assert len(report.images) == len(check.feed)
+    assert len(report.images) == len(check.batches)
     assert 0.5 < report.overlap <= 1
     assert report.drop == pytest.approx((1 - report.same_top1) * 100)
     assert report.size_mib < report.size_float_mib
@@ -60,7 +60,7 @@ def test_layers_and_images_come_worst_first(prepared, check, tmp_path):
 def test_labels_turn_the_drop_into_one_of_accuracy(prepared, check, tmp_path):
     made = prepared()
     write(made, tmp_path / "q.onnx")
-    theirs = compare.ask(tmp_path / "q.onnx", check.feed, check.kept)
+    theirs = check.ask(tmp_path / "q.onnx", check.batches)
     labels = theirs.logits.argmax(axis=1)  # as if 8 bits were always right
     report = compare.report(made, tmp_path / "q.onnx", compare.Check(**{**vars(check), "labels": labels}))
     assert report.accuracy == 1
@@ -68,12 +68,12 @@ def test_labels_turn_the_drop_into_one_of_accuracy(prepared, check, tmp_path):
     assert report.drop <= 0
 
 
-def test_statistics_are_made_once(life, feed, tmp_path):
+def test_statistics_are_made_once(life, batches, tmp_path):
     made = []
 
     def make():
         made.append(1)
-        return collect(life[0], ["blocks.0.mlp.act/Gelu_output_0"], feed.first(3))
+        return collect(life[0], ["blocks.0.mlp.act/Gelu_output_0"], batches.first(3))
 
     first, known = cached({"model": "a"}, make, tmp_path)
     again, known_again = cached({"model": "a"}, make, tmp_path)
@@ -89,7 +89,7 @@ def test_statistics_are_made_once(life, feed, tmp_path):
 def test_the_cache_knows_other_smoothing_apart(prepared):
     assert not prepared(Recipe(smoothing=0.5)).cached
     assert prepared(Recipe(smoothing=0.5)).cached
-    assert prepared(Recipe(smoothing=0.5, method="percentile", per_channel=False)).cached
+    assert prepared(Recipe(smoothing=0.5, ranges="percentile", per_channel=False)).cached
     assert not prepared(Recipe(smoothing=0.6)).cached
 
 
@@ -102,7 +102,7 @@ def test_a_scan_finds_the_layer_that_suffers_and_restoring_it_helps(prepared, ch
     lost = []
     for leave in ((), list(noises)[-4:], list(noises)[:4]):
         write(made, tmp_path / "q.onnx", leave=leave)
-        lost.append(compare.noise(check.answers, compare.ask(tmp_path / "q.onnx", check.feed, check.kept)))
+        lost.append(compare.noise(check.answers, check.ask(tmp_path / "q.onnx", check.batches)))
     everything, least, worst = lost
     assert worst < least
     assert worst < 0.8 * everything

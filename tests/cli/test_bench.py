@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench.measure import Stop
-from lifedeploy.cli.render_bench import measured
+from lifedeploy.cli.commands.bench_tables import measured
 from lifedeploy.errors import UsageError
 from lifedeploy.workflows.bench import BenchRequest, bench
 from tests.workflows.test_evaluate import make_images

@@ -170,7 +170,7 @@ def sick(tmp_path, weights_file):
     state = load_file(weights_file)
     state["head.weight"][1] = 3e38
     save_file(state, tmp_path / "sick.safetensors", metadata={"classes": '["cat", "cup", "rocket"]'})
-    request = ModelRequest(TINY, weights=str(tmp_path / "sick.safetensors"), image_size=TINY_SIZE)
+    request = ModelRequest(backbone=TINY, weights=str(tmp_path / "sick.safetensors"), image_size=TINY_SIZE)
     export(ExportRequest(request, check_parity=False, output=tmp_path / "sick"), Workspace(tmp_path))
     return tmp_path / "sick"
 

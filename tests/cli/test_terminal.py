@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifedeploy.cli import console
+from lifedeploy.progress import Step
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[bold red]x[/bold red][/]:smile:\udcff\r\b"
 # rich drops some of it (BEL, BS, CR) where it is in a Text; what it would pass on is shown.
@@ -80,16 +81,12 @@ def test_progress_and_status_show_text_as_it_is(monkeypatch):
     with console.working() as say:
         say(EVIL)
         time.sleep(seen)
-    with console.building() as (say, progress):
+    with console.watching(left=True) as (say, progress):
         say(EVIL)
         time.sleep(seen)
-        progress("[/]" + EVIL[:20], 0.5)
+        progress(Step("[/]" + EVIL[:20], 0.5, "1 of 2 [/]"))
         time.sleep(seen)
-    with console.benchmarking() as (say, progress):
-        progress(EVIL, EVIL, 0.5)
-        time.sleep(seen)
-    with console.counting("[/]") as (_, progress):
-        progress(1, 2)
+        progress(Step(EVIL, 0.5, EVIL))
         time.sleep(seen)
     said = sink.getvalue()
     assert [said.count(part) >= 4 for part in SHOWN] == [True, True], said

@@ -176,7 +176,7 @@ def test_unknown_words_are_refused(command, flag, lifedeploy):
 
 def test_words_are_those_of_the_library():
     from lifedeploy.calibration import ranges
-    from lifedeploy.cli import bench, calibrate, train
+    from lifedeploy.cli.commands import bench, calibrate
     from lifedeploy.typed import ATTENTIONS
     from lifedeploy.viz import style
     from lifedeploy.workflows import bench as workflow
@@ -188,20 +188,18 @@ def test_words_are_those_of_the_library():
     assert set(readers["evaluate", "on_error"].words) == set(evaluate.ON_ERROR)
     assert set(readers["build-engine", "attention"].words) == set(ATTENTIONS)
     assert paths.PICTURES == style.FORMATS
-    assert train._PRECISIONS == ("auto", "fp32", "bf16", "fp16")
+    assert readers["train", "precision"].words == ("auto", "fp32", "bf16", "fp16")
 
 
 def test_ranges_of_training_are_those_of_its_configuration():
     from lifedeploy.training.config import TrainConfig
 
-    renamed = {"rho": "keep_rate", "img_size": "image_size"}
     for command, name, _, value in NUMBERS:
-        field = renamed.get(name, name)
-        if command != "train" or name in ("max_pixels", "img_size", "counts", "drop_layers", "scale", "ratio"):
+        if command != "train" or name in ("max_pixels", "image_size", "counts", "drop_layers", "scale", "ratio"):
             continue
         for bound, open_ in ends(value):
             if not open_:
-                TrainConfig.from_dict({field: value(f"{bound}")})
+                TrainConfig.from_dict({name: value(f"{bound}")})
 
 
 def test_numbers_are_refused_before_anything_heavy_is_loaded():

@@ -1,4 +1,4 @@
-"""A device made of numpy: what engines do with buffers, streams and graphs is seen without a GPU."""
+"""A device made of numpy: what engines do with buffers, streams and CUDA graphs is seen without a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lifedeploy.engines import cuda
 class FakeCuda(cuda.Cuda):
     """Device memory is host memory, a stream does its work at once, and a graph is a list of what to do."""
 
-    name, graphs = "fake", True
+    name, captures = "fake", True
 
     def __init__(self):
         self.memory, self.pins, self.log, self.events = {}, 0, [], 0
@@ -62,7 +62,7 @@ class FakeCuda(cuda.Cuda):
     def elapsed_ms(self, start, end):
         return float(end[0] - start[0])
 
-    def retire(self, stream, events, graphs):
+    def retire(self, stream, events, cuda_graphs):
         self.events -= len(events)
         self.log.append("retire")
 

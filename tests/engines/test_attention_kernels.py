@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from lifedeploy.artifact import Artifact, Workspace
-from lifedeploy.cli import render
+from lifedeploy.cli.commands import build_engine
 from lifedeploy.cli.console import out
 from lifedeploy.engines import attention_kernels, cuda, onnxruntime_gpu, registry
 from lifedeploy.engines.attention_kernels import parse, read_back, report
@@ -73,7 +73,7 @@ def test_fusion_is_only_claimed_of_what_was_told():
     every = report(4, 4, 1, told, "silent")
     assert (every.attention, every.of, every.topk, every.kernels, every.note) == (4, 4, 1, {"FLASH_ATTENTION": 4}, "")
     some = report(4, 4, 1, told | {"b3": "MATH"}, "silent")
-    assert (some.attention, some.unfused) == (3, 1)
+    assert (some.attention, some.kernels["MATH"]) == (3, 1)
     assert some.note == "1 of 4 attentions are not fused by ONNX Runtime"
     silent = report(4, 4, 1, {}, "this onnxruntime does not tell")
     assert (silent.attention, silent.kernels) == (None, {})
@@ -162,7 +162,7 @@ def built_with(workspace, monkeypatch):
 
 def shown(made) -> str:
     with out.capture() as captured:
-        out.print(render.built(made))
+        out.print(build_engine.built(made))
     return captured.get()
 
 
@@ -170,10 +170,10 @@ def test_the_manifest_says_which_kernels_ran(built_with):
     made = built_with(printed("FLASH_ATTENTION"))
     record = Artifact.read(made.engine.folder / "model.json").manifest.engine
     fusion = {"attention": LAYERS, "of": LAYERS, "topk": 1, "kernels": {"FLASH_ATTENTION": LAYERS}, "note": ""}
-    assert record.details["fusion"] == fusion | {"source": "onnxruntime"}
-    assert record.graph["form"]["attention"] == "contrib"
-    assert record.graph["attentions"] == LAYERS
-    assert made.members["dense"].engine.details["fusion"]["topk"] == 0
+    assert record.details.fusion.to_dict() == fusion | {"source": "onnxruntime"}
+    assert record.graph.form.attention == "contrib"
+    assert record.graph.attentions == LAYERS
+    assert made.members["dense"].engine.details.fusion.topk == 0
     text = shown(made)
     assert f"{LAYERS}/{LAYERS}" in text and "not fused" not in text
 
@@ -191,7 +191,7 @@ def test_unfused_attention_in_half_precision_is_refused_unless_it_is_allowed(bui
         built_with(printed("MATH"))
     assert e.value.hint is not None and "--allow-unfused" in e.value.hint
     made = built_with(printed("MATH"), allow_unfused=True)
-    assert made.members["life"].engine.details["fusion"]["attention"] == 0
+    assert made.members["life"].engine.details.fusion.attention == 0
     text = shown(made)
     assert f"0/{LAYERS}" in text
     assert f"all: {LAYERS} of {LAYERS} attentions are not fused by ONNX Runtime" in text
@@ -204,4 +204,4 @@ def test_products_are_what_was_asked_for(built_with):
 
 def test_fp32_has_no_fused_kernel_to_ask_for(built_with):
     made = built_with(printed("MATH"), precision="fp32", attention="contrib")
-    assert made.members["life"].engine.details["fusion"]["kernels"] == {"MATH": LAYERS}
+    assert made.members["life"].engine.details.fusion.kernels == {"MATH": LAYERS}

@@ -1,7 +1,8 @@
-"""One suite over every engine: whatever runs here keeps the same contract."""
+"""One suite over every engine in the registry: whatever runs here keeps the same contract."""
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import numpy as np
@@ -12,33 +13,66 @@ from lifedeploy.data.preprocess import normalise
 from lifedeploy.data.samples import parity_samples
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import Availability, EngineOptions
+from lifedeploy.engines.fake import Fake
 from lifedeploy.engines.openvino import choose_precision
-from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
+from lifedeploy.engines.torch import Torch
+from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError, WeightsError
 from lifedeploy.evaluation import parity
 from lifedeploy.kept import KeptTokens
 from lifedeploy.spec import SCORES_NAME
+from lifedeploy.workflows.build import BuildRequest, build
 from tests.engines.hammer import wrong_answers
 
-RUNNABLE = ["fake", "onnxruntime", "openvino", "torch"]
+SIZE = (3, 64, 64)
 
 
-@pytest.fixture(params=RUNNABLE)
-def opened(request, exported):
-    """An open engine of the slimmed tiny model, and the export behind it."""
-    source = Workspace(exported).latest_export()
+@pytest.fixture(scope="session")
+def built(exported, tmp_path_factory):
+    """The exported model, and what an engine opens of it: compiled in FP32, in a workspace of these tests."""
+    root = tmp_path_factory.mktemp("contract") / "artifacts"
+    shutil.copytree(exported, root)
+
+    def build_for(name: str) -> Artifact:
+        return build(BuildRequest(engine=name, precision="fp32"), Workspace(root)).engine
+
+    return Workspace(root).latest_export(), build_for
+
+
+@pytest.fixture(params=registry.names(hidden=True))
+def unopened(request, built):
+    """Every engine that runs here: a function that makes one of the slimmed tiny model, and the export behind it."""
     cls = registry.get(request.param)
-    if request.param == "torch":
-        path = source.folder / source.manifest.checkpoint
-    else:
-        path = Artifact.read(source.folder / f"{request.param}-fp32" / "model.json").path
-    with cls(path, EngineOptions(method="life")) as engine:
+    availability = registry.examine(cls)
+    if not availability.ok:
+        pytest.skip(availability.reason)
+    source, build_for = built
+    path = build_for(request.param).path
+    return lambda **options: cls(path, EngineOptions(method="life", **options)), source
+
+
+@pytest.fixture
+def opened(unopened):
+    """The same, open as it is by default."""
+    make, source = unopened
+    with make() as engine:
         yield engine, source
+
+
+def sample(source: Artifact, batch: int = 1):
+    """Normalised images that PyTorch was asked about."""
+    preprocess = source.manifest.spec.preprocess
+    return next(normalise(one.pixels, preprocess) for one in parity_samples(preprocess) if one.batch == batch)
+
+
+def recorded(source: Artifact, images):
+    """What PyTorch answered."""
+    return parity.recorded(source.folder / source.manifest.reference, "life", [images])[0]
 
 
 def test_specs_say_what_goes_in_and_out(opened):
     engine, _ = opened
     (images,) = engine.inputs
-    assert (images.name, images.dtype, images.shape[1:]) == ("images", "float32", (3, 64, 64))
+    assert (images.name, images.dtype, images.shape[1:]) == ("images", "float32", SIZE)
     assert [spec.name for spec in engine.outputs] == ["logits"]
     assert engine.precision == "fp32"
 
@@ -46,33 +80,28 @@ def test_specs_say_what_goes_in_and_out(opened):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_run_gives_pytorchs_answers(opened, batch):
     engine, source = opened
-    sample = next(s for s in parity_samples(source.manifest.spec.preprocess) if s.batch == batch)
-    images = normalise(sample.pixels, source.manifest.spec.preprocess)
-    expected = parity.recorded(source.folder / source.manifest.reference, "life", [images])[0]
-    np.testing.assert_allclose(engine.run({"images": images})["logits"], expected.logits, atol=1e-4)
+    images = sample(source, batch)
+    np.testing.assert_allclose(engine.run({"images": images})["logits"], recorded(source, images).logits, atol=1e-4)
 
 
 def test_a_lane_gives_what_run_gives(opened):
     engine, source = opened
-    sample = parity_samples(source.manifest.spec.preprocess)[-1]
-    images = normalise(sample.pixels, source.manifest.spec.preprocess)
+    images = sample(source, 3)
     lane = engine.lane(len(images))
-    lane.inputs["images"][...] = images
-    lane.infer()
-    np.testing.assert_allclose(lane.outputs["logits"], engine.run({"images": images})["logits"], atol=1e-5)
-    lane.inputs["images"][...] = images[::-1]
-    lane.infer()
-    np.testing.assert_allclose(lane.outputs["logits"], engine.run({"images": images[::-1]})["logits"], atol=1e-5)
+    for order in (1, -1):
+        lane.inputs["images"][...] = images[::order]
+        lane.infer()
+        np.testing.assert_allclose(lane.outputs["logits"], engine.run({"images": images[::order]})["logits"], atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("feeds", "said"),
     [
         ({}, "inputs given: none; the engine takes images: float32 (batch, 3, 64, 64)"),
-        ({"pixels": np.zeros((1, 3, 64, 64), np.float32)}, "inputs given: pixels"),
-        ({"images": np.zeros((1, 3, 64, 64), np.float64)}, "input images is float64 (1, 3, 64, 64)"),
+        ({"pixels": np.zeros((1, *SIZE), np.float32)}, "inputs given: pixels"),
+        ({"images": np.zeros((1, *SIZE), np.float64)}, "input images is float64 (1, 3, 64, 64)"),
         ({"images": np.zeros((1, 3, 32, 64), np.float32)}, "input images is float32 (1, 3, 32, 64)"),
-        ({"images": np.zeros((3, 64, 64), np.float32)}, "input images is float32 (3, 64, 64)"),
+        ({"images": np.zeros(SIZE, np.float32)}, "input images is float32 (3, 64, 64)"),
     ],
     ids=["nothing", "name", "dtype", "shape", "rank"],
 )
@@ -86,7 +115,7 @@ def test_wrong_inputs_are_refused_before_they_reach_the_runtime(opened, feeds, s
 
 def test_a_closed_engine_says_so_and_can_be_opened_again(opened):
     engine, _ = opened
-    images = np.ones((1, 3, 64, 64), np.float32)
+    images = np.ones((1, *SIZE), np.float32)
     before = engine.run({"images": images})["logits"]
     engine.close()
     with pytest.raises(EngineError, match="is not open"):
@@ -95,64 +124,51 @@ def test_a_closed_engine_says_so_and_can_be_opened_again(opened):
     np.testing.assert_allclose(engine.run({"images": images})["logits"], before, atol=1e-6)
 
 
-def test_a_static_engine_refuses_another_batch(opened):
-    engine, _ = opened
-    options = EngineOptions(batch=2, method="life")
-    with type(engine)(engine.path, options) as fixed:
+def test_a_static_engine_refuses_another_batch(unopened):
+    make, _ = unopened
+    with make(batch=2) as fixed:
         if fixed.inputs[0].shape[0] is None:
             pytest.skip("this runtime takes any batch at full speed, and compiles for none")
         with pytest.raises(EngineInputError, match="is fixed to batch 2, and batch 3 was asked for"):
             fixed.lane(3)
-        assert fixed.lane(2).inputs["images"].shape == (2, 3, 64, 64)
+        assert fixed.lane(2).inputs["images"].shape == (2, *SIZE)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch", "fake"])
-def test_the_tapped_ranking_is_the_one_pytorch_kept(name, exported):
-    source = Workspace(exported).latest_export()
-    spec = source.manifest.spec
-    path = source.folder / source.manifest.checkpoint if name == "torch" else None
-    path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
-    sample = parity_samples(spec.preprocess)[0]
-    images = normalise(sample.pixels, spec.preprocess)
-    expected = parity.recorded(source.folder / source.manifest.reference, "life", [images])[0]
-    kept = source.manifest.kept
-    with registry.get(name)(path, EngineOptions(taps=kept.last_tap, method="life")) as engine:
+def test_the_tapped_ranking_is_the_one_pytorch_kept(unopened):
+    make, source = unopened
+    images, kept = sample(source), source.manifest.kept
+    with make(taps=kept.last_tap) as engine:
         survivors = kept.survivors(engine.run({"images": images}))
-    assert survivors.shape == (len(images), spec.schedule.tokens[-1])
-    assert parity.overlap(expected.kept, survivors) == 1.0
+    assert survivors.shape == (len(images), source.manifest.spec.schedule.tokens[-1])
+    assert parity.overlap(recorded(source, images).kept, survivors) == 1.0
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
-def test_the_tapped_scores_rank_as_the_tokens_that_are_kept(name, exported):
-    source = Workspace(exported).latest_export()
-    path = source.folder / source.manifest.checkpoint if name == "torch" else None
-    path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
-    spec = source.manifest.spec
-    images = normalise(parity_samples(spec.preprocess)[0].pixels, spec.preprocess)
+def test_the_tapped_scores_rank_as_the_tokens_that_are_kept(unopened):
+    make, source = unopened
+    engine, schedule = make(), source.manifest.spec.schedule
+    if isinstance(engine, Fake):
+        pytest.skip("it replays answers, and no scores are recorded")
     # A graph names the first ones alone, since the later ones are the first of them; PyTorch has them all.
-    kept = KeptTokens.of(spec.schedule, spec.schedule.drop_layers) if name == "torch" else source.manifest.kept
-    with registry.get(name)(path, EngineOptions(taps=(*kept.taps, SCORES_NAME), method="life")) as engine:
+    kept = KeptTokens.of(schedule, schedule.drop_layers) if isinstance(engine, Torch) else source.manifest.kept
+    images = sample(source)
+    with make(taps=(*kept.taps, SCORES_NAME)) as engine:
         answer = engine.run({"images": images})
-    assert answer[SCORES_NAME].shape == (len(images), spec.schedule.patches)
+    assert answer[SCORES_NAME].shape == (len(images), schedule.patches)
     ranked = np.argsort(-answer[SCORES_NAME], axis=1)
-    for layer in spec.schedule.drop_layers:
-        assert np.array_equal(kept.after(layer, answer), ranked[:, : spec.schedule.after(layer)])
+    for layer in schedule.drop_layers:
+        assert np.array_equal(kept.after(layer, answer), ranked[:, : schedule.after(layer)])
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
-def test_a_tap_that_is_not_there_is_an_engine_error(name, exported):
-    source = Workspace(exported).latest_export()
-    path = source.folder / source.manifest.checkpoint if name == "torch" else None
-    path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
-    with pytest.raises(EngineError, match=rf"{path.name} has no tensor life_order"):
-        registry.get(name)(path, EngineOptions(taps=("life_order",), method="life")).open()
+def test_a_tap_that_is_not_there_is_an_engine_error(unopened):
+    engine = unopened[0](taps=("life_order",))
+    if isinstance(engine, Fake):
+        pytest.skip("it answers whatever it is asked")
+    with pytest.raises(EngineError, match=rf"{engine.path.name} has no tensor life_order"):
+        engine.open()
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "fake"])
-def test_lanes_infer_at_the_same_time(name, exported):
-    source = Workspace(exported).latest_export()
-    path = Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
-    with registry.get(name)(path, EngineOptions(streams=2, threads=2)) as engine:
+def test_lanes_infer_at_the_same_time(unopened):
+    with unopened[0](streams=2, threads=2) as engine:
         lanes = [engine.lane(1) for _ in range(2)]
         for number, lane in enumerate(lanes):
             lane.inputs["images"][...] = number + 0.5
@@ -162,24 +178,19 @@ def test_lanes_infer_at_the_same_time(name, exported):
         for thread in threads:
             thread.join()
         for number, lane in enumerate(lanes):
-            images = np.full((1, 3, 64, 64), number + 0.5, np.float32)
+            images = np.full((1, *SIZE), number + 0.5, np.float32)
             np.testing.assert_allclose(lane.outputs["logits"], engine.run({"images": images})["logits"], atol=1e-5)
 
 
 def test_threads_get_the_answers_to_their_own_inputs(opened):
-    """4 x 5,000 inferences on what is deployed on CPUs; fewer where one takes long."""
+    """4 x 5,000 inferences where the runtime takes several at once; fewer where they take turns."""
     engine, _ = opened
-    runs = {"onnxruntime": 5000, "openvino": 5000}.get(engine.name, 200)
-    assert wrong_answers(engine, runs) == []
+    assert wrong_answers(engine, 5000 if engine.concurrent else 200) == []
 
 
 @pytest.mark.parametrize("batch", [None, 2], ids=["dynamic", "static"])
-@pytest.mark.parametrize("name", RUNNABLE)
-def test_a_lane_beside_runs_disturbs_nobody(name, batch, exported):
-    source = Workspace(exported).latest_export()
-    path = source.folder / source.manifest.checkpoint if name == "torch" else None
-    path = path or Artifact.read(source.folder / f"{name}-fp32" / "model.json").path
-    with registry.get(name)(path, EngineOptions(batch=batch, method="life", threads=2)) as engine:
+def test_a_lane_beside_runs_disturbs_nobody(unopened, batch):
+    with unopened[0](batch=batch, threads=2) as engine:
         runs, lanes = ((2, 2), (2,)) if batch else ((1, 2), (3,))
         assert wrong_answers(engine, 60, runs, lanes) == []
         for _ in range(5):  # and lanes that are gone are gone
@@ -200,8 +211,7 @@ def test_pytorch_gets_its_threads_back(exported):
 
 def test_an_engine_that_is_closed_meanwhile_says_so(opened):
     engine, source = opened
-    sample = parity_samples(source.manifest.spec.preprocess)[0]
-    feeds, said = {"images": normalise(sample.pixels, source.manifest.spec.preprocess)}, []
+    feeds, said = {"images": sample(source)}, []
 
     def ask():
         while True:
@@ -223,52 +233,42 @@ def test_an_engine_that_is_closed_meanwhile_says_so(opened):
 
 def test_an_answer_is_the_callers_to_change(opened):
     engine, source = opened
-    sample = parity_samples(source.manifest.spec.preprocess)[0]
-    feeds = {"images": normalise(sample.pixels, source.manifest.spec.preprocess)}
+    feeds = {"images": sample(source)}
     answer = engine.run(feeds)["logits"]
     before = answer.copy()
     answer[...] = -1
     np.testing.assert_allclose(engine.run(feeds)["logits"], before, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "ending"), [("onnxruntime", "onnx"), ("openvino", "xml"), ("fake", "fake.json")])
-def test_a_damaged_file_is_an_engine_error_in_one_line(name, ending, tmp_path):
-    path = tmp_path / f"bad.{ending}"
+def test_a_damaged_file_is_an_error_in_one_line(unopened, tmp_path):
+    engine = unopened[0]()
+    path = tmp_path / f"bad{engine.endings[0]}"
     path.write_bytes(b"garbage")
-    with pytest.raises(EngineError) as caught:
-        registry.get(name)(path).open()
+    with pytest.raises((EngineError, WeightsError)) as caught:
+        type(engine)(path).open()
     assert "bad" in caught.value.message
     assert "\n" not in caught.value.message
 
 
-def test_cuda_is_refused_with_a_reason_where_there_is_none():
-    availability = registry.get("onnxruntime-cuda").availability()
+@pytest.mark.parametrize("name", registry.names(hidden=True))
+def test_an_engine_that_cannot_run_here_is_refused_with_the_reason(name):
+    availability = registry.examine(registry.get(name))
     if availability.ok:
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(EngineUnavailableError, match="engine onnxruntime-cuda cannot run here"):
-        registry.resolve("onnxruntime-cuda")
+        assert registry.resolve(name).name == name
+        return
+    with pytest.raises(EngineUnavailableError) as caught:
+        registry.resolve(name)
+    assert caught.value.message == f"engine {name} cannot run here: {availability.reason}"
 
 
 def test_auto_takes_the_first_of_its_order_that_runs(monkeypatch):
-    running = {"openvino": True, "onnxruntime": True} | dict.fromkeys(
-        ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"), False
-    )
-
-    class Stub:
-        def __init__(self, name):
-            self.name = name
-
-        def availability(self):
-            return type("A", (), {"ok": running[self.name], "reason": "", "hint": ""})
-
-    monkeypatch.setattr(registry, "get", Stub)
-    assert registry.resolve("auto").name == "openvino"
-    for faster in ("onnxruntime-cuda", "tensorrt-rtx", "tensorrt"):
-        running[faster] = True
-        assert registry.resolve("auto").name == faster
-    running.update(dict.fromkeys(running, False))
+    running = set(registry.AUTO_ORDER)
+    monkeypatch.setattr(registry, "examine", lambda engine, to_build=False: Availability(engine.name in running))
+    for fastest in registry.AUTO_ORDER:
+        assert registry.resolve(registry.AUTO).name == fastest
+        running.remove(fastest)
     with pytest.raises(EngineUnavailableError, match="no inference runtime is installed"):
-        registry.resolve("auto")
+        registry.resolve(registry.AUTO)
 
 
 def test_an_unknown_engine_is_a_usage_error_that_lists_the_known_ones():

@@ -140,7 +140,7 @@ def test_pycuda_works_in_the_primary_context_and_leaves_none_behind(pycuda):
     assert fake.done.count("push") == fake.done.count("pop") == 2
     assert "retain" in fake.done
     assert "pycuda.autoinit" not in sys.modules
-    assert not layer.graphs
+    assert not layer.captures
     with pytest.raises(EngineError, match="pycuda has no CUDA graphs"):
         layer.capture(None, lambda: None)
 

@@ -26,17 +26,17 @@ def test_a_half_graph_is_made_proven_and_reported(workspace, attention, operator
     options = BuildOptions(attention=attention, batch=(1, 2, 4), allow_unfused=True)
     made = build(BuildRequest(engine="fake-device", options=options), Workspace(workspace))
     record = made.record
-    assert (record.precision, record.graph["form"]["precision"], record.graph["attentions"]) == ("fp16", "fp16", LAYERS)
-    assert record.graph["parity"]["passed"] and made.engine.manifest.parity["passed"]
-    fusion = record.details["fusion"]
-    assert (fusion["attention"], fusion["of"], fusion["topk"], fusion["source"]) == (LAYERS, LAYERS, 1, "fake")
-    assert fusion["launches"][operator] == LAYERS
-    assert made.members["dense"].engine.details["fusion"]["topk"] == 0
+    assert (record.precision, record.graph.form.precision, record.graph.attentions) == ("fp16", "fp16", LAYERS)
+    assert record.graph.parity.passed and made.engine.manifest.parity.passed
+    fusion = record.details.fusion
+    assert (fusion.attention, fusion.of, fusion.topk, fusion.source) == (LAYERS, LAYERS, 1, "fake")
+    assert fusion.launches[operator] == LAYERS
+    assert made.members["dense"].engine.details.fusion.topk == 0
 
 
 def test_products_are_not_called_fused(workspace):
     made = build(BuildRequest(engine="fake-device", options=BuildOptions(attention="products")), Workspace(workspace))
-    assert made.record.details["fusion"]["attention"] == 0
+    assert made.record.details.fusion.attention == 0
 
 
 def test_its_lanes_compute_on_what_was_copied(workspace):

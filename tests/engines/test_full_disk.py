@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 
 import numpy as np
@@ -12,22 +11,16 @@ from lifedeploy.artifact import Workspace
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildJob, EngineOptions
 from lifedeploy.errors import EngineError, LifedeployError
-
-
-@pytest.fixture
-def small_disk():
-    """No file of this process gets larger than 64 KiB (the signal for it is ignored by Python, as is usual)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.conftest import full_disk
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_a_full_disk_is_noticed_by_whoever_writes(exported, tmp_path, small_disk, engine):
+def test_a_full_disk_is_noticed_by_whoever_writes(exported, tmp_path, engine):
     source = Workspace(exported).latest_export()
-    with pytest.raises((OSError, LifedeployError)) as caught:
-        registry.get(engine).build(BuildJob(source, source.path, tmp_path, "model", "fp32"))
+    with full_disk(64 * 1024), pytest.raises((OSError, LifedeployError)) as caught:
+        registry.get(engine).build(
+            BuildJob(source=source, graph=source.path, folder=tmp_path, stem="model", precision="fp32")
+        )
     assert str(tmp_path / "model.") in str(caught.value)
 
 

@@ -132,18 +132,18 @@ def test_what_fell_back_is_refused(device, graph):
         EngineError,
         match=r"CUDAExecutionProvider left to others of model.onnx: Gelu \(CPUExecutionProvider\), TopK \(CPU",
     ):
-        Fell(graph)._require_provider(session)
+        Fell(graph)._require_alone(session)
     assert (device.memory, device.pins, device.events) == ({}, 0, 0)
 
 
 def test_built_checked_and_measured_with_and_without_copies(device, workspace, monkeypatch):
     monkeypatch.setitem(registry._ENGINES, "onnxruntime-cuda", f"{__name__}:OnCpu")
     report = build(BuildRequest(engine="onnxruntime-cuda"), Workspace(workspace))
-    assert report.engine.manifest.parity["passed"]
+    assert report.engine.manifest.parity.passed
     assert report.record.processor == "numpy (sm00)"
     quick = Stop(budget_s=0.01, min_rounds=3)
     rows = bench(BenchRequest(batches=(2,), stop=quick, memory=False), Workspace(workspace)).rows
-    assert {(row.method, row.copies) for row in rows} == {
+    assert {(row.subject.method, row.setting.copies) for row in rows} == {
         (method, copies) for method in ("dense", "first-k", "life") for copies in (True, False)
     }
 
@@ -155,7 +155,7 @@ def test_the_base_goes_without_copies_where_it_can(device, workspace, monkeypatc
     def bases(*engines, **changes):
         request = BenchRequest(engines=engines, batches=(2,), stop=quick, memory=False, **changes)
         rows = bench(request, Workspace(workspace)).rows
-        return {(row.engine, row.copies): row.base for row in rows}
+        return {(row.subject.engine, row.setting.copies): row.base for row in rows}
 
     dense = "onnxruntime-cuda fp32 dense"
     assert bases("onnxruntime-cuda", "openvino") == {
@@ -172,7 +172,7 @@ def test_half_graphs_are_kept_in_their_precision(device, workspace, monkeypatch)
     report = build(BuildRequest(engine="onnxruntime-cuda", precision="fp16"), Workspace(workspace))
     artifact = Artifact.read(report.engine.folder / "model.json")
     artifact.check()
-    assert artifact.manifest.engine.graph["form"]["precision"] == "fp16"
+    assert artifact.manifest.engine.graph.form.precision == "fp16"
     assert artifact.path.name == "model.onnx"
 
 

@@ -39,12 +39,12 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("attention")
     for name, (options, form, batch) in EXPORTS.items():
         if options == TINY:
-            request = ModelRequest(TINY, keep_rate=0.7, weights="random", image_size=TINY_SIZE)
-            loaded = load(request, Workspace(made), graph=form)
+            request = ModelRequest(backbone=TINY, keep_rate=0.7, weights="random", image_size=TINY_SIZE)
+            loaded = load(request, Workspace(made), ordering=form)
             model, spec = loaded.model, loaded.spec
         else:
-            model, spec = make_tiny(graph=form, **options)
-        graph = exporter.trace(model, spec, GraphOptions(form=form, batch_size=batch))
+            model, spec = make_tiny(ordering=form, **options)
+        graph = exporter.trace(model, spec, GraphOptions(ordering=form, batch_size=batch))
         if form == "order-once":
             for method in ("dense", "first-k"):
                 exporter.save(

@@ -149,9 +149,9 @@ def test_order_once_has_one_topk_one_gather_and_static_slices(traced):
 
 def test_per_stage_has_a_topk_and_a_gather_per_drop_and_the_same_answers(traced, tmp_path):
     model, spec, folder = traced
-    literal = build_model(model.backbone, spec, graph="per-stage")
+    literal = build_model(model.backbone, spec, ordering="per-stage")
     literal.load_state_dict(model.state_dict())
-    exporter.save(exporter.trace(literal, spec, GraphOptions(form="per-stage")), tmp_path / "p.onnx", metadata={})
+    exporter.save(exporter.trace(literal, spec, GraphOptions(ordering="per-stage")), tmp_path / "p.onnx", metadata={})
     found = facts(tmp_path / "p.onnx")
     assert found.topk == (11, 6)
     assert found.gathers_after_topk == 2
@@ -292,15 +292,15 @@ def test_a_graph_of_another_form_is_refused(traced):
     _, _, folder = traced
     found = facts(folder / "life.onnx")
     with pytest.raises(ExportError, match="the graph has 1 TopK nodes, expected 2"):
-        inspect.check_form(found, orderings=2, batch_size=None)
+        inspect.check_structure(found, sorts=2, batch_size=None)
     with pytest.raises(ExportError, match="the graph has 2 Gather nodes fed by TopK, expected 1"):
-        inspect.check_form(replace(found, gathers_after_topk=2), orderings=1, batch_size=None)
-    inspect.check_form(found, orderings=None, batch_size=None)  # a method that does not say
+        inspect.check_structure(replace(found, gathers_after_topk=2), sorts=1, batch_size=None)
+    inspect.check_structure(found, sorts=None, batch_size=None)  # a method that does not say
     with pytest.raises(ExportError, match="the batch of images is dynamic, expected 4"):
-        inspect.check_form(found, orderings=1, batch_size=4)
+        inspect.check_structure(found, sorts=1, batch_size=4)
     fixed = replace(found, inputs=(replace(found.inputs[0], shape=(1, 3, 32, 32)),))
     with pytest.raises(ExportError, match="the batch of images is 1, expected dynamic"):
-        inspect.check_form(fixed, orderings=1, batch_size=None)
+        inspect.check_structure(fixed, sorts=1, batch_size=None)
 
 
 def test_only_baselines_can_be_derived(traced):

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     exporter.save(exporter.derive(graph, spec, methods.baseline()), made / "dense.onnx", metadata={})
     exporter.save(graph, made / "life.onnx", metadata={"lifedeploy.method": "life"})
     exporter.save(
-        exporter.trace(*make_tiny(graph="per-stage"), GraphOptions(form="per-stage")),
+        exporter.trace(*make_tiny(ordering="per-stage"), GraphOptions(ordering="per-stage")),
         made / "per-stage.onnx",
         metadata={},
     )

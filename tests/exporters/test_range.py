@@ -121,7 +121,7 @@ def far(tmp_path_factory, weights_file):
     """An export whose activations reach millions, though no weight does."""
     folder = tmp_path_factory.mktemp("far")
     weights_that_reach(weights_file, folder / "far.safetensors", 2, 2.0**19)
-    request = ModelRequest(TINY, keep_rate=0.7, weights=str(folder / "far.safetensors"), image_size=TINY_SIZE)
+    request = ModelRequest(backbone=TINY, keep_rate=0.7, weights=str(folder / "far.safetensors"), image_size=TINY_SIZE)
     export(ExportRequest(request, GraphOptions()), Workspace(folder / "artifacts"))
     weights = load_file(folder / "far.safetensors")
     assert max(float(tensor.abs().max()) for tensor in weights.values()) < torch.finfo(torch.float16).max
@@ -140,6 +140,6 @@ def test_activations_that_fp16_cannot_hold_stop_a_build_without_a_gpu_and_are_na
     assert refused.value.hint == "--bf16 has the range of FP32"
     assert not (folder / f"{engine}-fp16").exists()
     built = build(BuildRequest(engine=engine, precision="bf16"), far)
-    reach = Artifact.read(built.engine.folder / "model.json").manifest.engine.graph["reach"]
-    assert "blocks.2.mlp" in reach["tensor"] and reach["limit"] == pytest.approx(3.39e38, rel=1e-3)
-    assert 1e5 < reach["largest"] < reach["limit"]
+    reach = Artifact.read(built.engine.folder / "model.json").manifest.engine.graph.reach
+    assert "blocks.2.mlp" in reach.tensor and reach.limit == pytest.approx(3.39e38, rel=1e-3)
+    assert 1e5 < reach.largest < reach.limit

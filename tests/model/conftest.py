@@ -76,8 +76,9 @@ def _tiny_vit(family: str, **options: Any) -> VisionTransformer:
 
 
 def schedule_for(vit: VisionTransformer) -> Schedule:
-    """Keep 0.7 after layers 2, 3 and 5."""
-    return Schedule.from_keep_rate(vit.patch_embed.num_patches, len(vit.blocks), 0.7, DROPS)
+    """Keep 0.7 after layers 2, 3 and 5, as far as there are layers behind them."""
+    depth = len(vit.blocks)
+    return Schedule.from_keep_rate(vit.patch_embed.num_patches, depth, 0.7, [drop for drop in DROPS if drop < depth])
 
 
 def slim(
@@ -85,13 +86,22 @@ def slim(
     method: str = "life",
     schedule: Schedule | None = None,
     *,
-    graph: str = "order-once",
+    ordering: str = "order-once",
     **options: Any,
 ) -> SlimViT:
     """``vit`` under a method; a predictor is disturbed, always in the same way. Options may be out of their range."""
     schedule = schedule_for(vit) if schedule is None else schedule
     row = methods.get(method)
-    reducer = build_reducer(row, Plan(schedule, vit.embed_dim, vit.num_prefix_tokens, graph, row.options(**options)))
+    reducer = build_reducer(
+        row,
+        Plan(
+            schedule=schedule,
+            width=vit.embed_dim,
+            prefix=vit.num_prefix_tokens,
+            ordering=ordering,
+            options=row.options(**options),
+        ),
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in reducer.parameters():
@@ -99,26 +109,26 @@ def slim(
     return SlimViT(vit, reducer).eval()
 
 
-def described(family: str, image_size: tuple[int, int]) -> tuple[SlimViT, ModelSpec]:
+def described(family: str, image_size: tuple[int, int], **options: Any) -> tuple[SlimViT, ModelSpec]:
     """A tiny model of a family at an image size, and its spec."""
-    vit = tiny_vit(family, img_size=image_size)
+    vit = tiny_vit(family, img_size=image_size, **options)
     model = slim(vit)
     spec = ModelSpec(
         backbone=family,
         timm_name=family,
         method="life",
         schedule=model.schedule,
-        preprocess=PreprocessSpec(image_size),
+        preprocess=PreprocessSpec(image_size=image_size),
         num_classes=5,
         prefix_tokens=vit.num_prefix_tokens,
-        provenance=Provenance("trained"),
+        provenance=Provenance(weights="trained"),
     )
     return model, spec
 
 
-def emptied(name: str, *, image_size: tuple[int, int], num_classes: int) -> VisionTransformer:
+def emptied(name: str, *, image_size: tuple[int, int], num_classes: int, **options: Any) -> VisionTransformer:
     """In the place of ``backbones.create``: a tiny ViT of a family, with nothing in it that could be taken over."""
-    vit = tiny_vit(name, img_size=image_size)
+    vit = tiny_vit(name, img_size=image_size, **options)
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.zero_()

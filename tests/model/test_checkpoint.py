@@ -40,10 +40,10 @@ def small_model(**changes: Any) -> tuple[SlimViT, ModelSpec]:
         "timm_name": SMALL,
         "method": "life",
         "schedule": Schedule.from_keep_rate(16, 6, 0.7),
-        "preprocess": PreprocessSpec(SIZE, crop_pct=0.95),
+        "preprocess": PreprocessSpec(image_size=SIZE, crop_pct=0.95),
         "num_classes": 3,
         "prefix_tokens": 1,
-        "provenance": Provenance("trained", source="run 7", predictor="trained"),
+        "provenance": Provenance(weights="trained", source="run 7", predictor="trained"),
         "options": {"temperature": 2.0},
         "classes": NAMES,
     }
@@ -127,7 +127,7 @@ def test_saving_that_fails_keeps_the_previous_checkpoint(saved, monkeypatch):
 )
 def test_the_same_weights_run_under_another_method(saved, method, options):
     path, model, spec = saved
-    loaded, found = checkpoint.load(path, method=method, graph="per-stage")
+    loaded, found = checkpoint.load(path, method=method, ordering="per-stage")
     assert (found.method, found.options) == (method, options)
     assert found.provenance == spec.provenance
     images = images_for(model.backbone)
@@ -453,7 +453,9 @@ def test_a_reducer_starts_from_the_same_parameters_wherever_it_is_made():
     drawn = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        drawn.append(build_reducer(method, Plan(Schedule.from_keep_rate(100, 6, 0.7), 64, 1)).weight)
+        drawn.append(
+            build_reducer(method, Plan(schedule=Schedule.from_keep_rate(100, 6, 0.7), width=64, prefix=1)).weight
+        )
         after = torch.rand(1)
         torch.manual_seed(seed)
         assert torch.equal(torch.rand(1), after)  # and nobody else's numbers are taken

@@ -25,7 +25,7 @@ from lifedeploy.errors import LifedeployError, UsageError, WeightsError
 from lifedeploy.model import checkpoint, weights
 from lifedeploy.model.raw import write_tensors
 from lifedeploy.model.weights import ModelRequest
-from tests.conftest import make_tiny
+from tests.conftest import full_disk, make_tiny
 from tests.model.test_checkpoint import SIZE, SMALL, small_model
 
 SEEDS = 60  # of every kind: three hundred in all
@@ -46,7 +46,9 @@ def refused(path: Path, call: Callable[[Path], Any] = checkpoint.read) -> str:
 
 
 def loaded(path: Path) -> Any:
-    return weights.load(ModelRequest(SMALL, weights=str(path), image_size=SIZE), Workspace(path.parent / "none"))
+    return weights.load(
+        ModelRequest(backbone=SMALL, weights=str(path), image_size=SIZE), Workspace(path.parent / "none")
+    )
 
 
 def with_header(path: Path, header: object, data: bytes = b"") -> Path:
@@ -102,13 +104,9 @@ def test_equal_models_give_equal_files_in_every_process(tmp_path):
 def test_a_disk_that_fills_up_is_told_with_the_name_of_the_file(tmp_path):
     path = tmp_path / "last.safetensors"
     checkpoint.save(path, *make_tiny())
-    before, limit = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as error:
-            checkpoint.save(path, *make_tiny())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    before = path.read_bytes()
+    with full_disk(len(before) // 2), pytest.raises(OSError, match="File too large") as error:
+        checkpoint.save(path, *make_tiny())
     assert error.value.filename == str(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -89,12 +89,14 @@ def test_a_timm_backbone_comes_back_to_the_bit_however_many_patches_it_has(grid)
     size = (grid[0] * 16, grid[1] * 16)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
-        first = weights.load(ModelRequest(SMALL, weights="random", image_size=size), Workspace(Path(folder)))
+        first = weights.load(ModelRequest(backbone=SMALL, weights="random", image_size=size), Workspace(Path(folder)))
         checkpoint.save(path, first.model, first.spec)
         for loaded in (
             checkpoint.load(path)[0],
-            weights.load(ModelRequest(SMALL, weights=str(path)), Workspace(Path(folder))).model,
-            weights.load(ModelRequest(SMALL, weights=str(path), image_size=size), Workspace(Path(folder))).model,
+            weights.load(ModelRequest(backbone=SMALL, weights=str(path)), Workspace(Path(folder))).model,
+            weights.load(
+                ModelRequest(backbone=SMALL, weights=str(path), image_size=size), Workspace(Path(folder))
+            ).model,
         ):
             for name, tensor in first.model.state_dict().items():
                 assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -112,7 +114,7 @@ def test_a_timm_backbone_comes_back_to_the_bit_however_many_patches_it_has(grid)
     ],
 )
 def test_backbones_of_every_family_come_back_to_the_bit(tmp_path, name, size):
-    request = ModelRequest(name, weights="random", image_size=size, num_classes=3)
+    request = ModelRequest(backbone=name, weights="random", image_size=size, num_classes=3)
     first = weights.load(request, Workspace(tmp_path))
     checkpoint.save(tmp_path / "a.safetensors", first.model, first.spec)
     loaded, _ = checkpoint.load(tmp_path / "a.safetensors")
@@ -125,11 +127,11 @@ def test_backbones_of_every_family_come_back_to_the_bit(tmp_path, name, size):
 def test_another_size_is_resampled_from_the_true_grid(old, new):
     with tempfile.TemporaryDirectory() as folder:
         path, size = Path(folder) / "a.safetensors", (old[0] * 16, old[1] * 16)
-        first = weights.load(ModelRequest(SMALL, weights="random", image_size=size), Workspace(Path(folder)))
+        first = weights.load(ModelRequest(backbone=SMALL, weights="random", image_size=size), Workspace(Path(folder)))
         with torch.no_grad():
             first.model.backbone.pos_embed.normal_()
         checkpoint.save(path, first.model, first.spec)
-        request = ModelRequest(SMALL, weights=str(path), image_size=(new[0] * 16, new[1] * 16))
+        request = ModelRequest(backbone=SMALL, weights=str(path), image_size=(new[0] * 16, new[1] * 16))
         loaded = weights.load(request, Workspace(Path(folder)))
     expected = first.model.backbone.pos_embed if old == new else direct(first.model.backbone.pos_embed, old, new)
     torch.testing.assert_close(loaded.model.backbone.pos_embed, expected, rtol=1e-5, atol=1e-5)
@@ -190,7 +192,9 @@ def loaded_at(
     path: Path, grid: tuple[int, int], trained_at: tuple[int, int] | None = None, name: str = SMALL
 ) -> weights.LoadedModel:
     size = trained_at and (trained_at[0] * 16, trained_at[1] * 16)
-    request = ModelRequest(name, weights=str(path), image_size=(grid[0] * 16, grid[1] * 16), weights_image_size=size)
+    request = ModelRequest(
+        backbone=name, weights=str(path), image_size=(grid[0] * 16, grid[1] * 16), weights_image_size=size
+    )
     return weights.load(request, Workspace(path.parent))
 
 
@@ -248,7 +252,7 @@ def test_a_size_that_makes_another_number_of_patches_is_refused(tmp_path):
 
 
 def test_what_a_file_of_ours_says_is_not_overruled(tmp_path):
-    first = weights.load(ModelRequest(SMALL, weights="random", image_size=(64, 144)), Workspace(tmp_path))
+    first = weights.load(ModelRequest(backbone=SMALL, weights="random", image_size=(64, 144)), Workspace(tmp_path))
     checkpoint.save(tmp_path / "a.safetensors", first.model, first.spec)
     with pytest.raises(WeightsError, match=r"says that it was trained at 64x144, and --weights-img-size is 144x64"):
         loaded_at(tmp_path / "a.safetensors", (4, 9), (9, 4))
@@ -267,7 +271,7 @@ def test_pretrained_weights_are_brought_over_from_their_own_grid(monkeypatch, tm
 
     monkeypatch.setattr(weights, "hub_obstacle", lambda name: "")
     monkeypatch.setattr(backbones, "create", fake)
-    loaded = weights.load(ModelRequest(SMALL, weights="pretrained", image_size=(80, 320)), Workspace(tmp_path))
+    loaded = weights.load(ModelRequest(backbone=SMALL, weights="pretrained", image_size=(80, 320)), Workspace(tmp_path))
     expected = direct(made_by_timm[0].pos_embed.detach(), (10, 10), (5, 20))
     torch.testing.assert_close(loaded.model.backbone.pos_embed, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(loaded.model.backbone.head.weight, made_by_timm[0].head.weight)
@@ -297,18 +301,18 @@ OWN = Schedule.from_keep_rate(16, 6, 0.5, (1, 2, 3))
     ],
 )
 def test_what_is_not_asked_of_a_schedule_is_the_weights_own(own, asked, patches, expected):
-    assert ModelRequest(SMALL, **asked).schedule(patches, 6, own) == expected
+    assert ModelRequest(backbone=SMALL, **asked).schedule(patches, 6, own) == expected
 
 
 def test_counts_of_another_number_of_patches_are_asked_for():
     own = Schedule.from_counts(16, 6, (9, 5, 3), (1, 2, 3))
     with pytest.raises(ScheduleError, match="own counts, 9, 5, 3, are of 16 patches, and 36 are asked for") as refused:
-        ModelRequest(SMALL).schedule(36, 6, own)
+        ModelRequest(backbone=SMALL).schedule(36, 6, own)
     assert refused.value.hint == "--rho or --counts says what is to be kept"
 
 
 def test_a_keep_rate_goes_along_to_another_size(tmp_path):
-    request = ModelRequest(SMALL, keep_rate=0.5, weights="random", image_size=(64, 64))
+    request = ModelRequest(backbone=SMALL, keep_rate=0.5, weights="random", image_size=(64, 64))
     first = weights.load(request, Workspace(tmp_path))
     checkpoint.save(tmp_path / "a.safetensors", first.model, first.spec)
     loaded = loaded_at(tmp_path / "a.safetensors", (6, 6))
@@ -320,5 +324,5 @@ def test_patches_of_another_size_are_refused(tmp_path):
     state = tiny_vit().state_dict()
     with pytest.raises(WeightsError, match=r"does not fit this backbone: its patches have 8x8 pixels, expected 16x16"):
         vit = backbones.create(SMALL, num_classes=5)
-        spec = weights.describe(ModelRequest(SMALL), vit, Provenance("file"), ())
+        spec = weights.describe(ModelRequest(backbone=SMALL), vit, Provenance(weights="file"), ())
         checkpoint.load_into(build_model(vit, spec), state, tmp_path / "a.pth")

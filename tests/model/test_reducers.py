@@ -114,8 +114,8 @@ def some_tokens(prefix: int, **changes: Any) -> Tokens:
     positions = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(s))[:9] for s in (5, 6)])
     length = prefix + 9
     tokens = Tokens(
-        noise(2, length, 4),
-        prefix,
+        x=noise(2, length, 4),
+        prefix=prefix,
         positions=positions,
         scores=noise(2, 16, seed=1),
         key_bias=noise(2, 1, 1, length, seed=2),
@@ -193,7 +193,7 @@ def test_tokens_that_are_appended_are_no_single_patch_and_bring_all_that_is_of_e
 
 
 def test_tokens_are_changed_by_copy():
-    tokens = Tokens(noise(1, 5, 2), prefix=2)
+    tokens = Tokens(x=noise(1, 5, 2), prefix=2)
     shorter = tokens.but(x=tokens.x[:, :4])
     assert (tokens.patches, shorter.patches, shorter.prefix) == (3, 2, 2)
     with pytest.raises(AttributeError):
@@ -209,15 +209,17 @@ def test_take_ordered_keeps_the_prefix_then_the_best_in_order(prefix):
     assert torch.equal(values, torch.stack([scores[image, row] for image, row in enumerate(best)]))
 
 
-def life(form: str = "order-once") -> Any:
+def life(ordering: str = "order-once") -> Any:
     row = methods.get("life")
-    return build_reducer(row, Plan(SCHEDULE, 24, 1, form, row.settle({"temperature": 2.5})))
+    return build_reducer(
+        row, Plan(schedule=SCHEDULE, width=24, prefix=1, ordering=ordering, options=row.settle({"temperature": 2.5}))
+    )
 
 
 def test_per_stage_orders_at_every_drop_and_order_once_only_at_the_first():
     once, staged = life(), life("per-stage")
-    assert (list(once.order), list(once.keep), once.orderings) == (["2"], ["3", "5"], 1)
-    assert (list(staged.order), list(staged.keep), staged.orderings) == (["2", "3", "5"], [], 3)
+    assert (list(once.order), list(once.keep), once.sorts) == (["2"], ["3", "5"], 1)
+    assert (list(staged.order), list(staged.keep), staged.sorts) == (["2", "3", "5"], [], 3)
     assert [staged.order[layer].kept for layer in staged.order] == list(SCHEDULE.counts)
     assert once.temperature == staged.temperature == 2.5
 
@@ -230,7 +232,7 @@ def test_per_stage_orders_at_every_drop_and_order_once_only_at_the_first():
 def test_the_soft_mask_is_the_log_of_beta_on_patches_and_never_on_the_prefix(prefix):
     temperature = 1.5
     reducer = RelaxedLife(SCHEDULE, LifePredictor(24), temperature)
-    tokens = Tokens(noise(3, prefix + 16, 24), prefix)
+    tokens = Tokens(x=noise(3, prefix + 16, 24), prefix=prefix)
     for layer in range(1, SCHEDULE.depth + 1):
         tokens = reducer.before_block(layer, tokens)
         if layer <= SCHEDULE.base_layer:
@@ -247,7 +249,7 @@ def test_the_soft_mask_is_the_log_of_beta_on_patches_and_never_on_the_prefix(pre
 @torch.no_grad()
 def test_a_patch_fades_as_layers_pass_and_fades_later_the_longer_it_lives():
     reducer = RelaxedLife(SCHEDULE, LifePredictor(24), 1.5)
-    tokens = reducer.after_block(2, Tokens(noise(1, 17, 24), 1))
+    tokens = reducer.after_block(2, Tokens(x=noise(1, 17, 24), prefix=1))
     weights = torch.stack([reducer.before_block(t, tokens).key_bias[0, 0, 0, 1:] for t in (3, 4, 5, 6)])
     assert (weights.diff(dim=0) < 0).all()
     assert torch.equal(weights[0].argsort(), tokens.scores[0].argsort())
@@ -256,7 +258,7 @@ def test_a_patch_fades_as_layers_pass_and_fades_later_the_longer_it_lives():
 @torch.no_grad()
 def test_a_life_far_past_or_far_ahead_gives_a_finite_mask():
     reducer = RelaxedLife(SCHEDULE, LifePredictor(24), 1e6)
-    tokens = reducer.after_block(2, Tokens(noise(1, 17, 24), 1))
+    tokens = reducer.after_block(2, Tokens(x=noise(1, 17, 24), prefix=1))
     bias = reducer.before_block(6, tokens).key_bias
     assert bias.isfinite().all() and bias.min() < -1e5 and bias.max() == 0
 
@@ -267,17 +269,20 @@ def test_a_life_far_past_or_far_ahead_gives_a_finite_mask():
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_of_the_table_can_be_built_in_every_form_of_it(name):
     row = methods.get(name)
-    kinds = {type(build_reducer(row, Plan(SCHEDULE, 24, 1, form, row.settle({})))) for form in row.forms}
+    kinds = {
+        type(build_reducer(row, Plan(schedule=SCHEDULE, width=24, prefix=1, ordering=ordering, options=row.settle({}))))
+        for ordering in row.orderings
+    }
     assert [f"{kind.__module__}:{kind.__name__}" for kind in kinds] == [row.reducer]
 
 
 def test_a_form_that_a_method_cannot_have_is_refused():
     row = methods.get("life")
     with pytest.raises(UsageError, match=re.escape("graph form 'twice' is unknown; there are: order-once, per-stage")):
-        build_reducer(row, Plan(SCHEDULE, 24, 1, "twice", row.settle({})))
-    row = replace(row, choice="every drop", derives=False)
+        build_reducer(row, Plan(schedule=SCHEDULE, width=24, prefix=1, ordering="twice", options=row.settle({})))
+    row = replace(row, selection="every drop", derives=False)
     with pytest.raises(UsageError) as refusal:
-        build_reducer(row, Plan(SCHEDULE, 24, 1, "order-once", row.settle({})))
+        build_reducer(row, Plan(schedule=SCHEDULE, width=24, prefix=1, ordering="order-once", options=row.settle({})))
     assert refusal.value.message == (
         "life chooses anew at every drop, so its graph cannot be order-once; expected per-stage"
     )
@@ -298,7 +303,7 @@ def test_a_form_that_a_method_cannot_have_is_refused():
 def test_a_reducer_that_cannot_be_had_is_said_with_whose_it_is(place, said):
     row = replace(methods.get("dense"), reducer=place, package="other 1.2")
     with pytest.raises(UsageError) as refusal:
-        build_reducer(row, Plan(SCHEDULE, 24, 1))
+        build_reducer(row, Plan(schedule=SCHEDULE, width=24, prefix=1))
     assert refusal.value.message.startswith(f"method dense of other 1.2 cannot be used: {said}")
     assert "\n" not in refusal.value.message
 
@@ -478,7 +483,7 @@ def test_the_inner_seam_of_a_block_without_one_is_refused(family, options, block
     with pytest.raises(UnsupportedModelError) as refusal:
         SlimViT(vit, Probe(dense_schedule(vit), (3,)))
     assert refusal.value.message == f"Probe works between attention and MLP, and {block} has no such place"
-    tokens = Tokens(embed(vit, images_for(vit)), vit.num_prefix_tokens)
+    tokens = Tokens(x=embed(vit, images_for(vit)), prefix=vit.num_prefix_tokens)
     with pytest.raises(UnsupportedModelError, match=f"^{block} has no place between attention and MLP$"):
         adapted(vit).run_block(3, tokens, lambda tokens, attention: tokens)
     assert [adapted(vit).has_inside(layer) for layer in (1, DEPTH)] == [False, False]
@@ -501,7 +506,7 @@ def test_listing_a_layer_and_not_saying_why_is_an_error():
 @torch.no_grad()
 def test_run_block_without_the_inner_seam_is_the_block_itself(family):
     vit = tiny_vit(family)
-    tokens = Tokens(embed(vit, images_for(vit)), vit.num_prefix_tokens)
+    tokens = Tokens(x=embed(vit, images_for(vit)), prefix=vit.num_prefix_tokens)
     for layer in (1, DEPTH):
         assert torch.equal(adapted(vit).run_block(layer, tokens).x, vit.blocks[layer - 1](tokens.x))
 

@@ -30,7 +30,7 @@ from tests.model.conftest import (
     tiny_vit,
 )
 
-GRAPHS = ("order-once", "per-stage")
+ORDERINGS = ("order-once", "per-stage")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 EXACT = {"rtol": 1e-9, "atol": 1e-10}  # in double precision
 
@@ -104,8 +104,8 @@ def test_a_keep_rate_of_one_is_dense_exactly(family):
     images = images_for(vit)
     dense = vit(images)
     schedule = Schedule.from_keep_rate(vit.patch_embed.num_patches, DEPTH, 1.0, DROPS)
-    for method, graph in (("life", "order-once"), ("life", "per-stage"), ("first-k", "order-once")):
-        assert torch.equal(slim(vit, method, schedule, graph=graph)(images).logits, dense), (method, graph)
+    for method, ordering in (("life", "order-once"), ("life", "per-stage"), ("first-k", "order-once")):
+        assert torch.equal(slim(vit, method, schedule, ordering=ordering)(images).logits, dense), (method, ordering)
 
 
 @torch.no_grad()
@@ -122,9 +122,9 @@ def test_a_schedule_without_drop_layers_is_dense_and_predicts_nothing():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("graph", GRAPHS)
-def test_hard_forward_equals_dropping_tokens_one_by_one(family, graph):
-    model = slim(tiny_vit(family), graph=graph).double()
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_hard_forward_equals_dropping_tokens_one_by_one(family, ordering):
+    model = slim(tiny_vit(family), ordering=ordering).double()
     require_by_lists(model, images_for(model.backbone).double())
 
 
@@ -132,7 +132,7 @@ def test_hard_forward_equals_dropping_tokens_one_by_one(family, graph):
 def test_order_once_and_per_stage_are_identical(family):
     vit = tiny_vit(family)
     images = images_for(vit, batch=5)
-    once, staged = (slim(vit, graph=graph)(images) for graph in GRAPHS)
+    once, staged = (slim(vit, ordering=ordering)(images) for ordering in ORDERINGS)
     assert torch.equal(once.logits, staged.logits)
     assert once.kept.keys() == staged.kept.keys() == set(DROPS)
     assert all(torch.equal(once.kept[layer], staged.kept[layer]) for layer in DROPS)
@@ -140,9 +140,9 @@ def test_order_once_and_per_stage_are_identical(family):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("graph", GRAPHS)
-def test_the_patches_of_longest_life_are_kept_in_descending_order(family, graph):
-    model = slim(tiny_vit(family), graph=graph)
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_the_patches_of_longest_life_are_kept_in_descending_order(family, ordering):
+    model = slim(tiny_vit(family), ordering=ordering)
     output = model(images_for(model.backbone))
     assert output.lives.shape == output.scores.shape == (3, model.schedule.patches)
     assert {layer: kept.shape for layer, kept in output.kept.items()} == {
@@ -200,10 +200,10 @@ def test_first_k_inside_equals_cutting_by_hand_between_attention_and_mlp(family)
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("method", "graph"), [("life", "order-once"), ("life", "per-stage"), ("first-k", "order-once")]
+    ("method", "ordering"), [("life", "order-once"), ("life", "per-stage"), ("first-k", "order-once")]
 )
-def test_every_layer_has_its_tokens_and_the_prefix_goes_on_untouched(family, method, graph):
-    model = slim(tiny_vit(family), method, graph=graph)
+def test_every_layer_has_its_tokens_and_the_prefix_goes_on_untouched(family, method, ordering):
+    model = slim(tiny_vit(family), method, ordering=ordering)
     prefix = FAMILIES[family][2]
     assert model.backbone.num_prefix_tokens == prefix
     with block_io(model.backbone) as seen:
@@ -218,13 +218,13 @@ def test_every_layer_has_its_tokens_and_the_prefix_goes_on_untouched(family, met
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("ordering", ORDERINGS)
 @pytest.mark.parametrize(
     "counts", [(16, 8, 8), (8, 8, 8), (16, 16, 1), (1, 1, 1)], ids=lambda counts: ".".join(map(str, counts))
 )
-def test_schedules_with_drop_layers_that_drop_nothing(counts, graph):
+def test_schedules_with_drop_layers_that_drop_nothing(counts, ordering):
     vit = tiny_vit()
-    model = slim(vit, schedule=Schedule.from_counts(16, DEPTH, counts, DROPS), graph=graph).double()
+    model = slim(vit, schedule=Schedule.from_counts(16, DEPTH, counts, DROPS), ordering=ordering).double()
     require_by_lists(model, images_for(vit).double())
 
 
@@ -410,9 +410,9 @@ def test_soft_forward_and_backward_run_under_autocast(family):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("graph", GRAPHS)
-def test_hard_forward_runs_under_autocast(family, graph):
-    model = slim(tiny_vit(family), graph=graph)
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_hard_forward_runs_under_autocast(family, ordering):
+    model = slim(tiny_vit(family), ordering=ordering)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(images_for(model.backbone))
     assert output.logits.isfinite().all()
@@ -443,10 +443,10 @@ def spec_for(vit: VisionTransformer, **changes: object) -> ModelSpec:
         timm_name="tiny",
         method="life",
         schedule=schedule_for(vit),
-        preprocess=PreprocessSpec(tuple(vit.patch_embed.img_size)),
+        preprocess=PreprocessSpec(image_size=tuple(vit.patch_embed.img_size)),
         num_classes=5,
         prefix_tokens=vit.num_prefix_tokens,
-        provenance=Provenance("random"),
+        provenance=Provenance(weights="random"),
     )
     return replace(spec, **changes)
 
@@ -455,7 +455,7 @@ def spec_for(vit: VisionTransformer, **changes: object) -> ModelSpec:
 def test_a_model_is_built_as_its_spec_says(family):
     vit = tiny_vit(family)
     images = images_for(vit)
-    model = build_model(vit.train(), spec_for(vit, options={"temperature": 3.0}), graph="per-stage")
+    model = build_model(vit.train(), spec_for(vit, options={"temperature": 3.0}), ordering="per-stage")
     assert not model.training and not vit.training
     assert model.schedule == schedule_for(vit)
     expected = slim(vit, temperature=3.0)

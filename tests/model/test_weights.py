@@ -32,7 +32,7 @@ from tests.plugins import entry
 
 SMALL = "test_vit"  # timm's own test model: 6 layers, 64 channels, 160 pixels
 SIZE = (64, 64)  # 16 patches
-REQUEST = ModelRequest(SMALL, image_size=SIZE, num_classes=3)
+REQUEST = ModelRequest(backbone=SMALL, image_size=SIZE, num_classes=3)
 NOWHERE = "cannot reach hub.invalid: no such host"
 
 
@@ -88,7 +88,7 @@ def trained(
     vit = backbones.create(request.backbone, image_size=request.image_size, num_classes=request.num_classes)
     torch.nn.init.constant_(vit.head.bias, mark)
     names = tuple(f"class {index} of run {mark:g}" for index in range(vit.num_classes))
-    spec = weights.describe(request, vit, Provenance("trained", source="train", predictor=predictor), names)
+    spec = weights.describe(request, vit, Provenance(weights="trained", source="train", predictor=predictor), names)
     return build_model(vit, spec), spec
 
 
@@ -100,14 +100,14 @@ def mark_of(loaded: weights.LoadedModel) -> float:
 
 
 def test_a_request_makes_its_schedule_from_rate_or_counts():
-    assert ModelRequest(SMALL).schedule(196, 12) == Schedule.from_keep_rate(196, 12, 0.7)
-    assert ModelRequest(SMALL, keep_rate=0.9, drop_layers=(3,)).schedule(196, 12).tokens[3:] == (176,) * 9
-    by_counts = ModelRequest(SMALL, keep_rate=None, counts=(9, 5), drop_layers=(1, 2))
+    assert ModelRequest(backbone=SMALL).schedule(196, 12) == Schedule.from_keep_rate(196, 12, 0.7)
+    assert ModelRequest(backbone=SMALL, keep_rate=0.9, drop_layers=(3,)).schedule(196, 12).tokens[3:] == (176,) * 9
+    by_counts = ModelRequest(backbone=SMALL, keep_rate=None, counts=(9, 5), drop_layers=(1, 2))
     assert by_counts.schedule(16, 6).tokens == (16, 9, 5, 5, 5, 5)
 
 
 def test_a_request_for_nothing_in_particular_is_keep_rate_0_7():
-    assert ModelRequest(SMALL, keep_rate=None).schedule(16, 6) == Schedule.from_keep_rate(16, 6, 0.7)
+    assert ModelRequest(backbone=SMALL, keep_rate=None).schedule(16, 6) == Schedule.from_keep_rate(16, 6, 0.7)
 
 
 @pytest.mark.parametrize("policy", ["auto", "random"])
@@ -124,7 +124,7 @@ def test_a_backbone_that_cannot_be_is_refused_whatever_the_weights(workspace, mo
     monkeypatch.setattr(weights, "_unreachable", lambda url: NOWHERE)
     monkeypatch.setattr(weights, "_cached", lambda hub_id, filename: False)
     with pytest.raises(error) as refusal:
-        weights.load(ModelRequest(name, weights=policy), workspace)
+        weights.load(ModelRequest(backbone=name, weights=policy), workspace)
     assert name in refusal.value.message
 
 
@@ -136,7 +136,9 @@ def test_auto_takes_the_trained_checkpoint_of_the_same_backbone_and_keep_rate(wo
     loaded = weights.load(REQUEST, workspace)
     assert mark_of(loaded) == 3.0
     assert loaded.warning == ""
-    assert loaded.spec.provenance == Provenance("trained", "last.safetensors", sha256(path), "trained")
+    assert loaded.spec.provenance == Provenance(
+        weights="trained", source="last.safetensors", sha256=sha256(path), predictor="trained"
+    )
     assert loaded.spec.classes == ("class 0 of run 3", "class 1 of run 3", "class 2 of run 3")
     assert loaded.spec.schedule == Schedule.from_keep_rate(16, 6, 0.7)
     assert no_pretrained == []
@@ -196,7 +198,7 @@ def test_auto_names_what_it_did_not_take(workspace, offline):
 def test_auto_passes_over_a_checkpoint_of_a_smaller_image_when_counts_are_asked_for(workspace, offline):
     # 16 patches there, 100 here: counts that are fine here must not be held against the checkpoint's.
     leave_trained(workspace, "run", mark=3.0)
-    loaded = weights.load(ModelRequest(SMALL, keep_rate=None, counts=(70, 49, 34), num_classes=3), workspace)
+    loaded = weights.load(ModelRequest(backbone=SMALL, keep_rate=None, counts=(70, 49, 34), num_classes=3), workspace)
     assert loaded.spec.schedule.counts == (70, 49, 34)
     assert loaded.spec.provenance.weights == "random"
 
@@ -247,7 +249,7 @@ def test_a_file_with_a_head_of_another_size_gets_a_new_one_if_wanted(tmp_path, w
 
 def test_auto_falls_back_to_random_weights_and_says_so(workspace, offline):
     loaded = weights.load(REQUEST, workspace)
-    assert loaded.spec.provenance == Provenance("random", source="seed 0")
+    assert loaded.spec.provenance == Provenance(weights="random", source="seed 0")
     assert loaded.warning.startswith(f"RANDOM WEIGHTS: no trained checkpoint in {workspace.root}/ ")
     assert f"({NOWHERE})" in loaded.warning
     assert "its classes mean nothing" in loaded.warning
@@ -294,7 +296,7 @@ def test_pretrained_weights_that_break_off_are_an_error(workspace, undelivered):
 
 
 def test_pretrained_weights_of_imagenet_come_with_its_class_names(workspace, no_pretrained):
-    loaded = weights.load(ModelRequest(SMALL, weights="pretrained"), workspace)
+    loaded = weights.load(ModelRequest(backbone=SMALL, weights="pretrained"), workspace)
     assert (loaded.spec.num_classes, len(loaded.spec.classes)) == (1000, 1000)
     assert loaded.spec.classes[0].startswith("tench")
     assert loaded.spec.classes[281].startswith("tabby")
@@ -312,7 +314,7 @@ def test_random_weights_are_always_the_same(workspace):
 
 
 def test_random_weights_do_not_depend_on_the_method_or_graph(workspace):
-    life = weights.load(replace(REQUEST, weights="random"), workspace, graph="per-stage").model.backbone.state_dict()
+    life = weights.load(replace(REQUEST, weights="random"), workspace, ordering="per-stage").model.backbone.state_dict()
     dense = weights.load(replace(REQUEST, weights="random", method="dense"), workspace).model.backbone.state_dict()
     assert all(torch.equal(life[name], dense[name]) for name in life)
 
@@ -328,7 +330,7 @@ def test_random_weights_leave_the_global_generators_alone(workspace):
 @torch.no_grad()
 @pytest.mark.parametrize("backbone", [SMALL, "deit3_small_patch16_224"])
 def test_random_weights_make_logits_that_tell_images_apart(workspace, backbone):
-    request = ModelRequest(backbone, image_size=(32, 32), num_classes=3, keep_rate=1.0, weights="random")
+    request = ModelRequest(backbone=backbone, image_size=(32, 32), num_classes=3, keep_rate=1.0, weights="random")
     model = weights.load(request, workspace).model
     assert all(parameter.abs().sum() > 0 for name, parameter in model.named_parameters() if name.endswith("weight"))
     logits = model(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))).logits
@@ -355,15 +357,17 @@ def plain_file(path: Path, num_classes: int = 3, metadata: dict[str, str] | None
 
 def test_a_plain_file_says_itself_how_many_classes_it_has(workspace, tmp_path):
     path = plain_file(tmp_path / "mine.safetensors", 4, {"classes": '["a", "b", "c", "d"]'})
-    loaded = weights.load(ModelRequest(SMALL, image_size=SIZE, weights=str(path)), workspace)
+    loaded = weights.load(ModelRequest(backbone=SMALL, image_size=SIZE, weights=str(path)), workspace)
     assert mark_of(loaded) == 9.0
     assert (loaded.spec.num_classes, loaded.spec.classes) == (4, ("a", "b", "c", "d"))
-    assert loaded.spec.provenance == Provenance("file", "mine.safetensors", sha256(path), "identity")
+    assert loaded.spec.provenance == Provenance(
+        weights="file", source="mine.safetensors", sha256=sha256(path), predictor="identity"
+    )
 
 
 def test_a_plain_file_of_a_thousand_classes_gets_imagenets_names(workspace, tmp_path):
     path = plain_file(tmp_path / "mine.safetensors", 1000)
-    loaded = weights.load(ModelRequest(SMALL, image_size=SIZE, weights=str(path)), workspace)
+    loaded = weights.load(ModelRequest(backbone=SMALL, image_size=SIZE, weights=str(path)), workspace)
     assert loaded.spec.classes[0].startswith("tench")
     assert loaded.notes == ("its 1,000 classes are taken for ImageNet's",)
 
@@ -371,7 +375,7 @@ def test_a_plain_file_of_a_thousand_classes_gets_imagenets_names(workspace, tmp_
 def test_as_many_class_names_as_classes_are_expected(workspace, tmp_path):
     path = plain_file(tmp_path / "mine.safetensors", 4, {"classes": '["a", "b"]'})
     with pytest.raises(WeightsError) as refusal:
-        weights.load(ModelRequest(SMALL, image_size=SIZE, weights=str(path)), workspace)
+        weights.load(ModelRequest(backbone=SMALL, image_size=SIZE, weights=str(path)), workspace)
     assert str(path) in refusal.value.message
     assert "2 class names" in refusal.value.message and "4 classes" in refusal.value.message
 
@@ -387,7 +391,7 @@ def test_a_file_whose_head_is_no_matrix_is_refused(workspace, tmp_path, shape):
     path = tmp_path / "mine.safetensors"
     save_file({"head.weight": torch.zeros(shape)}, path)
     with pytest.raises(WeightsError, match="does not fit this backbone"):
-        weights.load(ModelRequest(SMALL, image_size=SIZE, weights=str(path)), workspace)
+        weights.load(ModelRequest(backbone=SMALL, image_size=SIZE, weights=str(path)), workspace)
 
 
 @pytest.mark.parametrize("policy", ["none.safetensors", "none.pth", "Auto", "."])
@@ -401,7 +405,7 @@ def test_a_file_that_is_not_there_is_refused(workspace, tmp_path, monkeypatch, p
 
 def test_a_checkpoint_of_ours_keeps_its_image_size_classes_and_provenance(workspace, tmp_path):
     path = leave_trained(workspace, "run", mark=3.0)
-    loaded = weights.load(ModelRequest(SMALL, weights=str(path)), workspace)
+    loaded = weights.load(ModelRequest(backbone=SMALL, weights=str(path)), workspace)
     assert mark_of(loaded) == 3.0
     assert (loaded.spec.image_size, loaded.spec.num_classes) == (SIZE, 3)
     assert loaded.spec.classes[2] == "class 2 of run 3"

@@ -20,7 +20,7 @@ from lifedeploy import children, methods
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.calibration import policy
 from lifedeploy.data.samples import PHOTOS, Sample, photo_folder
-from lifedeploy.engines.base import BuildOptions, EngineOptions
+from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
 from lifedeploy.errors import UsageError
@@ -31,9 +31,10 @@ from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.reducers import BlockAttention, Plan, Tokens, build_reducer
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.spec import GraphForm, ModelSpec
+from lifedeploy.targets.evidence import check_graph
+from lifedeploy.targets.session import Session
+from lifedeploy.targets.target import named
 from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate
-from lifedeploy.workflows.gate import check_graph
-from lifedeploy.workflows.opened import named
 from tests.conftest import TINY
 from tests.outside.conftest import EXPORT
 
@@ -106,7 +107,9 @@ def test_its_work_without_fusing_is_what_is_computed(outside, by_outside):
 
 def reducer(schedule: methods.Schedule, **options: object):
     method = methods.get("outside")
-    return build_reducer(method, Plan(schedule, 64, 1, "per-stage", method.settle(options)))
+    return build_reducer(
+        method, Plan(schedule=schedule, width=64, prefix=1, ordering="per-stage", options=method.settle(options))
+    )
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -117,7 +120,7 @@ def noise(*shape: int) -> torch.Tensor:
 def test_what_cls_attends_to_stays_and_the_rest_becomes_one_token(outside, fuse):
     schedule = methods.get("outside").make_schedule(9, DEPTH, keep_rate=0.7)
     x, attention = noise(2, 10, 4), BlockAttention(noise(2, 3, 10, 8), noise(2, 3, 10, 8), 0.4, None)
-    tokens = reducer(schedule, fuse=fuse).inside_block(2, Tokens(x, prefix=1), attention)
+    tokens = reducer(schedule, fuse=fuse).inside_block(2, Tokens(x=x, prefix=1), attention)
     for image in range(2):
         heads = [(0.4 * attention.k[image, head] @ attention.q[image, head, 0]).softmax(0) for head in range(3)]
         score = torch.stack(heads).mean(0)[1:]
@@ -152,7 +155,7 @@ def test_a_fused_token_alone_is_refused(outside):
     with pytest.raises(UsageError, match="1 token is kept after layer 4") as refusal:
         reducer(schedule)
     assert "--no-fuse" in refusal.value.hint
-    assert reducer(schedule, fuse=False).orderings == 2  # after layer 5 nothing is left to drop
+    assert reducer(schedule, fuse=False).sorts == 2  # after layer 5 nothing is left to drop
 
 
 # --- export -----------------------------------------------------------------------------------------------------
@@ -162,9 +165,9 @@ def test_its_export_passed_the_gate_and_says_what_it_keeps(by_outside):
     artifact = Workspace(by_outside).latest_export()
     manifest = artifact.manifest
     assert artifact.name == f"{TINY}-outside-r0.7-64x64px"
-    assert manifest.parity["passed"] and manifest.parity["overlap"] == 1.0
-    assert manifest.graph["kept"] == [2, 4, 5]
-    assert manifest.graph["form"] == "per-stage"
+    assert manifest.parity.passed and manifest.parity.overlap == 1.0
+    assert manifest.graph.kept == (2, 4, 5)
+    assert manifest.graph.form == "per-stage"
     assert not manifest.predicts_lives
     assert manifest.spec.options == {"fuse": True, "explore": 0.0}
     assert manifest.spec.schedule.counts == tuple(COUNTS.values())
@@ -180,9 +183,9 @@ def test_its_bound_drops_where_it_does_and_differs_by_its_scoring_alone(by_outsi
     own = Workspace(by_outside).latest_export()
     bound = own.sibling("first-k").manifest
     assert bound.spec.options == {"inside": True}
-    assert bound.macs["mlp_tokens"] == own.manifest.macs["mlp_tokens"] != bound.macs["attention_tokens"]
-    assert bound.macs["total"] == own.manifest.macs["total"] - own.manifest.macs["predictor"]
-    assert own.manifest.macs["predictor"] > 0
+    assert bound.macs.mlp_tokens == own.manifest.macs.mlp_tokens != bound.macs.attention_tokens
+    assert bound.macs.total == own.manifest.macs.total - own.manifest.macs.predictor
+    assert own.manifest.macs.predictor > 0
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -205,7 +208,7 @@ def test_in_half_precision_its_ranking_alone_stays_fp32_and_every_attention_is_f
     assert set(products.values()) == {half}
     evidence, reach = check_graph(target, member, precision, precision)
     evidence.require("the emulated graph")
-    assert evidence.summary()["max_rel"] > 0 and not reach.overflows
+    assert evidence.max_rel > 0 and not reach.overflows
     found = fusion.of_plan(build_plan(rtx, target, BuildOptions()).data)
     assert (found.attention, found.topk, found.precision) == (DEPTH, len(COUNTS), precision)
 
@@ -234,10 +237,10 @@ def test_what_it_scores_with_is_never_quantised(folder, labelled):
 
 def kept_by(path: Path, images: np.ndarray) -> dict[int, np.ndarray]:
     """What a model says that it keeps after each drop."""
-    side = named(path)
-    with side.engine(side.path, EngineOptions(precision=side.precision, taps=side.kept.taps, method=side.method)) as it:
-        answers = it.run({it.inputs[0].name: images})
-    return {layer: side.kept.after(layer, answers) for layer in side.kept.counts}
+    target = named(path)
+    with Session(target, "drops") as session:
+        tensors = session.tensors(images)
+    return {layer: target.kept.after(layer, tensors) for layer in target.kept.counts}
 
 
 def test_engines_keep_after_every_drop_what_pytorch_does(outside, by_outside):
@@ -248,7 +251,7 @@ def test_engines_keep_after_every_drop_what_pytorch_does(outside, by_outside):
     assert (wanted[2][:, -1] == -1).all()
     for name in ("onnxruntime-fp32", "openvino-fp32"):
         engine = Artifact.read(folder / name / "model.json").manifest
-        assert engine.parity["passed"] and engine.parity["overlap"] == 1.0
+        assert engine.parity.passed and engine.parity.overlap == 1.0
         found = kept_by(folder / name, images)
         assert list(found) == list(wanted)
         assert all(np.array_equal(found[layer], wanted[layer]) for layer in wanted)
@@ -376,8 +379,8 @@ def test_it_trains_in_its_one_stage_and_what_comes_out_is_exported(lifedeploy, o
     assert exported.code == 0, exported.err
     made = Artifact.read(Path("artifacts") / f"{TINY}-outside-r0.7-no-fuse-64x64px" / "model.json")
     assert made.manifest.spec.options == spec.options
-    assert made.manifest.parity["overlap"] == 1.0
-    assert "Pad" not in made.manifest.graph["operators"]  # no token is fused
+    assert made.manifest.parity.overlap == 1.0
+    assert "Pad" not in made.manifest.graph.operators  # no token is fused
     predicted = lifedeploy("predict", PHOTO, "--model", made.folder)
     assert predicted.code == 0, predicted.err
     assert all(name in predicted.out for name in spec.classes)

@@ -23,9 +23,9 @@ CASES = 80
 SECONDS = 600  # more than enough, on a machine that has much else to do
 
 
-def test_a_share_of_the_cases():
+def test_a_share_of_the_cases(inputs_at):
     """None of what is counted, in cases that take little time; ``make fuzz`` runs more, and slower ones."""
-    command = [sys.executable, "-m", "tests.robustness.fuzz", "--cheap", "--seed=0", f"--cases={CASES}"]
+    command = [sys.executable, "-m", "tests.robustness.fuzz", "--cheap", "--seed=0", f"--cases={CASES}", inputs_at]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     last = done.stdout.splitlines()[-1]

@@ -17,10 +17,10 @@ KILLS = 4
 SECONDS = 600  # more than enough, on a machine that has much else to do
 
 
-def test_a_share_of_the_kills():
+def test_a_share_of_the_kills(inputs_at):
     """Two commands, each killed twice; ``make kill`` kills them all."""
     writers = ("--writer=build-engine onnxruntime", "--writer=train --dense")
-    command = [sys.executable, "-m", "tests.robustness.kill", f"--kills={KILLS}", "--seed=0", *writers]
+    command = [sys.executable, "-m", "tests.robustness.kill", f"--kills={KILLS}", "--seed=0", inputs_at, *writers]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert done.stdout.splitlines()[-1].startswith(f"{KILLS} of {KILLS} kills: ")

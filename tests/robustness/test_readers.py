@@ -93,7 +93,10 @@ def _pickle(folder: Path) -> Reader:
 def _state(folder: Path) -> Reader:
     tensors = {"a": torch.arange(4.0)}
     position = state.Position(stage=0, epoch=0, step=7, run_epoch=0, run_step=7, log_rows=1, best=0.5, seconds=1.0)
-    state.save(folder / "state", state.State(position, "mine", tensors, {}, tensors, {}))
+    state.save(
+        folder / "state",
+        state.State(position=position, fingerprint="mine", model=tensors, ema={}, optimizer=tensors, scaler={}),
+    )
     path = next((folder / "state").iterdir())
     return Reader(path, lambda: state.latest(folder / "state", "mine"))
 

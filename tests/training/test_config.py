@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifedeploy.errors import UsageError
-from lifedeploy.training import feeds
+from lifedeploy.processes import Processes
+from lifedeploy.training import loader
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.workflows.train import settled
 from tests.plugins import entry
@@ -122,8 +123,8 @@ def test_whatever_is_said_is_a_configuration_or_a_line(settings):
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
 def test_every_seed_that_is_allowed_is_taken_by_all_that_is_seeded(seed):
     config = TrainConfig(seed=seed, batch=4)
-    assert len(feeds.micro_batches(9, config, feeds.Share(), epoch=0)) == 2
-    with feeds.seeded(feeds.seed_of(config.seed, 0, 0)), feeds.seeded(config.seed):
+    assert len(loader.micro_batches(9, config, Processes(), epoch=0)) == 2
+    with loader.seeded(loader.seed_of(config.seed, 0, 0)), loader.seeded(config.seed):
         assert np.random.random() < 1
 
 

@@ -20,10 +20,10 @@ from lifedeploy.artifact import Workspace
 from lifedeploy.errors import LifedeployError, TrainingError, UsageError
 from lifedeploy.model.raw import read_header, read_tensors, write_tensors
 from lifedeploy.temporary import is_temporary
-from lifedeploy.training import feeds, state
+from lifedeploy.training import loader, state
 from lifedeploy.training.log import LogRow, read_log
+from lifedeploy.training.runs import newest_run, run_config, run_folder
 from lifedeploy.viz.curves import draw_curves
-from lifedeploy.workflows.runs import newest_run, run_config, run_folder
 from lifedeploy.workflows.train import TrainRequest, resumed, train
 from lifedeploy.writing import sole_writer
 from tests.model.test_foreign_files import mutated
@@ -167,7 +167,7 @@ def test_what_is_not_a_state_is_not_read(tmp_path):
 def test_states_are_in_the_order_of_their_steps(tmp_path):
     for step in (99_999_999, 100_000_000, 5):
         position = replace(state.START, run_step=step)
-        state.save(tmp_path, state.State(position, "same", {"a": torch.ones(1)}))
+        state.save(tmp_path, state.State(position=position, fingerprint="same", model={"a": torch.ones(1)}))
     assert state.latest(tmp_path, "same").position.run_step == 100_000_000
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -241,7 +241,7 @@ def test_a_run_goes_on_with_its_own_images_or_not_at_all(finished, workspace):
 
 
 def test_curves_of_any_numbers_are_drawn(tmp_path):
-    row = LogRow("train", "$x^2", 1, 0, 0.0, float("nan"), 0.5, 0.0)
+    row = LogRow(kind="train", stage="$x^2", epoch=1, step=0, lr=0.0, loss=float("nan"), accuracy=0.5, images_per_s=0.0)
     rows = [row, row, replace(row, step=5, loss=float("inf"), lr=1e-300), replace(row, kind="val", step=5, loss=1e308)]
     draw_curves(rows, tmp_path / "curves.png", title="caf\udce9 $1 \x1b[31m")
     draw_curves([rows[-1]], tmp_path / "one.svg")
@@ -250,7 +250,7 @@ def test_curves_of_any_numbers_are_drawn(tmp_path):
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "augmix-m3-w3-d2", "original-mstd0.5", "rand-m9-t3aw"])
 def test_timms_policies_are_taken(settings, tiny, policy):
-    feeds.TrainingImages(None, tiny[1].preprocess, settings(auto_augment=policy))
+    loader.TrainingImages(None, tiny[1].preprocess, settings(auto_augment=policy))
 
 
 @pytest.mark.parametrize("policy", ["nothing", "rand-zz9", "augmix-m0.5", "rand-m1.2.3"])

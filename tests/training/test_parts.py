@@ -11,10 +11,10 @@ import torch
 from lifedeploy.data.images import read_split
 from lifedeploy.errors import UnsupportedModelError, UsageError
 from lifedeploy.model.vit import SlimOutput
-from lifedeploy.training import feeds
+from lifedeploy.processes import Processes
+from lifedeploy.training import loader
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.distillation import Teacher, ranking_loss, require_watchable
-from lifedeploy.training.feeds import Share
 from lifedeploy.training.losses import classification_loss
 from lifedeploy.training.stages import Stage, freeze, parameter_groups, plan
 from tests.conftest import make_tiny
@@ -40,14 +40,14 @@ def test_other_plans():
 def test_the_stages_are_those_that_the_method_says(plugged):
     plugged(entry("tests.plugins:OTHER"))
     (stage,) = plan(TrainConfig(method="other", epochs=5, elastic=True))
-    assert stage == Stage("other", 5, reducer=True, backbone=True, elastic=True)
+    assert stage == Stage(name="other", epochs=5, reducer=True, backbone=True, elastic=True)
     # What it learns it learns through the soft form, unless the backbone alone does.
     assert [s.soft for s in plan(TrainConfig(method="other", hard=True))] == [True]
 
 
 def test_a_frozen_part_is_in_evaluation_mode_and_takes_no_gradient(tiny):
     model, _ = tiny
-    freeze(model, Stage("predictor", 1, reducer=True, backbone=False))
+    freeze(model, Stage(name="predictor", epochs=1, reducer=True, backbone=False))
     assert not model.backbone.training and model.reducer.training
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
     assert all(parameter.requires_grad for parameter in model.reducer.parameters())
@@ -77,8 +77,8 @@ def test_stochastic_depth_rises_from_block_to_block(tiny):
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 4), (2, 2)])
 def test_processes_and_micro_batches_share_the_same_batch(world, accumulate):
     config = TrainConfig(batch=8, accumulate=accumulate)
-    whole = feeds.micro_batches(37, TrainConfig(batch=8), Share(), epoch=3)
-    parts = [feeds.micro_batches(37, config, Share(rank, world), epoch=3) for rank in range(world)]
+    whole = loader.micro_batches(37, TrainConfig(batch=8), Processes(), epoch=3)
+    parts = [loader.micro_batches(37, config, Processes(rank, world), epoch=3) for rank in range(world)]
     assert len(whole) == 4 == len(parts[0]) // accumulate
     for step, batch in enumerate(whole):
         found = [key for part in parts for micro in part[step * accumulate : (step + 1) * accumulate] for key in micro]
@@ -88,35 +88,38 @@ def test_processes_and_micro_batches_share_the_same_batch(world, accumulate):
 def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
     config = TrainConfig(batch=5)
     first, second = (
-        [key for batch in feeds.micro_batches(25, config, Share(), epoch) for key in batch] for epoch in (0, 1)
+        [key for batch in loader.micro_batches(25, config, Processes(), epoch) for key in batch] for epoch in (0, 1)
     )
     assert sorted(index for _, index in first) == list(range(25))
     assert [index for _, index in first] != [index for _, index in second]
-    assert feeds.micro_batches(25, config, Share(), 0, first_step=3) == feeds.micro_batches(25, config, Share(), 0)[3:]
+    assert (
+        loader.micro_batches(25, config, Processes(), 0, first_step=3)
+        == loader.micro_batches(25, config, Processes(), 0)[3:]
+    )
 
 
 def test_batches_that_cannot_be_are_refused():
     with pytest.raises(UsageError, match="7 training images do not fill one batch of 8"):
-        feeds.steps_per_epoch(7, TrainConfig(batch=8), 1)
+        loader.steps_per_epoch(7, TrainConfig(batch=8), 1)
     with pytest.raises(UsageError, match="batch 8 cannot be divided among 3 processes of 1 micro-batches each"):
-        feeds.steps_per_epoch(70, TrainConfig(batch=8), 3)
+        loader.steps_per_epoch(70, TrainConfig(batch=8), 3)
 
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone(settings, tiny):
     config = settings(scale=(0.3, 1.0), color_jitter=0.4, auto_augment="rand-m9-mstd0.5", random_erasing=0.5)
     split = read_split(config.data, val_share=0.2)
-    images = feeds.TrainingImages(split.train, tiny[1].preprocess, config)
+    images = loader.TrainingImages(split.train, tiny[1].preprocess, config)
     once = images[0, 5][0]
     random.random(), np.random.random(), torch.rand(3)
     assert torch.equal(images[0, 5][0], once)
     assert not torch.equal(images[1, 5][0], once)
-    other = feeds.TrainingImages(split.train, tiny[1].preprocess, config.but(seed=1))
+    other = loader.TrainingImages(split.train, tiny[1].preprocess, config.but(seed=1))
     assert not torch.equal(other[0, 5][0], once)
 
 
 def test_drawing_an_image_leaves_the_generators_as_they_were(settings, tiny):
     config = settings(auto_augment="rand-m9-mstd0.5")
-    images = feeds.TrainingImages(read_split(config.data).train, tiny[1].preprocess, config)
+    images = loader.TrainingImages(read_split(config.data).train, tiny[1].preprocess, config)
     torch.manual_seed(5)
     random.seed(5)
     expected = (torch.rand(1), random.random())
@@ -129,9 +132,9 @@ def test_drawing_an_image_leaves_the_generators_as_they_were(settings, tiny):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_nothing(settings, tiny, workers):
     config = settings(scale=(0.3, 1.0), workers=workers)
-    images = feeds.TrainingImages(read_split(config.data).train, tiny[1].preprocess, config)
-    order = feeds.micro_batches(24, config, Share(), 0)
-    batches = list(feeds.training_batches(images, order, config, torch.device("cpu")))
+    images = loader.TrainingImages(read_split(config.data).train, tiny[1].preprocess, config)
+    order = loader.micro_batches(24, config, Processes(), 0)
+    batches = list(loader.training_batches(images, order, config, torch.device("cpu")))
     assert [batch.indices for batch in batches] == [tuple(index for _, index in keys) for keys in order]
     assert torch.equal(batches[1].images[3], images[order[1][3]][0])
 
@@ -143,7 +146,9 @@ def test_validation_sees_every_image_once_as_a_deployed_engine_does(settings, ti
     val = read_split(config.data, val_share=0.2).val
     seen = {}
     for rank in range(2):
-        for batch in feeds.validation_batches(val, tiny[1].preprocess, config, Share(rank, 2), torch.device("cpu")):
+        for batch in loader.validation_batches(
+            val, tiny[1].preprocess, config, Processes(rank, 2), torch.device("cpu")
+        ):
             seen |= dict(zip(batch.indices, batch.images, strict=True))
     assert sorted(seen) == list(range(len(val)))
     expected = normalise(to_pixels(val.image(2), tiny[1].preprocess)[None], tiny[1].preprocess)[0]

@@ -25,7 +25,7 @@ from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.training import loop
 from lifedeploy.training.log import read_log
-from lifedeploy.workflows.runs import run_config
+from lifedeploy.training.runs import run_config
 from lifedeploy.workflows.train import TrainRequest, resumed, train
 
 ROOT = Path(__file__).parents[2]
@@ -346,7 +346,7 @@ def test_an_elastic_checkpoint_is_what_export_takes_at_any_rate(settings, worksp
     from lifedeploy.model.weights import ModelRequest
 
     train(TrainRequest(settings(elastic=True)), workspace)
-    request = ModelRequest("test_vit", keep_rate=0.4, image_size=(64, 64))
+    request = ModelRequest(backbone="test_vit", keep_rate=0.4, image_size=(64, 64))
     loaded = weights.load(request, workspace)
     assert loaded.spec.provenance.elastic and loaded.spec.provenance.predictor == "trained"
     assert loaded.spec.schedule.tokens[-1] == round(16 * 0.4**3)

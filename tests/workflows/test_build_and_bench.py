@@ -79,22 +79,22 @@ class Clock:
 def test_bench_reports_what_the_engine_takes(workspace, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(fake, "time", clock)
-    monkeypatch.setattr("lifedeploy.workflows.bench.measure", partial(measure, clock=clock))
+    monkeypatch.setattr("lifedeploy.targets.contest.measure", partial(measure, clock=clock))
     report = bench(quick(), Workspace(workspace))
-    rows = {row.method: row for row in report.rows}
+    rows = {row.subject.method: row for row in report.rows}
     assert list(rows) == ["dense", "first-k", "life"]
     life, dense = rows["life"], rows["dense"]
     # The fake engine sleeps in proportion to MACs, so the speed-up is the MAC bound.
-    assert life.speedup == pytest.approx(life.mac_ratio)
+    assert life.speedup == pytest.approx(life.subject.mac_ratio)
     assert life.speedup > 1.2
     assert life.speedup_low == pytest.approx(life.speedup) == life.speedup_high
     assert life.efficiency == pytest.approx(1)
     assert life.first_k_share == pytest.approx(rows["life"].speedup / rows["first-k"].speedup)
     assert dense.speedup == 1.0
-    assert dense.mac_ratio == 1.0
+    assert dense.subject.mac_ratio == 1.0
     assert life.images_per_s > dense.images_per_s
     assert life.latency_ms["p50"] <= life.latency_ms["p90"] <= life.latency_ms["p99"]
-    assert (life.engine, life.precision, life.mode, life.batch, life.weights) == ("fake", "fp32", "latency", 2, "file")
+    assert (life.subject.engine, life.subject.precision, life.setting.mode, life.setting.batch, life.subject.weights) == ("fake", "fp32", "latency", 2, "file")
 
 
 def test_json_keeps_its_names(workspace, tmp_path):
@@ -116,13 +116,13 @@ def test_modes_and_batches_are_rows_of_their_own(workspace, tmp_path, monkeypatc
     monkeypatch.setattr(fake, "SECONDS_PER_GMAC", 1.0)  # sleeps that are long beside the lanes' own work
     monkeypatch.setattr("lifedeploy.bench.measure.MIN_ROUND_S", 0.2)
     report = bench(quick(batches=(1, 3), modes=("latency", "throughput")), Workspace(workspace))
-    assert [(row.mode, row.batch) for row in report.rows[::3]] == [
+    assert [(row.setting.mode, row.setting.batch) for row in report.rows[::3]] == [
         ("latency", 1),
         ("latency", 3),
         ("throughput", 1),
         ("throughput", 3),
     ]
-    assert {row.streams for row in report.rows if row.mode == "throughput"} == {2}
+    assert {row.setting.streams for row in report.rows if row.setting.mode == "throughput"} == {2}
     latency, throughput = report.rows[0], report.rows[6]
     assert throughput.images_per_s > 1.5 * latency.images_per_s  # two sleepers at a time
     report.write_csv(tmp_path / "b.csv")
@@ -137,7 +137,7 @@ def test_modes_and_batches_are_rows_of_their_own(workspace, tmp_path, monkeypatc
 def test_no_speed_for_an_engine_whose_parity_failed(workspace):
     path = next(workspace.glob("*/fake-fp32/model.json"))
     artifact = Artifact.read(path)
-    failed = artifact.manifest.parity | {"passed": False, "failures": ["noise, batch 3: top-1 of 2 images changed"]}
+    failed = artifact.manifest.parity.but(passed=False, failures=("noise, batch 3: top-1 of 2 images changed",))
     replace(artifact.manifest, parity=failed).write(path)
     with pytest.raises(ParityError, match=r"no speed for .*did not pass its parity gate \(noise, batch 3"):
         bench(quick(), Workspace(workspace))
@@ -159,7 +159,7 @@ def test_an_engine_that_is_not_built_is_built_first(workspace):
 def test_without_an_engine_the_last_build_is_measured(workspace):
     build(BuildRequest(engine="fake", force=True), Workspace(workspace))
     report = bench(quick(engines=()), Workspace(workspace))
-    assert {row.engine for row in report.rows} == {"fake"}
+    assert {row.subject.engine for row in report.rows} == {"fake"}
 
 
 def test_a_foreign_onnx_file_is_measured_as_it_is(workspace, tmp_path):
@@ -168,7 +168,7 @@ def test_a_foreign_onnx_file_is_measured_as_it_is(workspace, tmp_path):
     foreign.write_bytes(source.path.read_bytes())
     report = bench(quick(model=foreign, engines=("onnxruntime",)), Workspace(workspace))
     (row,) = report.rows
-    assert (row.model, row.method, row.speedup, row.mac_ratio, row.parity) == (
+    assert (row.subject.model, row.subject.method, row.speedup, row.subject.mac_ratio, row.subject.parity) == (
         "foreign.onnx",
         "unknown",
         None,

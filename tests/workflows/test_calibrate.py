@@ -24,13 +24,14 @@ from lifedeploy.errors import ArtifactError, DataError, EngineError, ImageError,
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
 from lifedeploy.model.weights import ModelRequest
+from lifedeploy.targets.find import find
+from lifedeploy.targets.target import target_of
 from lifedeploy.workflows.bench import BenchRequest, bench
-from lifedeploy.workflows.build import BuildRequest, build, prove
+from lifedeploy.targets.evidence import prove
+from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate, show_policy
 from lifedeploy.workflows.evaluate import EvaluateRequest, evaluate
 from lifedeploy.workflows.export import ExportRequest, _require_replaceable, export
-from lifedeploy.workflows.find import find
-from lifedeploy.workflows.opened import openable
 from tests.calibration.conftest import make_loose
 from tests.conftest import TINY, TINY_SIZE
 from tests.workflows.test_evaluate import make_images
@@ -100,7 +101,7 @@ def test_what_did_not_change_is_not_done_again(calibrated, images, tmp_path, mon
     assert again.members["life"].images
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    other = calibrate(request(images, cache=cache, recipe=Recipe(method="percentile")), Workspace(calibrated.parent))
+    other = calibrate(request(images, cache=cache, recipe=Recipe(ranges="percentile")), Workspace(calibrated.parent))
     assert not other.reused
     third = calibrate(request(images, cache=cache, force=True), Workspace(calibrated.parent))
     assert (third.reused, third.cached) == (False, True)
@@ -146,15 +147,15 @@ def test_engines_are_built_of_it(calibrated, engine):
     assert report.engine.folder.name == f"{engine}-int8"
     for method, manifest in report.members.items():
         assert manifest.engine.precision == "int8"
-        assert manifest.parity["passed"]
-        assert manifest.quantization["precision"] == "int8"
+        assert manifest.parity.passed
+        assert manifest.quantization.precision == "int8"
         assert manifest.engine.source == f"../int8/{METHODS[method]}.onnx"
         assert (report.engine.folder / manifest.reference).is_file()
         if engine == "onnxruntime":
-            assert sum(manifest.engine.details["integer_products"].values()) == LAYERS
+            assert sum(manifest.engine.details.integer_products.values()) == LAYERS
     assert build(BuildRequest(engine=engine, precision="int8"), Workspace(calibrated.parent)).reused
     # The folder of the calibrated graphs means the same without saying so.
-    named = build(BuildRequest(calibrated / "int8", engine), Workspace(calibrated.parent))
+    named = build(BuildRequest(model=calibrated / "int8", engine=engine), Workspace(calibrated.parent))
     assert named.reused
     assert named.record.precision == "int8"
 
@@ -168,9 +169,9 @@ def test_bench_and_evaluate_show_the_precision(calibrated, images):
         memory=False,
     )
     rows = bench(quick, workspace).rows
-    assert {row.precision for row in rows if row.engine == "onnxruntime"} == {"int8"}
+    assert {row.subject.precision for row in rows if row.subject.engine == "onnxruntime"} == {"int8"}
     models = (calibrated / "int8", calibrated / "onnxruntime-int8", calibrated, calibrated / "int8/dense.onnx")
-    report = evaluate(EvaluateRequest(models, str(images), batch=4), workspace)
+    report = evaluate(EvaluateRequest(models=models, data=str(images), batch=4), workspace)
     assert [row.precision for row in report.rows] == ["int8", "int8", "fp32", "int8"]
     pairs = {(pair.first, pair.second): pair for pair in report.pairs}
     assert pairs[1, 3].overlap > 0.9
@@ -180,14 +181,20 @@ def test_bench_and_evaluate_show_the_precision(calibrated, images):
 def test_bench_of_a_calibrated_folder_is_of_its_precision(calibrated):
     workspace = Workspace(calibrated.parent)
     build(BuildRequest(engine="fake"), workspace)  # the newest is FP32
-    quick = BenchRequest(calibrated / "int8", ("fake", "fake:fp32"), (2,), stop=Stop(0.01, min_rounds=3), memory=False)
-    assert [row.precision for row in bench(quick, workspace).rows] == ["int8"] * 3 + ["fp32"] * 3
+    quick = BenchRequest(
+        model=calibrated / "int8",
+        engines=("fake", "fake:fp32"),
+        batches=(2,),
+        stop=Stop(0.01, min_rounds=3),
+        memory=False,
+    )
+    assert [row.subject.precision for row in bench(quick, workspace).rows] == ["int8"] * 3 + ["fp32"] * 3
 
 
 def test_engines_of_an_earlier_calibration_are_not_measured_and_not_proven(calibrated, images):
     workspace = Workspace(calibrated.parent)
     built = build(BuildRequest(engine="onnxruntime", precision="int8"), workspace).engine
-    calibrate(request(images, recipe=Recipe(method="percentile"), cache=calibrated / "../cache"), workspace)
+    calibrate(request(images, recipe=Recipe(ranges="percentile"), cache=calibrated / "../cache"), workspace)
     with pytest.raises(ArtifactError, match=r"was built of another \.\./int8/model\.onnx than is there now") as caught:
         bench(BenchRequest(engines=("onnxruntime",), batches=(2,)), workspace)
     assert caught.value.hint == f"lifedeploy build-engine {calibrated} --engine onnxruntime --int8"
@@ -206,22 +213,22 @@ def test_engines_say_how_many_products_run_in_8_bits(calibrated, images, engine,
     def counted(recipe):
         calibrate(request(images, recipe=recipe), workspace)
         record = build(BuildRequest(engine=engine, precision="int8"), workspace).record
-        return record.details["eight_bits"]
+        return record.details.eight_bits
 
     assert counted(Recipe()) == {"products": LAYERS, "of": LAYERS}
     half = Recipe(keep=("*fc1*", "*fc2*"))
     assert counted(half) == {"products": LAYERS // 2, "of": LAYERS // 2}
     assert f"{LAYERS // 2}/{LAYERS // 2}" in lifedeploy("build-engine", "--engine", engine, "--int8").out
     found = counted(Recipe(parts=("linear", "embedding")))
-    assert found["of"] == LAYERS + 1
-    assert found["products"] == LAYERS + (engine == "openvino")  # ONNX Runtime: convolutions only with their output
+    assert found.of == LAYERS + 1
+    assert found.products == LAYERS + (engine == "openvino")  # ONNX Runtime: convolutions only with their output
 
 
 def test_a_quantised_graph_of_another_tool_is_opened_as_one(calibrated, tmp_path):
     shutil.copy(calibrated / "int8/model.onnx", tmp_path / "foreign.onnx")
-    assert openable(find(tmp_path / "foreign.onnx")).precision == "int8"
+    assert target_of(find(tmp_path / "foreign.onnx")).precision == "int8"
     shutil.copy(calibrated / "model.onnx", tmp_path / "foreign.onnx")
-    assert openable(find(tmp_path / "foreign.onnx")).precision == "fp32"
+    assert target_of(find(tmp_path / "foreign.onnx")).precision == "fp32"
 
 
 def test_an_export_that_is_not_calibrated_says_what_to_do(workspace):
@@ -273,12 +280,14 @@ def test_a_float_graph_is_no_integer_engine(calibrated, tmp_path):
     """Without Q and DQ in the graph nothing is computed in integers, and that is found out."""
     source = Artifact.read(calibrated / "model.json")
     with pytest.raises(EngineError, match=r"computes none of the products of model\.onnx in integers"):
-        registry.get("onnxruntime").build(BuildJob(source, source.path, tmp_path, "model", "int8"))
+        registry.get("onnxruntime").build(
+            BuildJob(source=source, graph=source.path, folder=tmp_path, stem="model", precision="int8")
+        )
 
 
 def _products(folder: Path) -> list[str]:
-    layers = Artifact.read(folder / "int8/model.json").manifest.quantization["layers"]
-    return [layer["name"] for layer in layers]
+    layers = Artifact.read(folder / "int8/model.json").manifest.quantization.layers
+    return [layer.name for layer in layers]
 
 
 def test_a_max_drop_is_kept_or_nothing_is_written(calibrated, images, monkeypatch):
@@ -330,7 +339,7 @@ def test_an_export_may_be_written_again_over_its_calibration(calibrated):
 
 
 def test_the_policy_is_shown_with_a_model_and_without(calibrated, tmp_path):
-    rows = show_policy(CalibrateRequest(calibrated), Workspace(calibrated.parent))
+    rows = show_policy(CalibrateRequest(model=calibrated), Workspace(calibrated.parent))
     assert {row["part"]: row["count"] for row in rows}["linear"] == LAYERS
     rows = show_policy(CalibrateRequest(recipe=Recipe(precision="fp8")), Workspace(tmp_path / "none"))
     assert {row["part"]: row["precision"] for row in rows}["attention"] == "fp8"
@@ -409,10 +418,10 @@ def test_scales_do_not_depend_on_the_batch(calibrated, images, tmp_path):
 
 def test_a_graph_that_takes_pixels_in_batches_of_four(weights_file, images, tmp_path):
     workspace = Workspace(tmp_path / "artifacts")
-    model = ModelRequest(TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE)
+    model = ModelRequest(backbone=TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE)
     export(ExportRequest(model, GraphOptions(batch_size=4, with_preprocess=True)), workspace)
     report = calibrate(request(images, images=10), workspace)
     assert report.members["life"].overlap > 0.9
     assert len(report.members["life"].images) == 6  # two of which fill a batch of four up
     built = build(BuildRequest(engine="onnxruntime", precision="int8"), workspace)
-    assert built.engine.manifest.parity["passed"]
+    assert built.engine.manifest.parity.passed

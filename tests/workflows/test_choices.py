@@ -41,7 +41,7 @@ def precise(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(fake, "time", clock)
     monkeypatch.setitem(registry._ENGINES, "fake", f"{__name__}:Precise")
-    monkeypatch.setattr("lifedeploy.workflows.bench.measure", partial(measure, clock=clock))
+    monkeypatch.setattr("lifedeploy.targets.contest.measure", partial(measure, clock=clock))
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def run(*engines: str, say=lambda text: None, **changes: object) -> BenchReport:
 
 def test_ratios_over_the_base_go_across_engines(precise, workspace):
     report = run("fake:fp32", "fake:bf16")
-    rows = {(row.precision, row.method): row for row in report.rows}
-    assert [row.precision for row in report.rows] == ["fp32"] * 3 + ["bf16"] * 3
+    rows = {(row.subject.precision, row.subject.method): row for row in report.rows}
+    assert [row.subject.precision for row in report.rows] == ["fp32"] * 3 + ["bf16"] * 3
     assert {row.base for row in report.rows} == {"fake fp32 dense"}
-    life, bound = rows["bf16", "life"], rows["bf16", "life"].mac_ratio
+    life, bound = rows["bf16", "life"], rows["bf16", "life"].subject.mac_ratio
     assert life.speedup == pytest.approx(bound)  # over dense in BF16
     assert life.over_base == pytest.approx(2 * bound)
     assert life.over_base_low == pytest.approx(life.over_base) == life.over_base_high
@@ -76,7 +76,7 @@ def test_all_take_turns_under_names_of_their_own_with_a_budget_for_each_engine(p
         contests.append(([contender.name for contender in contenders], stop.budget_s))
         return measure(contenders, stop, **more)
 
-    monkeypatch.setattr("lifedeploy.workflows.bench.measure", watched)
+    monkeypatch.setattr("lifedeploy.targets.contest.measure", watched)
     run("fake:fp32", "fake:bf16", batches=(1, 2), stop=Stop(budget_s=0.01, min_rounds=3))
     methods = ("dense", "first-k", "life")
     names = [f"fake {precision} {method}" for precision in ("fp32", "bf16") for method in methods]
@@ -85,7 +85,7 @@ def test_all_take_turns_under_names_of_their_own_with_a_budget_for_each_engine(p
 
 def test_rows_of_an_engine_stay_together(precise, workspace):
     report = run("fake:fp32", "fake:bf16", batches=(1, 2), modes=("latency", "throughput"))
-    order = [(row.precision, row.mode, row.batch) for row in report.rows[::3]]
+    order = [(row.subject.precision, row.setting.mode, row.setting.batch) for row in report.rows[::3]]
     settings = [("latency", 1), ("latency", 2), ("throughput", 1), ("throughput", 2)]
     assert order == [(precision, *setting) for precision in ("fp32", "bf16") for setting in settings]
 
@@ -93,7 +93,7 @@ def test_rows_of_an_engine_stay_together(precise, workspace):
 def test_what_comes_to_the_same_is_measured_once_and_built_once(workspace):
     said: list[str] = []
     report = run("fake", "fake:bf16", "fake:fp16", say=said.append)
-    assert [row.method for row in report.rows] == ["dense", "first-k", "life"]
+    assert [row.subject.method for row in report.rows] == ["dense", "first-k", "life"]
     assert report.warnings == (
         "fake and fake:bf16 both are fake fp32 here: measured once (the fake engine knows FP32 only: not BF16)",
         "fake and fake:fp16 both are fake fp32 here: measured once (the fake engine knows FP32 only: not FP16)",
@@ -107,7 +107,10 @@ def test_a_graph_of_another_tool_is_measured_once_in_its_own_precision(workspace
     foreign = tmp_path / "foreign.onnx"
     foreign.write_bytes(next(workspace.glob("*/model.onnx")).read_bytes())
     report = run("onnxruntime", "onnxruntime:fp16", "openvino", model=foreign)
-    assert [(row.engine, row.precision) for row in report.rows] == [("onnxruntime", "fp32"), ("openvino", "fp32")]
+    assert [(row.subject.engine, row.subject.precision) for row in report.rows] == [
+        ("onnxruntime", "fp32"),
+        ("openvino", "fp32"),
+    ]
     assert len(report.warnings) == 1
     assert {(row.base, row.over_base, row.speedup) for row in report.rows} == {(None, None, None)}
 
@@ -118,14 +121,19 @@ def test_choices_are_as_right_as_evaluate_says(workspace, data):
     folders = {engine: next(workspace.glob(f"*/{engine}-fp32")) for engine in engines}
     keys = [(engine, method) for engine in engines for method in ("dense", "life")]
     models = tuple(folders[engine] / f"{'model' if method == 'life' else method}.json" for engine, method in keys)
-    alone = evaluate(EvaluateRequest(models, str(data), limit=12, batch=3, threads=1), Workspace(Path("artifacts")))
+    alone = evaluate(
+        EvaluateRequest(models=models, data=str(data), limit=12, batch=3, threads=1), Workspace(Path("artifacts"))
+    )
     assert len(report.choices) == 12  # first-k is no choice
-    rows = {(row.engine, row.method, row.batch): row for row in report.rows}
+    rows = {(row.subject.engine, row.subject.method, row.setting.batch): row for row in report.rows}
     shared = {(pair.first, pair.second): pair for pair in alone.pairs}
     for choice in report.choices:
-        number = keys.index((choice.engine, choice.method))
-        accuracy, row = alone.rows[number].accuracy, rows[choice.engine, choice.method, choice.batch]
-        assert choice.precision == alone.rows[number].precision == "fp32"
+        number = keys.index((choice.row.subject.engine, choice.row.subject.method))
+        accuracy, row = (
+            alone.rows[number].accuracy,
+            rows[choice.row.subject.engine, choice.row.subject.method, choice.row.setting.batch],
+        )
+        assert choice.row.subject.precision == alone.rows[number].precision == "fp32"
         assert (choice.images, choice.top1, choice.standard_error, choice.average_precision) == (
             accuracy.images,
             accuracy.top1,
@@ -133,14 +141,21 @@ def test_choices_are_as_right_as_evaluate_says(workspace, data):
             accuracy.average_precision,
         )
         assert choice.same_top1 == (shared[1, number + 1].agreement if number else None)
-        others_life = choice.method == "life" and number > 1
+        others_life = choice.row.subject.method == "life" and number > 1
         assert choice.kept_overlap == (shared[2, number + 1].overlap if others_life else None)
-        assert (choice.images_per_s, choice.base, choice.over_base) == (row.images_per_s, row.base, row.over_base)
-        assert (choice.over_base_low, choice.over_base_high) == (row.over_base_low, row.over_base_high)
-    assert {choice.kept_overlap for choice in report.choices if choice.engine == "openvino"} == {None, 1.0}
+        assert (choice.row.images_per_s, choice.row.base, choice.row.over_base) == (
+            row.images_per_s,
+            row.base,
+            row.over_base,
+        )
+        assert (choice.row.over_base_low, choice.row.over_base_high) == (row.over_base_low, row.over_base_high)
+    assert {choice.kept_overlap for choice in report.choices if choice.row.subject.engine == "openvino"} == {None, 1.0}
     assert report.images == alone.data | {"split": ""}
     for batch in (2, 3):
-        fastest = max((one for one in report.choices if one.batch == batch), key=lambda one: one.images_per_s)
+        fastest = max(
+            (choice for choice in report.choices if choice.row.setting.batch == batch),
+            key=lambda choice: choice.row.images_per_s,
+        )
         assert fastest.pareto
 
 
@@ -227,7 +242,7 @@ def test_images_that_cannot_be_used_end_it_before_anything_is_measured(
     def measured(*contenders, **options):
         pytest.fail("measured")
 
-    monkeypatch.setattr("lifedeploy.workflows.bench.measure", measured)
+    monkeypatch.setattr("lifedeploy.targets.contest.measure", measured)
     changes = spoilt(data)
     with pytest.raises(kind, match=said) as caught:
         run("fake", **changes)

@@ -27,6 +27,7 @@ from lifedeploy.errors import (
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.model import checkpoint
 from lifedeploy.model.weights import ModelRequest
+from lifedeploy.progress import Step
 from lifedeploy.schedule import Schedule
 from lifedeploy.workflows.evaluate import EvaluateReport, EvaluateRequest, evaluate
 from lifedeploy.workflows.export import ExportRequest, export
@@ -58,7 +59,7 @@ def folder(workspace: Path) -> Path:
 
 
 def run(data: Path, *models: Path | str, **changes: object) -> EvaluateReport:
-    request = EvaluateRequest(tuple(map(Path, models)), str(data), batch=4, threads=1, workers=2)
+    request = EvaluateRequest(models=tuple(map(Path, models)), data=str(data), batch=4, threads=1, workers=2)
     return evaluate(replace(request, **changes), Workspace(Path("artifacts")))
 
 
@@ -201,7 +202,7 @@ def test_random_weights_are_said_to_be_random(data, folder):
 
 def test_a_fixed_batch_is_filled_up_and_pixels_are_given_where_they_are_taken(data, tmp_path, folder, weights_file):
     fixed = ExportRequest(
-        ModelRequest(TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE),
+        ModelRequest(backbone=TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE),
         GraphOptions(batch_size=6, with_preprocess=True),
         output=tmp_path / "fixed",
         check_parity=False,
@@ -253,10 +254,10 @@ def test_a_limit_takes_images_evenly(data, folder):
 
 def test_progress_counts_every_image(data, folder):
     spoil(data)
-    seen: list[tuple[int, int]] = []
-    request = EvaluateRequest((folder,), str(data), batch=4, on_error="skip")
-    evaluate(request, Workspace(Path("artifacts")), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(4, 15), (8, 15), (12, 15), (15, 15)]
+    seen: list[Step] = []
+    request = EvaluateRequest(models=(folder,), data=str(data), batch=4, on_error="skip")
+    evaluate(request, Workspace(Path("artifacts")), progress=seen.append)
+    assert seen == [Step("evaluating", done / 15, f"{done} of 15 images") for done in (4, 8, 12, 15)]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_progress_counts_every_image(data, folder):
 )
 def test_requests_that_cannot_be_meant(changes, said):
     with pytest.raises(UsageError, match=said):
-        replace(EvaluateRequest((), "data"), **changes)
+        replace(EvaluateRequest(models=(), data="data"), **changes)
 
 
 @pytest.mark.parametrize(
@@ -342,4 +343,4 @@ def test_several_processes_find_what_one_finds(data, folder, tmp_path):
 
 def test_errors_are_of_the_package(data):
     with pytest.raises(LifedeployError, match="no exported model in"):
-        evaluate(EvaluateRequest((), str(data)), Workspace(data / "nowhere"))
+        evaluate(EvaluateRequest(models=(), data=str(data)), Workspace(data / "nowhere"))

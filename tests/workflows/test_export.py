@@ -33,15 +33,15 @@ def test_an_export_holds_the_model_its_baselines_and_the_evidence(exported: Path
         member = artifact.sibling(method)
         member.check()
         assert member.manifest.spec.method == method
-        assert member.manifest.parity["passed"]
-        assert [(case["kind"], case["batch"]) for case in member.manifest.parity["cases"]] == [
+        assert member.manifest.parity.passed
+        assert [(case.kind, case.batch) for case in member.manifest.parity.cases] == [
             ("photographs", 1),
             ("noise", 1),
             ("photographs", 3),
             ("noise", 3),
         ]
-    assert artifact.manifest.parity["overlap"] == 1.0
-    assert artifact.manifest.parity["max_rel"] < 1e-4
+    assert artifact.manifest.parity.overlap == 1.0
+    assert artifact.manifest.parity.max_rel < 1e-4
 
 
 def test_the_manifest_says_what_a_reader_needs(exported: Path):
@@ -68,7 +68,7 @@ def test_the_onnx_file_carries_the_facts_itself(exported: Path):
 
 
 def request(weights_file: Path, **changes: object) -> ExportRequest:
-    return ExportRequest(ModelRequest(TINY, weights=str(weights_file), image_size=TINY_SIZE), **changes)
+    return ExportRequest(ModelRequest(backbone=TINY, weights=str(weights_file), image_size=TINY_SIZE), **changes)
 
 
 def test_a_graph_that_computes_something_else_does_not_get_its_name(tmp_path, weights_file, monkeypatch):
@@ -106,20 +106,20 @@ def test_an_export_never_replaces_a_whole_workspace(workspace, weights_file):
 
 
 def test_random_weights_stay_random_in_a_file(tmp_path):
-    random = ExportRequest(ModelRequest(TINY, weights="random", image_size=TINY_SIZE), check_parity=False)
+    random = ExportRequest(ModelRequest(backbone=TINY, weights="random", image_size=TINY_SIZE), check_parity=False)
     made = export(random, Workspace(tmp_path))
-    file = ModelRequest(TINY, weights=str(made.folder / "weights.safetensors"))
+    file = ModelRequest(backbone=TINY, weights=str(made.folder / "weights.safetensors"))
     again = export(ExportRequest(file, output=tmp_path / "again", check_parity=False), Workspace(tmp_path))
     assert again.manifests["life"].spec.provenance.weights == "random"
 
 
 def test_a_checkpoint_brings_its_own_schedule_and_an_explicit_one_wins(tmp_path, weights_file):
-    counts = ModelRequest(TINY, weights=str(weights_file), image_size=TINY_SIZE, counts=(10, 5, 2))
+    counts = ModelRequest(backbone=TINY, weights=str(weights_file), image_size=TINY_SIZE, counts=(10, 5, 2))
     made = export(ExportRequest(counts, check_parity=False), Workspace(tmp_path))
-    own = ModelRequest(TINY, weights=str(made.folder / "weights.safetensors"))
+    own = ModelRequest(backbone=TINY, weights=str(made.folder / "weights.safetensors"))
     again = export(ExportRequest(own, output=tmp_path / "own", check_parity=False), Workspace(tmp_path))
     assert again.manifests["life"].spec.schedule.counts == (10, 5, 2)
-    asked = ModelRequest(TINY, weights=str(made.folder / "weights.safetensors"), keep_rate=0.5)
+    asked = ModelRequest(backbone=TINY, weights=str(made.folder / "weights.safetensors"), keep_rate=0.5)
     other = export(ExportRequest(asked, output=tmp_path / "asked", check_parity=False), Workspace(tmp_path))
     assert other.manifests["life"].spec.schedule.counts == (8, 4, 2)
 
@@ -175,9 +175,9 @@ def test_a_batch_size_is_a_number_with_a_range(size):
 def test_a_folder_that_is_no_utf8_is_exported_to_and_built_in(tmp_path):
     """ONNX Runtime takes paths as text; a name is bytes."""
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
-    asked = ModelRequest(TINY, weights="random", image_size=TINY_SIZE)
+    asked = ModelRequest(backbone=TINY, weights="random", image_size=TINY_SIZE)
     export(ExportRequest(asked, output=folder), Workspace(tmp_path))
-    assert build(BuildRequest(folder, "onnxruntime"), Workspace(tmp_path)).engine.path.is_file()
+    assert build(BuildRequest(model=folder, engine="onnxruntime"), Workspace(tmp_path)).engine.path.is_file()
 
 
 @pytest.mark.parametrize("name", ["reference.npz", "model.onnx"])

@@ -57,7 +57,7 @@ def older(exported, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("older") / "artifacts" / "older"
     write_older(Workspace(exported).latest_export().folder, folder)
     for engine in ("onnxruntime", "openvino"):
-        build(BuildRequest(folder, engine), Workspace(folder.parent))
+        build(BuildRequest(model=folder, engine=engine), Workspace(folder.parent))
     return folder
 
 
@@ -73,8 +73,8 @@ def test_its_files_are_read_for_what_they_are(older):
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_engines_of_it_are_checked_and_say_what_they_kept(older, engine):
     manifest = Artifact.read(older / f"{engine}-fp32" / "model.json").manifest
-    assert manifest.parity["passed"]
-    assert {case["overlap"] for case in manifest.parity["cases"]} == {1.0}
+    assert manifest.parity.passed
+    assert {case.overlap for case in manifest.parity.cases} == {1.0}
     assert manifest.kept.taps == ("life_order",)
     images = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)
     answers = []
@@ -95,12 +95,12 @@ def test_tensorrt_is_built_of_it_in_half_precision(older, monkeypatch):
     monkeypatch.setattr(cuda, "availability", lambda: Availability(False, "no CUDA driver"))
     if not os.environ.get("CI") and not registry.examine(registry.get("tensorrt-rtx"), to_build=True).ok:
         pytest.skip("tensorrt-rtx is not installed")
-    record = build(BuildRequest(older, "tensorrt-rtx"), Workspace(older.parent)).record
+    record = build(BuildRequest(model=older, engine="tensorrt-rtx"), Workspace(older.parent)).record
     assert (record.precision, record.pending) == ("fp16", "no CUDA driver")
-    assert record.details["fusion"]["topk"] == 1
-    assert record.graph["islands"] == {"ranking": ["MatMul", "Slice", "Squeeze", "TopK", "Transpose"]}
-    assert record.graph["parity"]["passed"]
-    assert record.graph["parity"]["overlap"] is not None  # it was asked what it kept
+    assert record.details.fusion.topk == 1
+    assert record.graph.islands == {"ranking": ("MatMul", "Slice", "Squeeze", "TopK", "Transpose")}
+    assert record.graph.parity.passed
+    assert record.graph.parity.overlap is not None  # it was asked what it kept
     half = inspect.facts(inspect.load(older / "tensorrt-rtx-fp16" / "model.fp16.onnx"))
     assert [output.name for output in half.outputs] == ["logits", "life_order"]
 
@@ -109,7 +109,9 @@ def test_it_is_evaluated_beside_a_later_export_of_the_same_weights(older, export
     data = make_images(tmp_path / "data", count=3)
     later = Workspace(exported).latest_export().folder
     models = (later, older, older / "onnxruntime-fp32", older / "openvino-fp32", older / "weights.safetensors")
-    report = evaluate(EvaluateRequest(models, str(data), batch=4, threads=1, workers=2), Workspace(exported))
+    report = evaluate(
+        EvaluateRequest(models=models, data=str(data), batch=4, threads=1, workers=2), Workspace(exported)
+    )
     assert len(report.pairs) == 10
     assert {(pair.agreement, pair.overlap) for pair in report.pairs} == {(1.0, 1.0)}
 

@@ -65,9 +65,9 @@ def test_who_lives_longest_stays_longest(workspace, tmp_path, monkeypatch):
 
 
 def test_a_per_stage_graph_and_a_static_batch_draw_too(workspace, tmp_path, weights_file, monkeypatch):
-    model = ModelRequest(TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE)
+    model = ModelRequest(backbone=TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE)
     reference = drawn_by(monkeypatch, Workspace(workspace).latest_export().folder, tmp_path / "x.png")
-    for options in (GraphOptions("per-stage"), GraphOptions(batch_size=3), GraphOptions(with_preprocess=True)):
+    for options in (GraphOptions(ordering="per-stage"), GraphOptions(batch_size=3), GraphOptions(with_preprocess=True)):
         folder = export(ExportRequest(model, options), Workspace(workspace)).folder
         for one, other in zip(drawn_by(monkeypatch, folder, tmp_path / "x.png"), reference, strict=True):
             assert all(np.array_equal(one.alive[layer], other.alive[layer]) for layer in other.alive)
@@ -86,7 +86,7 @@ def test_pictures_are_written_in_every_format(workspace, tmp_path, ending):
 
 
 def test_non_square_images_are_drawn(workspace, tmp_path):
-    model = ModelRequest(TINY, keep_rate=0.7, weights="random", image_size=(64, 96))
+    model = ModelRequest(backbone=TINY, keep_rate=0.7, weights="random", image_size=(64, 96))
     folder = export(ExportRequest(model, GraphOptions()), Workspace(workspace)).folder
     report = workflow.visualize(folder, [CAT, CAT], tmp_path / "wide.png")
     assert report.images == 2
@@ -106,9 +106,22 @@ def test_a_histogram_over_a_data_set(workspace, tmp_path):
 
 
 def rows() -> list[LogRow]:
-    train = [LogRow("train", "predictor", 1, step, 1e-3, 1 / step, 0.5, 9.0) for step in (10, 20, 25)]
-    later = [LogRow("train", "backbone", 2, step, 1e-5, 1 / step, 0.6, 9.0) for step in (30, 40, 50)]
-    val = [LogRow("val", "predictor", 1, 25, 0, 0.4, 0.7, 0), LogRow("val", "backbone", 2, 50, 0, 0.3, 0.8, 0)]
+    train = [
+        LogRow(
+            kind="train", stage="predictor", epoch=1, step=step, lr=1e-3, loss=1 / step, accuracy=0.5, images_per_s=9.0
+        )
+        for step in (10, 20, 25)
+    ]
+    later = [
+        LogRow(
+            kind="train", stage="backbone", epoch=2, step=step, lr=1e-5, loss=1 / step, accuracy=0.6, images_per_s=9.0
+        )
+        for step in (30, 40, 50)
+    ]
+    val = [
+        LogRow(kind="val", stage="predictor", epoch=1, step=25, lr=0, loss=0.4, accuracy=0.7, images_per_s=0),
+        LogRow(kind="val", stage="backbone", epoch=2, step=50, lr=0, loss=0.3, accuracy=0.8, images_per_s=0),
+    ]
     return [*train, val[0], *later, val[1]]
 
 
@@ -128,7 +141,11 @@ def test_curves_of_a_run(tmp_path):
 
 def test_short_rows_join_the_next_and_stages_do_not_mix():
     train = [row for row in rows() if row.kind == "train"]
-    cut = [*train[:3], LogRow("train", "backbone", 2, 27, 1e-5, 1.0, 0.0, 9.0), *train[3:]]
+    cut = [
+        *train[:3],
+        LogRow(kind="train", stage="backbone", epoch=2, step=27, lr=1e-5, loss=1.0, accuracy=0.0, images_per_s=9.0),
+        *train[3:],
+    ]
     even = _even(cut)
     # 25 ends its stage; 27 is short and joins 30, and 30 is still short and joins 40.
     assert [(row.stage, row.step) for row in even] == [
@@ -156,7 +173,7 @@ def test_a_log_that_is_none(tmp_path, content, message):
 
 def test_a_model_that_predicts_no_lives_is_drawn_without(workspace, tmp_path, monkeypatch):
     artifact = Workspace(workspace).latest_export()
-    replace(artifact.manifest, graph={**artifact.manifest.graph, "scores": False}).write(artifact.manifest_path)
+    replace(artifact.manifest, graph=artifact.manifest.graph.but(scores=False)).write(artifact.manifest_path)
     for one in drawn_by(monkeypatch, artifact.folder, tmp_path / "x.png"):
         assert one.life is None
         assert [int(mask.sum()) for mask in one.alive.values()] == [11, 8, 5]
@@ -186,9 +203,9 @@ def test_what_chooses_no_tokens_is_refused(workspace, tmp_path):
 
 def test_answers_that_are_of_other_patches_are_refused():
     spec = SimpleNamespace(schedule=Schedule.from_counts(16, 4, (11, 6), (2, 3)), image_size=(30, 32))
-    side = SimpleNamespace(label="m", kept=KeptTokens.of(spec.schedule, (2, 3)), predicts_lives=True)
+    target = SimpleNamespace(label="m", kept=KeptTokens.of(spec.schedule, (2, 3)), predicts_lives=True)
     fitting = {"life_scores": np.zeros((2, 16)), "kept_2": np.full((2, 11), 15), "kept_3": np.full((2, 6), -1)}
-    workflow._require_fitting(fitting, side, spec)
+    workflow._require_fitting(fitting, target, spec)
     for name, value, message in (
         ("life_scores", np.zeros((2, 15)), r"m gives life_scores of shape \(2, 15\); expected 16"),
         ("life_scores", np.zeros(2), r"m gives life_scores of shape \(2,\)"),
@@ -198,7 +215,7 @@ def test_answers_that_are_of_other_patches_are_refused():
         ("kept_3", np.full((2, 6), -2), "m keeps a patch -2; there are 0 to 15"),
     ):
         with pytest.raises(EngineError, match=message):
-            workflow._require_fitting(fitting | {name: value}, side, spec)
+            workflow._require_fitting(fitting | {name: value}, target, spec)
     with pytest.raises(ArtifactError, match="16 square patches do not tile 30 x 32 pixels"):
         workflow._grid(spec)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lifedeploy.engines.base import BuildOptions, Progress
+from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt.flavour import Messages, capabilities, concise, named
 from lifedeploy.errors import EngineError, UsageError
+from lifedeploy.progress import Progress, Step, unwatched
 from lifedeploy.reading import read_bytes
 from lifedeploy.writing import atomic_file, saving
 
@@ -24,13 +25,11 @@ class Plan:
     """A compiled engine."""
 
     data: bytes
-    profile: dict[str, list[list[int]]]  # input → its smallest, usual and largest shape; empty where all are static
+    profile: dict[str, tuple[tuple[int, ...], ...]]  # input → its smallest, usual, largest shape; none: static
     warnings: tuple[str, ...]
 
 
-def build_plan(
-    trt: ModuleType, graph: Path, options: BuildOptions, progress: Progress = lambda phase, share: None
-) -> Plan:
+def build_plan(trt: ModuleType, graph: Path, options: BuildOptions, progress: Progress = unwatched) -> Plan:
     """Compile ``graph``. Precision is the graph's: there are no precision flags, and none would be believed.
 
     Raises:
@@ -114,7 +113,7 @@ def _capability(trt: ModuleType, target: str) -> Any:
 
 def _profile(
     builder: Any, config: Any, network: Any, batch: tuple[int, int, int] | None, graph: Path
-) -> dict[str, list[list[int]]]:
+) -> dict[str, tuple[tuple[int, ...], ...]]:
     """One optimisation profile over the batch, where it is dynamic."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     dynamic = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
@@ -137,8 +136,8 @@ def _profile(
             raise UsageError(
                 f"{tensor.name} of {graph.name} has a dynamic size beyond the batch: {tuple(tensor.shape)}"
             )
-        shapes[tensor.name] = [[size, *rest] for size in (smallest, usual, largest)]
-        profile.set_shape(tensor.name, *(tuple(shape) for shape in shapes[tensor.name]))
+        shapes[tensor.name] = tuple((size, *rest) for size in (smallest, usual, largest))
+        profile.set_shape(tensor.name, *shapes[tensor.name])
     config.add_optimization_profile(profile)
     return shapes
 
@@ -165,10 +164,10 @@ def _monitor(trt: ModuleType, progress: Progress) -> Any:
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.steps[name] = max(steps, 1)
-            progress(name, 0.0)
+            progress(Step(name, 0.0))
 
         def step_complete(self, name: str, step: int) -> bool:
-            progress(name, min(1.0, (step + 1) / self.steps.get(name, 1)))
+            progress(Step(name, min(1.0, (step + 1) / self.steps.get(name, 1))))
             return True  # False would cancel the build
 
         def phase_finish(self, name: str) -> None:

@@ -56,16 +56,17 @@ class TensorRT(DeviceEngine):
     usual: ClassVar[str] = "fp16"  # in FP32 nothing fuses attention, and a plan without is refused
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     endings: ClassVar[tuple[str, ...]] = (".plan",)
+    benchmark_tool: ClassVar[str] = "trtexec"
     flavour: ClassVar[Flavour] = TENSORRT
     captures: ClassVar[bool] = True  # whether the work of a lane is captured into a CUDA graph
 
     @classmethod
     def availability(cls) -> Availability:
-        found = cls._installed()
-        if not found.ok:
-            return found
+        status = cls._installed()
+        if not status.ok:
+            return status
         runs = cuda.availability()
-        return Availability(runs.ok, runs.reason, runs.hint, found.version)
+        return Availability(runs.ok, runs.reason, runs.hint, status.version)
 
     @classmethod
     def can_build(cls) -> Availability:
@@ -113,11 +114,7 @@ class TensorRT(DeviceEngine):
             path.write_bytes(plan.data)
         report = cls._fusion(path, plan.data)
         _require(report, job, cls.form(job.precision, options).precision)
-        details: DetailsRecord = {
-            "fusion": report.to_dict(),
-            "profile": plan.profile,
-            "warnings": list(plan.warnings),
-        }
+        details = DetailsRecord(fusion=report.record, profile=plan.profile, warnings=tuple(plan.warnings))
         files = (path.name, job.graph.name) if job.graph.parent == job.folder else (path.name,)
         return Built(path.name, files, details)
 
@@ -137,15 +134,15 @@ class TensorRT(DeviceEngine):
         # A plan is executable code: one that nothing vouches for is loaded only if the user does, or has just built it.
         # All that can be compared is, before a byte of it reaches the runtime.
         record = None if self.options.trust else vouched(self.path)
-        found = self._installed()
+        status = self._installed()
         if record is not None:
             require_builder(self.path, record, self.name)
-        if found.ok and record is not None:
-            require_version(self.path, record, found.version)
-        found = self.availability()
-        if not found.ok:
+        if status.ok and record is not None:
+            require_version(self.path, record, status.version)
+        status = self.availability()
+        if not status.ok:
             raise EngineUnavailableError(
-                f"{self.path.name} is built, and cannot run here: {found.reason}", hint=found.hint or None
+                f"{self.path.name} is built, and cannot run here: {status.reason}", hint=status.hint or None
             )
         self._trt = self.flavour.load()
         self._messages = Messages(self._trt)
@@ -164,8 +161,8 @@ class TensorRT(DeviceEngine):
         outputs: list[TensorSpec] = []
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
-            side = inputs if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT else outputs
-            side.append(self._spec(name))
+            specs = inputs if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT else outputs
+            specs.append(self._spec(name))
         shown = [spec for spec in outputs if not is_kept_name(spec.name) or spec.name in self.options.taps]
         return tuple(inputs), tuple(shown)
 
@@ -189,8 +186,8 @@ class TensorRT(DeviceEngine):
         return fusion.of_inspector(self._information())
 
     def _information(self) -> str:
-        form = self._trt.LayerInformationFormat.JSON
-        return str(self._engine.create_engine_inspector().get_engine_information(form))
+        layout = self._trt.LayerInformationFormat.JSON
+        return str(self._engine.create_engine_inspector().get_engine_information(layout))
 
     def _close(self) -> None:
         self._disconnect()
@@ -198,14 +195,14 @@ class TensorRT(DeviceEngine):
 
     @property
     def precision(self) -> str:
-        """Read back from the plan."""
+        """The precision that products are computed in, read back from the plan."""
         self._opened()
         report = fusion.of_plan(self.path.read_bytes()) if self.flavour.ahead_of_time else self.inspect()
         return report.precision or self.options.precision
 
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
         recorder = Recorder(self._trt)
-        context = self._context(graphs=False)
+        context = self._context(cuda_graphs=False)
         context.profiler = recorder.profiler
         lane = self._keep(self._lane_of(context, len(next(iter(feeds.values()))), capture=False))
         for name, array in feeds.items():
@@ -247,8 +244,8 @@ class TensorRT(DeviceEngine):
             capture=capture,
         )
 
-    def _context(self, *, graphs: bool = True) -> Any:
-        """An execution context; ``graphs`` is for runtimes that make CUDA graphs of their own."""
+    def _context(self, *, cuda_graphs: bool = True) -> Any:
+        """An execution context; ``cuda_graphs`` is for runtimes that make CUDA graphs of their own."""
         return self._require_context(self._engine.create_execution_context())
 
     def _require_context(self, context: Any) -> Any:
@@ -259,13 +256,17 @@ class TensorRT(DeviceEngine):
     def _tensors(self, context: Any) -> list[DeviceTensor]:
         """All that goes in or comes out, at the context's batch."""
         wanted = {spec.name for spec in self.outputs}
-        made = []
+        tensors = []
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             goes_in = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
             shape = tuple(context.get_tensor_shape(name))
-            made.append(DeviceTensor(name, self._spec(name).dtype, shape, goes_in, name in wanted))
-        return made
+            tensors.append(
+                DeviceTensor(
+                    name=name, dtype=self._spec(name).dtype, shape=shape, goes_in=goes_in, comes_out=name in wanted
+                )
+            )
+        return tensors
 
     def _range(self, name: str) -> str:
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)

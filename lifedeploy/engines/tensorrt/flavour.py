@@ -42,10 +42,10 @@ def named(trt: ModuleType, kind: str, member: str) -> Any:
     Raises:
         EngineUnavailableError: this version has no such thing.
     """
-    found = getattr(getattr(trt, kind, None), member, None)
-    if found is None:
+    value = getattr(getattr(trt, kind, None), member, None)
+    if value is None:
         raise EngineUnavailableError(f"{trt.__name__} {trt.__version__} has no {kind}.{member}")
-    return found
+    return value
 
 
 def capabilities(trt: ModuleType) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def concise(message: str) -> str:
     text = re.sub(r"^\[[^\]]*\] ", "", " ".join(message.split()))
     for mark in (" In processCheck at ", " In analyzeShapes at ", " In ", " (See https://"):
         text = text.partition(mark)[0]
-    before, found, inner = text.partition(" (")
-    if found and "Error Code" in before:
+    before, bracket, inner = text.partition(" (")
+    if bracket and "Error Code" in before:
         text = inner
     text = text.rstrip(" .")
     return text[:-1].rstrip(" .") if text.count(")") > text.count("(") and text.endswith(")") else text

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
-from typing import cast
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -34,12 +33,12 @@ _PRECISIONS = {"bfloat16": "bf16", "half": "fp16", "bf16": "bf16", "float": "fp3
 class _Tensor(msgspec.Struct):
     """A tensor as the engine inspector has it."""
 
-    form: str | None = msgspec.field(name="Format/Datatype", default=None)
+    format_and_type: str | None = msgspec.field(name="Format/Datatype", default=None)
     data_type: str | None = msgspec.field(name="Datatype", default=None)
 
     @property
     def type(self) -> str:
-        return (self.form or self.data_type or "").lower()
+        return (self.format_and_type or self.data_type or "").lower()
 
 
 class _Layer(msgspec.Struct):
@@ -59,7 +58,7 @@ class _Inspected(msgspec.Struct):
     layers: list[str | _Layer] = msgspec.field(name="Layers")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FusionReport:
     """The kernels of a plan.
 
@@ -84,10 +83,18 @@ class FusionReport:
         types = Counter(self.eight_bits.values())
         return types.most_common(1)[0][0] if types else self.floating
 
-    def to_dict(self) -> FusionRecord:
-        """As plain JSON types."""
-        eight_bits = dict(Counter(self.eight_bits.values()))
-        return cast(FusionRecord, {**asdict(self), "precision": self.precision, "eight_bits": eight_bits})
+    @property
+    def record(self) -> FusionRecord:
+        """The same as a manifest holds it."""
+        return FusionRecord(
+            source=self.source,
+            attention=self.attention,
+            topk=self.topk,
+            tensors=self.tensors,
+            launches=self.launches,
+            eight_bits=dict(Counter(self.eight_bits.values())),
+            precision=self.precision,
+        )
 
     def require_eight_bits(self, what: str, products: Collection[str], precision: str) -> None:
         """Make sure that the ONNX nodes ``products`` are in kernels that take their factors in 8 bits.
@@ -137,16 +144,16 @@ def of_plan(plan: bytes) -> FusionReport:
             continue
         for kind, name, rest in _LAUNCH.findall(program):
             launches[_LIBRARY.get(kind.decode(), name.decode(errors="replace"))] += 1
-            taken = [tensors.get(entry.strip('"'), "") for found in _INPUTS.findall(rest) for entry in _words(found)]
+            taken = [
+                tensors.get(entry.strip('"'), "")
+                for group in _INPUTS.findall(rest)
+                for entry in group.decode(errors="replace").split()
+            ]
             eight_bits |= _eight_bits(rest.decode(errors="replace"), taken)
     if not launches:
         raise EngineError("this plan names no kernels, so what was fused cannot be told from it")
     types = Counter(_PRECISIONS[kind] for kind in tensors.values() if kind in _PRECISIONS)
     return _report("plan", launches, types, eight_bits)
-
-
-def _words(text: bytes) -> list[str]:
-    return text.decode(errors="replace").split()
 
 
 def _eight_bits(description: str, taken: Collection[str]) -> dict[str, str]:
@@ -181,7 +188,7 @@ def of_inspector(information: str) -> FusionReport:
         kernel = " ".join(filter(None, (layer.kind, layer.tactic)))
         launches[kernel or layer.name or "unnamed"] += 1
         for tensor in layer.outputs:
-            name = next((found for label, found in _PRECISIONS.items() if label in tensor.type), "")
+            name = next((precision for label, precision in _PRECISIONS.items() if label in tensor.type), "")
             if name:
                 types[name] += 1
         taken = [label for tensor in layer.inputs for label in _EIGHT_BITS if label in tensor.type]
@@ -195,11 +202,11 @@ def origins(information: str) -> dict[str, tuple[str, str]]:
     Raises:
         EngineError: it is not the inspector's JSON.
     """
-    found = {}
+    kernels = {}
     for layer in _inspected(information):
         if not isinstance(layer, str):  # names alone, where the engine was built without detailed verbosity
-            found[layer.name or ""] = layer.tactic or layer.kind or "", layer.metadata or ""
-    return found
+            kernels[layer.name or ""] = layer.tactic or layer.kind or "", layer.metadata or ""
+    return kernels
 
 
 def _inspected(information: str) -> list[str | _Layer]:

@@ -50,7 +50,7 @@ def require_version(path: Path, record: EngineRecord, installed: str) -> None:
     """
     if record.runtime == installed:
         return
-    if record.options.get("version_compatible") and _numbers(installed) >= _numbers(record.runtime):
+    if record.options.version_compatible and _numbers(installed) >= _numbers(record.runtime):
         return
     raise EngineError(
         f"{path} was built by {record.name} {record.runtime}, and {installed} is installed", hint="build it again"
@@ -63,7 +63,7 @@ def require_device(path: Path, record: EngineRecord, device: str) -> None:
     Raises:
         EngineError: this is another one.
     """
-    if record.processor != device and not record.options.get("hardware_compatible"):
+    if record.processor != device and not record.options.hardware_compatible:
         raise EngineError(
             f"{path} was built on {record.processor}, and this is {device}",
             hint="build it again; --hardware-compatible builds for Ampere and later GPUs",

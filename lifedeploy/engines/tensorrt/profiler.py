@@ -35,8 +35,8 @@ class Recorder:
 
     def layers(self, runs: int, origins: Mapping[str, tuple[str, str]]) -> tuple[LayerTime, ...]:
         """Means over ``runs``. Layers are fused from several operators: where it is known, those are their names."""
-        made = []
+        times = []
         for name, total in self._spent.items():
             kernel, nodes = origins.get(name, ("", ""))
-            made.append(LayerTime(nodes or name, kernel, total / runs))
-        return tuple(made)
+            times.append(LayerTime(nodes or name, kernel, total / runs))
+        return tuple(times)

@@ -23,37 +23,38 @@ class TensorRTRtx(TensorRT):
     name: ClassVar[str] = "tensorrt-rtx"
     extra: ClassVar[str] = "tensorrt-rtx"
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "target")
+    benchmark_tool: ClassVar[str] = "tensorrt_rtx"
     flavour: ClassVar[Flavour] = RTX
     captures: ClassVar[bool] = False
 
     @classmethod
     def availability(cls) -> Availability:
-        found = super().availability()
-        if not found.ok:
-            return found
+        status = super().availability()
+        if not status.ok:
+            return status
         device = cuda.connect().device()
         offered = capabilities(cls.flavour.load())
         generation = re.search(r"\(sm(\d+)\d\)", device)
         # Of a generation that it knows it may take other members too; of Hopper, which it does not, no plan loads.
         if generation is None or not offered or generation[1] in {name[2:-1] for name in offered}:
-            return found
+            return status
         known = ", ".join(offered).lower()
-        return Availability(False, f"it has no kernels for {device}, only for {known}", "", found.version)
+        return Availability(False, f"it has no kernels for {device}, only for {known}", "", status.version)
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
         needing = [option_name(name) for name in ("strip_weights", "refittable") if name in job.options.given]
-        found = cuda.availability()
-        if needing and not found.ok:  # the library would say: MyelinCheckException
+        status = cuda.availability()
+        if needing and not status.ok:  # the library would say: MyelinCheckException
             raise EngineUnavailableError(
-                f"{cls.name} builds with {' and '.join(needing)} only where there is a GPU: {found.reason}",
-                hint=found.hint or None,
+                f"{cls.name} builds with {' and '.join(needing)} only where there is a GPU: {status.reason}",
+                hint=status.hint or None,
             )
         return super().build(job)
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         specs = super()._open()
-        self._config = self._configured(graphs=True)
+        self._config = self._configured(cuda_graphs=True)
         self._cache = self._config.create_runtime_cache()
         # Kernels that were finished on this machine. They are code too, so they stay with this user, not the plan.
         device = re.sub(r"\W+", "-", self._cuda.device())
@@ -67,19 +68,19 @@ class TensorRTRtx(TensorRT):
     def _require_machine(self, record: EngineRecord | None, data: bytes) -> None:
         require_valid(self._trt, self._runtime, self.path, data)
 
-    def _configured(self, *, graphs: bool) -> Any:
+    def _configured(self, *, cuda_graphs: bool) -> Any:
         config = self._engine.create_runtime_config()
         # Kernels for the shapes at hand before the first answer, not behind it: what is measured is what is served.
         strategy = named(self._trt, "DynamicShapesKernelSpecializationStrategy", "EAGER")
         config.dynamic_shapes_kernel_specialization_strategy = strategy
         # A capture of ours would not see the kernels that it exchanges.
         config.cuda_graph_strategy = named(
-            self._trt, "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE" if graphs else "DISABLED"
+            self._trt, "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE" if cuda_graphs else "DISABLED"
         )
         return config
 
-    def _context(self, *, graphs: bool = True) -> Any:
-        config = self._config if graphs else self._configured(graphs=False)
+    def _context(self, *, cuda_graphs: bool = True) -> Any:
+        config = self._config if cuda_graphs else self._configured(cuda_graphs=False)
         return self._require_context(self._engine.create_execution_context(config))
 
     def _close(self) -> None:

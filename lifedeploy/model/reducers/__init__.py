@@ -29,16 +29,16 @@ def build_reducer(method: Method, plan: Plan) -> Reducer:
     """The reducer of a method.
 
     Raises:
-        UsageError: the method's graph has no such form, or its reducer cannot be imported.
+        UsageError: the method's graph has no such ordering, or its reducer cannot be imported.
     """
-    method.require_form(plan.form)
+    method.require_ordering(plan.ordering)
     reducer = load_reducer(method)
     with method.blamed("its reducer"), torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # the same parameters to start from, wherever it is made
-        made = reducer.build(plan)
-    if not isinstance(made, Reducer):
-        raise method.broken(f"{method.reducer} builds a {type(made).__name__}, which is no Reducer")
-    return made
+        built = reducer.build(plan)
+    if not isinstance(built, Reducer):
+        raise method.broken(f"{method.reducer} builds a {type(built).__name__}, which is no Reducer")
+    return built
 
 
 def load_reducer(method: Method) -> type[Reducer]:
@@ -49,11 +49,11 @@ def load_reducer(method: Method) -> type[Reducer]:
     """
     module, _, name = method.reducer.partition(":")
     try:
-        found = getattr(import_module(module), name)
+        reducer = getattr(import_module(module), name)
     except LifedeployError:
         raise
     except (Exception, SystemExit) as error:  # code of others: anything may come out of it
         raise method.broken(f"its reducer {method.reducer} cannot be imported: {reason(error)}") from error
-    if not (isinstance(found, type) and issubclass(found, Reducer)):
+    if not (isinstance(reducer, type) and issubclass(reducer, Reducer)):
         raise method.broken(f"{method.reducer} is no Reducer")
-    return found
+    return reducer

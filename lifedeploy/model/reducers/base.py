@@ -36,25 +36,25 @@ from lifedeploy.model.tokens import BlockAttention, Tokens
 from lifedeploy.schedule import Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a reducer is built for."""
 
     schedule: Schedule
     width: int  # channels C of a token
     prefix: int  # tokens in front that are never dropped, P
-    form: str = "order-once"  # of the graph, or "per-stage"
+    ordering: str = "order-once"  # of the graph, or "per-stage"
     options: Any = field(default_factory=NoOptions)  # of the method's own class
 
 
 class Reducer(nn.Module):
     """A token-reduction method. The base class reduces nothing.
 
-    ``orderings`` says how often tokens are ordered in one inference: as many TopK nodes, and Gathers fed by them, does
+    ``sorts`` says how often tokens are sorted in one inference: as many TopK nodes, and Gathers fed by them, does
     its graph have. None: not said, and not checked.
     """
 
-    orderings: int | None = None
+    sorts: int | None = None
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Reducer(nn.Module):
         )
 
     def relaxed(self, schedule: Schedule) -> Reducer:
-        """The differentiable form used in training, under ``schedule``; for a method that has none, its hard form."""
+        """The differentiable reducer used in training, under ``schedule``; for a method that has none, :meth:`at`."""
         return self.at(schedule)
 
 

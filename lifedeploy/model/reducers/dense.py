@@ -9,7 +9,7 @@ from lifedeploy.schedule import Schedule
 class DenseReducer(Reducer):
     """Keeps everything, whatever the schedule says."""
 
-    orderings = 0
+    sorts = 0
 
     def at(self, schedule: Schedule) -> Reducer:
         return self

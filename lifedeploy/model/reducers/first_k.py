@@ -12,7 +12,7 @@ from lifedeploy.schedule import Schedule
 class FirstKReducer(Reducer):
     """Keeps the first n_t patch tokens in raster order; with ``inside``, drops between a layer's attention and MLP."""
 
-    orderings = 0
+    sorts = 0
 
     def __init__(self, schedule: Schedule, *, inside: bool = False) -> None:
         super().__init__(schedule)

@@ -1,8 +1,8 @@
 """``life``: predict once, after layer t_base, how long each patch is worth keeping.
 
 Chen et al., "Life Regression based Patch Slimming for Vision Transformers", eq. 1-7, whose signs and squares are
-corrected where the print lost them. Lives are a single ranking, so the hard form orders the tokens once and from then
-on only slices.
+corrected where the print lost them. Lives are a single ranking, so the hard reducer orders the tokens once and from
+then on only slices.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LifePredictor(nn.Module):
 
 
 class _Life(Reducer):
-    """What the hard and the soft form share: one prediction, after t_base."""
+    """What the hard and the soft reducer share: one prediction, after t_base."""
 
     def __init__(self, schedule: Schedule, predictor: LifePredictor, temperature: float) -> None:
         super().__init__(schedule)
@@ -54,41 +54,41 @@ class _Life(Reducer):
         return None if tokens.scores is None else lives(tokens.scores.float(), self.schedule)
 
     def at(self, schedule: Schedule) -> Reducer:
-        """The hard form over the same predictor."""
+        """The hard reducer over the same predictor."""
         return LifeReducer(schedule, self.predictor, self.temperature)
 
     def relaxed(self, schedule: Schedule) -> Reducer:
-        """The soft form over the same predictor."""
+        """The soft reducer over the same predictor."""
         return RelaxedLife(schedule, self.predictor, self.temperature)
 
 
 class LifeReducer(_Life):
-    """The hard form, for inference.
+    """The hard reducer, for inference.
 
     Args:
         schedule: tokens per layer.
         predictor: of the scores.
         temperature: U of eq. 7, for :meth:`relaxed`.
-        form: ``order-once`` (order after t_base, then static slices) or ``per-stage`` (the literal form: a TopK and
+        ordering: ``order-once`` (order after t_base, then static slices) or ``per-stage`` (as printed: a TopK and
             a Gather at every drop). Both give the same logits.
     """
 
     def __init__(
-        self, schedule: Schedule, predictor: LifePredictor, temperature: float = 1.5, form: str = "order-once"
+        self, schedule: Schedule, predictor: LifePredictor, temperature: float = 1.5, ordering: str = "order-once"
     ) -> None:
         super().__init__(schedule, predictor, temperature)
         layers = drops(schedule)
         # Lives are predicted after t_base even where the first count drops nothing there.
-        ordering = (schedule.base_layer,) if layers else ()
-        if form == "per-stage":
-            ordering = tuple(sorted({*ordering, *layers}))
-        self.order = nn.ModuleDict({str(t): TakeOrdered(schedule.after(t)) for t in ordering})
-        self.keep = nn.ModuleDict({str(t): KeepPrefix(schedule.after(t)) for t in layers if t not in ordering})
-        self.orderings = len(ordering)
+        sorted_after = (schedule.base_layer,) if layers else ()
+        if ordering == "per-stage":
+            sorted_after = tuple(sorted({*sorted_after, *layers}))
+        self.order = nn.ModuleDict({str(t): TakeOrdered(schedule.after(t)) for t in sorted_after})
+        self.keep = nn.ModuleDict({str(t): KeepPrefix(schedule.after(t)) for t in layers if t not in sorted_after})
+        self.sorts = len(sorted_after)
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:
-        return cls(plan.schedule, LifePredictor(plan.width), plan.options.temperature, plan.form)
+        return cls(plan.schedule, LifePredictor(plan.width), plan.options.temperature, plan.ordering)
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
         """Predict after t_base, then order or slice as the schedule says."""
@@ -96,13 +96,14 @@ class LifeReducer(_Life):
         tokens = self.predicted(layer, tokens)
         if key in self.order:
             ranking = tokens.scores if before is None else tokens.carry["ranking"]
+            taken: Tokens
             taken, best = self.order[key](tokens, ranking)
             return taken.but(carry={"ranking": best})
         return self.keep[key](tokens) if key in self.keep else tokens
 
 
 class RelaxedLife(_Life):
-    """The soft form, for training: every token stays, its weight as a key fades once its life is over.
+    """The soft reducer, for training: every token stays, its weight as a key fades once its life is over.
 
     β_i(t) = sigmoid(U (τ_i - t)) multiplies exp(h) in the softmax of layer t (eq. 6 and 7, sign corrected), so
     log β is an additive mask on the keys. Prefix tokens and the layers up to t_base are untouched.

@@ -38,7 +38,7 @@ def graphs(tmp_path_factory):
                 exporter.derive(graph, spec, methods.get(method)), folder / f"{method}{label}.onnx", metadata={}
             )
         exporter.save(graph, folder / f"life{label}.onnx", metadata={})
-        literal = exporter.trace(*make_tiny(graph="per-stage"), GraphOptions(form="per-stage", batch_size=batch))
+        literal = exporter.trace(*make_tiny(ordering="per-stage"), GraphOptions(ordering="per-stage", batch_size=batch))
         exporter.save(literal, folder / f"per-stage{label}.onnx", metadata={})
 
     def form(name, precision="fp16", attention="operator"):

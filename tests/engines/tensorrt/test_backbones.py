@@ -17,26 +17,28 @@ from lifedeploy.engines import cuda
 from lifedeploy.engines.base import Availability, BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
-from lifedeploy.evaluation.parity import Case, Parity
 from lifedeploy.exporters import forms
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.model.weights import ModelRequest, load
+from lifedeploy.records import ParityRecord, ReachRecord
 from lifedeploy.spec import GraphForm
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
-from lifedeploy.workflows.gate import Reach
 
 BACKBONES = {"deit_t": None, "deit_s": None, "deit_b": None, "vit_small_patch14_dinov2": (224, 224)}
 TWINS = {"deit_t": "vit_t", "deit_s": "vit_s", "deit_b": "vit_b"}  # the same network, trained differently
 SORTS = {"order-once": {"dense": 0, "life": 1}, "per-stage": {"life": 3}}
 STATIC = 8
+# A fixed batch changes constants of shapes, and sorting at every drop adds the same nodes, whatever the width.
+CASES = [(name, None, tuple(SORTS) if name == "deit_t" or "dinov2" in name else ("order-once",)) for name in BACKBONES]
+CASES += [("deit_t", STATIC, tuple(SORTS))]
 
 
 @pytest.mark.parametrize(("one", "other"), TWINS.items())
 def test_what_is_built_of_one_would_be_built_of_its_twin(tmp_path, one, other):
     made = [
-        load(ModelRequest(name, keep_rate=0.7, weights="random"), Workspace(tmp_path), graph="order-once")
+        load(ModelRequest(backbone=name, keep_rate=0.7, weights="random"), Workspace(tmp_path), ordering="order-once")
         for name in (one, other)
     ]
     first, second = (loaded.model for loaded in made)
@@ -46,17 +48,14 @@ def test_what_is_built_of_one_would_be_built_of_its_twin(tmp_path, one, other):
     assert made[0].spec.schedule == made[1].spec.schedule
 
 
-# A fixed batch changes constants of shapes, whatever the width: the small ones show it.
-@pytest.mark.parametrize(
-    ("backbone", "batch"), [*((name, None) for name in BACKBONES), ("deit_t", STATIC), ("deit_s", STATIC)]
-)
-def test_every_attention_is_fused_and_order_once_sorts_once(rtx, tmp_path, backbone, batch):
+@pytest.mark.parametrize(("backbone", "batch", "orderings"), CASES)
+def test_every_attention_is_fused_and_order_once_sorts_once(rtx, tmp_path, backbone, batch, orderings):
     graph, half = tmp_path / "graph.onnx", tmp_path / "half.onnx"
-    request = ModelRequest(backbone, keep_rate=0.7, weights="random", image_size=BACKBONES[backbone])
-    for form, sorts in SORTS.items():
-        loaded = load(request, Workspace(tmp_path), graph=form)
-        traced = exporter.trace(loaded.model, loaded.spec, GraphOptions(form=form, batch_size=batch))
-        for method, expected in sorts.items():  # the traced one last, since saving changes it
+    request = ModelRequest(backbone=backbone, keep_rate=0.7, weights="random", image_size=BACKBONES[backbone])
+    for ordering in orderings:
+        loaded = load(request, Workspace(tmp_path), ordering=ordering)
+        traced = exporter.trace(loaded.model, loaded.spec, GraphOptions(ordering=ordering, batch_size=batch))
+        for method, expected in SORTS[ordering].items():  # the traced one last, since saving changes it
             made = traced if method == "life" else exporter.derive(traced, loaded.spec, methods.get(method))
             exporter.save(made, graph, metadata={})
             forms.prepare(graph, GraphForm("fp16", "operator", with_order=True), half)
@@ -73,16 +72,17 @@ def test_every_attention_is_fused_and_order_once_sorts_once(rtx, tmp_path, backb
 
 def test_the_sidecar_of_a_real_backbone(rtx, tmp_path, monkeypatch):
     """No GPU; and neither PyTorch nor ONNX Runtime is asked what the models answer."""
-    passed = Parity("fp16", (Case("noise", 3, 0.0, 0.0, 0.0, 1.0, 1.0, 0),), ())
+    passed = ParityRecord(passed=True, precision="fp16", max_abs=0.0, max_rel=0.0, top1=1.0, overlap=1.0)
+    reach = ReachRecord(tensor="a", largest=1.0, limit=65504.0, sample="noise")
     answer = SimpleNamespace(logits=np.zeros((1, 1)), kept=None)
     monkeypatch.setattr("lifedeploy.workflows.export._torch_answers", lambda *_: [answer])
     monkeypatch.setattr("lifedeploy.evaluation.parity.record", lambda path, *_: path.write_bytes(b""))
-    monkeypatch.setattr("lifedeploy.workflows.gate.check_graph", lambda *_: (passed, Reach("a", 1.0, 65504.0, "noise")))
+    monkeypatch.setattr("lifedeploy.workflows.build.check_graph", lambda *_: (passed, reach))
     monkeypatch.setattr(cuda, "availability", lambda: Availability(False, "no CUDA driver"))
     workspace = Workspace(tmp_path / "artifacts")
-    request = ModelRequest("deit_s", keep_rate=0.7, weights="random")
+    request = ModelRequest(backbone="deit_t", keep_rate=0.7, weights="random")
     folder = export(ExportRequest(request, GraphOptions(), check_parity=False), workspace).folder
-    report = build(BuildRequest(folder, "tensorrt-rtx"), workspace)
+    report = build(BuildRequest(model=folder, engine="tensorrt-rtx"), workspace)
     for method, manifest in report.members.items():
         stem = "model" if method == "life" else method
         built = Artifact.read(folder / "tensorrt-rtx-fp16" / f"{stem}.json")
@@ -93,6 +93,6 @@ def test_the_sidecar_of_a_real_backbone(rtx, tmp_path, monkeypatch):
         assert (record.name, record.precision, record.pending) == ("tensorrt-rtx", "fp16", "no CUDA driver")
         assert record.runtime == rtx.__version__
         assert record.source_sha256 == Artifact.read(folder / f"{stem}.json").manifest.sha256
-        found = record.details["fusion"]
-        assert (found["attention"], found["topk"], found["precision"]) == (12, int(method == "life"), "fp16")
-        assert record.details["profile"]["images"] == [[size, 3, 224, 224] for size in (1, 8, 128)]
+        found = record.details.fusion
+        assert (found.attention, found.topk, found.precision) == (12, int(method == "life"), "fp16")
+        assert record.details.profile["images"] == tuple((size, 3, 224, 224) for size in (1, 8, 128))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lifedeploy.artifact import Workspace
-from lifedeploy.calibration.feed import Feed
+from lifedeploy.calibration.batches import ImageBatches
 from lifedeploy.calibration.quantize import Recipe, Source, prepare, write
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines.base import BuildOptions
@@ -25,12 +25,19 @@ def graph(folder, model, spec):
     """``graph(precision, …)``: a life graph, calibrated, in the form TensorRT is given; and its quantised products."""
     source = folder / "life.onnx"
     exporter.save(exporter.trace(model, spec, GraphOptions()), source, metadata={})
-    feed = Feed(read_unlabelled(str(make_loose(folder / "images", 3))), spec.preprocess, in_graph=False, batch=3)
+    batches = ImageBatches(
+        images=read_unlabelled(str(make_loose(folder / "images", 3))),
+        preprocess=spec.preprocess,
+        in_graph=False,
+        batch=3,
+    )
 
     def make(precision, remainder="fp16", keep=()):
         work = folder / f"{precision}-{remainder}-{len(keep)}"
         work.mkdir(exist_ok=True)
-        prepared = prepare(Source(source, "graph", "data", folder), Recipe(precision=precision, keep=keep), feed, work)
+        prepared = prepare(
+            Source(source, "graph", "data", folder), Recipe(precision=precision, keep=keep), batches, work
+        )
         write(prepared, work / "quantized.onnx")
         attention = "products" if precision == "fp8" else "operator"
         forms.prepare(work / "quantized.onnx", GraphForm(remainder, attention, with_order=True), work / "form.onnx")
@@ -81,8 +88,8 @@ def test_fp8_is_not_built_for_a_gpu_without(rtx, quantized):
 
 
 def test_a_real_backbone(rtx, tmp_path):
-    request = ModelRequest("deit_s", keep_rate=0.7, weights="random")
-    loaded = load(request, Workspace(tmp_path), graph="order-once")
+    request = ModelRequest(backbone="deit_s", keep_rate=0.7, weights="random")
+    loaded = load(request, Workspace(tmp_path), ordering="order-once")
     make = graph(tmp_path, loaded.model, loaded.spec)
     for precision, products in (("int8", 48), ("fp8", 72)):
         path, names = make(precision)

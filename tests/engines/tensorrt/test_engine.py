@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.artifact import Artifact, EngineRecord, Workspace
 from lifedeploy.bench.measure import Stop
 from lifedeploy.engines import cuda, registry
 from lifedeploy.engines.base import Availability, BuildOptions, EngineOptions
@@ -20,12 +20,14 @@ from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.engines.tensorrt.loading import require_version
 from lifedeploy.engines.tensorrt.rtx import TensorRTRtx
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
+from lifedeploy.records import OptionsRecord, ParityRecord
 from lifedeploy.spec import GraphForm
 from lifedeploy.workflows.bench import BenchRequest, bench
-from lifedeploy.workflows.build import BuildRequest, build, prove
-from lifedeploy.workflows.find import find
-from lifedeploy.workflows.gate import Checked
-from lifedeploy.workflows.opened import openable
+from lifedeploy.targets.evidence import prove
+from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.targets.find import find
+from lifedeploy.targets.evidence import Checked
+from lifedeploy.targets.target import target_of
 from tests.engines.devices import FakeCuda
 from tests.engines.hammer import wrong_answers
 
@@ -70,18 +72,18 @@ def test_the_sidecar_says_how_it_was_built_and_what_became_of_it(built):
         "no CUDA driver",
         "all GPUs of TensorRT for RTX",
     )
-    assert record.graph["form"] == {"precision": "fp16", "attention": "operator", "with_order": True}
-    assert record.graph["attentions"] == depth
-    assert set(record.graph["islands"]) == {"ranking"}
-    assert record.graph["parity"]["passed"]  # the graph's numbers, emulated; the plan's own need a GPU
-    assert 0 < max(case["max_rel_same"] for case in record.graph["parity"]["cases"]) < 0.03
+    assert record.graph.form.to_dict() == {"precision": "fp16", "attention": "operator", "with_order": True}
+    assert record.graph.attentions == depth
+    assert set(record.graph.islands) == {"ranking"}
+    assert record.graph.parity.passed  # the graph's numbers, emulated; the plan's own need a GPU
+    assert 0 < max(case.max_rel_same for case in record.graph.parity.cases) < 0.03
     assert artifact.manifest.parity is None
-    fusion = record.details["fusion"]
-    assert (fusion["attention"], fusion["topk"], fusion["precision"]) == (depth, 1, "fp16")
-    assert record.details["profile"]["images"][2][0] == 128
+    fusion = record.details.fusion
+    assert (fusion.attention, fusion.topk, fusion.precision) == (depth, 1, "fp16")
+    assert record.details.profile["images"][2][0] == 128
     for method in ("dense", "first-k"):
-        fusion = artifact.sibling(method).manifest.engine.details["fusion"]
-        assert (fusion["attention"], fusion["topk"]) == (depth, 0)
+        fusion = artifact.sibling(method).manifest.engine.details.fusion
+        assert (fusion.attention, fusion.topk) == (depth, 0)
 
 
 def test_the_same_again_is_reused_and_other_options_are_not(built):
@@ -97,7 +99,7 @@ def test_the_same_again_is_reused_and_other_options_are_not(built):
 def test_where_there_is_no_gpu_it_says_so(built):
     for act in (
         lambda: bench(BenchRequest(), built),
-        lambda: openable(find(newest(built).folder)),
+        lambda: target_of(find(newest(built).folder)),
         lambda: prove(newest(built)),
     ):
         with pytest.raises(EngineUnavailableError, match=r"model.plan is built, and cannot run here: no CUDA driver"):
@@ -133,16 +135,21 @@ def test_only_a_plan_with_its_manifest_is_loaded(built):
 def test_a_foreign_plan_is_measured_only_if_trusted_and_its_engine_is_named(built, device):
     alone = device.path
     quick = Stop(budget_s=5, min_rounds=3, half_width=1)
-    request = BenchRequest(alone, batches=(2,), stop=quick, memory=False)
+    request = BenchRequest(model=alone, batches=(2,), stop=quick, memory=False)
     with pytest.raises(ArtifactError, match="has no manifest beside it") as caught:
         bench(request, built)
     assert "--trust" in caught.value.hint
     with pytest.raises(UsageError, match="is a TensorRT plan, and auto opens none"):
         bench(replace(request, trust=True), built)
     rows = bench(replace(request, trust=True, engines=("tensorrt:fp16",)), built).rows
-    assert [row.copies for row in rows] == [True, False]
+    assert [row.setting.copies for row in rows] == [True, False]
     for row in rows:
-        assert (row.model, row.method, row.precision, row.parity) == ("model.plan", "unknown", "fp16", None)
+        assert (row.subject.model, row.subject.method, row.subject.precision, row.subject.parity) == (
+            "model.plan",
+            "unknown",
+            "fp16",
+            None,
+        )
         assert row.images_per_s > 0
         assert row.device_ms["p50"] >= 0
     (only,) = bench(replace(request, trust=True, engines=("tensorrt:fp16",), copies=(False,)), built).rows
@@ -185,7 +192,7 @@ def test_fp32_is_refused_because_nothing_fuses_it_and_allowed_if_asked_for(built
         build(request, built)
     assert not list(built.root.glob("*/tensorrt-rtx-fp32"))
     report = build(replace(request, options=BuildOptions(allow_unfused=True)), built)
-    assert report.record.details["fusion"]["precision"] == "fp32"
+    assert report.record.details.fusion.precision == "fp32"
 
 
 # A device made of numpy: what the runtime does with buffers, streams and graphs is seen without a GPU.
@@ -446,7 +453,13 @@ def test_what_a_plan_was_built_for_and_what_is_here(device, monkeypatch, options
 
 
 def test_a_newer_version_of_the_same_runtime_takes_a_compatible_plan(tmp_path):
-    record = SimpleNamespace(name="tensorrt", options={"version_compatible": True}, runtime="10.9.0")
+    record = EngineRecord(
+        name="tensorrt",
+        precision="fp16",
+        requested="fp16",
+        options=OptionsRecord(version_compatible=True),
+        runtime="10.9.0",
+    )
     require_version(tmp_path, record, "10.14.1")
     with pytest.raises(EngineError):
         require_version(tmp_path, record, "10.8.0")
@@ -487,15 +500,13 @@ def test_evidence_is_completed_where_the_engine_runs(built, monkeypatch):
     """Built where there was no GPU, then asked for where there is one: checked, written down, not built again."""
     asked = []
 
-    def check(cls, path, member, precision):
-        from lifedeploy.evaluation.parity import Case, Parity
+    def check(target, graph):
+        asked.append(target.path.name)
+        manifest = Artifact.read(target.path.with_suffix(".json")).manifest
+        same = ParityRecord(passed=True, precision="fp16", max_abs=0.0, max_rel=0.0, top1=1.0, overlap=1.0)
+        return Checked(parity=same, precision="fp16", inputs=manifest.inputs, outputs=manifest.outputs, eight_bits=None)
 
-        asked.append(path.name)
-        case = Case("noise", 3, 0.0, 0.0, 0.0, 1.0, 1.0, 0)
-        manifest = Artifact.read(path.with_suffix(".json")).manifest
-        return Checked(Parity("fp16", (case,), ()), "fp16", manifest.inputs, manifest.outputs, None)
-
-    monkeypatch.setattr("lifedeploy.workflows.gate.check", check)
+    monkeypatch.setattr("lifedeploy.targets.evidence.check", check)
     monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
     monkeypatch.setattr(FakeCuda, "device", lambda self: "NVIDIA L4 (sm89)")
     monkeypatch.setattr(cuda, "connect", lambda binding="": FakeCuda())
@@ -505,7 +516,7 @@ def test_evidence_is_completed_where_the_engine_runs(built, monkeypatch):
     assert sorted(asked) == ["dense.plan", "first-k.plan", "model.plan"]
     artifact = newest(built)
     assert artifact.path.stat().st_mtime_ns == before
-    assert artifact.manifest.parity["passed"]
+    assert artifact.manifest.parity.passed
     assert artifact.manifest.engine.pending == ""
     assert prove(artifact) is artifact
 

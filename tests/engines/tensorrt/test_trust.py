@@ -15,9 +15,9 @@ from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.engines.tensorrt.rtx import TensorRTRtx
 from lifedeploy.errors import ArtifactError, EngineError, LifedeployError
 from lifedeploy.files import sha256
-from lifedeploy.workflows import gate
 from lifedeploy.workflows.bench import BenchRequest, bench
-from lifedeploy.workflows.build import BuildRequest, build, prove
+from lifedeploy.targets.evidence import prove
+from lifedeploy.workflows.build import BuildRequest, build
 from tests.engines.tensorrt.test_engine import device  # noqa: F401  a fixture
 
 HERE = "numpy (sm00)"
@@ -47,8 +47,9 @@ def pending(device, exported, tmp_path, monkeypatch):  # noqa: F811
         plan = folder / f"{stem}.plan"
         plan.write_bytes(b"plan")
         record = EngineRecord(
-            "tensorrt", "fp16", "fp16", source=f"../{member.path.name}", source_sha256=member.manifest.sha256,
-            runtime="11", processor=HERE, files={plan.name: sha256(plan)}, pending="no GPU",
+            name="tensorrt", precision="fp16", requested="fp16", runtime="11",
+            source=f"../{member.path.name}", source_sha256=member.manifest.sha256,
+            processor=HERE, files={plan.name: sha256(plan)}, pending="no GPU",
         )  # fmt: skip
         replace(
             member.manifest, kind="engine", file=plan.name, sha256=sha256(plan), engine=record, parity=None,
@@ -68,7 +69,7 @@ def opened(by, engine):
     if by == "prove":
         return prove(Artifact.read(engine.manifest_path))
     root = Workspace(engine.folder.parents[1])
-    return bench(BenchRequest(engine.folder, trust=True, memory=False), root)  # that trust is for other files
+    return bench(BenchRequest(model=engine.folder, trust=True, memory=False), root)  # that trust is for other files
 
 
 @pytest.mark.parametrize("by", ["prove", "bench"])
@@ -110,11 +111,12 @@ def test_trust_is_for_what_this_process_has_just_built(pending, monkeypatch):
     engine, _ = pending
     asked = []
 
-    def check(cls, path, member, precision, trust=False):
-        asked.append((path.name, path.parent == engine.folder, trust))
+    def check(target, graph, trust=False):
+        asked.append((target.path.name, target.path.parent == engine.folder, trust))
         raise EngineError("seen")
 
-    monkeypatch.setattr(gate, "check", check)
+    monkeypatch.setattr("lifedeploy.targets.evidence.check", check)
+    monkeypatch.setattr("lifedeploy.workflows.build.check", check)
     with pytest.raises(EngineError, match="seen"):
         prove(engine)
     root = Workspace(engine.folder.parents[1])
@@ -139,5 +141,5 @@ def test_a_damaged_manifest_is_no_other_tools_file(pending):
     engine.manifest_path.write_text(text[: len(text) // 2])
     root = Workspace(engine.folder.parents[1])
     with pytest.raises(ArtifactError, match=r"model\.json is not a manifest"):
-        bench(BenchRequest(engine.path, engines=("tensorrt:fp16",), trust=True, memory=False), root)
+        bench(BenchRequest(model=engine.path, engines=("tensorrt:fp16",), trust=True, memory=False), root)
     assert given == []

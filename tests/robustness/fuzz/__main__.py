@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--cheap", action="store_true", help="only kinds that take little time; the same")
     parser.add_argument("--verbose", action="store_true", help="show every case, and what it ended with")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy the folders of failed cases there")
+    parser.add_argument("--inputs", type=Path, metavar="DIR", help="where the inputs are kept, made if missing")
     arguments = parser.parse_args()
     unknown = set(arguments.kind or ()) - KINDS.keys()
     if unknown:
@@ -39,7 +40,8 @@ def main() -> int:
     began = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="lifedeploy-fuzz-"))
     try:
-        session = Session(root, arguments.seed, kinds=kinds, keep=arguments.keep)
+        kept = arguments.inputs or root / "inputs"
+        session = Session(root, arguments.seed, kept, kinds=kinds, keep=arguments.keep)
         progress(f"inputs made in {time.monotonic() - began:.0f} s")
         for one in session.run(_told(numbers), arguments.jobs):
             if one.faults:

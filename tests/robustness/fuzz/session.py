@@ -67,13 +67,15 @@ class _Open:
 class Session:
     """Runs cases of one seed below ``root``, a folder that is its own."""
 
-    def __init__(self, root: Path, seed: int, *, kinds: Sequence[str] = (), keep: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, seed: int, inputs_at: Path, *, kinds: Sequence[str] = (), keep: Path | None = None
+    ) -> None:
         """``kinds``: only these; by default all, each with its share. ``keep``: where failures are copied to."""
         self._root, self._seed, self._keep = root, seed, keep
         self._kinds = [KINDS[name] for name in (kinds or KINDS)]
         self.tallies: dict[str, Tally] = {}  # by kind
         forked.preload(root)
-        self._inputs = inputs.make(root / "inputs")
+        self._inputs = inputs.make(inputs_at)
 
     def run(self, numbers: Iterable[int], jobs: int) -> Iterator[Found]:
         """Run the cases of these numbers, ``jobs`` at a time; all of them, as they end."""

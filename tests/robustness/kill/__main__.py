@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of their moments (default: 0)")
     parser.add_argument("--jobs", type=int, default=2, help="at a time (default: 2)")
     parser.add_argument("--writer", action="append", choices=[writer.name for writer in WRITERS], help="only this one")
+    parser.add_argument("--inputs", type=Path, metavar="DIR", help="where the inputs are kept, made if missing")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is taken away then too
     root = Path(tempfile.mkdtemp(prefix="lifedeploy-kill-"))
@@ -29,7 +30,7 @@ def main() -> int:
     good = 0
     try:
         writers = tuple(writer for writer in WRITERS if writer.name in (arguments.writer or [writer.name]))
-        session = Session(root, arguments.seed, writers)
+        session = Session(root, arguments.seed, arguments.inputs or root / "inputs", writers)
         session.prepare()
         for name, known in session.known.items():
             stable, all_of_them = len(known.expected.stable), len(known.expected.one.contents)

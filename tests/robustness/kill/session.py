@@ -50,6 +50,7 @@ class Session:
 
     root: Path
     seed: int
+    inputs_at: Path
     writers: tuple[Writer, ...] = commands.WRITERS
     known: dict[str, _Known] = field(default_factory=dict)
 
@@ -60,7 +61,7 @@ class Session:
             RuntimeError: one failed.
         """
         forked.preload(self.root)
-        self._inputs = inputs.make(self.root / "inputs")
+        self._inputs = inputs.make(self.inputs_at)
         for writer in self.writers:
             found: list[tuple[float, Results]] = []
             for _ in range(2):

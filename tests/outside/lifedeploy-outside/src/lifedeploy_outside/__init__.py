@@ -51,7 +51,7 @@ METHOD = Method(
     name="outside",
     title="OutsideViT",
     reducer="lifedeploy_outside.reducer:OutsideReducer",
-    choice="every drop",  # it scores anew at every drop
+    selection="every drop",  # it scores anew at every drop
     inside=True,  # the MLP of a drop layer has fewer tokens than its attention
     options=Options,
     stages=(TrainingStage("finetune", reducer=False, backbone=True),),  # it has no parameters of its own

@@ -21,7 +21,7 @@ class OutsideReducer(Reducer):
         self.fuse = fuse
         self.explore = explore
         self.take = nn.ModuleDict({str(layer): TakeOrdered(schedule.after(layer) - fuse) for layer in drops(schedule)})
-        self.orderings = len(self.take)
+        self.sorts = len(self.take)
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:

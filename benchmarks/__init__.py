@@ -1,0 +1,1 @@
+"""Scripts that measure, run as ``python -m benchmarks.FOLDER.SCRIPT`` from the root of the repository."""

@@ -1,0 +1,135 @@
+"""``lifedeploy bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lifedeploy.artifact import WORKSPACE, Workspace
+from lifedeploy.cli import console, options, paths, values
+
+_WAYS = {"with": (True,), "without": (False,), "both": (True, False)}
+_MODES = ("latency", "throughput")
+_BINDINGS = ("cuda-python", "pycuda")
+
+
+def bench(
+    model: options.ModelArgument = None,
+    engine: Annotated[
+        list[str] | None,
+        options.option(
+            values.EngineName("--engine", precision=True),
+            "-e",
+            metavar="NAME[:PRECISION]",
+            help="Engine to measure; repeatable, and the first is what the others are held against. Built first if it "
+            "is not.  [default: what was built last]",
+        ),
+    ] = None,
+    batch: Annotated[values.Numbers, options.batches("--batch", "Batch sizes.")] = values.Numbers((1, 8, 32)),
+    mode: Annotated[
+        list[str] | None,
+        options.option(
+            values.OneOf("--mode", *_MODES, said="mode {value} is unknown; there are: {words}"),
+            help="One request at a time, or several in flight; repeatable.  [default: latency]",
+        ),
+    ] = None,
+    streams: Annotated[
+        int, options.whole("--streams", low=1, high=1024, help="Requests in flight in throughput mode.")
+    ] = 2,
+    threads: options.ThreadsOption = None,
+    budget: Annotated[
+        float,
+        options.option(
+            values.Real("--budget", 0, options.BUDGET_S, above=True),
+            metavar="SECONDS",
+            help="Longest time per engine, mode and batch size (three rounds are always made).",
+        ),
+    ] = 150.0,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Measure peak memory, in a process of its own.")
+    ] = True,
+    cuda_binding: Annotated[
+        str | None,
+        options.option(
+            values.OneOf("--cuda-binding", *_BINDINGS, said="CUDA binding {value} is unknown; there are: {words}"),
+            help="How CUDA is called.  [default: what is installed]",
+        ),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Measure a TensorRT plan without a manifest. A plan is executable code.")
+    ] = False,
+    copies: Annotated[
+        str,
+        options.option(
+            values.OneOf("--copies", *_WAYS, said="{flag} {value} is not allowed: it must be {words}"),
+            help="On a GPU: with copies to and from it, without, or both.",
+        ),
+    ] = "both",
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also show where the time goes: attention, MLP, TopK, Gather, Slice …")
+    ] = False,
+    data: Annotated[
+        str | None,
+        options.option(
+            paths.Source("--data"),
+            metavar="DIR",
+            help="Labelled images, as for evaluate: accuracy beside speed, in one table.",
+        ),
+    ] = None,
+    split: options.SplitOption = None,
+    limit: options.LimitOption = None,
+    max_pixels: options.MaxPixelsOption = None,
+    csv: Annotated[
+        Path | None, options.option(paths.Output("--csv"), metavar="FILE", help="Also write the rows as CSV.")
+    ] = None,
+    plot: Annotated[Path | None, options.picture("--plot", help="Also draw them: .png, .svg or .pdf.")] = None,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
+) -> None:
+    """Measure the slimmed model against its dense baseline and first-k bound, in turn, round by round.
+
+    Stops when the 95 % interval of every speed-up is within ±1 %, or when the budget ends. Several engines take turns
+    with each other, so that they can be compared; with labelled images, in accuracy too.
+    """
+    options.require_apart({"--json": json, "--csv": csv, "--plot": plot}, [model, data, split])
+    options.limit_pixels(max_pixels)
+    with console.watching() as (say, progress):
+        say("looking for engines")
+        from lifedeploy.bench.measure import Stop
+        from lifedeploy.cli.commands import bench_tables
+        from lifedeploy.workflows.bench import BenchRequest
+        from lifedeploy.workflows.bench import bench as run
+
+        request = BenchRequest(
+            model=model,
+            engines=tuple(engine or ()),
+            batches=batch,
+            modes=tuple(mode or ("latency",)),
+            streams=streams,
+            threads=threads,
+            stop=Stop(budget_s=budget),
+            memory=memory,
+            command=options.command_line(),
+            cuda_binding=cuda_binding or "",
+            trust=trust,
+            copies=_WAYS[copies],
+            profile=profile,
+            data=data or "",
+            split=split or "",
+            limit=limit,
+        )
+        report = run(request, Workspace(workspace), say, progress)
+    for warning in report.warnings:
+        console.warn(warning)
+    console.report(json, report.to_dict, lambda: bench_tables.measured(report))
+    if csv is not None:
+        report.write_csv(csv)
+    if plot is not None:
+        from lifedeploy.viz.plots import plot_bench
+
+        plot_bench(report, plot)
+    for path in (csv, plot):
+        if path is not None:
+            console.wrote(path)

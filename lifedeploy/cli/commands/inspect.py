@@ -1,0 +1,149 @@
+"""``lifedeploy inspect``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lifedeploy import methods
+from lifedeploy.artifact import WORKSPACE, Manifest, Workspace
+from lifedeploy.cli import console, options, tables
+from lifedeploy.text import printable
+
+if TYPE_CHECKING:
+    from lifedeploy.exporters.inspect import GraphFacts
+    from lifedeploy.records import QuantizationRecord
+    from lifedeploy.spec import ModelSpec
+    from lifedeploy.workflows.inspect import InspectReport
+
+
+_PREDICTORS = {"identity": "identity: its start, not trained", "none": "none: the method has none of its own"}
+
+
+def inspect(
+    model: options.ModelArgument = None,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
+) -> None:
+    """Show tokens and MACs per layer, the graph's TopK, Gather and Slice nodes, precision and provenance."""
+    options.require_apart({"--json": json}, [model])
+    from lifedeploy.workflows.inspect import inspect as run
+
+    report = run(model, Workspace(workspace))
+    console.report(json, report.to_dict, lambda: inspected(report))
+
+
+def inspected(report: InspectReport) -> RenderableType:
+    """What ``inspect`` found."""
+    parts: list[RenderableType] = [Text(printable(report.path), style="bold")]
+    if report.spec is not None:
+        parts.append(_identity(report.spec, report.manifest))
+    if report.manifest is not None and report.manifest.quantization:
+        parts += [Text(""), _quantization(report.manifest.quantization)]
+    if report.manifest is not None:
+        parts += [Text(""), _layers(report.manifest)]
+    if report.graph is not None:
+        parts += [Text(""), _graph(report.graph)]
+    if report.manifest is None:
+        parts.append(Text("Not exported by lifedeploy: no manifest, no schedule.", style="yellow"))
+    return Group(*parts)
+
+
+def _quantization(facts: QuantizationRecord) -> Table:
+    data = facts.data
+    kept = "" if facts.overlap is None else f", {facts.overlap:.1%} of the kept tokens"
+    pairs = {
+        "recipe": f"{facts.precision}, {facts.method}, weights "
+        f"{'per channel' if facts.per_channel else 'per tensor'}, smoothing {facts.smoothing:g}",
+        "parts": ", ".join(facts.parts),
+        "images": f"{data.images} of {data.source}, seed {data.seed}, SHA-256 {data.sha256[:12]}…",
+        "as float": f"{facts.same_top1:.1%} of the answers{kept}, on {facts.images} images",
+    }
+    if facts.restored:
+        pairs["in float"] = ", ".join(facts.restored)
+    return tables.facts(pairs, title="Calibration")
+
+
+def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
+    height, width = spec.image_size
+    origin = spec.provenance
+    facts = {
+        "backbone": f"{spec.backbone} ({spec.timm_name}), {height}x{width} px, {spec.num_classes} classes",
+        "method": _method(spec),
+        "weights": " ".join(part for part in (origin.weights, origin.source, origin.sha256[:12]) if part),
+        "predictor": _PREDICTORS.get(origin.predictor, origin.predictor),
+        "tokens": f"{tables.stages(spec)}, and {spec.prefix_tokens} prefix; dropped after layers "
+        f"{', '.join(map(str, spec.schedule.drop_layers)) or 'none'}",
+    }
+    if manifest is not None and manifest.predicts_lives:
+        facts["lives"] = f"mean {spec.schedule.mean_life:.2f}, deviation {spec.schedule.std_life:.2f} layers"
+    if manifest is not None:
+        tools = {name: manifest.versions.get(name, "?") for name in ("lifedeploy", "torch", "timm")}
+        facts["made"] = f"{manifest.created} with {', '.join(f'{name} {version}' for name, version in tools.items())}"
+        if manifest.engine is not None:
+            record = manifest.engine
+            facts["engine"] = f"{record.name} {record.runtime}, {record.precision}, built on {record.processor}"
+            if record.note:
+                facts["note"] = record.note
+        if manifest.parity is not None:
+            error, top1, overlap = tables.evidence(manifest.parity)
+            verdict = "passed" if manifest.parity.passed else "FAILED"
+            facts["parity"] = f"{verdict}: relative error {error}, top-1 {top1}, kept tokens {overlap}"
+        else:
+            facts["parity"] = "not checked"
+    return tables.facts(facts)
+
+
+def _method(spec: ModelSpec) -> str:
+    """Name, title, and the options that it was made with."""
+    title = methods.title_of(spec.method)
+    options = ", ".join(f"{name} {value}" for name, value in spec.options.items())
+    return spec.method + (f": {title}" if title != spec.method else "") + (f" ({options})" if options else "")
+
+
+def _layers(manifest: Manifest) -> Table:
+    """Tokens in each layer; where a method drops inside a block, in its attention and in its MLP."""
+    table = tables.plain_table("layer", "patch tokens", "MMACs", title="Tokens and MACs")
+    macs, schedule = manifest.macs, manifest.spec.schedule
+    usual = schedule.tokens
+    if methods.role_of(manifest.spec.method) == methods.BASELINE:
+        usual = (schedule.patches,) * schedule.depth
+    attention, mlp = macs.attention_tokens or usual, macs.mlp_tokens or usual
+    table.add_row("embed", "", f"{macs.embed / 1e6:.1f}")
+    for layer, (seen, fed, work) in enumerate(zip(attention, mlp, macs.per_layer, strict=True), start=1):
+        table.add_row(str(layer), str(seen) if seen == fed else f"{seen}, MLP {fed}", f"{work / 1e6:.1f}")
+    if macs.predictor:
+        table.add_row("scoring", "", f"{macs.predictor / 1e6:.1f}")
+    table.add_row("head", "", f"{macs.head / 1e6:.1f}")
+    table.add_section()
+    table.add_row("in all", "", f"{macs.total / 1e6:.1f}")
+    table.add_row(methods.baseline().name, "", f"{macs.dense / 1e6:.1f}")
+    table.add_row("MAC bound", "", f"{macs.speedup_bound:.3f}×")
+    return table
+
+
+def _graph(graph: GraphFacts) -> Table:
+    sizes = ", ".join(str(k or "computed") for k in graph.topk)
+    pruning = ", ".join(
+        part
+        for part in (
+            f"{len(graph.topk)} TopK (k = {sizes})" if graph.topk else "no TopK",
+            f"{graph.gathers_after_topk} Gather fed by it" if graph.topk else "",
+            f"{graph.operators.get('Slice', 0)} Slice",
+        )
+        if part
+    )
+    return tables.facts(
+        {
+            "inputs": "; ".join(map(str, graph.inputs)),
+            "outputs": "; ".join(map(str, graph.outputs)),
+            "precision": f"{graph.precision}, {graph.parameters / 1e6:.2f} M parameters",
+            "pruning": pruning,
+            "operators": ", ".join(f"{count} {name}" for name, count in graph.operators.items()),
+            "opset": f"{graph.opset}, made by {graph.producer or 'unknown'}",
+        },
+        title="Graph",
+    )

@@ -1,0 +1,118 @@
+"""Batches of decoded pixels, in order, prepared ahead by threads: Pillow lets go of the GIL while it works.
+
+No framework: an engine is evaluated and calibrated where PyTorch is not loaded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifedeploy.data.images import ImageSet
+from lifedeploy.data.preprocess import to_pixels
+from lifedeploy.errors import ImageError
+from lifedeploy.spec import PreprocessSpec
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An image that cannot be decoded."""
+
+    index: int
+    filename: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Up to a batch of images; fewer where some are broken, and perhaps none."""
+
+    filenames: tuple[str, ...]
+    targets: NDArray[np.int64]
+    pixels: dict[PreprocessSpec, Pixels]  # (B, H, W, 3) for each way of preparing them
+    broken: tuple[Broken, ...]
+
+    @property
+    def seen(self) -> int:
+        """Images taken from the set, broken ones included."""
+        return len(self.filenames) + len(self.broken)
+
+
+def decoded_batches(
+    images: ImageSet,
+    specs: Sequence[PreprocessSpec],
+    *,
+    batch: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    ahead: int = 2,
+) -> Generator[Batch, None, None]:
+    """``images`` in batches, with at most ``ahead`` more batches in memory; every ``world``-th from ``rank`` on.
+
+    Each image is decoded once, and resized once per geometry among ``specs``.
+
+    Raises:
+        UsageError: a spec is not supported.
+    """
+    indices = range(rank, len(images), world)
+    chunks = (indices[start : start + batch] for start in range(0, len(indices), batch))
+    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
+    try:
+        waiting: deque[list[tuple[int, Future[_Prepared | Broken]]]] = deque()
+
+        def submit(chunk: range) -> None:
+            waiting.append([(index, pool.submit(_prepare, images, index, specs)) for index in chunk])
+
+        for chunk in islice(chunks, ahead + 1):
+            submit(chunk)
+        while waiting:
+            done = [(index, future.result()) for index, future in waiting.popleft()]
+            for chunk in islice(chunks, 1):
+                submit(chunk)
+            yield _batch(images, specs, done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_Prepared = dict[PreprocessSpec, Pixels]
+
+
+def _prepare(images: ImageSet, index: int, specs: Sequence[PreprocessSpec]) -> _Prepared | Broken:
+    try:
+        image = images.image(index)
+    except ImageError as error:
+        return Broken(index, images.filename(index), error.message)
+    prepared: _Prepared = {}
+    for spec in specs:
+        if _geometry(spec) not in prepared:
+            prepared[_geometry(spec)] = to_pixels(image, spec)
+    return prepared
+
+
+def _geometry(spec: PreprocessSpec) -> PreprocessSpec:
+    """What matters before normalisation: specs that differ in mean and deviation only share their pixels."""
+    return replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def _batch(images: ImageSet, specs: Sequence[PreprocessSpec], done: list[tuple[int, _Prepared | Broken]]) -> Batch:
+    good = [(index, pixels) for index, pixels in done if not isinstance(pixels, Broken)]
+    stacked = {
+        geometry: np.stack([pixels[geometry] for _, pixels in good])
+        for geometry in {_geometry(spec) for spec in specs}
+        if good
+    }
+    return Batch(
+        filenames=tuple(images.filename(index) for index, _ in good),
+        targets=images.targets[[index for index, _ in good]],
+        pixels={spec: stacked[_geometry(spec)] for spec in specs if good},
+        broken=tuple(broken for _, broken in done if isinstance(broken, Broken)),
+    )

@@ -1,0 +1,52 @@
+"""How much may be asked for: pixels of an image, images, threads."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from lifedeploy.errors import UsageError
+from lifedeploy.text import quoted
+
+MOST_IMAGES = 10**9  # of a data set
+MOST_IN_BATCH = 16_384
+MOST_THREADS = 1024
+PIXELS = 178_956_970  # of an image at most, unless told: where Pillow refuses them if it is not told either
+MOST_PIXELS = 2**31 - 1  # Pillow counts in 32 bits
+_LIMIT = "LIFEDEPLOY_MAX_PIXELS"  # in the environment, so that processes that decode for this one have it too
+
+
+def limit_pixels(count: int) -> None:
+    """From now on images of at most ``count`` pixels are opened, in this process and those that it starts.
+
+    Raises:
+        UsageError: less than one pixel, or more than any image can have.
+    """
+    if not 1 <= count <= MOST_PIXELS:
+        raise UsageError(f"a limit of {count:,} pixels is not allowed; expected 1 to {MOST_PIXELS:,}")
+    os.environ[_LIMIT] = str(count)
+
+
+def pixel_limit() -> int:
+    """Pixels that an image may have.
+
+    Raises:
+        UsageError: the environment holds a limit that is none.
+    """
+    text = os.environ.get(_LIMIT, str(PIXELS))
+    count = int(text) if re.fullmatch("[0-9]{1,10}", text) else 0
+    if not 1 <= count <= MOST_PIXELS:
+        raise UsageError(f"{_LIMIT} is {text!r}; expected 1 to {MOST_PIXELS}", hint="--max-pixels sets it")
+    return count
+
+
+def require_within(value: float, most: int, what: str) -> None:
+    """Make sure that a number is 1 to ``most``, and a whole one; ``what`` is counted by it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not value >= 1:  # NaN too
+        raise UsageError(f"{quoted(value)} {what} are not allowed: at least 1 is needed")
+    if value > most or value != int(value):
+        raise UsageError(f"{quoted(value)} {what} are not allowed; expected a whole number up to {most:,}")

@@ -1,0 +1,172 @@
+"""Targets against each other: all methods on all engines take turns, in one setting at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lifedeploy import methods
+from lifedeploy.artifact import TensorSpec
+from lifedeploy.bench import trtexec
+from lifedeploy.bench.measure import Contender, Stop, measure
+from lifedeploy.bench.memory import peak_memory_mib
+from lifedeploy.bench.report import Row, Setting, Subject, contender_name, make_rows
+from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
+from lifedeploy.errors import EngineError
+from lifedeploy.progress import Progress, Say
+from lifedeploy.targets.select import Variants
+from lifedeploy.targets.session import Session
+from lifedeploy.targets.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What holds for every contest of a benchmark."""
+
+    stop: Stop
+    options: EngineOptions  # how engines are opened, apart from batch and streams
+    threads: int  # as the rows name them
+    copies: tuple[bool, ...]  # on a device: with copies to and from it, without, or both
+    memory: bool  # measure peak memory, in a process of its own
+
+    def options_of(self, target: Target, *, batch: int, streams: int = 1) -> EngineOptions:
+        """How a target is opened; a manifest, where there is one, is asked in any case."""
+        trust = self.options.trust and target.artifact is None
+        return replace(self.options, batch=batch, streams=streams, trust=trust)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An open target, with its lanes."""
+
+    variants: Variants
+    session: Session
+    ways: dict[bool | None, tuple[Lane, ...]]  # with copies, without, or on no device that would need them
+
+    def name(self, copies: bool | None) -> str:
+        """What its contender is called."""
+        return contender_name(self.variants.label, self.session.target.shown_method, copies)
+
+    @property
+    def subject(self) -> Subject:
+        """What its rows are about."""
+        target = self.session.target
+        manifest = target.artifact.manifest if target.artifact else None
+        return Subject(
+            model=self.variants.model,
+            method=target.shown_method,
+            engine=target.engine.name,
+            precision=self.session.engine.precision,
+            mac_ratio=manifest.macs.speedup_bound if manifest else None,
+            weights=target.weights,
+            parity=manifest.parity.summary() if manifest and manifest.parity else None,
+            note=target.note,
+        )
+
+
+def contest(
+    chosen: Sequence[Variants], mode: str, batch: int, streams: int, rules: Rules, say: Say, progress: Progress
+) -> dict[str, list[Row]]:
+    """All methods on all engines take turns in one mode at one batch size: the engine's label → rows.
+
+    Raises:
+        EngineError, EngineInputError: an engine refused, or is fixed to another batch.
+    """
+    who = chosen[0].label if len(chosen) == 1 else f"{len(chosen)} engines"
+    label = f"{who}, {mode}, batch {batch}"
+    with ExitStack() as stack:
+        entries = []
+        for variants in chosen:
+            say(f"opening {variants.label}, {mode}, batch {batch}")
+            for target in variants.targets:
+                options = rules.options_of(target, batch=batch, streams=streams)
+                session = stack.enter_context(Session(target, options=options))
+                lanes = tuple(session.lane(batch, number) for number in range(streams))
+                entries.append(_Entry(variants, session, dict(_ways(lanes, rules.copies))))
+        samples = measure(
+            [contender for entry in entries for contender in _contenders(entry, entries, batch)],
+            replace(rules.stop, budget_s=rules.stop.budget_s * len(chosen)),
+            progress=lambda step: progress(replace(step, what=label)),
+        )
+        subjects = [entry.subject for entry in entries]
+        inputs = [entry.session.engine.inputs for entry in entries]
+    rows: dict[str, list[Row]] = {}
+    for variants in chosen:
+        numbers = [number for number, entry in enumerate(entries) if entry.variants is variants]
+        compared = [entries[number] for number in numbers]
+        last = numbers[-1]
+        memory = {}
+        for entry in compared if rules.memory else ():
+            target = entry.session.target
+            method = target.shown_method
+            say(f"measuring the memory of {method}, {variants.label}, {mode}, batch {batch}")
+            memory[method] = peak_memory_mib(target.engine.name, target.path, entry.session.options, batch)
+        rows[variants.label] = []
+        for copies in compared[0].ways:
+            setting = Setting(mode=mode, batch=batch, streams=streams, threads=rules.threads, copies=copies)
+            measured = make_rows(
+                variants.label,
+                [subjects[number] for number in numbers],
+                setting,
+                samples,
+                base=_base(entries, copies),
+                memory_mib=memory,
+            )
+            if copies is False and streams == 1:
+                # Only the slimmed model's plan, which is the last: what is held against the tool is our runtime.
+                measured[-1] = _asked_trtexec(measured[-1], entries[last].session.target.path, inputs[last], say)
+            rows[variants.label] += measured
+    return rows
+
+
+def _ways(lanes: tuple[Lane, ...], copies: Sequence[bool]) -> Iterator[tuple[bool | None, tuple[Lane, ...]]]:
+    """The lanes with copies and without, where that makes a difference."""
+    on_device = [lane for lane in lanes if isinstance(lane, DeviceLane)]
+    if not on_device:
+        yield None, lanes
+        return
+    for with_copies in copies:
+        yield with_copies, lanes if with_copies else tuple(WithoutCopies(lane) for lane in on_device)
+
+
+def _contenders(entry: _Entry, entries: Sequence[_Entry], batch: int) -> Iterator[Contender]:
+    baseline = next(other for other in entries if other.variants is entry.variants)
+    for copies, lanes in entry.ways.items():
+        yield Contender(
+            name=entry.name(copies),
+            batch=batch,
+            lanes=lanes,
+            against=baseline.name(copies),
+            base=_base(entries, copies) or "",
+            team=entry.variants.label,
+        )
+
+
+def _base(entries: Sequence[_Entry], copies: bool | None) -> str | None:
+    """The contender that all are held against: the first engine's dense model, with copies or without as they are.
+
+    Where it knows no such difference, or was not asked for it, it is taken as it is.
+    """
+    first = entries[0]
+    if methods.role_of(first.session.target.method) != methods.BASELINE:
+        return None
+    return first.name(copies if copies in first.ways else next(iter(first.ways)))
+
+
+def _asked_trtexec(row: Row, plan: Path, inputs: Sequence[TensorSpec], say: Say) -> Row:
+    """The row with what NVIDIA's own tool measures of the same plan, or why it does not; as it is without the tool."""
+    subject, batch = row.subject, row.setting.batch
+    tool = trtexec.find(subject.engine)
+    if tool is None:
+        return row
+    say(f"asking {Path(tool).name} about {subject.method}, {subject.label}, batch {batch}")
+    try:
+        opinion = trtexec.measure(tool, plan, inputs, batch)
+    except EngineError as error:
+        note = "; ".join(filter(None, (subject.note, error.message)))
+        return replace(row, subject=replace(subject, note=note))
+    facts = {"images_per_s": opinion.images_per_s, "gpu_ms": opinion.gpu_ms}
+    return replace(row, trtexec=facts | {"share": row.images_per_s / opinion.images_per_s})
