@@ -150,7 +150,7 @@ class BenchReport:
         }
 
     def write_json(self, path: Path) -> None:
-        """Write everything."""
+        """Write all of it as JSON."""
         write_json(path, self.to_dict())
 
     def write_csv(self, path: Path) -> None:

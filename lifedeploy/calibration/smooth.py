@@ -2,9 +2,7 @@
 
 Dividing channel j of an activation by s_j and multiplying row j of the following weights by s_j computes the same, with
 channels that reach equally far. G. Xiao et al., SmoothQuant, https://arxiv.org/abs/2211.10438, equation 4.
-
-Behind a LayerNormalization this is free: it ends in a multiplication per channel, which takes the division in. Behind a
-GELU it is one more multiplication per channel, which compilers fuse with the GELU.
+Behind a LayerNormalization this is free: its multiplication per channel takes the division in. Behind a GELU it is one.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class RealRange(Value):
 
 
 class Real(RealRange):
-    """One number."""
+    """A number in an interval."""
 
     def read(self, text: str) -> float:
         number = self.number(text)

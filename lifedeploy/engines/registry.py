@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from lifedeploy.artifact import Artifact
-from lifedeploy.engines.base import Availability, Engine, EngineOptions
+from lifedeploy.engines.base import Availability, Engine
 from lifedeploy.engines.external import onnx_files
 from lifedeploy.errors import ArtifactError, EngineUnavailableError, UsageError
 from lifedeploy.spec import QUANTIZED
@@ -127,6 +127,3 @@ def examine(engine: type[Engine], *, to_build: bool = False) -> Availability:
         return engine.can_build() if to_build else engine.availability()
     except EngineUnavailableError as error:
         return Availability(False, error.message, error.hint or "")
-
-
-__all__ = ["AUTO", "AUTO_ORDER", "Engine", "EngineOptions", "get", "names", "resolve", "running", "survey", "verify"]

@@ -47,7 +47,7 @@ class WantedEngine:
         return self.engine, self.plan.precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """What ``bench`` measures: engines of an export, or a file of another tool as it is."""
 
@@ -72,13 +72,14 @@ def for_bench(model: Path | None, engines: Sequence[str], workspace: Workspace, 
     if engines:
         export, usual = newest_export(model, workspace), quantized_precision(model)
         wanted, warnings = _distinct([_wanted(export, name, usual) for name in engines])
-        return Selection(wanted, warnings=warnings, export=export)
+        return Selection(engines=wanted, warnings=warnings, export=export)
     if file is not None and file.is_engine:
         built = [file.artifact]
     else:
         built = list(Workspace.engines_of(file.artifact) if file and file.artifact else workspace.engines())
     newest = built[0] if built else None
-    return Selection((WantedEngine(name="", engine=registry.AUTO, precision="", plan=PrecisionPlan(""), built=newest),))
+    last = WantedEngine(name="", engine=registry.AUTO, precision="", plan=PrecisionPlan(""), built=newest)
+    return Selection(engines=(last,))
 
 
 def for_evaluation(models: Sequence[Path], runtime: str, workspace: Workspace) -> list[Target]:

@@ -144,7 +144,9 @@ class Session:
                 parts[name].append(tensors[name][: len(batch)])
         tensors = {name: np.concatenate(arrays) for name, arrays in parts.items()}
         for name in (wanted[0], *(name for name in self.taps if name == SCORES_NAME)):
-            require_finite(tensors[name], names, f"{self.target.label} on {self.target.engine.name}")
+            require_finite(
+                tensors[name], names, f"{self.target.label} on {self.target.engine.name} {self.target.precision}"
+            )
         return tensors
 
     def lane(self, batch: int, number: int = 0) -> Lane:

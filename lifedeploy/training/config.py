@@ -15,12 +15,13 @@ from lifedeploy import methods, reading
 from lifedeploy.errors import UsageError
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted
-from lifedeploy.typed import BatchSize, Extent, Share
+from lifedeploy.typed import Extent, Share
 from lifedeploy.typed import Rate as Part
 
 # Ranges: what a run can have a use for, with room to spare, and what everything accepts that is given the number.
 Text = Annotated[str, Meta(max_length=4096)]
 Epochs = Annotated[int, Meta(ge=0, le=100_000)]
+Batch = Annotated[int, Meta(ge=1, le=1_000_000)]
 Steps = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Rate = Annotated[float, Meta(ge=0, le=1000)]  # of learning, of decay
 Weight = Annotated[float, Meta(ge=0, le=1_000_000)]  # of a term of the loss
@@ -95,8 +96,8 @@ class TrainConfig:
     predictor_lr: Rate = _option(1e-3, _OPTIMISER)
     backbone_lr: Rate = _option(1e-5, _OPTIMISER)
     head_lr: Rate = _option(1e-5, _OPTIMISER, usual="the backbone's; ten times it with --dense")
-    batch: BatchSize = _option(128, _OPTIMISER, "Images per step, over all processes.")  # and micro-batches
-    accumulate: BatchSize = _option(1, _OPTIMISER, "Micro-batches that a batch is made of.")
+    batch: Batch = _option(128, _OPTIMISER, "Images per step, over all processes.")  # and micro-batches
+    accumulate: Batch = _option(1, _OPTIMISER, "Micro-batches that a batch is made of.")
     weight_decay: Rate = _option(0.05, _OPTIMISER)
     warmup: PartialShare = _option(0.1, _OPTIMISER, "Share of a stage.")
     clip_grad: Annotated[float, Meta(ge=0, le=1e9)] = _option(1.0, _OPTIMISER, "0: never.")  # largest norm
@@ -179,10 +180,14 @@ class TrainConfig:
         """All options of what is trained."""
         return self.trained_method.plain_options({} if self.dense else self.options)
 
-    def schedule_at(self, keep_rate: float, own: Schedule) -> Schedule:
-        """The schedule of another keep rate, at the drop layers of a model's ``own``."""
+    def schedule_at(self, keep_rate: float, schedule: Schedule) -> Schedule:
+        """The schedule of another keep rate, at the drop layers of a model's own ``schedule``."""
         return self.trained_method.make_schedule(
-            own.patches, own.depth, keep_rate=keep_rate, drop_layers=own.drop_layers, options=self.model_options
+            schedule.patches,
+            schedule.depth,
+            keep_rate=keep_rate,
+            drop_layers=schedule.drop_layers,
+            options=self.model_options,
         )
 
     @property

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Manifest, Workspace
 from lifedeploy.calibration import compare, policy, sensitivity
 from lifedeploy.calibration.batches import Draw, ImageBatches, draw
 from lifedeploy.calibration.collect import Count
 from lifedeploy.calibration.compare import Check
+from lifedeploy.calibration.outcome import PLOT, REPORT, CalibrateReport, warnings_of
 from lifedeploy.calibration.quantize import SMOOTHING_IMAGES, Prepared, Recipe, Source, prepare, write
 from lifedeploy.calibration.report import MemberReport
 from lifedeploy.data.images import ImageSet
@@ -28,7 +27,6 @@ from lifedeploy.evaluation.accuracy import ClassMap, map_classes
 from lifedeploy.files import finite, now, sha256, write_json
 from lifedeploy.optional import versions
 from lifedeploy.progress import Progress, Say, Step, silent, unwatched
-from lifedeploy.reading import read_json
 from lifedeploy.records import QuantizationRecord
 from lifedeploy.spec import ModelSpec
 from lifedeploy.targets import literal
@@ -38,7 +36,7 @@ from lifedeploy.text import quoted
 from lifedeploy.writing import atomic_folder, in_use, require_folder, saving, scratch_folder
 
 _MOST_IMAGES, _MOST_IN_BATCH = 1_000_000_000, 65_536
-REPORT, PLOT, REFERENCE = "report.json", "report.png", "reference.npz"
+REFERENCE = "reference.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +68,6 @@ class CalibrateRequest:
             raise UsageError(f"seed {quoted(self.seed)} is not allowed: it must be at least 0, and below 2^32")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise UsageError(f"a drop of {self.max_drop:g} points is not allowed: it must be at least 0, at most 100")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrateReport:
-    """What was made, and what it cost."""
-
-    folder: Path
-    settings: dict[str, Any]  # the recipe, max_drop, and the images: all that decides the result
-    policy: tuple[dict[str, Any], ...]
-    members: dict[str, MemberReport]  # method → report
-    warnings: tuple[str, ...]
-    created: str
-    reused: bool = False
-    cached: bool = False  # whether the statistics were known
-    left_out: tuple[str, ...] = ()  # of the images' source: what is not used, and why
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        members = {method: member.to_dict() for method, member in self.members.items()}
-        return {"schema": 1, **vars(self), "folder": str(self.folder), "members": members}
 
 
 def calibrate(
@@ -173,7 +151,16 @@ def _calibrate(request: CalibrateRequest, workspace: Workspace, say: Say, progre
             settings=settings,
             policy=tuple(_policy(request.recipe, graphs[export.method])),
             members=reports,
-            warnings=(*warnings, *_warnings(request, drawn, reports)),
+            warnings=(
+                *warnings,
+                *warnings_of(
+                    drawn,
+                    reports,
+                    images=request.images,
+                    check_images=request.check_images,
+                    max_drop=request.max_drop,
+                ),
+            ),
             created=now(),
             cached=cached,
             left_out=left_out,
@@ -295,35 +282,6 @@ def _manifest(graph: Artifact, report: MemberReport, whole: CalibrateReport, sta
     )
 
 
-def _warnings(request: CalibrateRequest, drawn: Draw, reports: dict[str, MemberReport]) -> list[str]:
-    calibrated, checked = len(drawn.calibration), len(drawn.check)
-    warnings = []
-    if calibrated < request.images:
-        warnings.append(f"{request.images} images were asked for, and there are {calibrated}: all were taken")
-    if drawn.shared:
-        warnings.append("there were no images left to check on that were not calibrated on: the check is too kind")
-    elif checked < request.check_images:
-        warnings.append(f"{checked} images are left to check on, of {request.check_images} asked for")
-    points = 100 / checked  # that one image is worth
-    if request.max_drop and request.max_drop < points:
-        warnings.append(f"--max-drop {request.max_drop:g} allows no image to be lost: one of {checked} is {points:.1f}")
-    for method, report in reports.items():
-        if report.overlap is not None and report.overlap < 0.95:
-            warnings.append(f"{method}: only {report.overlap:.1%} of the kept tokens are those of the float graph")
-        if methods.role_of(method) != methods.BOUND and report.same_top1 < 0.95:
-            warnings.append(f"{method}: only {report.same_top1:.1%} of the answers are those of the float graph")
-    return warnings
-
-
-class _Written(msgspec.Struct):
-    """What is read of a report."""
-
-    settings: dict[str, Any]
-    members: dict[str, dict[str, Any]]
-    warnings: tuple[str, ...]
-    created: str
-
-
 def _unchanged(folder: Path, graphs: dict[str, Artifact], settings: dict[str, Any]) -> CalibrateReport | None:
     """The calibration in ``folder``, if it is of the same files with the same settings by the same version."""
     wanted = finite(settings)  # as JSON has them
@@ -339,18 +297,9 @@ def _unchanged(folder: Path, graphs: dict[str, Artifact], settings: dict[str, An
                 return None
             if any(written.get(name) != value for name, value in wanted.items()):
                 return None
-        report = read_json(folder / REPORT, _Written)
+        report = CalibrateReport.read(folder)
         if report.settings != wanted or set(report.members) != set(graphs):
             return None
-        return CalibrateReport(
-            folder=folder,
-            settings=report.settings,
-            policy=(),
-            members={method: MemberReport.from_dict(member) for method, member in report.members.items()},
-            warnings=report.warnings,
-            created=report.created,
-            reused=True,
-            cached=True,
-        )
+        return report
     except (ArtifactError, UsageError, OSError):
         return None  # not there, or damaged: calibrate again

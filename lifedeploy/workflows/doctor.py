@@ -15,7 +15,7 @@ from lifedeploy.spec import PRECISIONS, QUANTIZED
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """One engine."""
+    """Whether an engine runs and builds here, and in which precisions."""
 
     name: str
     availability: Availability
@@ -33,7 +33,7 @@ class MethodHealth:
     problem: str  # why it cannot be used; '' where it can
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DoctorReport:
     """The machine, its engines, and the methods."""
 
@@ -49,7 +49,7 @@ class DoctorReport:
 
 
 def doctor() -> DoctorReport:
-    """Look around."""
+    """What is installed here, and what of it works."""
     machine = describe()
     engines = []
     for name, availability in registry.survey().items():
@@ -62,8 +62,13 @@ def doctor() -> DoctorReport:
         auto = registry.resolve(registry.AUTO).name
     except EngineUnavailableError:
         auto = ""
-    known = tuple(_examined(name) for name in methods.names(methods.SLIMMED))
-    return DoctorReport(machine, tuple(engines), auto, tuple(_problems(machine["versions"])), known)
+    return DoctorReport(
+        machine=machine,
+        engines=tuple(engines),
+        auto=auto,
+        problems=_problems(machine["versions"]),
+        methods=tuple(_examined(name) for name in methods.names(methods.SLIMMED)),
+    )
 
 
 def _run_as(engine: type[Engine], wanted: str) -> str:
@@ -83,11 +88,10 @@ def _examined(name: str) -> MethodHealth:
     return MethodHealth(name, method.title, method.package, "")
 
 
-def _problems(versions: dict[str, str]) -> list[str]:
-    found = []
-    if "onnxruntime" in versions and "onnxruntime-gpu" in versions:
-        found.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install lifedeploy[cpu] or lifedeploy[gpu]"
-        )
-    return found
+def _problems(versions: dict[str, str]) -> tuple[str, ...]:
+    if not {"onnxruntime", "onnxruntime-gpu"} <= versions.keys():
+        return ()
+    return (
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then install lifedeploy[cpu] or lifedeploy[gpu]",
+    )

@@ -61,7 +61,7 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model."""
+    """The accuracy of one model."""
 
     model: str
     name: str

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lifedeploy import methods
-from lifedeploy.artifact import Artifact, Manifest, Workspace
-from lifedeploy.cost import Cost, Work
+from lifedeploy.artifact import Manifest, Workspace
+from lifedeploy.cost import Cost
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
-from lifedeploy.errors import ArtifactError, EngineUnavailableError, UsageError
+from lifedeploy.errors import EngineUnavailableError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.exporters import inspect
 from lifedeploy.exporters import onnx as exporter
+from lifedeploy.exporters.metadata import macs, metadata
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
 from lifedeploy.kept import KeptTokens, kept_name
@@ -32,16 +32,12 @@ from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.model.weights import LoadedModel, ModelRequest, load
 from lifedeploy.optional import versions
 from lifedeploy.progress import Say, silent
-from lifedeploy.records import GraphRecord, MacsRecord, ParityRecord
+from lifedeploy.records import GraphRecord, ParityRecord
 from lifedeploy.spec import ModelSpec, model_name
 from lifedeploy.targets.evidence import compare
+from lifedeploy.targets.output import CHECKPOINT, REFERENCE, require_usable
 from lifedeploy.targets.target import Target
-from lifedeploy.temporary import is_temporary, sweep
-from lifedeploy.text import shortened
-from lifedeploy.writing import atomic_folder, require_folder, saving
-
-CHECKPOINT = "weights.safetensors"
-REFERENCE = "reference.npz"
+from lifedeploy.writing import atomic_folder, saving
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     # Known before any weight is made, read or fetched.
     exporter.require_one_file(backbones.weight_bytes(request.model.backbone, num_classes=request.model.num_classes))
     if request.output is not None:
-        _require_usable(request.output)
+        require_usable(request.output)
     say("loading the model")
     loaded = load(request.model, workspace, ordering=options.ordering)
     spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)
@@ -109,7 +105,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             f"{LARGEST_BATCH // (height * width):,} images of that size"
         )
     folder = request.output or workspace.root / _name(spec, request)
-    _require_usable(folder)
+    require_usable(folder)
 
     with atomic_folder(folder) as staging:
         samples = parity_samples(spec.preprocess, request.graph.batch_size)
@@ -169,81 +165,11 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                 parity=evidence,
                 reference=REFERENCE,
                 checkpoint=CHECKPOINT,
-                siblings={other: f"{one.method.stem}.json" for other, one in members.items()},
+                siblings={other: f"{variant.method.stem}.json" for other, variant in members.items()},
                 versions=versions(),
             )
             manifests[name].write(path.with_suffix(".json"))
     return ExportReport(folder, manifests, loaded.warning, loaded.notes)
-
-
-def _require_usable(folder: Path) -> None:
-    """Found out before the work that is for nothing otherwise.
-
-    Raises:
-        UsageError: nothing can be written there, or what is there would be lost.
-    """
-    require_folder(folder, replaced=True)
-    _require_replaceable(folder)
-
-
-# What builds and calibrations left that version 0.1 had begun and somebody ended: ``.openvino-fp32.1a2b3c4d``.
-_HALF_BUILT = re.compile(r"\.([a-z-]+-(fp32|fp16|bf16|int8|fp8)|int8|fp8)(\.old)?\.[a-z0-9_]{8}")
-
-
-def _require_replaceable(folder: Path) -> None:
-    """An export takes the place of what was in its folder: that may be nothing, or an export with its engines.
-
-    Raises:
-        UsageError: anything else is in it, and would be lost.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir() or Path.cwd().is_relative_to(folder.resolve()):
-        what = "the current folder or above it" if folder.is_dir() else "a file"
-        raise UsageError(f"{folder} cannot be written to: it is {what}")
-    stems = {method.stem for method in methods.members(methods.get(methods.DEFAULT))}
-    ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in stems for ending in ("onnx", "json"))}
-    sweep(folder)
-    foreign = [
-        path.name
-        for path in folder.iterdir()
-        if path.name not in ours
-        and not is_temporary(path.name)
-        and not _HALF_BUILT.fullmatch(path.name)
-        and not _is_made_of_one(path)
-    ]
-    if foreign:
-        name = shortened(min(foreign))
-        raise UsageError(f"{folder}/ holds {name}, which no export made and which would be lost", hint="-o DIR")
-
-
-def _is_made_of_one(folder: Path) -> bool:
-    """Whether a folder holds what was made of an export: an engine, or a calibrated graph."""
-    try:
-        return Artifact.read(folder / "model.json").manifest.kind != "model"
-    except (ArtifactError, OSError):
-        return False
-
-
-def macs(spec: ModelSpec, cost: Cost) -> MacsRecord:
-    """Work per image, for the manifest.
-
-    Raises:
-        UsageError: the method is not known here.
-    """
-    method = methods.get(spec.method)
-    work = method.count_work(spec.schedule, spec.options, cost)
-    return MacsRecord(
-        total=cost.total(work),
-        dense=cost.total(Work.dense(spec.schedule)),
-        per_layer=tuple(cost.per_layer(work)),
-        attention_tokens=tuple(work.attention),
-        mlp_tokens=tuple(work.mlp),
-        embed=cost.embed,
-        predictor=work.scoring,
-        head=cost.head,
-        speedup_bound=cost.speedup_bound(work),
-    )
 
 
 def _name(spec: ModelSpec, request: ExportRequest) -> str:
@@ -265,13 +191,12 @@ def _name(spec: ModelSpec, request: ExportRequest) -> str:
 
 def _members(loaded: LoadedModel) -> dict[str, _Member]:
     """What the export holds, the slimmed model first."""
-    own = loaded.spec
-    made = {}
-    for method in methods.members(methods.get(own.method)):
-        spec = own.under(method.name)
-        model = loaded.model if spec is own else build_model(loaded.model.backbone, spec)
-        made[method.name] = _Member(method, spec, model)
-    return made
+    members = {}
+    for method in methods.members(methods.get(loaded.spec.method)):
+        spec = loaded.spec.under(method.name)
+        model = loaded.model if spec is loaded.spec else build_model(loaded.model.backbone, spec)
+        members[method.name] = _Member(method, spec, model)
+    return members
 
 
 def _write_graphs(folder: Path, members: Mapping[str, _Member], cost: Cost, options: GraphOptions) -> None:
@@ -287,29 +212,8 @@ def _write_graphs(folder: Path, members: Mapping[str, _Member], cost: Cost, opti
         )
     for name, graph in graphs.items():
         member = members[name]
-        metadata = _metadata(member.spec, cost, options)
-        exporter.save(graph, folder / f"{member.method.stem}.onnx", metadata=metadata)
-
-
-def _metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, object]:
-    """What another tool may want to know, in the ONNX file itself."""
-    preprocess, drops = spec.preprocess, methods.role_of(spec.method) != methods.BASELINE
-    return {
-        "lifedeploy.version": versions(("lifedeploy",)).get("lifedeploy", ""),
-        "lifedeploy.backbone": spec.timm_name,
-        "lifedeploy.method": spec.method,
-        "lifedeploy.graph": options.ordering,
-        "lifedeploy.tokens": list(spec.schedule.tokens) if drops else [spec.schedule.patches],
-        "lifedeploy.drop_layers": list(spec.schedule.drop_layers) if drops else [],
-        "lifedeploy.prefix_tokens": spec.prefix_tokens,
-        "lifedeploy.macs": macs(spec, cost).total,
-        "lifedeploy.weights": spec.provenance.weights,
-        "lifedeploy.predictor": spec.provenance.predictor,
-        "preprocess": asdict(preprocess) | {"in_graph": options.with_preprocess, "layout": "NHWC uint8 RGB"}
-        if options.with_preprocess
-        else asdict(preprocess) | {"in_graph": False, "layout": "NCHW float32 RGB"},
-        "classes": list(spec.classes),
-    }
+        facts = metadata(member.spec, cost, options)
+        exporter.save(graph, folder / f"{member.method.stem}.onnx", metadata=facts)
 
 
 def _torch_answers(member: _Member, samples: Sequence[Sample]) -> list[parity.Answer]:

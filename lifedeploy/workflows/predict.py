@@ -30,7 +30,7 @@ class PredictRequest:
 
 @dataclass(frozen=True)
 class Guess:
-    """One class."""
+    """A class, and how probable it is."""
 
     index: int
     name: str
@@ -48,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class PredictReport:
-    """All predictions."""
+    """The predictions of all images."""
 
     model: str
     engine: str
@@ -88,7 +88,7 @@ def _predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
     with Session(target) as session:
         for path, image in zip(request.images, pixels, strict=True):
             if not predictions:
-                session.ask(image[None])  # the first inference allocates, and would be timed for it
+                session.ask(image[None], [str(path)])  # the first inference allocates, and would be timed for it
             before = session.seconds
             logits = session.read(session.ask(image[None], [str(path)])).logits[0]
             elapsed_ms = (session.seconds - before) * 1000

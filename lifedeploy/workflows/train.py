@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lifedeploy import machine, methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import describe, read_split
 from lifedeploy.data.left_out import unique
-from lifedeploy.errors import ExportError, TrainingError, UsageError, WeightsError
+from lifedeploy.errors import ExportError, TrainingError, UsageError
 from lifedeploy.evaluation.accuracy import by_position
 from lifedeploy.exporters.onnx import require_one_file
 from lifedeploy.files import write_json
-from lifedeploy.model import backbones, checkpoint, weights
+from lifedeploy.model import backbones, checkpoint
+from lifedeploy.model.request import LoadedModel
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.model.weights import LoadedModel, ModelRequest
 from lifedeploy.optional import require
 from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.schedule import Schedule
@@ -35,6 +31,7 @@ from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Trainer
 from lifedeploy.training.runs import claim, held, run_config, run_folder
 from lifedeploy.training.stages import plan
+from lifedeploy.training.start import fingerprint, load_start, require_elastic, resolved, warning_of
 from lifedeploy.writing import require_folder
 
 REPORT = "report.json"
@@ -43,8 +40,7 @@ DENSE_LR = 2e-5
 BEST = "best.safetensors"
 
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainRequest:
     """What to train. ``name`` is the run's folder below ``checkpoints/``; by default it says what is trained."""
 
@@ -55,7 +51,7 @@ class TrainRequest:
     command: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainReport:
     """What a run came to."""
 
@@ -132,8 +128,8 @@ def train(
     if accelerator.is_main_process:
         _warn_of_size(config, warn)
     say("making the model")
-    config, warning = _resolved(config, split.train.classes, workspace)
-    loaded = _load(config, split.train.classes, workspace)
+    config, warning = resolved(config, split.train.classes, workspace)
+    loaded = load_start(config, split.train.classes, workspace)
     if accelerator.is_main_process:
         for line in loaded.notes:
             note(line)
@@ -142,18 +138,18 @@ def train(
     loaded.model.adapted.set_drop_path(config.drop_path)
     require_watchable(loaded.model, config)
     if config.elastic:
-        _require_elastic(loaded, config)
+        require_elastic(loaded, config)
     loader.TrainingImages(split.train, loaded.spec.preprocess, config)  # refuses an augmentation that cannot be
     if config.tensorboard:
         require("tensorboard", extra="tensorboard")
     folder = run_folder(workspace, request.name or run_name(config, loaded.spec))
     # Of several processes the first one writes. Nobody else does, from here to the end, however that comes.
     with held(folder) if accelerator.is_main_process else nullcontext():
-        fingerprint = _fingerprint(config, loaded)
+        start = fingerprint(config, loaded)
         if accelerator.is_main_process:
             claim(folder, config, split, resume=request.resume, overwrite=request.overwrite)
         accelerator.wait_for_everyone()
-        warning = warning or _warning(loaded, config)
+        warning = warning or warning_of(loaded, config)
         spec = _trained_spec(loaded.spec, split.train.classes, config, folder)
         job = Job(
             model=loaded.model,
@@ -162,7 +158,7 @@ def train(
             train=split.train,
             val=split.val,
             folder=folder,
-            fingerprint=fingerprint,
+            fingerprint=start,
             resume=request.resume,
             progress=progress,
         )
@@ -173,17 +169,17 @@ def train(
         trainer = Trainer(job, accelerator)
         trainer.run()
         report = TrainReport(
-            folder,
-            config,
-            spec,
-            {"train": describe(split.train), "val": describe(split.val), "held_out": split.held_out},
-            _outcomes(folder),
-            trainer.position.seconds / 60,
-            machine.describe(),
-            precision,
-            accelerator.num_processes,
-            warning,
-            request.command,
+            folder=folder,
+            config=config,
+            spec=spec,
+            data={"train": describe(split.train), "val": describe(split.val), "held_out": split.held_out},
+            outcomes=_outcomes(folder),
+            minutes=trainer.position.seconds / 60,
+            machine=machine.describe(),
+            precision=precision,
+            processes=accelerator.num_processes,
+            warning=warning,
+            command=request.command,
         )
         if accelerator.is_main_process:
             write_json(folder / REPORT, report.to_dict())
@@ -202,12 +198,12 @@ def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
     """
     read = brought_up(read_toml(file)) if file else {}
     merged = read | settings
-    own, given = read.get("options"), settings.get("options")
+    written, given = read.get("options"), settings.get("options")
     same = merged.get("method", methods.DEFAULT) == read.get("method", methods.DEFAULT)
     if not same:
         merged["options"] = given or {}  # the file's are another method's
-    elif isinstance(own, dict) and isinstance(given, dict):
-        merged["options"] = {**own, **given}  # of one method, option by option
+    elif isinstance(written, dict) and isinstance(given, dict):
+        merged["options"] = {**written, **given}  # of one method, option by option
     config = TrainConfig.from_dict(merged, str(file) if file else "the command")
     dense = not config.slims
     if dense and "backbone_lr" not in merged:
@@ -223,7 +219,7 @@ def resumed(folder: Path, command: str = "") -> TrainRequest:
     Raises:
         UsageError: there is none.
     """
-    return TrainRequest(run_config(folder), folder.name, resume=True, command=command)
+    return TrainRequest(config=run_config(folder), name=folder.name, resume=True, command=command)
 
 
 def run_name(config: TrainConfig, spec: ModelSpec) -> str:
@@ -244,66 +240,6 @@ def _warn_of_size(config: TrainConfig, warn: Say) -> None:
         warn(f"{config.backbone} can be trained and not exported: {error.message}")
 
 
-def _resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> tuple[TrainConfig, str]:
-    """The configuration with ``--weights auto`` made explicit, so that a resumed run starts from the same; a warning.
-
-    A slimmed model is trained over the newest dense one fine-tuned on these classes; failing that, and for a dense run,
-    over timm's weights; with no hub in reach, over random ones.
-    """
-    if config.weights != "auto":
-        return config, ""
-    backbone = backbones.timm_name(config.backbone)
-    if config.slims:
-        wanted = (backbone, methods.baseline().name, tuple(classes))
-        for path in workspace.checkpoints():
-            try:
-                spec = checkpoint.read_spec(path)
-            except WeightsError:  # damaged, or still being written
-                continue
-            if spec is None or (spec.timm_name, spec.method, spec.classes) != wanted:
-                continue
-            if config.size in (None, spec.image_size):
-                return config.but(weights=str(path)), ""
-    obstacle = weights.hub_obstacle(backbone)
-    if not obstacle:
-        return config.but(weights="pretrained"), ""
-    return config.but(weights="random"), (
-        f"RANDOM WEIGHTS to start from: no model fine-tuned on these classes in {workspace.root}/ and no pretrained "
-        f"weights ({obstacle})."
-    )
-
-
-def _load(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> LoadedModel:
-    request = ModelRequest(
-        backbone=config.backbone,
-        keep_rate=None if config.counts or not config.trained_method.takes_keep_rate else config.keep_rate,
-        counts=config.counts or None,
-        drop_layers=config.drop_layers or None,
-        method=config.trained_method.name,
-        options=config.model_options,
-        weights=config.weights,
-        image_size=config.size,
-        num_classes=len(classes),
-        new_head=True,
-    )
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(config.seed)  # a new head is drawn
-        loaded = weights.load(request, workspace)
-    if loaded.spec.classes and set(loaded.spec.classes) == set(classes) and loaded.spec.classes != tuple(classes):
-        raise WeightsError(f"{config.weights} orders its classes differently: {', '.join(loaded.spec.classes[:5])} …")
-    return loaded
-
-
-def _warning(loaded: LoadedModel, config: TrainConfig) -> str:
-    start = loaded.spec.provenance
-    if config.slims and start.weights == "random":
-        what = "lives are" if config.trained_method.predicts_lives else f"{config.method} is"
-        return f"{what} about to be trained on random weights: fine-tune a model first (lifedeploy train --dense)"
-    if config.slims and loaded.new_head:
-        return "the head is new: fine-tune a dense model on these classes first (lifedeploy train --dense)"
-    return ""
-
-
 def _other_classes(loaded: LoadedModel, classes: Sequence[str]) -> str:
     """What the classes of a head are taken for that was trained on others, or has no names; '' of all other heads."""
     spec = loaded.spec
@@ -313,26 +249,6 @@ def _other_classes(loaded: LoadedModel, classes: Sequence[str]) -> str:
         f"the head of {spec.provenance.source} is kept, and its classes are matched BY POSITION: "
         f"{by_position(classes, spec.classes)}"
     )
-
-
-def _fingerprint(config: TrainConfig, loaded: LoadedModel) -> str:
-    """What must be the same for a run to be continued: all that decides its result."""
-    start = asdict(loaded.spec.provenance)
-    return hashlib.sha256(json.dumps([config.decisive(), start], sort_keys=True).encode()).hexdigest()
-
-
-def _require_elastic(loaded: LoadedModel, config: TrainConfig) -> None:
-    """Make sure that the method can change its schedule, before anything is written.
-
-    Raises:
-        UsageError: it cannot, or has the same one for all keep rates.
-    """
-    ends = [config.schedule_at(rate, loaded.spec.schedule) for rate in config.elastic_range]
-    if ends[0].tokens == ends[1].tokens and config.elastic_range[0] < config.elastic_range[1]:
-        raise UsageError(f"--elastic changes the keep rate in every step, and {config.method} has one schedule for all")
-    for other in ends:
-        loaded.model.reducer.relaxed(other)
-        loaded.model.reducer.at(other)
 
 
 def _trained_spec(spec: ModelSpec, classes: Sequence[str], config: TrainConfig, folder: Path) -> ModelSpec:

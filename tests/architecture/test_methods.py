@@ -17,8 +17,6 @@ REDUCERS = "model/reducers/"
 # Words that are a method's name and something else as well: file → word → what it is there.
 OTHERWISE = {
     "spec.py": {"life": "the output of a graph that gives lives"},
-    "records.py": {"dense": "a key of the manifest: MACs of the backbone as it is"},
-    "workflows/export.py": {"dense": "the same key"},
 }
 OURS = [methods.get(name) for name in methods.names()]
 # What a timm ViT is made of, by the names of its attributes; `blocks` and `heads` are words of the adapter too.

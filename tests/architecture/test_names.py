@@ -19,6 +19,7 @@ ENGINES = registry.names(hidden=True)
 # Words that are an engine's name and something else as well: file → word → what it is there.
 OTHERWISE = {
     "optional.py": {"onnxruntime": "a distribution, as pip knows it"},
+    "workflows/doctor.py": {"onnxruntime": "the same"},
 }
 
 

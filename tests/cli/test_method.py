@@ -165,7 +165,7 @@ def test_calibrate_takes_the_newest_export_of_a_method_and_knows_its_old_words(l
         (),
     ):
         lifedeploy("calibrate", *line, "--data", workspace)
-    assert [(request.model, request.recipe.method) for request in seen] == [
+    assert [(request.model, request.recipe.ranges) for request in seen] == [
         (None, "entropy"),
         (None, "percentile"),
         (export.relative_to(workspace.parent), "minmax"),

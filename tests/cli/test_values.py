@@ -184,7 +184,7 @@ def test_words_are_those_of_the_library():
 
     readers = {(one[0], one[1]): one[3] for one in ALL}
     assert bench._MODES == workflow.MODES
-    assert tuple(ranges.METHODS) == calibrate._RANGES
+    assert tuple(ranges.THRESHOLDS) == calibrate._RANGES
     assert set(readers["evaluate", "on_error"].words) == set(evaluate.ON_ERROR)
     assert set(readers["build-engine", "attention"].words) == set(ATTENTIONS)
     assert paths.PICTURES == style.FORMATS

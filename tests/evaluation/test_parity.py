@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,6 @@ from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.errors import ArtifactError, ParityError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.parity import Answer
-from lifedeploy.kept import NOTHING_KEPT, KeptTokens
-from lifedeploy.schedule import Schedule
 from lifedeploy.spec import PreprocessSpec
 
 SAMPLES = [Sample("photographs", np.zeros((3, 8, 8, 3), np.uint8))]
@@ -56,39 +52,6 @@ def test_of_fused_tokens_as_many_are_the_same_as_both_keep():
     assert parity.overlap(ours, ours) == 1.0
     assert parity.overlap(ours, np.array([[0, 2, -1], [-1, 7, 4], [5, 6, 7]])) == pytest.approx((2 + 2 + 0) / 9)
     assert parity.overlap(ours, np.array([[2, 3, -1], [-1, 7, 8], [-1, -1, -1]])) == pytest.approx((1 + 1 + 3) / 9)
-
-
-class Told:
-    """An engine that says what it was asked, and what it keeps if it is a probe."""
-
-    def __init__(self, **kept):
-        self.inputs = self.outputs = [SimpleNamespace(name="x")]
-        self.kept = kept
-        self.asked = 0
-
-    def run(self, feed):
-        self.asked += 1
-        return {"x": feed["x"] + 1, **self.kept}
-
-
-def test_what_a_model_kept_is_asked_of_its_probe_and_read_by_the_last_drop():
-    schedule = Schedule.from_counts(16, 4, (11, 6), (2, 3))
-    order, later = np.arange(11)[None], np.arange(6)[None] + 5
-    engine, images = Told(), np.zeros((1, 3))
-    for layers, probe, expected in (
-        ((2,), Told(kept_2=order), order[:, :6]),
-        ((2, 3), Told(kept_3=later), later),  # the probe has the last tap alone
-    ):
-        answer = parity.asker(engine, probe, KeptTokens.of(schedule, layers))(images)
-        np.testing.assert_array_equal(answer.logits, images + 1)
-        np.testing.assert_array_equal(answer.kept, expected)
-        assert probe.asked == 1
-    probe = Told(kept_2=order)
-    assert parity.asker(probe, probe, KeptTokens.of(schedule, (2,)))(images).kept is not None
-    assert probe.asked == 1  # engine and probe in one: asked once
-    assert parity.asker(engine, probe, NOTHING_KEPT)(images).kept is None
-    assert parity.asker(engine, None, KeptTokens.of(schedule, (2,)))(images).kept is None
-    assert probe.asked == 1
 
 
 def swapped(images=1):

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def finished(settings, workspace) -> Path:
     """A dense run of two epochs, with three steps each."""
-    return train(TrainRequest(settings(dense=True, epochs=2, log_every=1), "run"), workspace).folder
+    return train(TrainRequest(config=settings(dense=True, epochs=2, log_every=1), name="run"), workspace).folder
 
 
 def refused(folder: Path, workspace: Workspace) -> str:
@@ -61,7 +61,7 @@ def test_equal_runs_leave_equal_files_but_for_times(settings, tmp_path):
     folders = []
     for name in ("one", "two"):
         workspace = Workspace(tmp_path / name)
-        folders.append(train(TrainRequest(settings(ema=0.9, checkpoint_every=2), "run"), workspace).folder)
+        folders.append(train(TrainRequest(config=settings(ema=0.9, checkpoint_every=2), name="run"), workspace).folder)
     one, two = ([path.relative_to(folder) for path in sorted(folder.rglob("*"))] for folder in folders)
     assert one == two
     for path in one:
@@ -256,7 +256,7 @@ def test_timms_policies_are_taken(settings, tiny, policy):
 @pytest.mark.parametrize("policy", ["nothing", "rand-zz9", "augmix-m0.5", "rand-m1.2.3"])
 def test_a_policy_that_is_none_is_refused_before_a_folder_is_made(settings, workspace, policy):
     with pytest.raises(UsageError):
-        train(TrainRequest(settings(auto_augment=policy), "run"), workspace)
+        train(TrainRequest(config=settings(auto_augment=policy), name="run"), workspace)
     assert not workspace.root.exists()
 
 
@@ -268,14 +268,14 @@ def test_a_policy_that_is_none_is_refused_before_a_folder_is_made(settings, work
 )
 def test_a_name_is_that_of_one_folder(settings, workspace, name):
     with pytest.raises(UsageError, match="cannot be a run's folder"):
-        train(TrainRequest(settings(), name), workspace)
+        train(TrainRequest(config=settings(), name=name), workspace)
     assert not workspace.root.exists()
 
 
 def test_a_workspace_that_weights_cannot_be_read_from_is_refused_before_the_work(settings, tmp_path):
     workspace = Workspace(tmp_path / "caf\udce9")
     with pytest.raises(UsageError, match=r"caf\\xe9/checkpoints/run/ is no UTF-8"):
-        train(TrainRequest(settings(), "run"), workspace)
+        train(TrainRequest(config=settings(), name="run"), workspace)
     assert not workspace.root.exists()
 
 
@@ -292,7 +292,7 @@ def test_the_newest_run_is_found_among_what_is_none(workspace):
 
 def test_a_run_folder_has_one_writer(settings, workspace, finished):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    for request in (resumed(finished), TrainRequest(settings(), "run", overwrite=True)):
+    for request in (resumed(finished), TrainRequest(config=settings(), name="run", overwrite=True)):
         with sole_writer(finished), pytest.raises(UsageError, match="is being written to by another process"):
             train(request, workspace)
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
@@ -303,7 +303,7 @@ def test_a_run_that_was_being_removed_is_removed_by_the_same_command(settings, w
     class Killed(BaseException):
         pass
 
-    unlink, request, left = Path.unlink, TrainRequest(settings(stage2_epochs=0), "run", overwrite=True), [0]
+    unlink, request, left = Path.unlink, TrainRequest(config=settings(stage2_epochs=0), name="run", overwrite=True), [0]
 
     def unlink_some(path: Path, **how: bool) -> None:
         left[0] -= 1
@@ -330,7 +330,7 @@ def test_what_a_killed_writer_left_is_no_part_of_a_run(settings, workspace, fini
     for folder in (finished, finished / "state", empty):
         (folder / left).write_text("half")
     config = settings(dense=True, epochs=1)
-    train(TrainRequest(config, "empty"), workspace)
+    train(TrainRequest(config=config, name="empty"), workspace)
     train(resumed(finished), workspace)
     assert not [path for path in workspace.root.rglob("*") if is_temporary(path.name)]
 
@@ -341,7 +341,7 @@ def test_what_a_killed_writer_left_is_no_part_of_a_run(settings, workspace, fini
 def test_a_run_killed_with_its_workers_is_resumed_at_once(settings, workspace, tmp_path):
     """The lock ends with the process that holds it, though its decoding processes live on for a moment."""
     config = settings(dense=True, epochs=3, checkpoint_every=1, log_every=1, workers=2)
-    unbroken = train(TrainRequest(config.but(workers=0), "killed"), Workspace(tmp_path / "unbroken")).folder
+    unbroken = train(TrainRequest(config=config.but(workers=0), name="killed"), Workspace(tmp_path / "unbroken")).folder
     file = tmp_path / "run.toml"
     file.write_text(config.to_toml(), encoding="utf-8")
     folder = run_folder(workspace, "killed")
@@ -354,7 +354,7 @@ def test_a_run_killed_with_its_workers_is_resumed_at_once(settings, workspace, t
     time.sleep(generator.random())
     running.send_signal(signal.SIGKILL)
     running.wait()
-    train(TrainRequest(config, "killed", resume=True), workspace)
+    train(TrainRequest(config=config, name="killed", resume=True), workspace)
     assert (folder / "last.safetensors").read_bytes() == (unbroken / "last.safetensors").read_bytes()
     assert not [path for path in folder.rglob("*") if is_temporary(path.name)]
     assert asdict(run_config(folder)) == asdict(config.but(options={"temperature": 1.5}))

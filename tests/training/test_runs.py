@@ -47,11 +47,13 @@ def comparable(folder: Path) -> list[object]:
 
 def test_each_stage_leaves_the_other_part_alone(settings, workspace):
     """Norms and buffers included: the digest is over the whole state of a part."""
-    start = train(TrainRequest(settings(dense=True, epochs=1), "start"), workspace).folder / "last.safetensors"
+    start = (
+        train(TrainRequest(config=settings(dense=True, epochs=1), name="start"), workspace).folder / "last.safetensors"
+    )
     config = settings(weights=str(start))
-    first = train(TrainRequest(config.but(stage2_epochs=0), "one"), workspace).folder
-    both = train(TrainRequest(config, "both"), workspace).folder
-    second = train(TrainRequest(config.but(stage1_epochs=0), "two"), workspace).folder
+    first = train(TrainRequest(config=config.but(stage2_epochs=0), name="one"), workspace).folder
+    both = train(TrainRequest(config=config, name="both"), workspace).folder
+    second = train(TrainRequest(config=config.but(stage1_epochs=0), name="two"), workspace).folder
     before, one, two, end = (weights_of(folder) for folder in (start.parent, first, second, both))
     assert digest(one, backbone=True) == digest(before, backbone=True)
     assert digest(one, backbone=False) != digest(two, backbone=False)
@@ -62,7 +64,7 @@ def test_each_stage_leaves_the_other_part_alone(settings, workspace):
 
 
 def test_a_single_stage_trains_both(settings, workspace):
-    folder = train(TrainRequest(settings(single_stage=True)), workspace).folder
+    folder = train(TrainRequest(config=settings(single_stage=True)), workspace).folder
     assert folder.name == "test_vit-life-r0.7-64x64px-single"
     state = weights_of(folder)
     assert not torch.equal(state["reducer.predictor.weight"], torch.eye(64))
@@ -70,7 +72,7 @@ def test_a_single_stage_trains_both(settings, workspace):
 
 
 def test_dense_training_learns_the_colours(settings, workspace):
-    report = train(TrainRequest(settings(dense=True, epochs=8)), workspace)
+    report = train(TrainRequest(config=settings(dense=True, epochs=8)), workspace)
     assert report.folder.name == "test_vit-dense-64x64px"
     assert report.last.accuracy >= 0.8
     assert report.spec.classes == ("blue", "green", "red")
@@ -82,19 +84,19 @@ def test_dense_training_learns_the_colours(settings, workspace):
 
 
 def test_lives_start_from_the_dense_model_of_these_classes(settings, workspace):
-    dense = train(TrainRequest(settings(dense=True, epochs=1)), workspace).folder
-    report = train(TrainRequest(settings(weights="auto")), workspace)
+    dense = train(TrainRequest(config=settings(dense=True, epochs=1)), workspace).folder
+    report = train(TrainRequest(config=settings(weights="auto")), workspace)
     assert Path(report.config.weights) in (dense / "best.safetensors", dense / "last.safetensors")
     assert report.warning == ""
     assert report.spec.provenance.predictor == "trained"
     stored = run_config(report.folder)
     assert stored == report.config
-    other = train(TrainRequest(settings(weights="auto"), "again"), workspace)
+    other = train(TrainRequest(config=settings(weights="auto"), name="again"), workspace)
     assert other.config.weights == report.config.weights  # the life run's own checkpoints are no dense model
 
 
 def test_without_a_dense_model_the_user_is_warned(settings, workspace):
-    report = train(TrainRequest(settings(weights="auto", stage2_epochs=0)), workspace)
+    report = train(TrainRequest(config=settings(weights="auto", stage2_epochs=0)), workspace)
     assert "RANDOM WEIGHTS" in report.warning and "no hub in a test" in report.warning
     assert report.config.weights == "random"
 
@@ -123,7 +125,7 @@ RECIPES = {
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, monkeypatch, recipe, stop_after):
     config = settings(checkpoint_every=1, **RECIPES[recipe])
-    unbroken = train(TrainRequest(config, "unbroken"), workspace).folder
+    unbroken = train(TrainRequest(config=config, name="unbroken"), workspace).folder
 
     class Stopped(Exception):
         pass
@@ -140,7 +142,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, mo
 
     monkeypatch.setattr(loop.Trainer, "_step", stopping)
     with pytest.raises(Stopped):
-        train(TrainRequest(config, "broken"), workspace)
+        train(TrainRequest(config=config, name="broken"), workspace)
     monkeypatch.setattr(loop.Trainer, "_step", step)
     folder = workspace.root / "checkpoints" / "broken"
     torch.rand(7)  # what was drawn meanwhile is of no consequence
@@ -155,7 +157,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, mo
 def test_a_killed_process_goes_on_to_the_same_bits(settings, workspace, tmp_path):
     """kill -9 at whatever moment, several times."""
     config = settings(checkpoint_every=1, dense=True, epochs=6, log_every=1)
-    unbroken = train(TrainRequest(config, "unbroken"), workspace).folder
+    unbroken = train(TrainRequest(config=config, name="unbroken"), workspace).folder
     file = tmp_path / "run.toml"
     file.write_text(config.to_toml(), encoding="utf-8")
     folder = workspace.root / "checkpoints" / "killed"
@@ -180,7 +182,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(settings, workspace, tmp_path
 
 def test_two_processes_train_as_one(settings, workspace, tmp_path):
     config = settings(stage1_epochs=1, stage2_epochs=1, log_every=1)
-    alone = train(TrainRequest(config, "alone"), workspace).folder
+    alone = train(TrainRequest(config=config, name="alone"), workspace).folder
     file = tmp_path / "run.toml"
     file.write_text(config.to_toml(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
@@ -199,8 +201,8 @@ def test_two_processes_train_as_one(settings, workspace, tmp_path):
 
 
 def test_accumulation_is_the_same_step(settings, workspace):
-    whole = train(TrainRequest(settings(), "whole"), workspace).folder
-    parts = train(TrainRequest(settings(accumulate=4), "parts"), workspace).folder
+    whole = train(TrainRequest(config=settings(), name="whole"), workspace).folder
+    parts = train(TrainRequest(config=settings(accumulate=4), name="parts"), workspace).folder
     ours, theirs = weights_of(parts), weights_of(whole)
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
@@ -219,7 +221,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_images(settin
 
     monkeypatch.setattr(loop, "classification_loss", exploding)
     with pytest.raises(TrainingError) as stopped:
-        train(TrainRequest(config, "exploding"), workspace)
+        train(TrainRequest(config=config, name="exploding"), workspace)
     message = stopped.value.message
     assert message.startswith("stage predictor, step 3: gradients are not finite (loss inf, norm ")
     assert message.count(".png") == 8
@@ -230,8 +232,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_images(settin
 
 
 def test_averaged_weights_are_what_is_validated_and_kept(settings, workspace):
-    plain = train(TrainRequest(settings(dense=True, epochs=1), "plain"), workspace).folder
-    averaged = train(TrainRequest(settings(dense=True, epochs=1, ema=0.99), "averaged"), workspace).folder
+    plain = train(TrainRequest(config=settings(dense=True, epochs=1), name="plain"), workspace).folder
+    averaged = train(TrainRequest(config=settings(dense=True, epochs=1, ema=0.99), name="averaged"), workspace).folder
     key = "backbone.blocks.0.mlp.fc1.weight"
     assert not torch.equal(weights_of(plain)[key], weights_of(averaged)[key])
 
@@ -244,7 +246,7 @@ def test_bf16_runs_where_it_is_asked_for(settings, workspace, monkeypatch):
         return forward(self, *arguments, **options)
 
     monkeypatch.setattr(SlimViT, "forward", watched)
-    report = train(TrainRequest(settings(precision="bf16")), workspace)
+    report = train(TrainRequest(config=settings(precision="bf16")), workspace)
     assert report.precision == "bf16"
     assert len(seen) >= 8 and all(seen), "in both stages, in training and in validation"
     assert all(tensor.dtype == torch.float32 for tensor in weights_of(report.folder).values())
@@ -254,7 +256,7 @@ def test_fp16_on_a_cpu_is_refused(settings, workspace):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(UsageError, match="fp16 training needs a GPU"):
-        train(TrainRequest(settings(precision="fp16")), workspace)
+        train(TrainRequest(config=settings(precision="fp16")), workspace)
 
 
 def test_a_broken_image_stops_the_run_by_name(settings, workspace, pictures, tmp_path):
@@ -266,34 +268,34 @@ def test_a_broken_image_stops_the_run_by_name(settings, workspace, pictures, tmp
     (broken / "red" / "zz.png").write_bytes(b"no image")
     for workers in (0, 1):
         with pytest.raises(ImageError, match=r"red/zz\.png is not an image that can be read") as stopped:
-            train(TrainRequest(settings(data=str(broken), batch=29, workers=workers), overwrite=True), workspace)
+            train(TrainRequest(config=settings(data=str(broken), batch=29, workers=workers), overwrite=True), workspace)
         assert "\n" not in stopped.value.message
 
 
 def test_a_run_is_neither_replaced_nor_mixed_up(settings, workspace):
     config = settings(stage2_epochs=0)
-    folder = train(TrainRequest(config, "run"), workspace).folder
+    folder = train(TrainRequest(config=config, name="run"), workspace).folder
     before = (folder / "last.safetensors").stat().st_mtime_ns
     with pytest.raises(UsageError, match="holds a run already") as refused:
-        train(TrainRequest(config, "run"), workspace)
+        train(TrainRequest(config=config, name="run"), workspace)
     assert "--resume" in (refused.value.hint or "") and "--overwrite" in (refused.value.hint or "")
     with pytest.raises(UsageError, match="the run to resume has batch 8, and 4 was asked for"):
-        train(TrainRequest(config.but(batch=4), "run", resume=True), workspace)
+        train(TrainRequest(config=config.but(batch=4), name="run", resume=True), workspace)
     assert (folder / "last.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match=r"the run to resume has temperature 1\.5, and 2\.0 was asked for"):
-        train(TrainRequest(config.but(options={"temperature": 2.0}), "run", resume=True), workspace)
-    report = train(TrainRequest(config, "run", resume=True), workspace)  # nothing left to do
+        train(TrainRequest(config=config.but(options={"temperature": 2.0}), name="run", resume=True), workspace)
+    report = train(TrainRequest(config=config, name="run", resume=True), workspace)  # nothing left to do
     assert report.last.stage == "predictor"
     (workspace.root / "checkpoints" / "notes").mkdir()
     (workspace.root / "checkpoints" / "notes" / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="holds something else than a training run"):
-        train(TrainRequest(config, "notes", overwrite=True), workspace)
+        train(TrainRequest(config=config, name="notes", overwrite=True), workspace)
 
 
 def test_a_run_from_before_methods_had_options_is_continued(settings, workspace, monkeypatch):
     """Its configuration says ``temperature`` among the settings, and nothing of methods."""
     config = settings(stage2_epochs=0, checkpoint_every=1)
-    folder = train(TrainRequest(config, "run"), workspace).folder
+    folder = train(TrainRequest(config=config, name="run"), workspace).folder
     finished = weights_of(folder)
     max((folder / "state").iterdir()).unlink()  # its last step is to be done again
     older = config.to_dict()
@@ -301,7 +303,7 @@ def test_a_run_from_before_methods_had_options_is_continued(settings, workspace,
     written = tomli_w.dumps(older | {"temperature": 1.5})
     done, step = [], loop.Trainer._step
     monkeypatch.setattr(loop.Trainer, "_step", lambda self, *given: done.append(step(self, *given)))
-    for request in (lambda: resumed(folder), lambda: TrainRequest(config, "run", resume=True)):
+    for request in (lambda: resumed(folder), lambda: TrainRequest(config=config, name="run", resume=True)):
         (folder / "config.toml").write_text(written, encoding="utf-8")
         train(request(), workspace)
         assert all(torch.equal(weights_of(folder)[name], tensor) for name, tensor in finished.items())
@@ -310,18 +312,20 @@ def test_a_run_from_before_methods_had_options_is_continued(settings, workspace,
 
 
 def test_a_state_with_other_starting_weights_is_refused(settings, workspace):
-    start = train(TrainRequest(settings(dense=True, epochs=1), "start"), workspace).folder / "last.safetensors"
+    start = (
+        train(TrainRequest(config=settings(dense=True, epochs=1), name="start"), workspace).folder / "last.safetensors"
+    )
     config = settings(weights=str(start))
-    folder = train(TrainRequest(config, "run"), workspace).folder
-    train(TrainRequest(settings(dense=True, epochs=1, seed=9), "start", overwrite=True), workspace)
+    folder = train(TrainRequest(config=config, name="run"), workspace).folder
+    train(TrainRequest(config=settings(dense=True, epochs=1, seed=9), name="start", overwrite=True), workspace)
     with pytest.raises(TrainingError, match="left by a run with other settings or other starting weights"):
         train(resumed(folder), workspace)
 
 
 def test_a_damaged_state_gives_way_to_the_one_before_it(settings, workspace):
     config = settings(dense=True, epochs=2)
-    unbroken = train(TrainRequest(config, "unbroken"), workspace).folder
-    folder = train(TrainRequest(config, "damaged"), workspace).folder
+    unbroken = train(TrainRequest(config=config, name="unbroken"), workspace).folder
+    folder = train(TrainRequest(config=config, name="damaged"), workspace).folder
     newest = max((folder / "state").iterdir())
     newest.write_bytes(newest.read_bytes()[:1000])
     train(resumed(folder), workspace)
@@ -331,7 +335,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_it(settings, workspace):
 
 
 def test_the_log_and_the_split_can_be_read_by_anything(settings, workspace):
-    folder = train(TrainRequest(settings()), workspace).folder
+    folder = train(TrainRequest(config=settings()), workspace).folder
     with (folder / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["kind"] for row in rows] == ["train", "train", "val"] * 2
@@ -345,7 +349,7 @@ def test_an_elastic_checkpoint_is_what_export_takes_at_any_rate(settings, worksp
     from lifedeploy.model import weights
     from lifedeploy.model.weights import ModelRequest
 
-    train(TrainRequest(settings(elastic=True)), workspace)
+    train(TrainRequest(config=settings(elastic=True)), workspace)
     request = ModelRequest(backbone="test_vit", keep_rate=0.4, image_size=(64, 64))
     loaded = weights.load(request, workspace)
     assert loaded.spec.provenance.elastic and loaded.spec.provenance.predictor == "trained"
@@ -356,7 +360,7 @@ def test_tensorboard_gets_the_same_numbers(settings, workspace):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = train(TrainRequest(settings(tensorboard=True)), workspace).folder
+    folder = train(TrainRequest(config=settings(tensorboard=True)), workspace).folder
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
@@ -365,8 +369,8 @@ def test_tensorboard_gets_the_same_numbers(settings, workspace):
 
 def test_the_workspace_offers_the_best_of_the_newest_run(settings, tmp_path):
     workspace = Workspace(tmp_path / "artifacts")
-    train(TrainRequest(settings(dense=True, epochs=1), "old"), workspace)
-    train(TrainRequest(settings(dense=True, epochs=1), "new"), workspace)
+    train(TrainRequest(config=settings(dense=True, epochs=1), name="old"), workspace)
+    train(TrainRequest(config=settings(dense=True, epochs=1), name="new"), workspace)
     assert [path.parent.name + "/" + path.stem for path in workspace.checkpoints()] == [
         "new/best",
         "new/last",
@@ -384,7 +388,7 @@ def test_a_head_of_other_classes_is_taken_by_position_and_that_is_said(settings,
     save_file(vit.state_dict(), tmp_path / "mine.safetensors", metadata=header)
     said: list[str] = []
     config = settings(weights=str(tmp_path / "mine.safetensors"), stage2_epochs=0)
-    report = train(TrainRequest(config), workspace, warn=said.append)
+    report = train(TrainRequest(config=config), workspace, warn=said.append)
     given = ("'sky'", "'grass'", "'fire'") if named else ("class 0", "class 1", "class 2")
     assert said == [
         "the head of mine.safetensors is kept, and its classes are matched BY POSITION: "

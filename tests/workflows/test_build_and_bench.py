@@ -94,7 +94,13 @@ def test_bench_reports_what_the_engine_takes(workspace, monkeypatch):
     assert dense.subject.mac_ratio == 1.0
     assert life.images_per_s > dense.images_per_s
     assert life.latency_ms["p50"] <= life.latency_ms["p90"] <= life.latency_ms["p99"]
-    assert (life.subject.engine, life.subject.precision, life.setting.mode, life.setting.batch, life.subject.weights) == ("fake", "fp32", "latency", 2, "file")
+    assert (
+        life.subject.engine,
+        life.subject.precision,
+        life.setting.mode,
+        life.setting.batch,
+        life.subject.weights,
+    ) == ("fake", "fp32", "latency", 2, "file")
 
 
 def test_json_keeps_its_names(workspace, tmp_path):

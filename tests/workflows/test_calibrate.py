@@ -24,14 +24,15 @@ from lifedeploy.errors import ArtifactError, DataError, EngineError, ImageError,
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
 from lifedeploy.model.weights import ModelRequest
+from lifedeploy.targets.evidence import prove
 from lifedeploy.targets.find import find
+from lifedeploy.targets.output import _require_replaceable
 from lifedeploy.targets.target import target_of
 from lifedeploy.workflows.bench import BenchRequest, bench
-from lifedeploy.targets.evidence import prove
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate, show_policy
 from lifedeploy.workflows.evaluate import EvaluateRequest, evaluate
-from lifedeploy.workflows.export import ExportRequest, _require_replaceable, export
+from lifedeploy.workflows.export import ExportRequest, export
 from tests.calibration.conftest import make_loose
 from tests.conftest import TINY, TINY_SIZE
 from tests.workflows.test_evaluate import make_images
@@ -75,7 +76,7 @@ def test_all_three_graphs_are_quantised_and_say_so(calibrated, known):
         manifest = artifact.manifest
         assert (manifest.kind, artifact.method, artifact.precision) == ("calibrated", method, "int8")
         assert artifact.name == calibrated.name
-        facts = manifest.quantization
+        facts = manifest.quantization.to_dict()
         assert facts["source_sha256"] == Artifact.read(calibrated / f"{stem}.json").manifest.sha256
         assert facts["data"]["images"] == 12
         assert len(facts["data"]["sha256"]) == 64
@@ -215,9 +216,9 @@ def test_engines_say_how_many_products_run_in_8_bits(calibrated, images, engine,
         record = build(BuildRequest(engine=engine, precision="int8"), workspace).record
         return record.details.eight_bits
 
-    assert counted(Recipe()) == {"products": LAYERS, "of": LAYERS}
+    assert counted(Recipe()).to_dict() == {"products": LAYERS, "of": LAYERS}
     half = Recipe(keep=("*fc1*", "*fc2*"))
-    assert counted(half) == {"products": LAYERS // 2, "of": LAYERS // 2}
+    assert counted(half).to_dict() == {"products": LAYERS // 2, "of": LAYERS // 2}
     assert f"{LAYERS // 2}/{LAYERS // 2}" in lifedeploy("build-engine", "--engine", engine, "--int8").out
     found = counted(Recipe(parts=("linear", "embedding")))
     assert found.of == LAYERS + 1
@@ -241,7 +242,7 @@ def test_an_export_that_is_not_calibrated_says_what_to_do(workspace):
 def test_a_calibration_of_another_export_is_not_used(calibrated):
     path = calibrated / "int8" / "model.json"
     manifest = Artifact.read(path).manifest
-    replace(manifest, quantization=manifest.quantization | {"source_sha256": "0" * 64}).write(path)
+    replace(manifest, quantization=manifest.quantization.but(source_sha256="0" * 64)).write(path)
     with pytest.raises(ArtifactError, match=r"was calibrated for another model\.onnx than is there now"):
         build(BuildRequest(engine="onnxruntime", precision="int8"), Workspace(calibrated.parent))
 
@@ -410,7 +411,7 @@ def test_scales_do_not_depend_on_the_batch(calibrated, images, tmp_path):
     found = []
     for batch in (3, 8):
         calibrate(request(images, batch=batch, force=True, cache=tmp_path / str(batch)), Workspace(calibrated.parent))
-        facts = Artifact.read(calibrated / "int8/model.json").manifest.quantization
+        facts = Artifact.read(calibrated / "int8/model.json").manifest.quantization.to_dict()
         layers = sorted(facts["layers"], key=lambda layer: layer["name"])
         found.append([tensor["scale"] for layer in layers for tensor in layer["tensors"]])
     np.testing.assert_allclose(found[0], found[1], rtol=0.01)

@@ -241,7 +241,7 @@ def test_numbers_that_are_not_finite_name_the_image(data, folder, monkeypatch):
         return found
 
     monkeypatch.setattr(OnnxRuntime, "_run", spoilt)
-    with pytest.raises(EngineError, match=r"model\.onnx on onnxruntime gives NaN or infinity for cup/0\.png"):
+    with pytest.raises(EngineError, match=r"model\.onnx on onnxruntime fp32 gives NaN or infinity for cup/0\.png"):
         run(data, folder)
 
 

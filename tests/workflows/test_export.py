@@ -17,8 +17,9 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ParityError, UsageError
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.model.weights import ModelRequest
+from lifedeploy.targets.output import require_usable
 from lifedeploy.workflows.build import BuildRequest, build
-from lifedeploy.workflows.export import ExportRequest, _require_usable, export
+from lifedeploy.workflows.export import ExportRequest, export
 from tests.conftest import TINY, TINY_SIZE
 
 
@@ -159,11 +160,11 @@ def test_what_a_killed_command_left_is_no_reason_to_refuse_and_is_swept(workspac
     left[0].mkdir()
     (left[0] / "model.xml").touch()
     left[1].touch()
-    _require_usable(folder)
+    require_usable(folder)
     assert not any(path.exists() for path in left)
     (folder / "notes.txt").touch()
     with pytest.raises(UsageError, match=r"holds notes\.txt, which no export made"):
-        _require_usable(folder)
+        require_usable(folder)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**40, 10**26, 1.5, float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-"""``lifedeploy bench``."""
+"""``lifedeploy bench``: its options, and where its tables go."""
 
 from __future__ import annotations
 

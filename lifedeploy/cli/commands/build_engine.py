@@ -1,4 +1,4 @@
-"""``lifedeploy build-engine``."""
+"""``lifedeploy build-engine``: its options, and the table of what was built."""
 
 from __future__ import annotations
 

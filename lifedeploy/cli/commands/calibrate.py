@@ -1,4 +1,4 @@
-"""``lifedeploy calibrate``."""
+"""``lifedeploy calibrate``: its options, the policy and what 8 bits cost."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lifedeploy.errors import UsageError
 from lifedeploy.text import printable
 
 if TYPE_CHECKING:
+    from lifedeploy.calibration.outcome import CalibrateReport
     from lifedeploy.calibration.report import LayerReport, MemberReport
-    from lifedeploy.workflows.calibrate import CalibrateReport
 
 
 _NO_DATA = "calibration needs images: --data DIR"
@@ -219,7 +219,7 @@ def policy(rows: Sequence[Mapping[str, Any]], precision: str) -> RenderableType:
 
 def calibrated(report: CalibrateReport) -> RenderableType:
     """What it cost: graphs, then the worst layers and images of the slimmed model."""
-    from lifedeploy.workflows.calibrate import PLOT, REPORT
+    from lifedeploy.calibration.outcome import PLOT, REPORT
 
     settings = report.settings
     verb = "reused: nothing changed since it was calibrated" if report.reused else "calibrated"

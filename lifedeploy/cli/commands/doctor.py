@@ -1,4 +1,4 @@
-"""``lifedeploy doctor``."""
+"""``lifedeploy doctor``: what is installed and what runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lifedeploy evaluate``."""
+"""``lifedeploy evaluate``: its options, and the table of accuracy."""
 
 from __future__ import annotations
 

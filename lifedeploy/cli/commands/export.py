@@ -1,4 +1,4 @@
-"""``lifedeploy export``."""
+"""``lifedeploy export``: its options, and the table of graphs."""
 
 from __future__ import annotations
 

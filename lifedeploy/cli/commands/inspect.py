@@ -1,4 +1,4 @@
-"""``lifedeploy inspect``."""
+"""``lifedeploy inspect``: what is in a model, as tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lifedeploy predict``."""
+"""``lifedeploy predict``: its options, and the classes found."""
 
 from __future__ import annotations
 

@@ -104,7 +104,13 @@ def train(
         if resume and not settings and config is None:
             request = resumed(run_folder(place, name) if name else newest_run(place), command)
         else:
-            request = TrainRequest(settled(settings, config), name or "", resume, overwrite, command)
+            request = TrainRequest(
+                config=settled(settings, config),
+                name=name or "",
+                resume=resume,
+                overwrite=overwrite,
+                command=command,
+            )
 
         def begin(plan: TrainConfig, folder: Path, warning: str) -> None:
             if warning:

@@ -1,4 +1,4 @@
-"""``lifedeploy verify``."""
+"""``lifedeploy verify``: two models, and how far apart they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lifedeploy visualize``."""
+"""``lifedeploy visualize``: its options, and what was drawn."""
 
 from __future__ import annotations
 

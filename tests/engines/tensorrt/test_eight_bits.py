@@ -61,7 +61,7 @@ def test_8_bits_are_computed_in_8_bits_and_attention_is_one_kernel(rtx, quantize
     assert (report.attention, report.topk) == (4, 1)
     report.require_eight_bits("it", names, precision)
     assert len(names) == (24 if precision == "fp8" else 16)
-    assert report.to_dict()["eight_bits"] == {precision: 28 if precision == "fp8" else 16}  # with softmax, in FP8
+    assert report.record.eight_bits == {precision: 28 if precision == "fp8" else 16}  # with softmax, in FP8
 
 
 def test_a_product_that_is_not_in_8_bits_is_found_out(rtx, quantized):

@@ -22,12 +22,11 @@ from lifedeploy.engines.tensorrt.rtx import TensorRTRtx
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.records import OptionsRecord, ParityRecord
 from lifedeploy.spec import GraphForm
-from lifedeploy.workflows.bench import BenchRequest, bench
-from lifedeploy.targets.evidence import prove
-from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.targets.evidence import Checked, prove
 from lifedeploy.targets.find import find
-from lifedeploy.targets.evidence import Checked
 from lifedeploy.targets.target import target_of
+from lifedeploy.workflows.bench import BenchRequest, bench
+from lifedeploy.workflows.build import BuildRequest, build
 from tests.engines.devices import FakeCuda
 from tests.engines.hammer import wrong_answers
 
@@ -92,7 +91,7 @@ def test_the_same_again_is_reused_and_other_options_are_not(built):
     assert build(BuildRequest(engine="tensorrt-rtx"), built).reused  # its usual precision
     other = build(replace(request, options=BuildOptions(batch=(1, 2, 4))), built)
     assert not other.reused
-    assert other.record.options == {"batch": [1, 2, 4]}
+    assert other.record.options.to_dict() == {"batch": [1, 2, 4]}
     assert build(replace(request, options=BuildOptions(batch=(1, 2, 4))), built).reused
 
 
@@ -153,7 +152,7 @@ def test_a_foreign_plan_is_measured_only_if_trusted_and_its_engine_is_named(buil
         assert row.images_per_s > 0
         assert row.device_ms["p50"] >= 0
     (only,) = bench(replace(request, trust=True, engines=("tensorrt:fp16",), copies=(False,)), built).rows
-    assert only.copies is False
+    assert only.setting.copies is False
 
 
 def test_a_plan_of_another_version_is_not_loaded(built):

@@ -15,8 +15,8 @@ from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.engines.tensorrt.rtx import TensorRTRtx
 from lifedeploy.errors import ArtifactError, EngineError, LifedeployError
 from lifedeploy.files import sha256
-from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.targets.evidence import prove
+from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build
 from tests.engines.tensorrt.test_engine import device  # noqa: F401  a fixture
 

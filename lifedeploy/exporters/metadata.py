@@ -1,0 +1,54 @@
+"""What an export says of itself: its work for the manifest, and facts for other tools in the ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from lifedeploy import methods
+from lifedeploy.cost import Cost, Work
+from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.optional import versions
+from lifedeploy.records import MacsRecord
+from lifedeploy.spec import ModelSpec
+
+
+def macs(spec: ModelSpec, cost: Cost) -> MacsRecord:
+    """Work per image, for the manifest.
+
+    Raises:
+        UsageError: the method is not known here.
+    """
+    method = methods.get(spec.method)
+    work = method.count_work(spec.schedule, spec.options, cost)
+    return MacsRecord(
+        total=cost.total(work),
+        dense=cost.total(Work.dense(spec.schedule)),
+        per_layer=tuple(cost.per_layer(work)),
+        attention_tokens=tuple(work.attention),
+        mlp_tokens=tuple(work.mlp),
+        embed=cost.embed,
+        predictor=work.scoring,
+        head=cost.head,
+        speedup_bound=cost.speedup_bound(work),
+    )
+
+
+def metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, object]:
+    """What another tool may want to know, in the ONNX file itself."""
+    preprocess, drops = spec.preprocess, methods.role_of(spec.method) != methods.BASELINE
+    return {
+        "lifedeploy.version": versions(("lifedeploy",)).get("lifedeploy", ""),
+        "lifedeploy.backbone": spec.timm_name,
+        "lifedeploy.method": spec.method,
+        "lifedeploy.graph": options.ordering,
+        "lifedeploy.tokens": list(spec.schedule.tokens) if drops else [spec.schedule.patches],
+        "lifedeploy.drop_layers": list(spec.schedule.drop_layers) if drops else [],
+        "lifedeploy.prefix_tokens": spec.prefix_tokens,
+        "lifedeploy.macs": macs(spec, cost).total,
+        "lifedeploy.weights": spec.provenance.weights,
+        "lifedeploy.predictor": spec.provenance.predictor,
+        "preprocess": asdict(preprocess) | {"in_graph": options.with_preprocess, "layout": "NHWC uint8 RGB"}
+        if options.with_preprocess
+        else asdict(preprocess) | {"in_graph": False, "layout": "NCHW float32 RGB"},
+        "classes": list(spec.classes),
+    }
