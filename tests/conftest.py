@@ -65,6 +65,12 @@ def tiny_vit(**options: object) -> VisionTransformer:
     return vit
 
 
+@pytest.fixture(autouse=True)
+def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured takes short turns: speeds are not what tests look at."""
+    monkeypatch.setattr(measure, "MIN_ROUND_S", 0.01)
+
+
 @pytest.fixture
 def tiny() -> tuple[SlimViT, ModelSpec]:
     """A slimmed tiny ViT: 16 patches, 11 after layer 2, 6 after layer 3."""
@@ -136,12 +142,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Pa
 
 @pytest.fixture
 def workspace(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that workspace, as ``artifacts/`` of the current folder; what is measured in it takes short turns."""
-    monkeypatch.setattr(measure, "MIN_ROUND_S", 0.01)  # speeds are not what tests look at
+    """A copy of that workspace, as ``artifacts/`` of the current folder."""
     root = tmp_path / "artifacts"
     shutil.copytree(exported, root)
     monkeypatch.chdir(tmp_path)
     return root
+
+
+@pytest.fixture
+def folder(workspace: Path) -> Path:
+    """The export's folder."""
+    return next(workspace.glob("*/model.json")).parent
 
 
 @contextmanager

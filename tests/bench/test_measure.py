@@ -11,6 +11,11 @@ from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
 
 
+@pytest.fixture(autouse=True)
+def _short_rounds() -> None:
+    """Here rounds are as long as in a benchmark."""
+
+
 class Clock:
     """Time passes only when a lane infers."""
 

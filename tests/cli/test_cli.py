@@ -252,9 +252,9 @@ def test_of_two_distributions_of_a_module_the_one_that_is_imported_is_named(tmp_
     for folder in ("far", "near"):
         monkeypatch.syspath_prepend(tmp_path / folder)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    found = versions()
-    assert found["onnxruntime-gpu"] == "9.2"
-    assert "onnxruntime" not in found
+    installed = versions()
+    assert installed["onnxruntime-gpu"] == "9.2"
+    assert "onnxruntime" not in installed
 
 
 def bad_onnx(folder: Path) -> Path:

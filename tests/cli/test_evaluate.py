@@ -15,11 +15,6 @@ def data(tmp_path: Path) -> Path:
     return make_images(tmp_path / "data")
 
 
-@pytest.fixture
-def folder(workspace: Path) -> Path:
-    return next(workspace.glob("*/model.json")).parent
-
-
 def test_tables_fit_eighty_columns(folder, data, lifedeploy, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     ended = lifedeploy("evaluate", folder, f"{folder}:dense", "--data", data, "--per-class", "--confusion")

@@ -190,6 +190,6 @@ def test_doctor_lists_the_methods_and_says_what_is_wrong_with_one(lifedeploy, mo
     entries = {"other": (plugins.entry("tests.plugins:NOTHING"),)}
     monkeypatch.setattr(methods, "plugins", lambda: entries)
     ended = lifedeploy("doctor", "--json", "-")
-    found = {one["name"]: one for one in json.loads(ended.out)["methods"]}
-    assert found["life"] == {"name": "life", "title": "LifeViT", "package": "lifedeploy", "problem": ""}
-    assert "tests.plugins:NOTHING cannot be imported" in found["other"]["problem"]
+    listed = {method["name"]: method for method in json.loads(ended.out)["methods"]}
+    assert listed["life"] == {"name": "life", "title": "LifeViT", "package": "lifedeploy", "problem": ""}
+    assert "tests.plugins:NOTHING cannot be imported" in listed["other"]["problem"]

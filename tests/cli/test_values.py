@@ -28,7 +28,7 @@ NO_NUMBERS = ("nan", "inf", "-inf", "1e400", "²", "٣", "1_000", " 5 ", "0x10",
 
 def declared() -> list[tuple[str, str, object, values.Value | None]]:
     """(command, parameter, default, what reads it) of all parameters that are no flags."""
-    found = []
+    parameters = []
     for command in app.registered_commands:
         function = command.callback
         name = command.name or function.__name__.replace("_", "-")
@@ -38,17 +38,17 @@ def declared() -> list[tuple[str, str, object, values.Value | None]]:
             info = kind.__metadata__[0]
             if bool in (kind.__origin__, *typing.get_args(kind.__origin__)):
                 continue
-            found.append((name, parameter.name, parameter.default, info.parser))
-    return found
+            parameters.append((name, parameter.name, parameter.default, info.parser))
+    return parameters
 
 
 ALL = declared()
-NUMBERS = [one for one in ALL if isinstance(one[3], (values.WholeRange, values.RealRange))]
-OUTPUTS = [one for one in ALL if isinstance(one[3], paths.Output)]
+NUMBERS = [case for case in ALL if isinstance(case[3], (values.WholeRange, values.RealRange))]
+OUTPUTS = [case for case in ALL if isinstance(case[3], paths.Output)]
 
 
-def named(one: tuple[str, str, object, object]) -> str:
-    return f"{one[0]} {one[1]}"
+def named(case: tuple[str, str, object, object]) -> str:
+    return f"{case[0]} {case[1]}"
 
 
 def ends(value: values.Value) -> list[tuple[float, bool]]:
@@ -70,21 +70,21 @@ def refused(lifedeploy, command: str, *arguments: str) -> str:
 
 def test_every_parameter_is_read_by_one_of_ours():
     assert len(ALL) > 100
-    assert [named(one) for one in ALL if not isinstance(one[3], values.Value)] == []
+    assert [named(case) for case in ALL if not isinstance(case[3], values.Value)] == []
 
 
-@pytest.mark.parametrize("one", NUMBERS, ids=named)
-def test_every_number_has_two_finite_bounds_and_a_default_within_them(one):
-    _, _, default, value = one
+@pytest.mark.parametrize("case", NUMBERS, ids=named)
+def test_every_number_has_two_finite_bounds_and_a_default_within_them(case):
+    _, _, default, value = case
     assert math.isfinite(value.low) and math.isfinite(value.high)
     assert value.low < value.high
     for number in default if isinstance(default, tuple) else [default]:
         assert number is None or value.low <= number <= value.high
 
 
-@pytest.mark.parametrize("one", NUMBERS, ids=named)
-def test_what_is_no_number_in_the_range_is_refused(one, lifedeploy, tmp_path, monkeypatch):
-    command, _, _, value = one
+@pytest.mark.parametrize("case", NUMBERS, ids=named)
+def test_what_is_no_number_in_the_range_is_refused(case, lifedeploy, tmp_path, monkeypatch):
+    command, _, _, value = case
     monkeypatch.chdir(tmp_path)
     above = math.nextafter(value.high, math.inf) if isinstance(value, values.RealRange) else value.high + 1
     below = math.nextafter(value.low, -math.inf) if isinstance(value, values.RealRange) else value.low - 1
@@ -101,27 +101,27 @@ def test_what_is_no_number_in_the_range_is_refused(one, lifedeploy, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("one", NUMBERS, ids=named)
-def test_the_bounds_themselves_are_read(one):
-    value = one[3]
+@pytest.mark.parametrize("case", NUMBERS, ids=named)
+def test_the_bounds_themselves_are_read(case):
+    value = case[3]
     for bound, open_ in ends(value):
         if not open_:
             read = value(f"{bound}")
             assert read == bound or set(read) == {bound}
 
 
-@pytest.mark.parametrize("one", [one for one in ALL if one not in NUMBERS], ids=named)
+@pytest.mark.parametrize("case", [case for case in ALL if case not in NUMBERS], ids=named)
 @pytest.mark.parametrize("text", ["", "a\0b", "x" * 1_000_000, "\ud800"], ids=["empty", "null", "long", "surrogate"])
-def test_every_text_has_a_length_and_can_be_a_name(one, text):
+def test_every_text_has_a_length_and_can_be_a_name(case, text):
     with pytest.raises(UsageError) as caught:
-        one[3](text)
+        case[3](text)
     assert len(caught.value.message) < 700
     assert caught.value.message.isprintable()
 
 
-@pytest.mark.parametrize("one", OUTPUTS, ids=named)
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(one, lifedeploy, tmp_path, monkeypatch):
-    command, _, _, value = one
+@pytest.mark.parametrize("case", OUTPUTS, ids=named)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(case, lifedeploy, tmp_path, monkeypatch):
+    command, _, _, value = case
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     for place in ("no/such/folder/x.png", "folder.png", "x" * 300 + ".png"):
@@ -132,8 +132,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(one, lifede
 
 
 def test_every_output_is_known():
-    flags = {(one[0], one[3].flag) for one in OUTPUTS}
-    commands = {one[0] for one in ALL}
+    flags = {(case[0], case[3].flag) for case in OUTPUTS}
+    commands = {case[0] for case in ALL}
     assert {(command, "--json") for command in commands} <= flags
     assert {("bench", "--csv"), ("bench", "--plot"), ("calibrate", "--plot"), ("visualize", "--output")} <= flags
 
@@ -182,7 +182,7 @@ def test_words_are_those_of_the_library():
     from lifedeploy.workflows import bench as workflow
     from lifedeploy.workflows import evaluate
 
-    readers = {(one[0], one[1]): one[3] for one in ALL}
+    readers = {(case[0], case[1]): case[3] for case in ALL}
     assert bench._MODES == workflow.MODES
     assert tuple(ranges.THRESHOLDS) == calibrate._RANGES
     assert set(readers["evaluate", "on_error"].words) == set(evaluate.ON_ERROR)

@@ -11,6 +11,8 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,14 +30,20 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def another_process(code: str, *arguments: object, until: str = "") -> subprocess.Popen[str]:
-    """A Python process that runs ``code``; returned once it has printed the line ``until``."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    if until:
-        assert process.stdout.readline().strip() == until
-    return process
+@pytest.fixture
+def another_process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a Python process that runs ``code``; gives it once it has printed the line ``until``."""
+    with ExitStack() as processes:
+
+        def start(code: str, *arguments: object, until: str = "") -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            processes.enter_context(process)
+            if until:
+                assert process.stdout is not None and process.stdout.readline().strip() == until
+            return process
+
+        yield start
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------
@@ -245,7 +253,7 @@ def test_readers_find_a_folder_at_every_moment(tmp_path):
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanging names", "without"])
-def test_writers_at_the_same_time_do_not_fail_each_other(tmp_path, exchange):
+def test_writers_at_the_same_time_do_not_fail_each_other(tmp_path, exchange, another_process):
     code = """
         import sys
         from pathlib import Path
@@ -263,7 +271,7 @@ def test_writers_at_the_same_time_do_not_fail_each_other(tmp_path, exchange):
     assert listing(tmp_path) == ["folder"]
 
 
-def test_a_folder_has_one_writer_at_a_time(tmp_path):
+def test_a_folder_has_one_writer_at_a_time(tmp_path, another_process):
     code = """
         import sys
         from pathlib import Path
@@ -283,7 +291,7 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
         assert listing(tmp_path) == []
 
 
-def test_a_lock_ends_with_its_process_though_children_of_it_live(tmp_path):
+def test_a_lock_ends_with_its_process_though_children_of_it_live(tmp_path, another_process):
     code = """
         import os, sys, time
         from pathlib import Path
@@ -324,7 +332,9 @@ def write(folder: Path) -> None:
         staging.touch()
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_one_and_a_living_ones_stays(tmp_path, monkeypatch):
+def test_what_a_killed_writer_left_goes_with_the_next_one_and_a_living_ones_stays(
+    tmp_path, monkeypatch, another_process
+):
     place, scratch = tmp_path / "place", tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
@@ -346,7 +356,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_one_and_a_living_ones_stay
     monkeypatch.setattr("tempfile.tempdir", None)
 
 
-def test_without_locks_the_process_number_decides(tmp_path, monkeypatch):
+def test_without_locks_the_process_number_decides(tmp_path, monkeypatch, another_process):
     without = WRITING_FOREVER.replace("import sys, time", "import sys, time; sys.modules['fcntl'] = None")
     writer = another_process(without, tmp_path, until="writing")
     monkeypatch.setattr(temporary, "fcntl", None)
@@ -360,7 +370,7 @@ def test_without_locks_the_process_number_decides(tmp_path, monkeypatch):
     assert listing(tmp_path) == [elsewhere.name, "other"], "of another host nobody here can tell"
 
 
-def test_no_writer_loses_its_folder_to_others_that_sweep(tmp_path):
+def test_no_writer_loses_its_folder_to_others_that_sweep(tmp_path, another_process):
     code = """
         import sys, time
         from pathlib import Path
@@ -377,7 +387,7 @@ def test_no_writer_loses_its_folder_to_others_that_sweep(tmp_path):
     assert listing(tmp_path) == []
 
 
-def test_what_was_put_aside_comes_back_when_its_successor_does_not(tmp_path):
+def test_what_was_put_aside_comes_back_when_its_successor_does_not(tmp_path, another_process):
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").touch()
@@ -398,7 +408,7 @@ def test_what_was_put_aside_comes_back_when_its_successor_does_not(tmp_path):
     assert listing(tmp_path) == ["folder", "other"] and listing(path) == ["old"]
 
 
-def test_a_folder_that_is_in_use_is_not_taken_away(tmp_path):
+def test_a_folder_that_is_in_use_is_not_taken_away(tmp_path, another_process):
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").touch()
@@ -522,7 +532,7 @@ def test_the_time_can_be_set_for_builds_that_are_to_be_equal(monkeypatch):
         assert files.now()[:2] == "20" and files.now() != "2023-11-14T22:13:20+00:00"
 
 
-def test_nobody_waits_for_a_run_of_training_to_read_what_is_in_it(tmp_path):
+def test_nobody_waits_for_a_run_of_training_to_read_what_is_in_it(tmp_path, another_process):
     code = """
         import sys
         from pathlib import Path

@@ -257,6 +257,7 @@ def test_torchscript_is_named_and_refused(tmp_path):
         ({"a": torch.ones(2, device="meta")}, "holds a as a sparse, complex or empty tensor"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch, of what we refuse
 def test_tensors_that_are_no_weights_are_refused(tmp_path, content, message):
     path = tmp_path / "odd.pth"
     torch.save(content, path)

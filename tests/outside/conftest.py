@@ -14,7 +14,6 @@ import pytest
 
 from lifedeploy import methods
 from lifedeploy.artifact import Workspace
-from lifedeploy.bench import measure
 from lifedeploy.cli.app import app
 from lifedeploy.model import weights
 from lifedeploy.workflows.build import BuildRequest, build
@@ -90,7 +89,6 @@ def by_outside(site: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory,
 @pytest.fixture
 def folder(by_outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That export, in a copy of the workspace, which is ``artifacts/`` of the current folder."""
-    monkeypatch.setattr(measure, "MIN_ROUND_S", 0.01)  # speeds are not what tests look at
     monkeypatch.setattr(weights, "hub_obstacle", lambda name: "no hub in a test")
     shutil.copytree(by_outside, tmp_path / "artifacts")
     monkeypatch.chdir(tmp_path)

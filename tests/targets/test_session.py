@@ -123,14 +123,7 @@ def test_a_fixed_batch_is_filled_with_the_last_image_and_cut(target):
     model = target((2,), size=3, taps_change_plan=False)
     pixels = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 4, 4, 3), np.uint8)
     with Session(model, "survivors") as session:
-        session.preprocess = PreprocessSpec(
-            image_size=(4, 4),
-            mean=(0.0,) * 3,
-            std=(1.0,) * 3,
-            interpolation="bicubic",
-            crop_pct=1.0,
-            crop_mode="center",
-        )
+        session.preprocess = PREPROCESS
         tensors = session.ask(pixels)
         assert model.engine.opened[0].batches == [3, 3]
         assert session.seconds > 0
@@ -141,14 +134,7 @@ def test_a_fixed_batch_is_filled_with_the_last_image_and_cut(target):
 def test_what_is_no_number_is_told_by_the_images_name(target):
     model = target(broken=True)
     with Session(model) as session:
-        session.preprocess = PreprocessSpec(
-            image_size=(4, 4),
-            mean=(0.0,) * 3,
-            std=(1.0,) * 3,
-            interpolation="bicubic",
-            crop_pct=1.0,
-            crop_mode="center",
-        )
+        session.preprocess = PREPROCESS
         with pytest.raises(EngineError, match=r"m on told fp32 gives NaN or infinity for b\.png"):
             session.ask(np.zeros((2, 4, 4, 3), np.uint8), ["a.png", "b.png"])
 

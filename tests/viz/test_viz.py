@@ -84,7 +84,8 @@ def test_names_are_drawn_whatever_is_in_them_and_nothing_is_said(tmp_path, endin
             ElementTree.parse(path)
             assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", path.read_text(encoding="utf-8"))
         elif ending == ".png":
-            assert max(Image.open(path).size) < 4000
+            with Image.open(path) as picture:
+                assert max(picture.size) < 4000
 
 
 @pytest.mark.parametrize(

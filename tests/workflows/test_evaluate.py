@@ -52,12 +52,6 @@ def data(tmp_path: Path) -> Path:
     return make_images(tmp_path / "data")
 
 
-@pytest.fixture
-def folder(workspace: Path) -> Path:
-    """The export's folder."""
-    return next(workspace.glob("*/model.json")).parent
-
-
 def run(data: Path, *models: Path | str, **changes: object) -> EvaluateReport:
     request = EvaluateRequest(models=tuple(map(Path, models)), data=str(data), batch=4, threads=1, workers=2)
     return evaluate(replace(request, **changes), Workspace(Path("artifacts")))

@@ -18,12 +18,6 @@ def data(tmp_path: Path) -> Path:
     return make_images(tmp_path / "data")
 
 
-@pytest.fixture
-def folder(workspace: Path) -> Path:
-    """The export's folder."""
-    return next(workspace.glob("*/model.json")).parent
-
-
 def test_a_folder_whose_name_is_no_utf8_is_evaluated(data, folder, lifedeploy):
     odd = Path(os.fsdecode(b"caf\xe9")) / "data"
     odd.parent.mkdir()

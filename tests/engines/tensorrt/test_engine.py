@@ -440,7 +440,7 @@ def test_a_plan_that_this_gpu_cannot_run_is_not_loaded(device):
     ],
 )
 def test_what_a_plan_was_built_for_and_what_is_here(device, monkeypatch, options, runtime, processor, refusal):
-    record = SimpleNamespace(name="tensorrt", options=options, runtime=runtime, processor=processor)
+    record = SimpleNamespace(name="tensorrt", options=OptionsRecord(**options), runtime=runtime, processor=processor)
     monkeypatch.setattr("lifedeploy.engines.tensorrt.engine.vouched", lambda path: record)
     engine = TensorRT(device.path)
     if refusal:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tests.robustness import forked, inputs
@@ -81,14 +82,8 @@ class Session:
         """Run the cases of these numbers, ``jobs`` at a time; all of them, as they end."""
         waiting = iter(numbers)
         going: list[_Open] = []
-        more = True
         try:
-            while more or going:
-                while more and len(going) < jobs:
-                    number = next(waiting, None)
-                    more = number is not None
-                    if number is not None:
-                        going.append(self._start(number))
+            while going := going + [self._start(number) for number in islice(waiting, jobs - len(going))]:
                 for one in list(going):
                     _drain(one.pipes)
                     ended = one.running.poll()

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from tests.robustness import forked, inputs
@@ -77,15 +78,13 @@ class Session:
         """Kill that many times, ``jobs`` at a time."""
         waiting = iter(range(kills))
         going: list[tuple[Steps, Running, float]] = []
-        more = True
         try:
-            while more or going:
-                while more and len(going) < jobs:
-                    number = next(waiting, None)
-                    more = number is not None
-                    if number is not None:
-                        steps = self._kill(number, random.Random(f"{self.seed}/{number}"))
-                        going.append((steps, *next(steps)))
+            while True:
+                for number in islice(waiting, jobs - len(going)):
+                    steps = self._kill(number, random.Random(f"{self.seed}/{number}"))
+                    going.append((steps, *next(steps)))
+                if not going:
+                    break
                 for one in list(going):
                     steps, running, until = one
                     ended = running.poll()
