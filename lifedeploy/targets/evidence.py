@@ -137,7 +137,7 @@ def samples_of(graph: Artifact) -> tuple[Sequence[Sample], list[Array]]:
 
 
 def _questions(graph: Artifact) -> tuple[Sequence[Sample], list[Array], list[parity.Answer]]:
-    """The same, and what PyTorch said; of a quantised graph, what it says when computed as it stands."""
+    """The parity samples, and what PyTorch said; of a quantised graph, what it says when computed as it stands."""
     manifest = graph.manifest
     if not manifest.reference:
         raise ArtifactError(f"{graph.manifest_path} names no recorded answers to compare with", hint="export again")
@@ -154,7 +154,8 @@ def proven(checked: Checked, graph: Artifact, manifest: Manifest) -> Manifest:
     Raises:
         ParityError, EngineError: it does not, or in another precision than it was built for.
     """
-    record, stem = record_of(manifest, graph.manifest_path), graph.manifest_path.stem
+    record, stem = manifest.engine, graph.manifest_path.stem
+    assert record is not None  # it is an engine's
     checked.parity.require(f"{stem} on {record.name} {checked.precision}")
     if checked.precision != record.precision:
         raise EngineError(f"{record.name} runs {stem} in {checked.precision}, though built for {record.precision}")

@@ -1,4 +1,4 @@
-"""A target, open: images in; logits, kept tokens and scores out. Nobody else opens an engine of a model, or asks it."""
+"""A target, open: images in; logits, kept tokens and scores out. Whoever wants answers of a model asks in this way."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Session:
             EngineError: logits or scores are not all numbers.
         """
         assert self.preprocess is not None  # of another tool's graph it is known before it is asked
-        spec, size = self.engine.inputs[0], self.engine.inputs[0].shape[0] or max(len(pixels), 1)
+        spec, size = self.engine.inputs[0], self.engine.inputs[0].shape[0] or len(pixels)
         wanted = (self.engine.outputs[0].name, *self.taps)
         parts: dict[str, list[Array]] = {name: [] for name in wanted}
         for start in range(0, len(pixels), size):

@@ -55,7 +55,7 @@ class Target:
     @property
     def is_checkpoint(self) -> bool:
         """Whether it is weights, which run under any method."""
-        return self.spec is not None and self.path.suffix == ".safetensors"
+        return self.spec is not None and self.artifact is None
 
     def under(self, method: str) -> Target:
         """The same checkpoint under another method."""

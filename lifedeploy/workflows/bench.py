@@ -16,6 +16,7 @@ from lifedeploy.data.images import ImageSet
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import ImageError, UsageError
 from lifedeploy.files import now
+from lifedeploy.limits import MOST_IN_BATCH
 from lifedeploy.machine import cores, describe, gpu_state
 from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.targets import select
@@ -95,17 +96,12 @@ def bench(
         ParityError: an engine failed its parity gate; it gets no number.
         DataError, ImageError, WeightsError: the images are missing, broken, or not of the model's classes.
     """
-    evaluation = EvaluateRequest(
-        models=(),
-        data=request.data,
-        split=request.split,
-        batch=max(request.batches),
-        limit=request.limit,
-        threads=request.threads,
-    )
-    images = listed(evaluation, say) if request.data else None
+    evaluation = _evaluation(request) if request.data else None
+    images = listed(evaluation, say) if evaluation else None
     chosen, warnings = _chosen(request, workspace, say)
-    accuracy = _Accuracy(chosen, evaluation, workspace, images, say, progress) if images is not None else None
+    accuracy = None
+    if evaluation is not None and images is not None:
+        accuracy = _Accuracy(chosen, evaluation, workspace, images, say, progress)
     options = EngineOptions(threads=request.threads, cuda_binding=request.cuda_binding, trust=request.trust)
     rules = Rules(
         stop=request.stop,
@@ -138,6 +134,18 @@ def bench(
         choices=accuracy.choices(rows) if accuracy else (),
         images=accuracy.report.data if accuracy else None,
         warnings=(*warnings, *(accuracy.report.warnings if accuracy else ())),
+    )
+
+
+def _evaluation(request: BenchRequest) -> EvaluateRequest:
+    """How accuracy is measured: no answer depends on the batch, so it need not be as large as those that are timed."""
+    return EvaluateRequest(
+        models=(),
+        data=request.data,
+        split=request.split,
+        batch=min(max(request.batches), MOST_IN_BATCH),
+        limit=request.limit,
+        threads=request.threads,
     )
 
 

@@ -148,8 +148,8 @@ def _build(request: BuildRequest, workspace: Workspace, say: Say, progress: Prog
                 versions=versions(),
                 created=now(),
             )
-            say(f"checking {stem} on {cls.name}")
             if not record.pending:
+                say(f"checking {stem} on {cls.name}")
                 # Trusted, since this very process has just built it, in a folder of its own.
                 target = compiled(exported, cls, staging / built.main, plan.precision)
                 manifest = proven(check(target, exported, trust=True), exported, manifest)

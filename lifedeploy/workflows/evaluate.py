@@ -138,7 +138,8 @@ def evaluate(
     processes = here()
     say("looking at the models")
     targets = targets or select.for_evaluation(request.models, request.engine, workspace)
-    images = images or listed(request, say)
+    if images is None:
+        images = listed(request, say)
     with ExitStack() as stack:
         # Engines make room for whole batches.
         batch = max(min(request.batch, len(images)), 1)

@@ -187,7 +187,7 @@ def test_two_processes_train_as_one(settings, workspace, tmp_path):
     file.write_text(config.to_toml(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
     command += ["-m", "lifedeploy", "train", "--config", str(file), "--name", "two", "-w", str(workspace.root)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = workspace.root / "checkpoints" / "two"

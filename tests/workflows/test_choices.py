@@ -16,6 +16,7 @@ from lifedeploy.engines.base import PrecisionPlan
 from lifedeploy.engines.fake import Fake
 from lifedeploy.errors import DataError, ImageError, UsageError
 from lifedeploy.viz.plots import plot_bench
+from lifedeploy.workflows import bench as bench_workflow
 from lifedeploy.workflows.bench import BenchReport, BenchRequest, bench
 from lifedeploy.workflows.evaluate import EvaluateRequest, evaluate
 from tests.workflows.test_build_and_bench import QUICK, Clock
@@ -260,3 +261,9 @@ def test_images_that_cannot_be_used_end_it_before_anything_is_measured(
 def test_requests_that_cannot_be_meant(changes, said):
     with pytest.raises(UsageError, match=said):
         BenchRequest(**changes)
+
+
+def test_speed_is_not_bounded_by_what_an_evaluation_takes(workspace):
+    report = run("fake", threads=2_000)
+    assert {row.setting.threads for row in report.rows} == {2_000}
+    assert bench_workflow._evaluation(BenchRequest(data="images", batches=(20_000,))).batch == 16_384

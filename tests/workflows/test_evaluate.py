@@ -321,7 +321,7 @@ def test_several_processes_find_what_one_finds(data, folder, tmp_path):
         text=True,
         check=False,
         timeout=240,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Agreement") == 1  # one process reports
