@@ -66,8 +66,8 @@ class Session:
         kind, taps = self.target.engine, self.taps
         with ExitStack() as stack:
             shared = not self._proof and not kind.taps_change_plan
-            own_taps = taps if shared else ()
-            self.engine = stack.enter_context(kind(self.target.path, replace(self.options, taps=own_taps)))
+            options = replace(self.options, taps=taps if shared else ())
+            self.engine = stack.enter_context(kind(self.target.path, options))
             self._probe: Engine | None = None
             if taps and not shared:
                 self._probe = stack.enter_context(kind(self.target.path, replace(self.options, taps=taps)))

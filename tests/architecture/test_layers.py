@@ -170,6 +170,14 @@ def test_models_are_opened_and_asked_by_sessions_alone():
     }
 
 
+def test_selecting_builds_and_proves_nothing():
+    """Layers keep it from workflows, which build; of the evidence it may only ask whether there is some."""
+    taken = imports(ROOT / "targets/select.py", top_level_only=False)
+    evidence = {name.rpartition(".")[2] for name in taken if name.startswith("lifedeploy.targets.evidence.")}
+    assert evidence == {"require_passed"}
+    assert not [name for name in taken if "session" in name or "exporters" in name]
+
+
 def test_imports_make_no_circle():
     graph = {module_name(path): set() for path in MODULES}
     for path in MODULES:
