@@ -1,4 +1,4 @@
-"""How much may be asked for: pixels of an image, images, threads."""
+"""How much may be asked for, by the command line and by requests alike."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from lifedeploy.errors import UsageError
 from lifedeploy.text import quoted
 
 MOST_IMAGES = 10**9  # of a data set
-MOST_IN_BATCH = 16_384
-MOST_THREADS = 1024
+MOST_IN_BATCH = 65_536
+MOST_BATCHES = 64  # batch sizes of one benchmark
+MOST_STREAMS = 1_024  # requests in flight
+MOST_THREADS = 4_096
+LONGEST_BUDGET_S = 30 * 86_400
 PIXELS = 178_956_970  # of an image at most, unless told: where Pillow refuses them if it is not told either
 MOST_PIXELS = 2**31 - 1  # Pillow counts in 32 bits
 _LIMIT = "LIFEDEPLOY_MAX_PIXELS"  # in the environment, so that processes that decode for this one have it too
@@ -40,13 +43,15 @@ def pixel_limit() -> int:
     return count
 
 
-def require_within(value: float, most: int, what: str) -> None:
-    """Make sure that a number is 1 to ``most``, and a whole one; ``what`` is counted by it.
+def require_within(value: float | None, most: int, what: str) -> None:
+    """Make sure that a number is 1 to ``most``, and a whole one; ``what`` is counted by it. None: it was left open.
 
     Raises:
         UsageError: it is not.
     """
-    if not value >= 1:  # NaN too
-        raise UsageError(f"{quoted(value)} {what} are not allowed: at least 1 is needed")
-    if value > most or value != int(value):
-        raise UsageError(f"{quoted(value)} {what} are not allowed; expected a whole number up to {most:,}")
+    if value is None:
+        return
+    if not 1 <= value <= most:  # NaN too
+        raise UsageError(f"{quoted(value)} {what} are not allowed: at least 1 is needed, and at most {most:,}")
+    if value != int(value):
+        raise UsageError(f"{quoted(value)} {what} are not allowed; expected a whole number")

@@ -52,7 +52,7 @@ REQUIRED = (
     "kind", "file", "sha256", "spec", "graph", "inputs", "outputs", "macs", "parity", "reference", "checkpoint",
     "siblings", "versions", "created",
 )  # fmt: skip
-LARGEST_BATCH = 2**29  # pixels of one batch: 6 GiB of FP32
+MOST_BATCH_PIXELS = 2**29  # pixels of one batch: 6 GiB of FP32
 _WHAT = "the manifest"
 
 
@@ -176,7 +176,7 @@ class Manifest:
     def _require_consistent(self) -> None:
         height, width = self.spec.image_size
         batch = self.graph.batch_size or 1
-        if batch * height * width > LARGEST_BATCH:
+        if batch * height * width > MOST_BATCH_PIXELS:
             raise ArtifactError(
                 f"{_WHAT} is wrong: batch {batch} of {height}x{width} px is larger than any model takes"
             )

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from lifedeploy import reading
 from lifedeploy.errors import ArtifactError, LifedeployError
+from lifedeploy.limits import MOST_IN_BATCH
 from lifedeploy.text import quoted
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 WEIGHTS = ("random", "pretrained", "trained", "file")
 PREDICTORS = ("identity", "trained", "none")
 KINDS = ("model", "calibrated", "engine")
+MODES = ("latency", "throughput")  # of a benchmark
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     "float16", "bfloat16", "float32", "float64",
@@ -52,7 +54,7 @@ LARGEST_EXTENT = 8192  # pixels that an image for a model has in height or width
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]  # beyond, readers of JSON lose digits
 Size = Annotated[int, Meta(ge=1, le=2**31)]
-BatchSize = Annotated[int, Meta(ge=1, le=65_536)]
+BatchSize = Annotated[int, Meta(ge=1, le=MOST_IN_BATCH)]
 Extent = Annotated[int, Meta(ge=1, le=LARGEST_EXTENT)]  # height or width of an image, in pixels
 Classes = Annotated[int, Meta(ge=0, le=MOST_CLASSES)]
 Layer = Annotated[int, Meta(ge=1, le=1000)]

@@ -12,7 +12,6 @@ from lifedeploy import methods
 from lifedeploy.bench.measure import Samples
 from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.stats import percentiles
-from lifedeploy.files import write_json
 from lifedeploy.text import printable
 from lifedeploy.writing import atomic_file
 
@@ -148,10 +147,6 @@ class BenchReport:
             "images": self.images,
             "warnings": list(self.warnings),
         }
-
-    def write_json(self, path: Path) -> None:
-        """Write all of it as JSON."""
-        write_json(path, self.to_dict())
 
     def write_csv(self, path: Path) -> None:
         """Write the rows; nested facts become columns."""

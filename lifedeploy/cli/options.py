@@ -11,23 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from lifedeploy import typed
+from lifedeploy import limits, typed
 from lifedeploy.cli import paths, values
 from lifedeploy.errors import UsageError
 
-BATCH = 65_536  # images in a batch
-COUNT = 1_000_000_000  # images, steps
 CLASSES = typed.MOST_CLASSES
 SIDE = typed.LARGEST_EXTENT  # pixels
 LAYERS = 1_000
 TOKENS = SIDE**2
 SEED = 2**32 - 1  # what NumPy and PyTorch both take
-THREADS = 4_096
-WORKERS = 1_024
-BUDGET_S = 30 * 86_400
 _MANY = 64  # numbers in a list
 _IMAGES = "{value} images are not allowed: at least {low} is needed, and at most {high}"
-PER_BATCH = "{value} images per batch are not allowed: at least {low} is needed, and at most {high}"
+_PER_BATCH = "{value} images per batch are not allowed: at least {low} is needed, and at most {high}"
 # What no report takes the place of, whoever asks for it.
 _OF_A_MODEL = (
     ".onnx", ".xml", ".bin", ".plan", ".engine", ".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".tar",
@@ -60,7 +55,12 @@ def whole(
 
 def images(flag: str, help: str, *, low: int = 1) -> Any:
     """An option that is a number of images."""
-    return whole(flag, low=low, high=COUNT, help=help, said=_IMAGES)
+    return whole(flag, low=low, high=limits.MOST_IMAGES, help=help, said=_IMAGES)
+
+
+def batch() -> Any:
+    """How many images go through a model at once."""
+    return whole("--batch", low=1, high=limits.MOST_IN_BATCH, said=_PER_BATCH, help="Images per batch.")
 
 
 def counts(flag: str, help: str, panel: str | None = None) -> Any:
@@ -78,10 +78,12 @@ def image_size(flag: str, help: str, panel: str | None = None) -> Any:
     return option(values.Pixels(flag, 1, SIDE), help=help, metavar="N|HxW", panel=panel)
 
 
-def batches(flag: str, help: str, *, metavar: str = "N,N", most: int = _MANY, panel: str | None = None) -> Any:
+def batches(
+    flag: str, help: str, *, metavar: str = "N,N", most: int = limits.MOST_BATCHES, panel: str | None = None
+) -> Any:
     """An option that is a list of batch sizes."""
     value = values.WholeList(
-        flag, 1, BATCH, most, "batch sizes [{value}] are not allowed: each must be from {low} to {high}"
+        flag, 1, limits.MOST_IN_BATCH, most, "batch sizes [{value}] are not allowed: each must be from {low} to {high}"
     )
     return option(value, help=help, metavar=metavar, panel=panel)
 
@@ -145,7 +147,7 @@ ThreadsOption = Annotated[
     whole(
         "--threads",
         low=1,
-        high=THREADS,
+        high=limits.MOST_THREADS,
         said="{value} threads are not allowed: at least {low} is needed, and at most {high}",
         help="CPU threads.  [default: all]",
     ),
@@ -156,8 +158,8 @@ MaxPixelsOption = Annotated[
     whole(
         "--max-pixels",
         low=1,
-        high=2**31 - 1,  # Pillow counts in 32 bits
-        help="Open no image of more pixels.  [default: 178956970]",
+        high=limits.MOST_PIXELS,
+        help=f"Open no image of more pixels.  [default: {limits.PIXELS}]",
     ),
 ]
 
@@ -165,9 +167,7 @@ MaxPixelsOption = Annotated[
 def limit_pixels(count: int | None) -> None:
     """Open no image of more than ``count`` pixels from here on; None: as it is."""
     if count is not None:
-        from lifedeploy.limits import limit_pixels as limit
-
-        limit(count)
+        limits.limit_pixels(count)
 
 
 def precision(**given: bool) -> str:

@@ -20,6 +20,7 @@ from lifedeploy.exporters import passes
 from lifedeploy.exporters.wrapper import ExportModel
 from lifedeploy.files import compact_json
 from lifedeploy.kept import kept_layer
+from lifedeploy.limits import MOST_IN_BATCH, require_within
 from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.spec import LIVES_NAME, ORDERINGS, SCORES_NAME, ModelSpec
@@ -29,7 +30,6 @@ from lifedeploy.writing import saving
 OPSET = 20  # the first with Gelu as one operator; every runtime we build for takes it
 INPUT = "images"
 _EXAMPLE_BATCH = 2  # an example batch of 1 would silently be exported as the only one
-_MOST_IN_BATCH = 65_536
 _PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2
 
 
@@ -45,9 +45,7 @@ class GraphOptions:
     def __post_init__(self) -> None:
         if self.ordering not in ("", *ORDERINGS):
             raise UsageError(f"graph form {quoted(self.ordering)} is unknown; there are: {', '.join(ORDERINGS)}")
-        size = self.batch_size
-        if size is not None and (not isinstance(size, int) or not 1 <= size <= _MOST_IN_BATCH):
-            raise UsageError(f"batch size {quoted(size)} is not allowed: it must be 1 to {_MOST_IN_BATCH:,}")
+        require_within(self.batch_size, MOST_IN_BATCH, "images per batch")
 
     @property
     def batch(self) -> int | str:

@@ -21,7 +21,7 @@ from lifedeploy.records import EightBitsRecord, ParityRecord, ReachRecord
 from lifedeploy.spec import QUANTIZED
 from lifedeploy.targets.find import graphs_of
 from lifedeploy.targets.session import Session
-from lifedeploy.targets.target import Target
+from lifedeploy.targets.target import Target, opened_by
 from lifedeploy.writing import scratch_folder
 
 
@@ -38,18 +38,7 @@ class Checked:
 
 def compiled(graph: Artifact, engine: type[Engine], path: Path, precision: str) -> Target:
     """What ``engine`` made of ``graph`` at ``path``, which may have no manifest yet."""
-    manifest = graph.manifest
-    return Target(
-        name=graph.name,
-        path=path,
-        engine=engine,
-        precision=precision,
-        method=graph.method,
-        spec=manifest.spec,
-        takes_pixels=manifest.graph.with_preprocess,
-        batch_size=manifest.graph.batch_size,
-        kept=manifest.kept,
-    )
+    return replace(opened_by(engine, graph), path=path, precision=precision)
 
 
 def check(target: Target, graph: Artifact, *, trust: bool = False) -> Checked:

@@ -80,8 +80,8 @@ def unchanged(*paths: Path) -> Iterator[None]:
         yield
 
 
-def newest_export(path: Path | None, workspace: Workspace, *, method: str = "") -> Artifact:
-    """The exported model at ``path``, or the newest in the workspace. What was made of an export stands for it.
+def export_of(path: Path | None, workspace: Workspace, *, method: str = "") -> Artifact:
+    """The export that what is at ``path`` belongs to; without a path the newest in the workspace.
 
     Raises:
         ArtifactError: there is none, none of ``method``, or the file was not exported by lifedeploy.
@@ -100,7 +100,7 @@ def newest_export(path: Path | None, workspace: Workspace, *, method: str = "") 
     return export
 
 
-def newest_engine(workspace: Workspace) -> Artifact:
+def newest(workspace: Workspace) -> Artifact:
     """The engine that was built last; where there is none, the newest export.
 
     Raises:

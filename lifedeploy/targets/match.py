@@ -74,7 +74,7 @@ def match(
         else:
             entry = Matched(session, target.spec.preprocess, target.spec.num_classes, maps[number])
             if target.weights == "random":
-                warnings.append(f"{target.label} has random weights: its accuracy means nothing")
+                warnings.append(f"{target.path} has random weights: its accuracy means nothing")
         if entry.map.warning and entry.map.warning not in warnings:  # of several models the same
             warnings.append(entry.map.warning)
         matched.append(entry)
@@ -86,32 +86,32 @@ def _own_map(target: Target, images: ImageSet) -> ClassMap:
     assert spec is not None
     if spec.num_classes < 2:
         has = "one output" if spec.num_classes else f"no classification head: {spec.backbone} gives features"
-        raise WeightsError(f"{target.label} has {has}; an evaluation needs at least 2 classes")
-    return map_classes(images.classes, spec.classes, spec.num_classes, source=images.source, model=target.label)
+        raise WeightsError(f"{target.path} has {has}; an evaluation needs at least 2 classes")
+    return map_classes(images.classes, spec.classes, spec.num_classes, source=images.source, model=str(target.path))
 
 
 def _foreign(session: Session, targets: Sequence[Target], images: ImageSet) -> tuple[Matched, str]:
     """A graph of another tool, which gets what the first model of ours with the same input gets."""
-    label, engine = session.target.label, session.engine
+    path, engine = session.target.path, session.engine
     if len(engine.inputs) != 1:
-        raise EngineError(f"{label} takes {len(engine.inputs)} inputs, expected one: the images")
+        raise EngineError(f"{path} takes {len(engine.inputs)} inputs, expected one: the images")
     tensor, answer = engine.inputs[0], engine.outputs[0]
     donor = next((target for target in targets if target.spec and _fits(tensor, target.spec.preprocess)), None)
     if donor is None or donor.spec is None:
         raise UsageError(
-            f"{label} has no manifest, so how images are prepared for {tensor} is unknown",
+            f"{path} has no manifest, so how images are prepared for {tensor} is unknown",
             hint="name a model of lifedeploy with the same input beside it: its preprocessing is then used for both",
         )
     classes = answer.shape[-1] if len(answer.shape) == 2 else None
     if classes is None or classes < 2:
-        raise EngineError(f"{label} gives {answer}; expected logits of (batch, classes)")
+        raise EngineError(f"{path} gives {answer}; expected logits of (batch, classes)")
     spec = donor.spec
     same = spec.num_classes == classes
     names = spec.classes if same else ()
     session.preprocess = spec.preprocess
     borrowed = "preprocessing and classes" if same else "preprocessing"
-    class_map = map_classes(images.classes, names, classes, source=images.source, model=label)
-    note = f"{label} has no manifest: it was given the {borrowed} of {donor.label}"
+    class_map = map_classes(images.classes, names, classes, source=images.source, model=str(path))
+    note = f"{path} has no manifest: it was given the {borrowed} of {donor.path}"
     return Matched(session, spec.preprocess, classes, class_map), note
 
 

@@ -13,7 +13,7 @@ from lifedeploy.engines.base import PrecisionPlan
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.spec import PRECISIONS
 from lifedeploy.targets.evidence import require_passed
-from lifedeploy.targets.find import ModelFile, find, newest_engine, newest_export, quantized_precision, variants
+from lifedeploy.targets.find import ModelFile, export_of, find, newest, quantized_precision, variants
 from lifedeploy.targets.target import RUNTIME, Target, graph_precision, named, of_artifact, target_of
 from lifedeploy.text import quoted
 
@@ -70,15 +70,19 @@ def for_bench(model: Path | None, engines: Sequence[str], workspace: Workspace, 
     if file is not None and file.artifact is None:
         return _files(file.path, engines or (registry.AUTO,), trust=trust)
     if engines:
-        export, usual = newest_export(model, workspace), quantized_precision(model)
+        export, usual = export_of(model, workspace), quantized_precision(model)
         wanted, warnings = _distinct([_wanted(export, name, usual) for name in engines])
         return Selection(engines=wanted, warnings=warnings, export=export)
-    if file is not None and file.is_engine:
+    precision = quantized_precision(model)
+    if file is None or file.artifact is None:
+        built = workspace.engines()
+    elif file.is_engine:
         built = [file.artifact]
     else:
-        built = list(Workspace.engines_of(file.artifact) if file and file.artifact else workspace.engines())
-    newest = built[0] if built else None
-    last = WantedEngine(name="", engine=registry.AUTO, precision="", plan=PrecisionPlan(""), built=newest)
+        built = [engine for engine in Workspace.engines_of(file.artifact.export) if precision in ("", engine.precision)]
+    last = WantedEngine(
+        name="", engine=registry.AUTO, precision=precision, plan=PrecisionPlan(""), built=built[0] if built else None
+    )
     return Selection(engines=(last,))
 
 
@@ -90,9 +94,9 @@ def for_evaluation(models: Sequence[Path], runtime: str, workspace: Workspace) -
     """
     if models:
         return [named(model, runtime=runtime or RUNTIME) for model in models]
-    newest = newest_engine(workspace)
-    dense = newest.sibling(methods.baseline().name)
-    chosen = [newest] + ([dense] if dense is not None and dense.method != newest.method else [])
+    last = newest(workspace)
+    dense = last.sibling(methods.baseline().name)
+    chosen = [last] + ([dense] if dense is not None and dense.method != last.method else [])
     return [target_of(ModelFile.of(artifact), runtime=runtime or RUNTIME) for artifact in chosen]
 
 
@@ -103,7 +107,7 @@ def for_prediction(model: Path | None, workspace: Workspace) -> Artifact:
         ArtifactError: there is none; or it has no manifest, which its classes stand in.
     """
     if model is None:
-        return newest_engine(workspace)
+        return newest(workspace)
     artifact = find(model).artifact
     if artifact is None:
         raise ArtifactError(f"{model} was not exported by lifedeploy, so its classes and preprocessing are unknown")
@@ -134,14 +138,13 @@ def _wanted(export: Artifact, name: str, usual: str) -> WantedEngine:
     precision = precision or usual
     kind = registry.resolve(engine, precision=precision)
     kind.require_precision(precision)
-    plan, built = kind.plan(precision or kind.usual), None
     if not precision:
-        for artifact in Workspace.engines_of(export):
-            record = artifact.manifest.engine
+        for built in Workspace.engines_of(export):
+            record = built.manifest.engine
             if record is not None and record.name == kind.name:
-                plan, built = PrecisionPlan(record.precision, record.note), artifact
-                break
-    return WantedEngine(name=name, engine=kind.name, precision=precision, plan=plan, built=built)
+                plan = PrecisionPlan(record.precision, record.note)
+                return WantedEngine(name=name, engine=kind.name, precision="", plan=plan, built=built)
+    return WantedEngine(name=name, engine=kind.name, precision=precision, plan=kind.plan(precision or kind.usual))
 
 
 def _distinct(wanted: Sequence[WantedEngine]) -> tuple[tuple[WantedEngine, ...], tuple[str, ...]]:

@@ -139,13 +139,13 @@ class Session:
                 if tensors[name].shape[:1] != (size,):
                     shape = tensors[name].shape
                     raise EngineError(
-                        f"{self.target.label} gives {name} of shape {shape}; expected a row for each image"
+                        f"{self.target.path} gives {name} of shape {shape}; expected a row for each image"
                     )
                 parts[name].append(tensors[name][: len(batch)])
         tensors = {name: np.concatenate(arrays) for name, arrays in parts.items()}
         for name in (wanted[0], *(name for name in self.taps if name == SCORES_NAME)):
             require_finite(
-                tensors[name], names, f"{self.target.label} on {self.target.engine.name} {self.target.precision}"
+                tensors[name], names, f"{self.target.path} on {self.target.engine.name} {self.target.precision}"
             )
         return tensors
 

@@ -38,11 +38,6 @@ class Target:
     note: str = ""  # why it is in another precision than was asked for
 
     @property
-    def label(self) -> str:
-        """Its path, as messages name it."""
-        return str(self.path)
-
-    @property
     def shown_method(self) -> str:
         """Its method, as reports name it."""
         return self.method or "unknown"
@@ -109,11 +104,19 @@ def of_artifact(artifact: Artifact, *, runtime: str = RUNTIME) -> Target:
     Raises:
         EngineUnavailableError, UsageError: as :func:`target_of`.
     """
-    manifest, record = artifact.manifest, artifact.manifest.engine
+    record = artifact.manifest.engine
+    if record is None:
+        return opened_by(registry.resolve(runtime, opens_onnx=True), artifact)
+    return replace(opened_by(registry.running(record.name, artifact.path), artifact), note=record.note)
+
+
+def opened_by(engine: type[Engine], artifact: Artifact) -> Target:
+    """How an artifact is opened by ``engine``."""
+    manifest = artifact.manifest
     return Target(
         name=artifact.name,
         path=artifact.path,
-        engine=registry.running(record.name, artifact.path) if record else registry.resolve(runtime, opens_onnx=True),
+        engine=engine,
         precision=artifact.precision,
         method=manifest.spec.method,
         spec=manifest.spec,
@@ -122,7 +125,6 @@ def of_artifact(artifact: Artifact, *, runtime: str = RUNTIME) -> Target:
         kept=manifest.kept,
         predicts_lives=manifest.predicts_lives,
         artifact=artifact,
-        note=record.note if record else "",
     )
 
 

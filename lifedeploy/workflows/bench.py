@@ -16,7 +16,15 @@ from lifedeploy.data.images import ImageSet
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import ImageError, UsageError
 from lifedeploy.files import now
-from lifedeploy.limits import MOST_IN_BATCH
+from lifedeploy.limits import (
+    LONGEST_BUDGET_S,
+    MOST_BATCHES,
+    MOST_IMAGES,
+    MOST_IN_BATCH,
+    MOST_STREAMS,
+    MOST_THREADS,
+    require_within,
+)
 from lifedeploy.machine import cores, describe, gpu_state
 from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.targets import select
@@ -25,14 +33,11 @@ from lifedeploy.targets.evidence import prove
 from lifedeploy.targets.select import Variants, WantedEngine, variants_of
 from lifedeploy.targets.session import Session
 from lifedeploy.text import quoted
+from lifedeploy.typed import MODES
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.evaluate import EvaluateReport, EvaluateRequest, evaluate, listed
 
-MODES = ("latency", "throughput")
-MOST_BATCHES, LARGEST_BATCH = 64, 65_536
-MOST_STREAMS, MOST_THREADS = 1_024, 4_096
-MOST_IMAGES = 1_000_000_000
-LONGEST_BUDGET_S = 30 * 86_400
+_ACCURACY_BATCH = 1_024  # images at most: no answer depends on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +62,19 @@ class BenchRequest:
     limit: int | None = None  # at most so many images, evenly over the set
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.batches) <= MOST_BATCHES or not all(1 <= batch <= LARGEST_BATCH for batch in self.batches):
+        if not 1 <= len(self.batches) <= MOST_BATCHES or not all(1 <= batch <= MOST_IN_BATCH for batch in self.batches):
             raise UsageError(
                 f"batch sizes {quoted(list(self.batches))} are not allowed: each must be at least 1 and at most "
-                f"{LARGEST_BATCH:,}, and there may be {MOST_BATCHES} of them"
+                f"{MOST_IN_BATCH:,}, and there may be {MOST_BATCHES} of them"
             )
         for mode in self.modes:
             if mode not in MODES:
                 raise UsageError(f"mode {quoted(mode)} is unknown; there are: {', '.join(MODES)}")
         if not self.copies:
             raise UsageError("neither with nor without copies: there is nothing to measure")
-        for name, count, most in (
-            ("streams", self.streams, MOST_STREAMS),
-            ("threads", self.threads, MOST_THREADS),
-            ("images", self.limit, MOST_IMAGES),
-        ):
-            if count is not None and not 1 <= count <= most:
-                allowed = f"at least 1 is needed, and at most {most:,}"
-                raise UsageError(f"{quoted(count)} {name} are not allowed: {allowed}")
+        require_within(self.streams, MOST_STREAMS, "streams")
+        require_within(self.threads, MOST_THREADS, "threads")
+        require_within(self.limit, MOST_IMAGES, "images")
         if not 0 < self.stop.budget_s <= LONGEST_BUDGET_S:  # neither NaN nor infinity is: measuring would not end
             raise UsageError(
                 f"a budget of {self.stop.budget_s:g} s is not allowed: it must be positive, and at most "
@@ -138,12 +138,12 @@ def bench(
 
 
 def _evaluation(request: BenchRequest) -> EvaluateRequest:
-    """How accuracy is measured: no answer depends on the batch, so it need not be as large as those that are timed."""
+    """How accuracy is measured."""
     return EvaluateRequest(
         models=(),
         data=request.data,
         split=request.split,
-        batch=min(max(request.batches), MOST_IN_BATCH),
+        batch=min(max(request.batches), _ACCURACY_BATCH),
         limit=request.limit,
         threads=request.threads,
     )
@@ -163,8 +163,7 @@ def _built(
 ) -> Artifact:
     if wanted.built is not None:
         return wanted.built
-    if not wanted.precision:
-        say(f"building {wanted.engine}, which is not built yet" if wanted.name else "nothing is built yet: building")
+    say(f"building {f'{wanted.engine} {wanted.precision}'.rstrip()}, which is not built yet")
     model = export.manifest_path if export is not None else request.model
     return build(BuildRequest(model=model, engine=wanted.engine, precision=wanted.precision), workspace, say).engine
 

@@ -20,7 +20,7 @@ from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.records import FormedRecord, OptionsRecord
 from lifedeploy.spec import QUANTIZED, GraphForm
 from lifedeploy.targets.evidence import check, check_graph, compiled, complete, proven
-from lifedeploy.targets.find import graphs_of, newest_export, quantized_precision
+from lifedeploy.targets.find import export_of, graphs_of, quantized_precision
 from lifedeploy.text import printable
 from lifedeploy.writing import atomic_folder, in_use
 
@@ -73,13 +73,13 @@ def build(
         ArtifactError: no model, or its files are not those of its manifest.
         EngineError, ParityError: the runtime refused, or computes something else.
     """
-    folder = newest_export(request.model, workspace).folder
+    folder = export_of(request.model, workspace).folder
     with in_use(folder, *(folder / precision for precision in QUANTIZED)):
         return _build(request, workspace, say, progress)
 
 
 def _build(request: BuildRequest, workspace: Workspace, say: Say, progress: Progress) -> BuildReport:
-    source = newest_export(request.model, workspace)
+    source = export_of(request.model, workspace)
     asked = request.precision or quantized_precision(request.model)
     cls = registry.resolve(request.engine, to_build=True, precision=asked)
     cls.require_options(request.options)

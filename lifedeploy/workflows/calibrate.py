@@ -25,18 +25,17 @@ from lifedeploy.errors import ArtifactError, DataError, UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.accuracy import ClassMap, map_classes
 from lifedeploy.files import finite, now, sha256, write_json
+from lifedeploy.limits import MOST_IMAGES, MOST_IN_BATCH, require_within
 from lifedeploy.optional import versions
 from lifedeploy.progress import Progress, Say, Step, silent, unwatched
 from lifedeploy.records import QuantizationRecord
 from lifedeploy.spec import ModelSpec
 from lifedeploy.targets import literal
 from lifedeploy.targets.evidence import samples_of
-from lifedeploy.targets.find import graphs_of, newest_export
+from lifedeploy.targets.find import export_of, graphs_of
+from lifedeploy.targets.output import REFERENCE
 from lifedeploy.text import quoted
 from lifedeploy.writing import atomic_folder, in_use, require_folder, saving, scratch_folder
-
-_MOST_IMAGES, _MOST_IN_BATCH = 1_000_000_000, 65_536
-REFERENCE = "reference.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +55,9 @@ class CalibrateRequest:
     cache: Path | None = None  # of statistics; None: the user's
 
     def __post_init__(self) -> None:
-        for name, unit, most in (
-            ("images", "images", _MOST_IMAGES),
-            ("check_images", "images to check on", _MOST_IMAGES),
-            ("batch", "images per batch", _MOST_IN_BATCH),
-        ):
-            count = getattr(self, name)
-            if not isinstance(count, int) or not 1 <= count <= most:
-                raise UsageError(f"{quoted(count)} {unit} are not allowed: at least 1 is needed, at most {most:,}")
+        require_within(self.images, MOST_IMAGES, "images")
+        require_within(self.check_images, MOST_IMAGES, "images to check on")
+        require_within(self.batch, MOST_IN_BATCH, "images per batch")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise UsageError(f"seed {quoted(self.seed)} is not allowed: it must be at least 0, and below 2^32")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
@@ -84,12 +78,12 @@ def calibrate(
         UsageError, ExportError: nothing of the model would be quantised.
         ParityError: ``max_drop`` cannot be kept.
     """
-    with in_use(newest_export(request.model, workspace).folder):
+    with in_use(export_of(request.model, workspace).folder):
         return _calibrate(request, workspace, say, progress)
 
 
 def _calibrate(request: CalibrateRequest, workspace: Workspace, say: Say, progress: Progress) -> CalibrateReport:
-    export = newest_export(request.model, workspace)
+    export = export_of(request.model, workspace)
     folder = export.folder / request.recipe.precision
     require_folder(folder, replaced=True)
     graphs = graphs_of(export)
@@ -183,7 +177,7 @@ def show_policy(request: CalibrateRequest, workspace: Workspace) -> list[dict[st
     """Which products are quantised, and why; with their number in a model where there is one."""
     model = None
     if request.model is not None or workspace.exports():
-        model = newest_export(request.model, workspace)
+        model = export_of(request.model, workspace)
     return _policy(request.recipe, model)
 
 

@@ -49,14 +49,10 @@ class EvaluateRequest:
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
             raise UsageError(f"--on-error {self.on_error!r} is unknown; there are: {', '.join(ON_ERROR)}")
-        for value, most, what in (
-            (self.batch, MOST_IN_BATCH, "images per batch"),
-            (self.limit, MOST_IMAGES, "images"),
-            (self.threads, MOST_THREADS, "threads"),
-            (self.workers, MOST_THREADS, "decoding threads"),
-        ):
-            if value is not None:
-                require_within(value, most, what)
+        require_within(self.batch, MOST_IN_BATCH, "images per batch")
+        require_within(self.limit, MOST_IMAGES, "images")
+        require_within(self.threads, MOST_THREADS, "threads")
+        require_within(self.workers, MOST_THREADS, "decoding threads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +239,7 @@ def _merged(shards: list[_Shard]) -> _Shard:
 def _row(entry: Matched, precision: str, tally: Tally, seconds: float) -> Row:
     target, accuracy = entry.target, tally.result(entry.map.names)
     return Row(
-        model=target.label,
+        model=str(target.path),
         name=target.name,
         engine=target.engine.name,
         precision=precision,

@@ -25,7 +25,7 @@ from lifedeploy.exporters.metadata import macs, metadata
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
 from lifedeploy.kept import KeptTokens, kept_name
-from lifedeploy.manifest import LARGEST_BATCH
+from lifedeploy.manifest import MOST_BATCH_PIXELS
 from lifedeploy.method import Method
 from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.vit import SlimViT, build_model
@@ -99,10 +99,10 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)
     macs(spec, cost)  # refused before anything is written
     height, width = spec.image_size
-    if (request.graph.batch_size or 1) * height * width > LARGEST_BATCH:
+    if (request.graph.batch_size or 1) * height * width > MOST_BATCH_PIXELS:
         raise UsageError(
             f"batch {request.graph.batch_size:,} of {height}x{width} px is not allowed; expected at most "
-            f"{LARGEST_BATCH // (height * width):,} images of that size"
+            f"{MOST_BATCH_PIXELS // (height * width):,} images of that size"
         )
     folder = request.output or workspace.root / _name(spec, request)
     require_usable(folder)

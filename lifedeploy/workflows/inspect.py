@@ -46,19 +46,19 @@ def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
         artifact = workspace.latest_export()
         return _artifact(artifact)
     with unchanged(model):
-        target = find(model)
-        if target.artifact is not None:
-            return _artifact(target.artifact)
-    if target.path.suffix == ".onnx":
-        return InspectReport(str(target.path), None, onnx_inspect.facts(onnx_inspect.load(target.path)), None)
-    if target.path.suffix == ".safetensors":
+        file = find(model)
+        if file.artifact is not None:
+            return _artifact(file.artifact)
+    if file.path.suffix == ".onnx":
+        return InspectReport(str(file.path), None, onnx_inspect.facts(onnx_inspect.load(file.path)), None)
+    if file.path.suffix == ".safetensors":
         from lifedeploy.model import checkpoint
 
-        spec = checkpoint.read_spec(target.path)
+        spec = checkpoint.read_spec(file.path)
         if spec is None:
-            raise ArtifactError(f"{target.path} carries no description of its model")
-        return InspectReport(str(target.path), None, None, spec)
-    raise UsageError(f"{target.path} cannot be inspected: expected an export, an engine, a .onnx or a .safetensors")
+            raise ArtifactError(f"{file.path} carries no description of its model")
+        return InspectReport(str(file.path), None, None, spec)
+    raise UsageError(f"{file.path} cannot be inspected: expected an export, an engine, a .onnx or a .safetensors")
 
 
 def _artifact(artifact: Artifact) -> InspectReport:

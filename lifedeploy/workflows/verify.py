@@ -66,7 +66,7 @@ def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
     samples = parity_samples(spec.preprocess, batch_size) if spec else None
     answers = []
     for target in (first, second):
-        say(f"asking {target.label}")
+        say(f"asking {target.path}")
         with Session(target, "drops", proof=True) as session:
             if samples is None or spec is None:
                 inputs = _noise(session.engine.inputs[0], batch_size)
@@ -79,7 +79,7 @@ def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
         answers = [[replace(answer, kept=None) for answer in given] for given in answers]
     coarser = max((first.precision, second.precision), key=list(parity.TOLERANCES).index)
     comparison = parity.compare(answers[0], answers[1], samples or _blank(answers[0]), coarser)
-    return VerifyReport(first.label, second.label, comparison)
+    return VerifyReport(str(first.path), str(second.path), comparison)
 
 
 def _require_same_model(first: ModelSpec, second: ModelSpec) -> None:

@@ -176,11 +176,11 @@ def _require_fitting(tensors: dict[str, NDArray[Any]], target: Target, spec: Mod
     for name, size in least.items():
         shape = tensors[name].shape
         if len(shape) != 2 or not size <= shape[1] <= patches:
-            raise EngineError(f"{target.label} gives {name} of shape {shape}; expected {size} for each image")
+            raise EngineError(f"{target.path} gives {name} of shape {shape}; expected {size} for each image")
     for name in target.kept.taps:
         kept = tensors[name]
         if kept.size and not NO_PATCH <= kept.min() <= kept.max() < patches:
-            raise EngineError(f"{target.label} keeps a patch {int(kept.max())}; there are 0 to {patches - 1}")
+            raise EngineError(f"{target.path} keeps a patch {int(kept.max())}; there are 0 to {patches - 1}")
 
 
 def _patch_lives(

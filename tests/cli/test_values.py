@@ -176,14 +176,12 @@ def test_unknown_words_are_refused(command, flag, lifedeploy):
 
 def test_words_are_those_of_the_library():
     from lifedeploy.calibration import ranges
-    from lifedeploy.cli.commands import bench, calibrate
+    from lifedeploy.cli.commands import calibrate
     from lifedeploy.typed import ATTENTIONS
     from lifedeploy.viz import style
-    from lifedeploy.workflows import bench as workflow
     from lifedeploy.workflows import evaluate
 
     readers = {(case[0], case[1]): case[3] for case in ALL}
-    assert bench._MODES == workflow.MODES
     assert tuple(ranges.THRESHOLDS) == calibrate._RANGES
     assert set(readers["evaluate", "on_error"].words) == set(evaluate.ON_ERROR)
     assert set(readers["build-engine", "attention"].words) == set(ATTENTIONS)

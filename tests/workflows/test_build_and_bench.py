@@ -15,6 +15,7 @@ from lifedeploy.bench.measure import Stop, measure
 from lifedeploy.engines import fake
 from lifedeploy.engines.fake import Fake
 from lifedeploy.errors import ArtifactError, ParityError, UsageError
+from lifedeploy.files import write_json
 from lifedeploy.viz.plots import plot_bench
 from lifedeploy.workflows.bench import BenchRequest, bench
 from lifedeploy.workflows.build import BuildRequest, build
@@ -105,7 +106,7 @@ def test_bench_reports_what_the_engine_takes(workspace, monkeypatch):
 
 def test_json_keeps_its_names(workspace, tmp_path):
     report = bench(quick(), Workspace(workspace))
-    report.write_json(tmp_path / "b.json")
+    write_json(tmp_path / "b.json", report.to_dict())
     data = json.loads((tmp_path / "b.json").read_text())
     assert data["schema"] == 1
     assert {"cpu", "gpu", "versions", "threads"} <= set(data["machine"])

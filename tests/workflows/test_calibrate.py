@@ -24,6 +24,7 @@ from lifedeploy.errors import ArtifactError, DataError, EngineError, ImageError,
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
 from lifedeploy.model.weights import ModelRequest
+from lifedeploy.targets import select
 from lifedeploy.targets.evidence import prove
 from lifedeploy.targets.find import find
 from lifedeploy.targets.output import _require_replaceable
@@ -181,7 +182,8 @@ def test_bench_and_evaluate_show_the_precision(calibrated, images):
 
 def test_bench_of_a_calibrated_folder_is_of_its_precision(calibrated):
     workspace = Workspace(calibrated.parent)
-    build(BuildRequest(engine="fake"), workspace)  # the newest is FP32
+    (wanted,) = select.for_bench(calibrated / "int8", (), workspace, trust=False).engines
+    assert (wanted.precision, wanted.built) == ("int8", None)  # nothing of it is built yet
     quick = BenchRequest(
         model=calibrated / "int8",
         engines=("fake", "fake:fp32"),
@@ -190,6 +192,8 @@ def test_bench_of_a_calibrated_folder_is_of_its_precision(calibrated):
         memory=False,
     )
     assert [row.subject.precision for row in bench(quick, workspace).rows] == ["int8"] * 3 + ["fp32"] * 3
+    assert workspace.engines()[0].precision == "fp32"  # built last, and not what was named
+    assert [row.subject.precision for row in bench(replace(quick, engines=()), workspace).rows] == ["int8"] * 3
 
 
 def test_engines_of_an_earlier_calibration_are_not_measured_and_not_proven(calibrated, images):

@@ -49,5 +49,5 @@ def test_an_engine_makes_no_room_for_more_images_than_there_are(data, folder, mo
         real(self, path, options, *rest)
 
     monkeypatch.setattr(OnnxRuntime, "__init__", noting)
-    assert run(data, folder, batch=16_384).rows[0].accuracy.images == 15
+    assert run(data, folder, batch=65_536).rows[0].accuracy.images == 15
     assert set(asked) == {15}

@@ -169,7 +169,7 @@ def test_what_a_killed_command_left_is_no_reason_to_refuse_and_is_swept(workspac
 
 @pytest.mark.parametrize("size", [0, -1, 2**40, 10**26, 1.5, float("nan"), float("inf")])
 def test_a_batch_size_is_a_number_with_a_range(size):
-    with pytest.raises(UsageError, match=r"batch size .* is not allowed: it must be 1 to 65,536"):
+    with pytest.raises(UsageError, match="images per batch are not allowed"):
         exporter.GraphOptions(batch_size=size)
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lifedeploy import limits, typed
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, options, paths, values
 
 _WAYS = {"with": (True,), "without": (False,), "both": (True, False)}
-_MODES = ("latency", "throughput")
 _BINDINGS = ("cuda-python", "pycuda")
 
 
@@ -31,18 +31,18 @@ def bench(
     mode: Annotated[
         list[str] | None,
         options.option(
-            values.OneOf("--mode", *_MODES, said="mode {value} is unknown; there are: {words}"),
+            values.OneOf("--mode", *typed.MODES, said="mode {value} is unknown; there are: {words}"),
             help="One request at a time, or several in flight; repeatable.  [default: latency]",
         ),
     ] = None,
     streams: Annotated[
-        int, options.whole("--streams", low=1, high=1024, help="Requests in flight in throughput mode.")
+        int, options.whole("--streams", low=1, high=limits.MOST_STREAMS, help="Requests in flight in throughput mode.")
     ] = 2,
     threads: options.ThreadsOption = None,
     budget: Annotated[
         float,
         options.option(
-            values.Real("--budget", 0, options.BUDGET_S, above=True),
+            values.Real("--budget", 0, limits.LONGEST_BUDGET_S, above=True),
             metavar="SECONDS",
             help="Longest time per engine, mode and batch size (three rounds are always made).",
         ),

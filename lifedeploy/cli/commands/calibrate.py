@@ -120,9 +120,7 @@ def calibrate(
         bool, typer.Option("--per-tensor", help="One scale per weight, not one per output channel.")
     ] = False,
     check_images: Annotated[int, options.images("--check-images", "Other images, to see what it costs.")] = 64,
-    batch: Annotated[
-        int, options.whole("--batch", low=1, high=options.BATCH, said=options.PER_BATCH, help="Images per batch.")
-    ] = 8,
+    batch: Annotated[int, options.batch()] = 8,
     max_pixels: options.MaxPixelsOption = None,
     show_policy: Annotated[
         bool, typer.Option("--show-policy", help="Show what is quantised and why, and stop.")
@@ -149,12 +147,12 @@ def calibrate(
         say("looking at the model")
         from lifedeploy.calibration.policy import check_parts
         from lifedeploy.calibration.quantize import Recipe
-        from lifedeploy.targets.find import newest_export, quantized_precision
+        from lifedeploy.targets.find import export_of, quantized_precision
         from lifedeploy.workflows import calibrate as workflow
 
         place = Workspace(workspace)
         if method is not None:
-            export = newest_export(model, place, method=method)
+            export = export_of(model, place, method=method)
             model = model or export.manifest_path
         asked = asked or quantized_precision(model) or "int8"
         chosen = tuple(part.strip() for part in (parts or "").split(",") if part.strip())

@@ -36,9 +36,7 @@ def evaluate(
         ),
     ] = None,
     split: options.SplitOption = None,
-    batch: Annotated[
-        int, options.whole("--batch", low=1, high=options.BATCH, said=options.PER_BATCH, help="Images per batch.")
-    ] = 32,
+    batch: Annotated[int, options.batch()] = 32,
     on_error: Annotated[
         str,
         options.option(values.OneOf("--on-error", "skip", "fail"), help="What an image does that cannot be read."),

@@ -9,7 +9,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lifedeploy import methods
+from lifedeploy import limits, methods
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, method_options, options, paths, tables, values
 from lifedeploy.errors import UsageError
@@ -81,7 +81,7 @@ def export(
     ] = None,
     batch_size: Annotated[
         int | None,
-        options.whole("--batch-size", low=1, high=options.BATCH, help="Fix the batch size.  [default: dynamic]"),
+        options.whole("--batch-size", low=1, high=limits.MOST_IN_BATCH, help="Fix the batch size.  [default: dynamic]"),
     ] = None,
     with_life: Annotated[bool, typer.Option("--with-life", help="Second output: the life of every patch.")] = False,
     with_preprocess: Annotated[
