@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from lifedeploy.files import compact_json
 from lifedeploy.kept import kept_layer
 from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.vit import SlimViT
+from lifedeploy.progress import quiet_loggers
 from lifedeploy.spec import LIVES_NAME, ORDERINGS, SCORES_NAME, ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving
@@ -48,11 +48,6 @@ class GraphOptions:
         size = self.batch_size
         if size is not None and (not isinstance(size, int) or not 1 <= size <= _MOST_IN_BATCH):
             raise UsageError(f"batch size {quoted(size)} is not allowed: it must be 1 to {_MOST_IN_BATCH:,}")
-
-    @property
-    def batch(self) -> int | str:
-        """The batch size in text: a number, or ``dynamic``."""
-        return "dynamic" if self.batch_size is None else self.batch_size
 
 
 def output_name(spec: ModelSpec) -> str:
@@ -190,12 +185,6 @@ def save(graph: ir.Model, path: Path, *, metadata: Mapping[str, object]) -> None
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's progress lines and deprecation notes are not the user's business."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet_loggers("torch.onnx"), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
