@@ -81,9 +81,8 @@ def unpack(data: Any, path: Path) -> Checkpoint:
             "expected plain real numbers"
         )
     kind, facts = _origin(data, path) if key else ("", Facts())
-    layout = f"{kind}, {key}" if kind else key
     state, inside = _alone({_unwrapped(name): tensor for name, tensor in tensors.items()}, path)
-    return Checkpoint(path=path, state=state, layout=", ".join(filter(None, (layout, inside))), facts=facts)
+    return Checkpoint(path=path, state=state, layout=", ".join(filter(None, (kind, key, inside))), facts=facts)
 
 
 def _is_state(data: Any) -> bool:
