@@ -45,7 +45,6 @@ class Cost:
     head: int
     prefix: int  # tokens that are never dropped
     width: int  # channels C of a token
-    heads: tuple[int, ...] = ()  # of the attention in layer t, each of pairs / (2 · heads) channels
 
     def per_layer(self, work: Work) -> tuple[int, ...]:
         """MACs of every layer."""

@@ -186,9 +186,7 @@ class _Reader:
     """Checks of what a file says of itself; none of them needs more than the file."""
 
     def __init__(self, path: Path, model: onnx.ModelProto) -> None:
-        import onnx
-
-        self.path, self.model, self.kinds = path, model, onnx.TensorProto
+        self.path, self.model = path, model
         self.outside = 0  # bytes of weights in other files
 
     def check(self) -> None:
@@ -239,7 +237,7 @@ class _Reader:
 
     def _tensor(self, tensor: onnx.TensorProto) -> None:
         """The bytes that the shape declares, against those that are held."""
-        name, kinds = quoted(tensor.name), self.kinds
+        name = quoted(tensor.name)
         bits = bits_of(tensor.data_type)
         if not bits:
             raise ArtifactError(
@@ -249,21 +247,16 @@ class _Reader:
             raise ArtifactError(f"{self.path}: {name} has the shape {quoted(list(tensor.dims))}")
         count = math.prod(tensor.dims)
         declared = -(-count * bits // 8)
-        if tensor.data_location == kinds.EXTERNAL:
+        if is_outside(tensor):
             self._external(tensor, name, declared)
             return
-        if tensor.data_type == kinds.STRING:
+        if tensor.data_type == tensor.STRING:
             held, declared = len(tensor.string_data), count
         elif tensor.HasField("raw_data"):
             held = len(tensor.raw_data)
         else:
-            complex_ = tensor.data_type in (kinds.COMPLEX64, kinds.COMPLEX128)
-            numbers = sum(
-                map(
-                    len,
-                    (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data),
-                )
-            )
+            complex_ = tensor.data_type in (tensor.COMPLEX64, tensor.COMPLEX128)
+            numbers = sum(len(getattr(tensor, field)) for field in NUMBERS)
             packed = -(-8 // bits) if bits < 8 else 1  # numbers of less than a byte share one
             held, declared = numbers, -(-count // packed) * (2 if complex_ else 1)
         if held != declared:

@@ -7,7 +7,7 @@ distillation, registers) are never dropped and not counted here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
@@ -41,7 +41,15 @@ class Schedule:
     def __post_init__(self) -> None:
         if not self.tokens:
             raise ScheduleError("the schedule has no layers")
-        _check_drop_layers(self.drop_layers, self.depth)
+        for layer in self.drop_layers:
+            if not 1 <= layer < self.depth:
+                raise ScheduleError(
+                    f"drop layer {layer} is out of range: this backbone has {self.depth} layers, so 1 to "
+                    f"{self.depth - 1} are allowed"
+                )
+        if any(later <= earlier for earlier, later in pairwise(self.drop_layers)):
+            layers = _join(self.drop_layers)
+            raise ScheduleError(f"drop layers {layers} do not rise; each must be greater than the one before")
         for layer in range(1, self.depth):
             before, after = self.tokens[layer - 1], self.tokens[layer]
             if after > before:
@@ -71,7 +79,6 @@ class Schedule:
         """
         require_keep_rate(keep_rate)
         layers = default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
-        _check_drop_layers(layers, depth)
         counts = [round(patches * keep_rate**k) for k in range(1, len(layers) + 1)]
         if counts and counts[-1] < 1:
             raise ScheduleError(
@@ -90,21 +97,14 @@ class Schedule:
             ScheduleError: the counts grow, fall below 1, exceed ``patches``, or do not match the drop layers.
         """
         layers = default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
-        _check_drop_layers(layers, depth)
         if len(counts) != len(layers):
             raise ScheduleError(
                 f"{len(counts)} token counts ({_join(counts)}) for {len(layers)} drop layers ({_join(layers)}); "
                 "give one count per drop layer"
             )
-        previous = patches
         for count, layer in zip(counts, layers, strict=True):
             if count < 1:
                 raise ScheduleError(f"token count {count} after layer {layer} is not allowed: at least 1 is needed")
-            if count > previous:
-                raise ScheduleError(
-                    f"token counts grow from {previous} to {count} after layer {layer}; they may only stay or fall"
-                )
-            previous = count
         return cls(_spread(patches, depth, counts, layers), layers)
 
     @property
@@ -150,20 +150,14 @@ class Schedule:
     @property
     def mean_life(self) -> float:
         """μ of eq. 9: the mean life, in layers, that this schedule grants a patch."""
-        return self._over_lives(lambda life: float(life))
+        return sum(self.tokens) / self.patches  # a patch counts once in each layer of its life
 
     @property
     def std_life(self) -> float:
         """σ of eq. 10, with the square that the printed equation lost, in layers."""
         mean = self.mean_life
-        return math.sqrt(self._over_lives(lambda life: (life - mean) ** 2))
-
-    def _over_lives(self, value: Callable[[int], float]) -> float:
-        """Mean of ``value(life)`` over patches: n_t - n_{t+1} of them die after layer t, n_T never do."""
-        total = self.depth
-        dying = [(layer, self.tokens[layer - 1] - self.tokens[layer]) for layer in range(1, total)]
-        weights = [*dying, (total, self.tokens[-1])]
-        return sum(count * value(layer) for layer, count in weights) / self.patches
+        ending = [before - after for before, after in pairwise((*self.tokens, 0))]  # lives of 1, 2 … T layers
+        return math.sqrt(sum(count * (life - mean) ** 2 for life, count in enumerate(ending, 1)) / self.patches)
 
 
 def require_keep_rate(keep_rate: float) -> None:
@@ -184,16 +178,6 @@ def _spread(patches: int, depth: int, counts: Sequence[int], layers: Sequence[in
         tokens.append(now)
         now = after.get(layer, now)
     return tuple(tokens)
-
-
-def _check_drop_layers(layers: Sequence[int], depth: int) -> None:
-    for layer in layers:
-        if not 1 <= layer < depth:
-            raise ScheduleError(
-                f"drop layer {layer} is out of range: this backbone has {depth} layers, so 1 to {depth - 1} are allowed"
-            )
-    if any(later <= earlier for earlier, later in pairwise(layers)):
-        raise ScheduleError(f"drop layers {_join(layers)} do not rise; each must be greater than the one before")
 
 
 def _join(numbers: Sequence[int]) -> str:

@@ -17,7 +17,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lifedeploy.calibration.policy import Product
-from lifedeploy.errors import ExportError
 from lifedeploy.exporters import passes
 
 OPSET = 19  # the first with FP8, and with scales in half precision
@@ -98,7 +97,7 @@ def insert(
     grid = GRIDS[precision]
     model.graph.opset_imports[""] = max(OPSET, model.graph.opset_imports.get("", 0))
     dequantized: dict[ir.Value, ir.Value] = {}
-    zero = _constant(model, f"zero_{precision}", np.zeros((), dtype=grid.numpy), grid.type)
+    zero = passes.constant(model, f"zero_{precision}", np.zeros((), dtype=grid.numpy))
     weight_bytes = 0
     for product in products:
         for index, value in enumerate(product.node.inputs[:2]):
@@ -143,11 +142,11 @@ def _weight(
     scale = weight_scale(product, grid, per_channel=per_channel)
     small = grid.quantize(numbers, along(scale, product.channel_axis, numbers.ndim))
     name = value.name or product.name
-    stored = _constant(model, f"{name}_{grid.precision}", small, grid.type)
-    scales = _constant(model, f"{name}_scale", scale, ir.DataType.FLOAT)
+    stored = passes.constant(model, f"{name}_{grid.precision}", small)
+    scales = passes.constant(model, f"{name}_scale", scale)
     zeros = zero
     if per_channel:
-        zeros = _constant(model, f"{name}_zero", np.zeros(scale.shape, dtype=grid.numpy), grid.type)
+        zeros = passes.constant(model, f"{name}_zero", np.zeros(scale.shape, dtype=grid.numpy))
     node = ir.node(
         "DequantizeLinear",
         [stored, scales, zeros],
@@ -165,7 +164,7 @@ def _activation(
     """Q and DQ directly behind the node that makes the tensor; of an input, in front of the product."""
     producer = value.producer()
     name = value.name or product.name
-    scales = _constant(model, f"{name}_scale", scale, ir.DataType.FLOAT)
+    scales = passes.constant(model, f"{name}_scale", scale)
     quantize = ir.node("QuantizeLinear", [value, scales, zero], name=f"{name}/QuantizeLinear")
     _describe(quantize.outputs[0], f"{name}_{grid.precision}", grid.type, value.shape)
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scales, zero], name=f"{name}/DequantizeLinear")
@@ -179,13 +178,3 @@ def _activation(
 
 def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
     value.name, value.dtype, value.shape = name, dtype, shape
-
-
-def _constant(model: ir.Model, name: str, numbers: NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
-    known = model.graph.initializers.get(name)
-    if known is not None:
-        held = known.const_value
-        if held is None or known.dtype != dtype or not np.array_equal(held.numpy(), numbers):
-            raise ExportError(f"{name} is a constant of this graph already, with another value")
-        return known
-    return passes.constant(model, name, numbers, dtype)

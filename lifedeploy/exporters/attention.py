@@ -22,13 +22,13 @@ _HEADS_FIRST = (2, 0, 3, 1, 4)  # (B, N, 3, H, D) → (3, B, H, N, D)
 _HEADS_BACK = (0, 2, 1, 3)  # (B, H, N, D) → (B, N, H, D)
 
 
-def raise_opset(model: ir.Model, opset: int = OPSET) -> None:
-    """Declare ``opset``, if the graph's is lower.
+def raise_opset(model: ir.Model) -> None:
+    """Declare :data:`OPSET`, if the graph's is lower.
 
     From 20 to 23 the operators of a ViT only gained types, so no node changes
     (https://github.com/onnx/onnx/blob/main/docs/Changelog.md).
     """
-    model.graph.opset_imports[""] = max(opset, model.graph.opset_imports.get("", 0))
+    model.graph.opset_imports[""] = max(OPSET, model.graph.opset_imports.get("", 0))
 
 
 @dataclass(frozen=True, kw_only=True)

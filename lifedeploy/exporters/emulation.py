@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lifedeploy.errors import ExportError
 from lifedeploy.exporters import passes
@@ -30,21 +31,19 @@ class _Half:
 
     name: str
     split: float
-    largest: float
-    infinite: float  # the smallest number that rounds to more than the largest: half a step beyond it
+    infinite: float  # the smallest number that rounds to more than the type's largest: half a step beyond
     down: float = 1.0
 
     @property
-    def constants(self) -> dict[str, float]:
+    def constants(self) -> dict[str, NDArray[np.float32]]:
         """What the arithmetic needs besides x."""
-        return {"split": self.split, "infinite": self.infinite, "down": self.down, "up": 1 / self.down}
+        numbers = {"split": self.split, "infinite": self.infinite, "down": self.down, "up": 1 / self.down}
+        return {name: np.array(number, dtype=np.float32) for name, number in numbers.items()}
 
 
 _HALVES = {
-    HALF["fp16"]: _Half(name="fp16", split=2.0**13 + 1, largest=65504.0, infinite=65520.0),
-    HALF["bf16"]: _Half(
-        name="bf16", split=2.0**16 + 1, largest=2.0**128 - 2.0**120, infinite=2.0**128 - 2.0**119, down=2.0**-24
-    ),
+    HALF["fp16"]: _Half(name="fp16", split=2.0**13 + 1, infinite=65520.0),
+    HALF["bf16"]: _Half(name="bf16", split=2.0**16 + 1, infinite=2.0**128 - 2.0**119, down=2.0**-24),
 }
 # Operators that only move numbers: what goes in rounded comes out rounded.
 _MOVES = {
@@ -53,11 +52,6 @@ _MOVES = {
     # A scale is applied to the sum of a product in 8 bits, in FP32: what DQ gives exists nowhere.
     "DequantizeLinear",
 }
-
-
-def largest_of(precision: str) -> float:
-    """The largest number that ``fp16`` or ``bf16`` has."""
-    return _HALVES[HALF[precision]].largest
 
 
 def emulate(model: ir.Model, *, watch: bool = False) -> int:
@@ -80,7 +74,7 @@ def emulate(model: ir.Model, *, watch: bool = False) -> int:
         ExportError: nothing in the graph is half.
     """
     rounded = 0
-    halves = {value: _HALVES[value.dtype] for value in _values(model) if value.dtype in _HALVES}
+    halves = {value: _HALVES[value.dtype] for value in passes.values(model) if value.dtype in _HALVES}
     if not halves:
         raise ExportError("nothing in this graph is in half precision: there is nothing to emulate")
     for value in list(model.graph.initializers.values()):
@@ -103,7 +97,7 @@ def emulate(model: ir.Model, *, watch: bool = False) -> int:
 
 
 def _round_after(model: ir.Model, node: ir.Node, value: ir.Value, half: _Half, *, watch: bool) -> None:
-    constants = {name: _constant(model, f"{half.name}_{name}", number) for name, number in half.constants.items()}
+    constants = {name: passes.constant(model, f"{half.name}_{name}", number) for name, number in half.constants.items()}
     users = list(value.uses())
     steps: list[ir.Node] = []
 
@@ -120,7 +114,7 @@ def _round_after(model: ir.Model, node: ir.Node, value: ir.Value, half: _Half, *
     nearest = compute("Sub", [scaled, rest], "nearest")
     size = compute("Abs", [value], "size")  # of x itself: what was infinite before stays so
     beyond = compute("GreaterOrEqual", [size, constants["infinite"]], "beyond")
-    infinite = compute("Mul", [value, _constant(model, "huge", float(np.finfo(np.float32).max))], "infinite")
+    infinite = compute("Mul", [value, passes.constant(model, "huge", np.array(np.finfo(np.float32).max))], "infinite")
     finite = compute("Mul", [nearest, constants["up"]], "up") if half.down != 1 else nearest
     result = compute("Where", [beyond, infinite, finite], "rounded")
     if watch:
@@ -130,12 +124,3 @@ def _round_after(model: ir.Model, node: ir.Node, value: ir.Value, half: _Half, *
     for user, index in users:
         user.replace_input_with(index, result)
     model.graph.insert_after(node, steps)
-
-
-def _constant(model: ir.Model, name: str, number: float) -> ir.Value:
-    known = model.graph.initializers.get(name)
-    return passes.constant(model, name, np.array(number, dtype=np.float32)) if known is None else known
-
-
-def _values(model: ir.Model) -> list[ir.Value]:
-    return [*model.graph.inputs, *model.graph.initializers.values(), *(v for node in model.graph for v in node.outputs)]

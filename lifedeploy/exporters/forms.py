@@ -28,7 +28,7 @@ def prepare(source: Path, form: GraphForm, target: Path) -> FormedRecord:
     if form.attention not in ATTENTIONS:
         raise UsageError(f"attention as {form.attention!r} is unknown; there are: {', '.join(ATTENTIONS)}")
     model = ir.from_proto(load(source))
-    attentions, done = 0, precision.Conversion("fp32", {}, 0, 0)
+    attentions, done = 0, precision.Conversion({}, 0, 0)
     if form.with_order:
         model.graph.outputs.extend(value for value in passes.kept_tokens(model) if not value.is_graph_output())
     if form.attention in _FUSE:

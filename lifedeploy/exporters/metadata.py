@@ -35,7 +35,8 @@ def macs(spec: ModelSpec, cost: Cost) -> MacsRecord:
 
 def metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, object]:
     """What another tool may want to know, in the ONNX file itself."""
-    preprocess, drops = spec.preprocess, methods.role_of(spec.method) != methods.BASELINE
+    drops = methods.role_of(spec.method) != methods.BASELINE
+    layout = "NHWC uint8 RGB" if options.with_preprocess else "NCHW float32 RGB"
     return {
         "lifedeploy.version": versions(("lifedeploy",)).get("lifedeploy", ""),
         "lifedeploy.backbone": spec.timm_name,
@@ -47,8 +48,6 @@ def metadata(spec: ModelSpec, cost: Cost, options: GraphOptions) -> dict[str, ob
         "lifedeploy.macs": macs(spec, cost).total,
         "lifedeploy.weights": spec.provenance.weights,
         "lifedeploy.predictor": spec.provenance.predictor,
-        "preprocess": asdict(preprocess) | {"in_graph": options.with_preprocess, "layout": "NHWC uint8 RGB"}
-        if options.with_preprocess
-        else asdict(preprocess) | {"in_graph": False, "layout": "NCHW float32 RGB"},
+        "preprocess": asdict(spec.preprocess) | {"in_graph": options.with_preprocess, "layout": layout},
         "classes": list(spec.classes),
     }

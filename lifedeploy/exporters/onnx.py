@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from lifedeploy.kept import kept_layer
 from lifedeploy.limits import MOST_IN_BATCH, require_within
 from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.vit import SlimViT
+from lifedeploy.progress import quiet_loggers
 from lifedeploy.spec import LIVES_NAME, ORDERINGS, SCORES_NAME, ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving
@@ -46,11 +46,6 @@ class GraphOptions:
         if self.ordering not in ("", *ORDERINGS):
             raise UsageError(f"graph form {quoted(self.ordering)} is unknown; there are: {', '.join(ORDERINGS)}")
         require_within(self.batch_size, MOST_IN_BATCH, "images per batch")
-
-    @property
-    def batch(self) -> int | str:
-        """The batch size in text: a number, or ``dynamic``."""
-        return "dynamic" if self.batch_size is None else self.batch_size
 
 
 def output_name(spec: ModelSpec) -> str:
@@ -188,12 +183,6 @@ def save(graph: ir.Model, path: Path, *, metadata: Mapping[str, object]) -> None
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's progress lines and deprecation notes are not the user's business."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet_loggers("torch.onnx"), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,6 +1,6 @@
 """Graph edits on an exported model: small passes, each with the condition under which it acts.
 
-All work in place on an :class:`onnx_ir.Model` and return how many places they changed.
+All work in place on an :class:`onnx_ir.Model`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,19 @@ def clean(model: ir.Model) -> None:
     common.ShapeInferencePass()(model)
 
 
-def constant(model: ir.Model, name: str, numbers: NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
-    """A new initializer of a graph, in the type of ``numbers`` or in ``dtype``."""
-    tensor = ir.tensor(numbers, dtype=dtype, name=name)
+def constant(model: ir.Model, name: str, numbers: NDArray[Any]) -> ir.Value:
+    """An initializer of a graph: the one that holds the same ``numbers`` under that name already, or a new one.
+
+    Raises:
+        ExportError: there is one of that name with another value or type.
+    """
+    tensor = ir.tensor(numbers, name=name)
+    known = model.graph.initializers.get(name)
+    if known is not None:
+        held = known.const_value
+        if held is None or held.dtype != tensor.dtype or not np.array_equal(held.numpy(), numbers):
+            raise ExportError(f"{name} is a constant of this graph already, with another value")
+        return known
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(numbers.shape), const_value=tensor)
     model.graph.register_initializer(value)
     return value
@@ -58,6 +68,11 @@ def is_asked_for(value: ir.Value) -> bool:
 
 def _node_outputs(model: ir.Model) -> list[ir.Value]:
     return [value for node in model.graph for value in node.outputs]
+
+
+def values(model: ir.Model) -> list[ir.Value]:
+    """All tensors of a graph: inputs, weights, and what nodes give."""
+    return [*model.graph.inputs, *model.graph.initializers.values(), *_node_outputs(model)]
 
 
 def forget_names(model: ir.Model) -> None:
@@ -78,14 +93,13 @@ def scope_of(node: ir.Node) -> str:
     return scopes[-2] if len(scopes) > 1 else ""
 
 
-def relative_reshapes(model: ir.Model) -> int:
+def relative_reshapes(model: ir.Model) -> None:
     """Say Reshapes relative to their input: 0 where a leading size is kept, -1 for the one size left unknown.
 
     Condition: shapes on both sides are known, and at most one size beyond the kept ones is not a number. That frees
     the graph of the arithmetic on the batch size, and an attention block of its token count, which is what lets
     :func:`without_drops` make the baseline out of the very same nodes.
     """
-    changed = 0
     for node in list(model.graph):
         if node.op_type != "Reshape":
             continue
@@ -102,11 +116,9 @@ def relative_reshapes(model: ir.Model) -> int:
         shape = np.array([0] * kept + rest, dtype=np.int64)
         node.replace_input_with(1, constant(model, f"{target.name}_shape", shape))
         node.attributes.pop("allowzero", None)
-        changed += 1
-    return changed
 
 
-def without_drops(model: ir.Model, *, slices: dict[int, int] | None = None) -> int:
+def without_drops(model: ir.Model, *, slices: dict[int, int] | None = None) -> None:
     """Take the token drops of a graph that orders once out again, and with them the scoring.
 
     With ``slices`` (drop layer → tokens to keep, prefix included) an ordering is replaced by a Slice of that many
@@ -116,7 +128,6 @@ def without_drops(model: ir.Model, *, slices: dict[int, int] | None = None) -> i
     Raises:
         ExportError: an ordering is not of the form that ``TakeOrdered`` exports to.
     """
-    changed = 0
     for node in list(model.graph):
         scope = scope_of(node)
         order, keep = _ORDER.search(scope), _KEEP.search(scope)
@@ -131,8 +142,6 @@ def without_drops(model: ir.Model, *, slices: dict[int, int] | None = None) -> i
         else:
             continue
         ir.convenience.replace_all_uses_with(ordered, replacement)
-        changed += 1
-    return changed
 
 
 def _around_gather(gather: ir.Node) -> tuple[ir.Value, ir.Value]:
@@ -195,9 +204,7 @@ def read_well(model: ir.Model) -> None:
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+    for value in values(model):
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
 

@@ -6,7 +6,7 @@ where an engine's precision is decided. Everything is in half precision but what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -20,11 +20,8 @@ from lifedeploy.exporters.ranking import ranking
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
-_LARGEST = {name: float(ml_dtypes.finfo(dtype).max) for name, dtype in _NUMPY.items()}
+LARGEST_NUMBER = {name: float(ml_dtypes.finfo(dtype).max) for name, dtype in _NUMPY.items()}
 _FLOAT = ir.DataType.FLOAT
-# Operators that make their float output from other types, and say which float in an attribute.
-_TYPED_BY_ATTRIBUTE = {"Cast": "to"}
-# Operators whose float inputs are parameters that the standard wants in FP32 whatever the data is.
 _UNSUPPORTED = ("Resize", "Upsample", "If", "Loop", "Scan", "RandomNormal", "RandomUniform")
 
 
@@ -33,18 +30,14 @@ class Island:
     """Nodes that stay in FP32; ``nodes`` finds them in a graph."""
 
     name: str
-    reason: str
     nodes: Callable[[ir.Model], set[ir.Node]]
 
 
 # Logits in FP32 were tried too, and the predictor's LayerNormalization: kept tokens and classes were the same
 # (benchmarks/precision/RESULTS.md). Nothing is declared here that was not seen to matter.
-RANKING = Island(
-    "ranking",
-    "scores that differ by less than half precision can tell decide which token is kept, and ONNX has no TopK in BF16 "
-    "before opset 24",
-    ranking,
-)
+# Scores that differ by less than half precision can tell decide which token is kept, and ONNX has no TopK in BF16
+# before opset 24.
+RANKING = Island("ranking", ranking)
 ISLANDS = (RANKING,)
 
 
@@ -52,7 +45,6 @@ ISLANDS = (RANKING,)
 class Conversion:
     """What was done to a graph."""
 
-    precision: str
     islands: dict[str, tuple[str, ...]]  # name → operators in it
     casts: int
     subnormal: int  # weights other than 0 that became 0
@@ -73,11 +65,11 @@ def to_half(model: ir.Model, precision: str, islands: Sequence[Island] = ISLANDS
     if precision not in HALF:
         raise ExportError(f"a graph cannot be turned into {precision}; there are: {', '.join(HALF)}")
     kept = {island.name: island.nodes(model) for island in islands}
-    conversion = _Converter(model, precision, set().union(*kept.values()) if kept else set())
+    conversion = _Converter(model, precision, set().union(*kept.values()))
     conversion.run()
     passes.clean(model)
     names = {name: tuple(sorted({node.op_type for node in nodes})) for name, nodes in kept.items() if nodes}
-    return Conversion(precision, names, conversion.casts, conversion.subnormal)
+    return Conversion(names, conversion.casts, conversion.subnormal)
 
 
 def require_half(model: ir.Model, precision: str, islands: Sequence[Island] = ISLANDS) -> None:
@@ -86,7 +78,7 @@ def require_half(model: ir.Model, precision: str, islands: Sequence[Island] = IS
     Raises:
         ExportError: an FP32 tensor that no island declares, a Cast of a Cast, or a Cast at an attention's softmax.
     """
-    kept = set().union(*(island.nodes(model) for island in islands)) if islands else set()
+    kept = set[ir.Node]().union(*(island.nodes(model) for island in islands))
     outputs = set(model.graph.outputs)
     for node in model.graph:
         if node.op_type == "Cast":
@@ -111,7 +103,7 @@ class _Converter:
         self.model, self.precision, self.kept = model, precision, kept
         self.half = HALF[precision]
         self.converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        self.was_float = {value for value in _values(model) if value.dtype == _FLOAT}
+        self.was_float = {value for value in passes.values(model) if value.dtype == _FLOAT}
         self.casts = self.subnormal = 0
 
     def run(self) -> None:
@@ -121,14 +113,14 @@ class _Converter:
             for index, value in enumerate(node.inputs):
                 if value is not None and value in self.was_float:
                     node.replace_input_with(index, self._as(value, want, node))
-            self._set_type_attributes(node, want)
+            self._set_type(node, want)
             for value in node.outputs:
                 if value in self.was_float:
                     value.dtype = want
         self._restore_outputs()
 
     def _require_convertible(self) -> None:
-        for value in _values(self.model):
+        for value in passes.values(self.model):
             if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
                 raise ExportError(f"{value.name} is {value.dtype.name} already: only an FP32 graph can be converted")
         for node in self.model.graph:
@@ -156,10 +148,10 @@ class _Converter:
         assert value.const_value is not None  # asked before
         full = value.const_value.numpy()
         largest = float(np.abs(full).max(initial=0))
-        if not largest <= _LARGEST[self.precision]:
+        if not largest <= LARGEST_NUMBER[self.precision]:
             raise ExportError(
                 f"{value.name} holds {largest:.3g}, and {self.precision.upper()} ends at "
-                f"{_LARGEST[self.precision]:.3g}",
+                f"{LARGEST_NUMBER[self.precision]:.3g}",
                 hint="--bf16 has the range of FP32",
             )
         half = full.astype(_NUMPY[self.precision])
@@ -174,10 +166,9 @@ class _Converter:
         self.casts += 1
         return node.outputs[0]
 
-    def _set_type_attributes(self, node: ir.Node, want: ir.DataType) -> None:
-        attribute = _TYPED_BY_ATTRIBUTE.get(node.op_type)
-        if attribute and node.attributes[attribute].as_int() == int(_FLOAT):
-            node.attributes[attribute] = ir.AttrInt64(attribute, int(want))
+    def _set_type(self, node: ir.Node, want: ir.DataType) -> None:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == int(_FLOAT):
+            node.attributes["to"] = ir.AttrInt64("to", int(want))
         if node.op_type in ("Constant", "ConstantOfShape") and node.outputs[0] in self.was_float:
             raise ExportError(f"{node.name} is a {node.op_type} in FP32, expected an initializer")
 
@@ -199,10 +190,3 @@ class _Converter:
 
 def _is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype in (_FLOAT, *HALF.values())
-
-
-def _values(model: ir.Model) -> Iterable[ir.Value]:
-    yield from model.graph.inputs
-    yield from model.graph.initializers.values()
-    for node in model.graph:
-        yield from node.outputs

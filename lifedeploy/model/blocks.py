@@ -26,16 +26,12 @@ Inside = Callable[[Tokens, BlockAttention], Tokens]
 
 @dataclass(frozen=True)
 class Backbone:
-    """A timm model: what is asked of every family."""
+    """timm's ``VisionTransformer``: ViT, DeiT, DeiT-3, DINOv2, CLIP … Another family overrides what differs."""
 
     model: Any  # whose attributes are timm's business
-    kind: ClassVar[type[nn.Module]] = nn.Module  # of the family's models
-    modules: ClassVar[tuple[str, ...]] = ()  # of timm.models, which define them
-
-    @property
-    def name(self) -> str:
-        """The name of the model's class."""
-        return type(self.model).__name__
+    kind: ClassVar[type[nn.Module]] = VisionTransformer  # of the family's models
+    # Of timm.models, which define them; the last: old names.
+    modules: ClassVar[tuple[str, ...]] = ("vision_transformer", "deit", "vision_transformer_hybrid", "_registry")
 
     @property
     def prefix(self) -> int:
@@ -112,44 +108,6 @@ class Backbone:
         Raises:
             UnsupportedModelError: it cannot; ``name`` is what the model was asked for by.
         """
-        raise NotImplementedError
-
-    def embed(self, images: Tensor) -> Tokens:
-        """Normalised images (B, 3, H, W) to the tokens that the first block gets."""
-        raise NotImplementedError
-
-    def run_block(self, layer: int, tokens: Tokens, inside: Inside | None = None) -> Tokens:
-        """Block ``layer``, from 1; with ``inside`` it is taken apart between attention and MLP.
-
-        Raises:
-            UnsupportedModelError: there is no such place in it.
-        """
-        raise NotImplementedError
-
-    def has_inside(self, layer: int) -> bool:
-        """Whether a place lies between a block's attention and its MLP."""
-        raise NotImplementedError
-
-    def classify(self, tokens: Tokens) -> Tensor:
-        """Final norm and head: (B, classes)."""
-        raise NotImplementedError
-
-    def cost(self, image_size: tuple[int, int]) -> Cost:
-        """Exact MACs, read off its modules."""
-        raise NotImplementedError
-
-    def set_drop_path(self, rate: float) -> None:
-        """Stochastic depth, rising from 0 in the first block to ``rate`` in the last, as timm builds it in."""
-        raise NotImplementedError
-
-
-class PlainViT(Backbone):
-    """timm's ``VisionTransformer``: ViT, DeiT, DeiT-3, DINOv2, CLIP …"""
-
-    kind = VisionTransformer
-    modules = ("vision_transformer", "deit", "vision_transformer_hybrid", "_registry")  # the last: old names
-
-    def require_supported(self, name: str) -> None:
         if self.model.cls_token is None:
             raise UnsupportedModelError(
                 f"{name} has no CLS token (it pools by {self.model.global_pool!r}), and patches are scored against "
@@ -161,11 +119,17 @@ class PlainViT(Backbone):
                 raise UnsupportedModelError(f"{name} is built of {type(block).__name__}, which is not supported")
 
     def embed(self, images: Tensor) -> Tokens:
+        """Normalised images (B, 3, H, W) to the tokens that the first block gets."""
         vit = self.model
         x = vit.patch_embed(images)  # (B, N, C)
         return Tokens(x=vit.norm_pre(vit.patch_drop(vit._pos_embed(x))), prefix=self.prefix)  # (B, P + N, C)
 
     def run_block(self, layer: int, tokens: Tokens, inside: Inside | None = None) -> Tokens:
+        """Block ``layer``, from 1; with ``inside`` it is taken apart between attention and MLP.
+
+        Raises:
+            UnsupportedModelError: there is no such place in it.
+        """
         block = self.model.blocks[layer - 1]
         if inside is None:
             if tokens.key_bias is None:
@@ -184,17 +148,21 @@ class PlainViT(Backbone):
         return tokens.but(x=tokens.x + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens.x)))))
 
     def has_inside(self, layer: int) -> bool:
-        """In timm's pre-norm blocks there is such a place."""
+        """Whether a place lies between a block's attention and its MLP, as in timm's pre-norm blocks."""
         block = self.model.blocks[layer - 1]
         return all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2"))
 
     def classify(self, tokens: Tokens) -> Tensor:
+        """Final norm and head: (B, classes)."""
         logits: Tensor = self.model.forward_head(self.model.norm(tokens.x))
         return logits
 
     def cost(self, image_size: tuple[int, int]) -> Cost:
-        """Every Linear of a block meets every token of its place once, so its MACs per token are its weight's size;
-        QKᵀ and AV cost the attention's width once each per pair of tokens."""
+        """Exact MACs, read off its modules.
+
+        Every Linear of a block meets every token of its place once, so its MACs per token are its weight's size; QKᵀ
+        and AV cost the attention's width once each per pair of tokens.
+        """
         projections, pairs, mlp = [], [], []
         for block in self.blocks:
             linear = {name: part.weight.numel() for name, part in block.named_modules() if isinstance(part, nn.Linear)}
@@ -211,16 +179,16 @@ class PlainViT(Backbone):
             head=sum(head.weight.numel() for head in heads if isinstance(head, nn.Linear)),
             prefix=self.prefix,
             width=self.width,
-            heads=tuple(block.attn.num_heads for block in self.blocks),
         )
 
     def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth, rising from 0 in the first block to ``rate`` in the last, as timm builds it in."""
         for number, block in enumerate(self.blocks if rate else []):
             for name in ("drop_path1", "drop_path2"):
                 setattr(block, name, DropPath(rate * number / max(self.depth - 1, 1)))
 
 
-FAMILIES: tuple[type[Backbone], ...] = (PlainViT,)
+FAMILIES: tuple[type[Backbone], ...] = (Backbone,)
 
 
 def adapted(model: nn.Module, name: str = "") -> Backbone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Annotated, Any
@@ -18,16 +18,9 @@ from lifedeploy.errors import ArtifactError, UsageError, WeightsError
 from lifedeploy.files import compact_json
 from lifedeploy.model import backbones, positions
 from lifedeploy.model.blocks import adapted
-from lifedeploy.model.layouts import Facts, size_of, unpack
+from lifedeploy.model.layouts import Checkpoint, Facts, size_of, unpack
 from lifedeploy.model.positions import Grid
-from lifedeploy.model.raw import (
-    is_safetensors,
-    read_header,
-    read_tensors,
-    require_content,
-    unpickle,
-    write_tensors,
-)
+from lifedeploy.model.raw import is_safetensors, read_header, read_tensors, require_content, unpickle, write_tensors
 from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.reading import decode_json, foreign, reason, require_regular
 from lifedeploy.schedule import Schedule
@@ -38,22 +31,6 @@ SPEC_KEY = "lifedeploy.spec"
 # In plain safetensors of other tools, both as JSON: a list of names; 224 or [192, 256], height first.
 CLASSES_KEY = "classes"
 IMAGE_SIZE_KEY = "image_size"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """What a file of weights holds."""
-
-    path: Path
-    state: dict[str, Tensor]  # under our names where there is a spec, else under those of timm or what it converts
-    spec: ModelSpec | None = None  # of a file of ours
-    layout: str = ""  # of another tool's file: what was recognised; '' for a plain state dict
-    facts: Facts = field(default_factory=Facts)  # of another tool's file
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """(height, width) that its position embeddings are of, if it says."""
-        return self.spec.image_size if self.spec else self.facts.image_size
 
 
 def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
@@ -120,9 +97,8 @@ def read(path: Path) -> Checkpoint:
     if tensors is not None and (spec := read_spec(path)) is not None:
         return Checkpoint(path=path, state=tensors, spec=spec)
     with foreign(str(path), WeightsError):
-        unpacked = unpack(unpickle(path) if tensors is None else tensors, path)
-    facts = unpacked.facts if tensors is None else Facts(image_size=_read_image_size(path))
-    return Checkpoint(path=path, state=unpacked.state, layout=unpacked.layout, facts=facts)
+        file = unpack(unpickle(path) if tensors is None else tensors, path)
+    return file if tensors is None else replace(file, facts=Facts(image_size=_read_image_size(path)))
 
 
 def load_into(
@@ -152,9 +128,8 @@ def load_into(
     ours = any(name.startswith("backbone.") for name in state)
     target: torch.nn.Module = model if ours else model.backbone
     if ours:
-        reducer = {name: tensor for name, tensor in state.items() if not _is_backbone(name)}
         fresh = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
-        learned = {name: tensor for name, tensor in reducer.items() if name in fresh} or ({} if same_method else fresh)
+        learned = {name: tensor for name, tensor in state.items() if name in fresh} or ({} if same_method else fresh)
         bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if _is_backbone(name)}
         placed, note = _placed(bare, model.backbone, path, image_size)
         state = {f"backbone.{name}": tensor for name, tensor in placed.items()} | learned
@@ -233,7 +208,7 @@ def _placed(
     if patches < 1:
         return state, ""
     if image_size is not None:
-        old, note = positions.grid_of(vit, image_size), ""
+        old, note = adapted(vit).grid_at(image_size), ""
         if old[0] * old[1] != patches:
             raise WeightsError(
                 f"{path} has {patches} position embeddings, and {image_size[0]}x{image_size[1]} pixels make "

@@ -16,7 +16,7 @@ from lifedeploy.errors import WeightsError
 from lifedeploy.files import sha256
 from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.blocks import adapted
-from lifedeploy.model.checkpoint import Checkpoint
+from lifedeploy.model.layouts import Checkpoint
 from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
 from lifedeploy.model.vit import build_model
 from lifedeploy.spec import Provenance
@@ -39,12 +39,13 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     as_the_file_says = request.image_size is None and file.image_size is not None
     with checkpoint.declared(file) if as_the_file_says else nullcontext():
         vit = backbones.create(name, image_size=size, num_classes=classes)
-    if file_spec and file_spec.method == request.method:
+    same_method = file_spec is not None and file_spec.method == request.method
+    if file_spec and same_method:
         with checkpoint.declared(file):
             methods.get(file_spec.method).settle(file_spec.options)
     # What one method has learned is nothing to another that slims; baselines are described as the weights they are of.
     slims = methods.role_of(request.method) == methods.SLIMMED
-    learned = file_spec.provenance if file_spec and (file_spec.method == request.method or not slims) else None
+    learned = file_spec.provenance if file_spec and (same_method or not slims) else None
     provenance = Provenance(
         weights=file_spec.provenance.weights if file_spec else "file",  # random weights stay random in a file
         source=path.name,
@@ -67,8 +68,8 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
         trained_with = {"input_size": (3, *spec.image_size), **facts.data_config}
         spec = replace(spec, preprocess=backbones.preprocess_of(vit, spec.image_size, trained_with))
     model = build_model(vit, spec, ordering=ordering)
-    size, same = _trained_size(file, request), file_spec is not None and file_spec.method == request.method
-    note = checkpoint.load_into(model, state, path, image_size=size, same_method=same)
+    trained_size = _trained_size(file, request)
+    note = checkpoint.load_into(model, state, path, image_size=trained_size, same_method=same_method)
     recognised = f"{path.name}: {file.layout}" if file.layout else ""
     return LoadedModel(model=model, spec=spec, notes=tuple(filter(None, (recognised, note, taken))), new_head=fresh)
 

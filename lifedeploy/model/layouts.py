@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lifedeploy.errors import WeightsError
+from lifedeploy.spec import ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.typed import CROP_MODES, INTERPOLATIONS
 
@@ -41,16 +42,23 @@ class Facts:
     data_config: Mapping[str, Any] = field(default_factory=dict)  # its preprocessing, in timm's words
 
 
-@dataclass(frozen=True)
-class Unpacked:
-    """A state dict, and how it came out of its file."""
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a file of weights holds."""
 
-    state: dict[str, Tensor]
-    layout: str  # what was recognised, to be read; '' for a plain state dict
-    facts: Facts
+    path: Path
+    state: dict[str, Tensor]  # under our names where there is a spec, else under those of timm or what it converts
+    spec: ModelSpec | None = None  # of a file of ours
+    layout: str = ""  # of another tool's file: what was recognised; '' for a plain state dict
+    facts: Facts = field(default_factory=Facts)  # of another tool's file
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) that its position embeddings are of, if it says."""
+        return self.spec.image_size if self.spec else self.facts.image_size
 
 
-def unpack(data: Any, path: Path) -> Unpacked:
+def unpack(data: Any, path: Path) -> Checkpoint:
     """The state dict of a ViT in what a file holds.
 
     Raises:
@@ -73,9 +81,8 @@ def unpack(data: Any, path: Path) -> Unpacked:
             "expected plain real numbers"
         )
     kind, facts = _origin(data, path) if key else ("", Facts())
-    layout = f"{kind}, {key}" if kind else key
     state, inside = _alone({_unwrapped(name): tensor for name, tensor in tensors.items()}, path)
-    return Unpacked(state, ", ".join(part for part in (layout, inside) if part), facts)
+    return Checkpoint(path=path, state=state, layout=", ".join(filter(None, (kind, key, inside))), facts=facts)
 
 
 def _is_state(data: Any) -> bool:

@@ -18,16 +18,11 @@ from lifedeploy.model.blocks import adapted
 Grid = tuple[int, int]  # rows and columns of patches
 
 
-def grid_of(vit: nn.Module, image_size: tuple[int, int]) -> Grid:
-    """The patches of an image (height, width) on this backbone."""
-    return adapted(vit).grid_at(image_size)
-
-
 def native_grid(vit: nn.Module) -> Grid | None:
     """The patches at the image size that the backbone was designed for, if it says."""
     config: Any = getattr(vit, "pretrained_cfg", None) or {}
     size = config.get("input_size")
-    return grid_of(vit, (size[-2], size[-1])) if size else None
+    return adapted(vit).grid_at((size[-2], size[-1])) if size else None
 
 
 def guess_grid(patches: int, vit: nn.Module) -> tuple[Grid | None, str]:

@@ -202,18 +202,16 @@ def _require_no_filler(file: IO[bytes], size: int, path: Path) -> None:
     encode(bytes, "hex"), which doubles them; encode(text, "latin1") is how Python 2 had bytes."""
     overlap, encodes, codec = b"", False, b""
     for _ in range(0, size, _CHUNK):
-        part = file.read(_CHUNK)
-        if b"\nbytearray\n" in overlap + part:
-            raise WeightsError(
-                f"{path} holds more than tensors and is not loaded: a bytearray", hint="save a plain state dict"
-            )
-        encodes = encodes or b"_codecs" in overlap + part
-        match = _CODEC.search(overlap + part)
+        part = overlap + file.read(_CHUNK)
+        encodes = encodes or b"_codecs" in part
+        match = _CODEC.search(part)
         codec = match[1] if match is not None else codec
-        if encodes and codec:
+        filler = f"bytes in the codec {quoted(codec.decode())}" if encodes and codec else ""
+        if b"\nbytearray\n" in part:
+            filler = "a bytearray"
+        if filler:
             raise WeightsError(
-                f"{path} holds more than tensors and is not loaded: bytes in the codec {quoted(codec.decode())}",
-                hint="save a plain state dict",
+                f"{path} holds more than tensors and is not loaded: {filler}", hint="save a plain state dict"
             )
         overlap = part[-32:]
 

@@ -68,8 +68,7 @@ class ModelRequest:
             layers = trained.drop_layers  # lives are predicted after the first of them, and were trained there
         if self.counts is not None:
             return make(counts=self.counts, drop_layers=layers)
-        by_counts = trained is not None and trained.keep_rate is None and method.takes_counts
-        if self.keep_rate is None and trained is not None and by_counts:
+        if self.keep_rate is None and trained is not None and trained.keep_rate is None and method.takes_counts:
             if trained.patches != patches:
                 raise ScheduleError(
                     f"the weights' own counts, {', '.join(map(str, trained.counts))}, are of {trained.patches} "
@@ -129,5 +128,4 @@ def imagenet_names(num_classes: int) -> tuple[str, ...]:
         return ()
     from timm.data import ImageNetInfo
 
-    info = ImageNetInfo()
-    return tuple(info.index_to_description(index) for index in range(1000))
+    return tuple(ImageNetInfo().label_descriptions())

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import http.client
-import logging
 import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,10 +24,12 @@ from lifedeploy.model.blocks import adapted
 from lifedeploy.model.from_file import load_file
 from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
 from lifedeploy.model.vit import build_model
+from lifedeploy.progress import quiet_loggers
 from lifedeploy.spec import Provenance
 
 HUB_TIMEOUT_S = 3.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB_LOGGERS = ("huggingface_hub", "timm", "httpx", "httpx2")  # of retries; their last word arrives as an exception
 RANDOM_SEED = 0
 POLICIES = ("auto", "pretrained", "random")
 
@@ -85,10 +85,8 @@ def _auto(request: ModelRequest, workspace: Workspace, ordering: str) -> LoadedM
             return _pretrained(request, ordering)
         except WeightsError as error:  # it answered, and then did not deliver
             reason = error.message
-    loaded = _random(request, ordering)
-    return LoadedModel(
-        model=loaded.model,
-        spec=loaded.spec,
+    return replace(
+        _random(request, ordering),
         warning=(
             f"RANDOM WEIGHTS: no trained checkpoint in {workspace.root}/ and no pretrained weights ({reason}{near}). "
             "Speed does not depend on weights, and speed is all this model is good for: its classes mean nothing."
@@ -121,7 +119,7 @@ def _give_life_to_zeros(vit: nn.Module) -> None:
 
 def _pretrained(request: ModelRequest, ordering: str) -> LoadedModel:
     try:
-        with _quiet_hub():
+        with quiet_loggers(*_HUB_LOGGERS):
             vit = backbones.create(request.backbone, pretrained=True, num_classes=request.num_classes)
     except LifedeployError:
         raise
@@ -205,20 +203,6 @@ def _unreachable(url: str) -> str:
     thread.start()
     thread.join(HUB_TIMEOUT_S)
     return verdict[0] if verdict else f"cannot reach {host}: no answer within {HUB_TIMEOUT_S:g} s"
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Keep the hub client's retry log off the user's screen; its last word arrives as an exception anyway."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "httpx", "httpx2")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 __all__ = ["POLICIES", "LoadedModel", "ModelRequest", "describe", "hub_obstacle", "load"]

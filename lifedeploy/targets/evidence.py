@@ -15,8 +15,9 @@ from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, EngineError, ParityError
 from lifedeploy.evaluation import parity
-from lifedeploy.exporters.emulation import LARGEST, largest_of
+from lifedeploy.exporters.emulation import LARGEST
 from lifedeploy.exporters.forms import emulated
+from lifedeploy.exporters.precision import LARGEST_NUMBER
 from lifedeploy.records import EightBitsRecord, ParityRecord, ReachRecord
 from lifedeploy.spec import QUANTIZED
 from lifedeploy.targets.find import graphs_of
@@ -90,7 +91,7 @@ def check_graph(path: Path, graph: Artifact, precision: str, half: str) -> tuple
         emulated(path, emulation, watch=True)
         # Kept tokens may be outputs of the graph already; as a tap they have the same name either way.
         with Session(compiled(graph, OnnxRuntime, emulation, "fp32"), "drops") as session:
-            answers, reach = [], ReachRecord(tensor="", largest=0.0, limit=largest_of(half), sample="")
+            answers, reach = [], ReachRecord(tensor="", largest=0.0, limit=LARGEST_NUMBER[half], sample="")
             for sample, images in zip(samples, inputs, strict=True):
                 tensors = session.tensors(images)
                 answers.append(session.read(tensors))

@@ -114,7 +114,7 @@ def test_it_is_converted_to_half_precision(folder, tmp_path, name, method, to, a
 def test_a_cast_around_it_is_found_and_other_foreign_operators_are_refused(folder):
     model = ir.load(folder / "deit-dense.onnx")
     assert attention.fuse_contrib(model) == 4 == attention.count(model)
-    island = precision.Island("one", "", lambda graph: {node for node in graph.graph if attention.is_contrib(node)})
+    island = precision.Island("one", lambda graph: {node for node in graph.graph if attention.is_contrib(node)})
     precision.to_half(model, "fp16", (island,))
     with pytest.raises(ExportError, match="casts inside an attention: no runtime will fuse it"):
         precision.require_half(model, "fp16", (island,))

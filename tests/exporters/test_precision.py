@@ -198,12 +198,12 @@ def test_a_stray_tensor_and_a_cast_in_attention_are_found(folder):
     model, _ = converted(folder, "dense", "fp16", islands=())
     precision.require_half(model, "fp16", ())
     stray = precision.Island(
-        "one", "", lambda graph: {node for node in graph.graph if node.name == "blocks.1.mlp.act/Gelu"}
+        "one", lambda graph: {node for node in graph.graph if node.name == "blocks.1.mlp.act/Gelu"}
     )
     model, _ = converted(folder, "dense", "fp16", islands=(stray,))
     with pytest.raises(ExportError, match=r"blocks.1.mlp.act/Gelu_output_0 is FP32 in an FP16 graph"):
         precision.require_half(model, "fp16", ())
-    softmax = precision.Island("s", "", lambda graph: {node for node in graph.graph if node.op_type == "Softmax"})
+    softmax = precision.Island("s", lambda graph: {node for node in graph.graph if node.op_type == "Softmax"})
     model, _ = converted(folder, "dense", "fp16", islands=(softmax,))
     with pytest.raises(ExportError, match="casts inside an attention: no runtime will fuse it"):
         precision.require_half(model, "fp16", (softmax,))

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.model.reducers import BlockAttention, Reducer, Tokens
-from lifedeploy.model.reducers.base import drops
 from lifedeploy.schedule import Schedule
 
 
@@ -20,7 +19,7 @@ class Evit(Reducer):
 
     @property
     def inside_layers(self) -> frozenset[int]:
-        return frozenset(drops(self.schedule))
+        return frozenset(self.schedule.leaving_layers)
 
     def inside_block(self, layer: int, tokens: Tokens, attention: BlockAttention) -> Tokens:
         scores = attention.cls_row()[:, tokens.prefix :]  # (B, n)
@@ -36,7 +35,7 @@ def evit_work(schedule: Schedule, cost: Cost) -> Work:
     """In its drop layers the MLP has fewer tokens than the attention."""
     layers = range(1, schedule.depth + 1)
     scoring = 0
-    for layer in drops(schedule):
+    for layer in schedule.leaving_layers:
         before = schedule.tokens[layer - 1]
         scoring += cost.width * (cost.prefix + before)  # q_cls · Kᵀ
         scoring += cost.width * (before + schedule.after(layer) - 1)  # the weighted sums of all and of those kept
@@ -62,7 +61,7 @@ class DynamicVit(Reducer):
 
     def __init__(self, schedule: Schedule, dim: int) -> None:
         super().__init__(schedule)
-        self.predictors = nn.ModuleDict({str(layer): KeepScore(dim) for layer in drops(schedule)})
+        self.predictors = nn.ModuleDict({str(layer): KeepScore(dim) for layer in schedule.leaving_layers})
 
     def before_block(self, layer: int, tokens: Tokens) -> Tokens:
         if str(layer - 1) not in self.predictors:

@@ -8,7 +8,7 @@ import torch
 
 from lifedeploy.errors import LifedeployError
 from lifedeploy.method import Method
-from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, TakeOrdered, drops
+from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, TakeOrdered
 from lifedeploy.model.tokens import BlockAttention, Tokens
 from lifedeploy.reading import reason
 
@@ -20,7 +20,6 @@ __all__ = [
     "TakeOrdered",
     "Tokens",
     "build_reducer",
-    "drops",
     "load_reducer",
 ]
 

@@ -145,8 +145,3 @@ class TakeOrdered(nn.Module):
         """Tokens, and their scores (B, n) → those that are kept, and theirs (B, kept)."""
         best = scores.topk(self.kept, dim=1, sorted=True)
         return tokens.take(best.indices), best.values
-
-
-def drops(schedule: Schedule) -> tuple[int, ...]:
-    """The drop layers after which tokens really leave."""
-    return schedule.leaving_layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, drops
+from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer
 from lifedeploy.model.tokens import BlockAttention, Tokens
 from lifedeploy.schedule import Schedule
 
@@ -17,7 +17,7 @@ class FirstKReducer(Reducer):
     def __init__(self, schedule: Schedule, *, inside: bool = False) -> None:
         super().__init__(schedule)
         self.inside = inside
-        self.keep = nn.ModuleDict({str(layer): KeepPrefix(schedule.after(layer)) for layer in drops(schedule)})
+        self.keep = nn.ModuleDict({str(layer): KeepPrefix(schedule.after(layer)) for layer in schedule.leaving_layers})
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:

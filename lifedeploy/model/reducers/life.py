@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lifedeploy.model.lives import lives
-from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, TakeOrdered, drops
+from lifedeploy.model.reducers.base import KeepPrefix, Plan, Reducer, TakeOrdered
 from lifedeploy.model.tokens import Tokens
 from lifedeploy.schedule import Schedule
 
@@ -77,7 +77,7 @@ class LifeReducer(_Life):
         self, schedule: Schedule, predictor: LifePredictor, temperature: float = 1.5, ordering: str = "order-once"
     ) -> None:
         super().__init__(schedule, predictor, temperature)
-        layers = drops(schedule)
+        layers = schedule.leaving_layers
         # Lives are predicted after t_base even where the first count drops nothing there.
         sorted_after = (schedule.base_layer,) if layers else ()
         if ordering == "per-stage":

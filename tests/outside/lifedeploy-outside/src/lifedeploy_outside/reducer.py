@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lifedeploy.errors import UsageError
 from lifedeploy.methods import Schedule
-from lifedeploy.model.reducers import BlockAttention, Plan, Reducer, TakeOrdered, Tokens, drops
+from lifedeploy.model.reducers import BlockAttention, Plan, Reducer, TakeOrdered, Tokens
 
 
 class OutsideReducer(Reducer):
@@ -20,7 +20,9 @@ class OutsideReducer(Reducer):
         super().__init__(schedule)
         self.fuse = fuse
         self.explore = explore
-        self.take = nn.ModuleDict({str(layer): TakeOrdered(schedule.after(layer) - fuse) for layer in drops(schedule)})
+        self.take = nn.ModuleDict(
+            {str(layer): TakeOrdered(schedule.after(layer) - fuse) for layer in schedule.leaving_layers}
+        )
         self.sorts = len(self.take)
 
     @classmethod
@@ -30,7 +32,7 @@ class OutsideReducer(Reducer):
         Raises:
             UsageError: nothing is left beside the fused token.
         """
-        for layer in drops(plan.schedule):
+        for layer in plan.schedule.leaving_layers:
             if plan.options.fuse and plan.schedule.after(layer) < 2:
                 raise UsageError(
                     f"1 token is kept after layer {layer}, and would stand for all that are dropped",
