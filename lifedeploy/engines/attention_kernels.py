@@ -92,10 +92,9 @@ def _listen(graph: Path, provider: str) -> str:
     Raises:
         EngineError: it failed.
     """
-    try:
-        return children.run(__name__, str(graph), provider, more={VARIABLE: "1"}, timeout_s=TIMEOUT_S)
-    except EngineError as error:
-        raise EngineError(f"one inference of {graph.name} in a process of its own failed: {error.message}") from error
+    program = children.command(__name__, str(graph), provider)
+    what = f"one inference of {graph.name} in a process of its own"
+    return children.run(program, what, more={VARIABLE: "1"}, timeout_s=TIMEOUT_S)
 
 
 def _child(graph: str, provider: str) -> None:
