@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,17 @@ class Lane(ABC):
     @abstractmethod
     def infer(self) -> None:
         """Run once on the buffers; returns when ``outputs`` holds the result."""
+
+
+class FreshLane(Lane):
+    """A lane whose outputs are made anew by every inference, for runtimes that write into no buffers of others."""
+
+    def __init__(self, run: Callable[[dict[str, Array]], dict[str, Array]], inputs: Mapping[str, Array]) -> None:
+        super().__init__(inputs, {})
+        self._run = run
+
+    def infer(self) -> None:
+        self.outputs = self._run(self.inputs)
 
 
 class DeviceLane(Lane):
