@@ -50,10 +50,10 @@ def built(engine: type[TensorRT], graph: Path, path: Path, batch: tuple[int, int
     took = time.perf_counter() - began
     path.write_bytes(plan.data)
     if engine.ahead_of_time:
-        kernels = fusion.of_plan(plan.data)
+        kernels = fusion.of_plan(plan.data).record
     else:
         with engine(path, EngineOptions(trust=True)) as opened:
-            kernels = opened.inspect()
+            kernels = opened.inspect().record
     row = {"attention": kernels.attention, "topk": kernels.topk, "kernels": sum(kernels.launches.values())}
     row |= {"seconds_to_build": round(took, 1), "mib": round(len(plan.data) / 1024**2, 1)}
     return row | {"launches": kernels.launches}

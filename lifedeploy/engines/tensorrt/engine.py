@@ -182,7 +182,7 @@ class TensorRT(DeviceEngine):
         """The precision that products are computed in, read back from the plan."""
         self._opened()
         report = fusion.of_plan(self.path.read_bytes()) if self.ahead_of_time else self.inspect()
-        return report.precision or self.options.precision
+        return report.record.precision or self.options.precision
 
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
         recorder = Recorder(self._trt)
@@ -256,5 +256,5 @@ def _require(report: fusion.FusionReport, job: BuildJob, floating: str) -> None:
         report.require_eight_bits(what, job.source.manifest.quantized_products, job.precision)
     kinds = Counter(node.op_type for node in graphs.read(job.graph).graph.node)
     # It may sort where the graph asks for the place of the largest; a method that counts its sorts has none of these.
-    sorts = min(max(report.topk, kinds["TopK"]), kinds["TopK"] + kinds["ArgMax"] + kinds["ArgMin"])
+    sorts = min(max(report.record.topk, kinds["TopK"]), kinds["TopK"] + kinds["ArgMax"] + kinds["ArgMin"])
     report.require(what, attentions=spec.schedule.depth, sorts=sorts, allow_unfused=job.options.allow_unfused)
