@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -59,12 +59,14 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=_absolute(os.environ.get("PATH", os.defpath)) or os.defpath)
 
 
-def run(module: str, *arguments: str, given: str = "", more: Mapping[str, str] | None = None, timeout_s: float) -> str:
-    """What a module of ours writes to its standard output, run as a program of its own.
+def run(
+    program: Sequence[str], what: str, *, given: str = "", more: Mapping[str, str] | None = None, timeout_s: float
+) -> str:
+    """What a program writes to its standard output.
 
     Args:
-        module: its dotted name.
-        arguments: what it is called with.
+        program: the command that runs it.
+        what: what errors call it.
         given: its standard input.
         more: of its environment.
         timeout_s: seconds that it may take.
@@ -74,7 +76,7 @@ def run(module: str, *arguments: str, given: str = "", more: Mapping[str, str] |
     """
     try:
         done = subprocess.run(
-            command(module, *arguments),
+            program,
             input=given,
             env=environment(more),
             capture_output=True,
@@ -84,13 +86,15 @@ def run(module: str, *arguments: str, given: str = "", more: Mapping[str, str] |
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"it took over {timeout_s:,.0f} s") from error
+        raise EngineError(f"{what} failed: it took over {timeout_s:,.0f} s") from error
     except OSError as error:
-        raise EngineError(f"it could not be started: {error.strerror}") from error
+        raise EngineError(f"{what} failed: it could not be started: {error.strerror}") from error
     if done.returncode < 0:
-        raise EngineError(f"signal {-done.returncode} ended it; was there enough memory?")
+        raise EngineError(f"{what} failed: signal {-done.returncode} ended it; was there enough memory?")
     if done.returncode:
-        raise EngineError(shortened((done.stderr.strip().splitlines() or ["no reason given"])[-1]))
+        said = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["no reason given"]
+        marked = [line for line in said if "[E]" in line]  # as NVIDIA's tools mark errors among other lines
+        raise EngineError(f"{what} failed: {shortened((marked or said)[-1])}")
     return done.stdout
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,24 @@ except ImportError:  # no such limits on this system
     resource = None  # type: ignore[assignment]
 
 from lifedeploy import children
+from lifedeploy.errors import EngineError
 from lifedeploy.optional import versions
 from lifedeploy.text import printable
 
 # What decides the speed of half precision and INT8 on a CPU; names as the Linux kernel spells them.
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_bf16", "amx_int8")
-
-
 _PATIENCE_S = 30.0  # for a driver that hangs
 
 
 def processor() -> str:
     """The CPU's name, as far as the system tells."""
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return next(listed("/proc/cpuinfo", "model name"), "") or platform.processor() or platform.machine()
 
 
 def features() -> tuple[str, ...]:
     """Which of the instruction sets that matter here the CPU has. Empty where the system does not tell."""
-    for line in _cpuinfo():
-        if line.startswith("flags"):
-            flags = set(line.partition(":")[2].split())
-            return tuple(name for name in _FEATURES if name in flags)
-    return ()
+    flags = next(listed("/proc/cpuinfo", "flags"), "").split()
+    return tuple(name for name in _FEATURES if name in flags)
 
 
 def fast_bf16() -> bool:
@@ -100,13 +93,8 @@ def describe(*, threads: int | None = None) -> dict[str, Any]:
 
 def gpus() -> list[str]:
     """NVIDIA GPUs that the driver lists; found without any framework."""
-    folder = Path("/proc/driver/nvidia/gpus")
-    models = []
-    for information in sorted(folder.glob("*/information")):
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("Model:"):
-                models.append(line.partition(":")[2].strip())
-    return models
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return [model for file in files for model in listed(file, "Model")]
 
 
 def gpu_state() -> list[dict[str, str]]:
@@ -115,21 +103,19 @@ def gpu_state() -> list[dict[str, str]]:
     tool = children.tool("nvidia-smi")
     if tool is None:
         return []
+    query = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
-            [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=True,
-            timeout=_PATIENCE_S,
-        )
-    except (OSError, subprocess.SubprocessError):
+        answer = children.run(query, "nvidia-smi", timeout_s=_PATIENCE_S)
+    except EngineError:
         return []
-    rows = ([printable(value.strip()) for value in line.split(",")] for line in done.stdout.splitlines())
+    rows = ([printable(value.strip()) for value in line.split(",")] for line in answer.splitlines())
     return [dict(zip(fields, values, strict=True)) for values in rows if len(values) == len(fields)]
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+def listed(file: str | Path, name: str) -> Iterator[str]:
+    """Values of ``name`` in a file of Linux's ``/proc``, which has lines of ``name: value``; none without the file."""
+    path = Path(file)
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        field, _, value = line.partition(":")
+        if field.strip() == name:
+            yield value.strip()

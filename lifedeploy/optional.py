@@ -31,10 +31,6 @@ REPORTED = (
 # Distributions that share their module with others.
 _MODULES = {"onnxruntime": "onnxruntime", "onnxruntime-gpu": "onnxruntime"}
 
-# Read by the libraries as they are imported. ONNX Runtime would tell its maker what runs, and leave a file for that
-# where temporary ones are; whoever wants it to can set the variable to 0.
-_SETTINGS = {"ORT_DISABLE_TELEMETRY": "1"}
-
 
 def installed(module: str) -> bool:
     """Whether ``module`` can be imported, found out without importing it."""
@@ -54,8 +50,9 @@ def require(module: str, *, extra: str) -> ModuleType:
     """
     if not installed(module.partition(".")[0]):
         raise EngineUnavailableError(f"{module} is not installed", hint=pip_line(extra))
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+    # ONNX Runtime would tell its maker what runs, and leave a file for that where temporary ones are; whoever wants it
+    # to can set the variable to 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(module)
     except Exception as error:  # a shared library that does not load, a home that a library looks for and is not there

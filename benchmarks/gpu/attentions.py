@@ -89,7 +89,7 @@ class Run:
 
 def _apart(kind: type[OnnxRuntime]) -> type[OnnxRuntime]:
     """The engine without the optimiser that makes a Gemm of MatMul and Add."""
-    return type("Apart", (kind,), {"disabled_optimizers": lambda self: ("MatMulAddFusion",)})
+    return type("Apart", (kind,), {"disabled_optimizers": staticmethod(lambda options: ("MatMulAddFusion",))})
 
 
 def told(fusion: Mapping[str, Any]) -> str:

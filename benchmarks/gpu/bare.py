@@ -89,7 +89,7 @@ def bare_loop(engine: Engine, batch: int, images: np.ndarray) -> Lane:
     """What an open engine's lane is held against."""
     if isinstance(engine, TensorRT):
         plan = engine.path.read_bytes()
-        return Bare(engine.flavour.load(), plan, batch, images, rtx=engine.name == "tensorrt-rtx")
+        return Bare(engine.library(), plan, batch, images, rtx=engine.name == "tensorrt-rtx")
     lane = engine.lane(batch)
     lane.inputs["images"][...] = images
     assert isinstance(lane, DeviceLane)  # the stand-in's is

@@ -46,14 +46,14 @@ DRY = "**Dry run: times are of emulated graphs in ONNX Runtime on a CPU. They me
 def built(engine: type[TensorRT], graph: Path, path: Path, batch: tuple[int, int, int]) -> dict[str, Any]:
     """Build a plan and read off it what it became."""
     began = time.perf_counter()
-    plan = build_plan(engine.flavour.load(), graph, BuildOptions(batch=batch))
+    plan = build_plan(engine.library(), graph, BuildOptions(batch=batch))
     took = time.perf_counter() - began
     path.write_bytes(plan.data)
-    if engine.flavour.ahead_of_time:
-        kernels = fusion.of_plan(plan.data)
+    if engine.ahead_of_time:
+        kernels = fusion.of_plan(plan.data).record
     else:
         with engine(path, EngineOptions(trust=True)) as opened:
-            kernels = opened.inspect()
+            kernels = opened.inspect().record
     row = {"attention": kernels.attention, "topk": kernels.topk, "kernels": sum(kernels.launches.values())}
     row |= {"seconds_to_build": round(took, 1), "mib": round(len(plan.data) / 1024**2, 1)}
     return row | {"launches": kernels.launches}

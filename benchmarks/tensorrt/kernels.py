@@ -54,7 +54,7 @@ def built(folder: Path, stem: str, form: GraphForm) -> dict[str, Any]:
     forms.prepare(folder / f"{stem}.onnx", form, graph)
     prepared = time.perf_counter()
     plan = build_plan(trt, graph, BuildOptions())
-    kernels = fusion.of_plan(plan.data)
+    kernels = fusion.of_plan(plan.data).record
     graph.unlink()
     return {
         "seconds_to_convert": round(prepared - began, 1),

@@ -10,6 +10,7 @@ from lifedeploy import children
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import EngineError
+from lifedeploy.machine import listed
 from lifedeploy.reading import decode_json
 
 TIMEOUT_S = 1800.0  # torch.compile takes minutes
@@ -21,17 +22,10 @@ def peak_memory_mib(engine: str, path: Path, options: EngineOptions, batch: int)
     Raises:
         EngineError: the process failed.
     """
-    order = {
-        "engine": engine,
-        "path": str(path),
-        "batch": batch,
-        "options": {**vars(options), "taps": list(options.taps)},
-    }
+    order = {"engine": engine, "path": str(path), "batch": batch, "options": vars(options)}
     what = f"the process that measures the memory of {path.name}"
-    try:
-        said = children.run("lifedeploy.bench.memory", given=json.dumps(order), timeout_s=TIMEOUT_S)
-    except EngineError as error:
-        raise EngineError(f"{what} failed: {error.message}") from error
+    program = children.command("lifedeploy.bench.memory")
+    said = children.run(program, what, given=json.dumps(order), timeout_s=TIMEOUT_S)
     answer: float | None = decode_json(
         (said.strip().splitlines() or [""])[-1],
         float | None,  # type: ignore[arg-type]  # msgspec takes unions, which are no class
@@ -43,13 +37,8 @@ def peak_memory_mib(engine: str, path: Path, options: EngineOptions, batch: int)
 
 def _peak_mib() -> float | None:
     """VmHWM, which unlike ru_maxrss starts anew with the program: a child does not inherit its parent's peak."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    for line in status.read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    return None
+    peak = next(listed("/proc/self/status", "VmHWM"), "")  # in KiB: 123456 kB
+    return round(int(peak.split()[0]) / 1024, 1) if peak else None
 
 
 def _child() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from lifedeploy import children
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines import registry
 from lifedeploy.errors import EngineError
-from lifedeploy.text import shortened
 
 RUNS = 3
 _SECONDS = 2
@@ -48,43 +46,20 @@ def measure(tool: str, plan: Path, inputs: Sequence[TensorSpec], batch: int) -> 
     Raises:
         EngineError: it failed, or said something that is not understood.
     """
-    offered = _run([tool, "--help"])
+    name = Path(tool).name
+    offered = children.run([tool, "--help"], name, timeout_s=_PATIENCE_S)
     command = [tool, f"--loadEngine={plan}", f"--duration={_SECONDS}", *(flag for flag in _WANTED if flag in offered)]
     dynamic = [spec for spec in inputs if spec.shape[0] is None]
     if dynamic:
         sizes = (f"{spec.name}:{'x'.join(str(size) for size in (batch, *spec.shape[1:]))}" for spec in dynamic)
         command.append(f"--shapes={','.join(sizes)}")
-    answers = [_run(command) for _ in range(RUNS)]
-    rates, times = ([_number(pattern, text, tool) for text in answers] for pattern in (_THROUGHPUT, _COMPUTE))
+    answers = [children.run(command, name, timeout_s=_PATIENCE_S) for _ in range(RUNS)]
+    rates, times = ([_number(pattern, text, name) for text in answers] for pattern in (_THROUGHPUT, _COMPUTE))
     return Opinion(statistics.median(rates) * batch, statistics.median(times))
 
 
-def _run(command: Sequence[str]) -> str:
-    name = Path(command[0]).name
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=children.environment(),
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-            timeout=_PATIENCE_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{name} took over {_PATIENCE_S:.0f} s") from error
-    except OSError as error:
-        raise EngineError(f"{name} could not be started: {error.strerror}") from error
-    if done.returncode:
-        lines = [line for line in done.stdout.splitlines() if "[E]" in line] or done.stdout.splitlines()
-        raise EngineError(f"{name} failed: {shortened((lines or ['no reason given'])[-1])}")
-    return done.stdout
-
-
-def _number(pattern: re.Pattern[str], text: str, tool: str) -> float:
+def _number(pattern: re.Pattern[str], text: str, name: str) -> float:
     match = pattern.search(text)
     if match is None:
-        raise EngineError(f"{Path(tool).name} told no {pattern.pattern.partition(':')[0]}")
+        raise EngineError(f"{name} told no {pattern.pattern.partition(':')[0]}")
     return float(match[1])

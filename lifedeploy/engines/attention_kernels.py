@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lifedeploy import children, graphs
+from lifedeploy.engines.lanes import buffers
+from lifedeploy.engines.onnxruntime import new_session, require_provider, specs_of
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import require
 from lifedeploy.records import FusionRecord
@@ -92,10 +92,9 @@ def _listen(graph: Path, provider: str) -> str:
     Raises:
         EngineError: it failed.
     """
-    try:
-        return children.run(__name__, str(graph), provider, more={VARIABLE: "1"}, timeout_s=TIMEOUT_S)
-    except EngineError as error:
-        raise EngineError(f"one inference of {graph.name} in a process of its own failed: {error.message}") from error
+    program = children.command(__name__, str(graph), provider)
+    what = f"one inference of {graph.name} in a process of its own"
+    return children.run(program, what, more={VARIABLE: "1"}, timeout_s=TIMEOUT_S)
 
 
 def _child(graph: str, provider: str) -> None:
@@ -105,15 +104,9 @@ def _child(graph: str, provider: str) -> None:
         ort.preload_dlls()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised
-    session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
-    if session.get_providers()[0] != provider:  # ONNX Runtime falls back in silence
-        raise EngineError(f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}")
-    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
-    feeds = {
-        given.name: np.zeros([size if isinstance(size, int) else 1 for size in given.shape], kinds[given.type])
-        for given in session.get_inputs()
-    }
-    session.run(None, feeds)
+    session = new_session(ort, Path(graph), options, [provider])
+    require_provider(session, provider)
+    session.run(None, buffers(specs_of(session.get_inputs()), 1))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.engines.external import onnx_files
-from lifedeploy.engines.lanes import Array, Lane, require_feeds
-from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, UsageError
+from lifedeploy.engines.lanes import Array, FreshLane, Lane, buffers, require_feeds
+from lifedeploy.errors import ArtifactError, EngineError, EngineInputError, EngineUnavailableError, UsageError
 from lifedeploy.machine import identity
 from lifedeploy.progress import Progress, unwatched
 from lifedeploy.records import DetailsRecord
@@ -53,6 +52,15 @@ class Availability:
     reason: str = ""
     hint: str = ""
     version: str = ""
+
+    def require(self, refusal: str) -> None:
+        """Make sure that it can; ``refusal`` says what cannot be done otherwise.
+
+        Raises:
+            EngineUnavailableError: it cannot; with the reason, and what to do.
+        """
+        if not self.ok:
+            raise EngineUnavailableError(f"{refusal}: {self.reason}", hint=self.hint or None)
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,7 @@ class BuildOptions:
     @property
     def given(self) -> dict[str, Any]:
         """What is not left to the runtime."""
-        return {
-            item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default
-        }
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +233,7 @@ class Engine(ABC):
 
     # The life of an engine.
 
-    def open(self) -> Engine:
+    def open(self) -> Self:
         """Load the model into the runtime.
 
         Raises:
@@ -244,12 +250,10 @@ class Engine(ABC):
                 self._specs = None
                 self._close()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self.open()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -327,15 +331,13 @@ class Engine(ABC):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Infer; everything has been checked. What it gives is the caller's, and stays as it is."""
 
-    @abstractmethod
     def _lane(self, batch: int) -> Lane:
         """Make buffers; the batch has been checked."""
+        return FreshLane(self._run, buffers(self.inputs, batch))
 
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
         """Time the layers; everything has been checked."""
         raise EngineError(f"engine {self.name} tells no times of its layers")
-
-    # Checks.
 
     def _opened(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         if self._specs is None:

@@ -319,10 +319,9 @@ def connect(binding: str = "") -> Cuda:
     status = availability()
     if not status.ok:
         raise EngineUnavailableError(status.reason, hint=status.hint or None)
-    for name, (module, layer) in BINDINGS.items():
-        if name == binding or (not binding and _installed(module)):
-            return layer()
-    raise EngineUnavailableError("no CUDA binding is installed", hint=pip_line("tensorrt"))
+    name = binding or next(name for name, (module, _) in BINDINGS.items() if _installed(module))
+    _, layer = BINDINGS[name]
+    return layer()
 
 
 def _device(name: str | bytes, major: int, minor: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lifedeploy.engines import cuda
-from lifedeploy.engines.base import Engine
+from lifedeploy.engines.base import Engine, PrecisionPlan
 from lifedeploy.engines.cuda import Cuda
 from lifedeploy.engines.lanes import Array, DeviceLane
 from lifedeploy.errors import EngineError
@@ -141,6 +141,10 @@ class DeviceEngine(Engine):
     """An engine on an NVIDIA GPU: each batch size that ``run`` is asked for has a lane, and all end with the engine."""
 
     concurrent = False  # threads share those lanes' buffers, whatever the runtime itself would take
+
+    @classmethod
+    def plan(cls, requested: str) -> PrecisionPlan:
+        return PrecisionPlan(requested)  # the precision of the graph
 
     def _connect(self) -> None:
         self._cuda = cuda.connect(self.options.cuda_binding)

@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -23,7 +23,7 @@ from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.samples import digest
 from lifedeploy.engines import attention_kernels
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
-from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
+from lifedeploy.engines.lanes import Array, DeviceLane, FreshLane, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.files import compact_json
 from lifedeploy.kept import KeptTokens, is_kept_name
@@ -143,18 +143,6 @@ class Fake(Engine):
             outputs[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
         return outputs
 
-    def _lane(self, batch: int) -> Lane:
-        return _FakeLane(self, buffers(self.inputs, batch))
-
-
-class _FakeLane(Lane):
-    def __init__(self, engine: Fake, inputs: dict[str, Array]) -> None:
-        super().__init__(inputs, {})
-        self._engine = engine
-
-    def infer(self) -> None:
-        self.outputs = self._engine._run(self.inputs)
-
 
 class FakeDevice(Fake):
     """A GPU's engine without a GPU, for dry runs: any precision, graphs in any form, lanes with copies and without.
@@ -188,14 +176,14 @@ class FakeDevice(Fake):
         return Built(built.main, built.files, DetailsRecord(fusion=fusion))
 
     def _lane(self, batch: int) -> Lane:
-        return _FakeDeviceLane(self, buffers(self.inputs, batch))
+        return _FakeDeviceLane(self._run, buffers(self.inputs, batch))
 
 
-class _FakeDeviceLane(_FakeLane, DeviceLane):
+class _FakeDeviceLane(FreshLane, DeviceLane):
     """Buffers on both sides: an inference without copies answers what was copied there last."""
 
-    def __init__(self, engine: Fake, inputs: dict[str, Array]) -> None:
-        super().__init__(engine, inputs)
+    def __init__(self, run: Callable[[dict[str, Array]], dict[str, Array]], inputs: Mapping[str, Array]) -> None:
+        super().__init__(run, inputs)
         self._there = {name: array.copy() for name, array in inputs.items()}
         self._answer: dict[str, Array] = {}
 
@@ -206,7 +194,7 @@ class _FakeDeviceLane(_FakeLane, DeviceLane):
         self.outputs = self._answer
 
     def compute(self) -> None:
-        self._answer = self._engine._run(self._there)
+        self._answer = self._run(self._there)
 
     def device_ms(self, *, copies: bool) -> float:
         began = time.perf_counter()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,17 @@ class Lane(ABC):
     @abstractmethod
     def infer(self) -> None:
         """Run once on the buffers; returns when ``outputs`` holds the result."""
+
+
+class FreshLane(Lane):
+    """A lane whose outputs are made anew by every inference, for runtimes that write into no buffers of others."""
+
+    def __init__(self, run: Callable[[dict[str, Array]], dict[str, Array]], inputs: Mapping[str, Array]) -> None:
+        super().__init__(inputs, {})
+        self._run = run
+
+    def infer(self) -> None:
+        self.outputs = self._run(self.inputs)
 
 
 class DeviceLane(Lane):
@@ -57,21 +69,26 @@ class WithoutCopies(DeviceLane):
 
 
 def buffers(specs: tuple[TensorSpec, ...], batch: int) -> dict[str, Array]:
-    """Zeroed arrays for ``specs`` at ``batch`` images; a dynamic first dimension is the batch.
+    """Zeroed arrays for ``specs`` at ``batch`` images.
 
     Raises:
-        EngineInputError: another dimension is dynamic too.
+        EngineInputError: one has another dynamic size than the batch.
     """
-    arrays: dict[str, Array] = {}
-    for spec in specs:
-        if None in spec.shape[1:]:
-            raise EngineInputError(
-                f"{spec.name} has a dynamic size beyond the batch, {spec.shape}: no buffer can be made for it",
-                hint="fix every size but the batch in the model",
-            )
-        shape = tuple(batch if size is None else size for size in spec.shape)
-        arrays[spec.name] = np.zeros(shape, dtype=np.dtype(spec.dtype))
-    return arrays
+    return {spec.name: np.zeros(shape_at(batch, spec.name, spec.shape), np.dtype(spec.dtype)) for spec in specs}
+
+
+def shape_at(batch: int, name: str, shape: Sequence[Any]) -> tuple[int, ...]:
+    """The shape of a tensor at ``batch`` images, which are its first dimension where that is no number.
+
+    Raises:
+        EngineInputError: another dimension is no number either.
+    """
+    if not all(isinstance(size, int) for size in shape[1:]):
+        raise EngineInputError(
+            f"{name} has a dynamic size beyond the batch, {tuple(shape)}: no buffer can be made for it",
+            hint="fix every size but the batch in the model",
+        )
+    return tuple(size if isinstance(size, int) else batch for size in shape)
 
 
 def require_feeds(feeds: Mapping[str, Array], inputs: tuple[TensorSpec, ...]) -> None:

@@ -97,12 +97,11 @@ class OnnxRuntime(Engine):
         how = EngineOptions(precision=job.precision)
         options = cls._session_options(ort, how)
         target = job.folder / f"{job.stem}.onnx"
-        source: Path | bytes = job.graph if is_utf8(job.graph) else graph_bytes(job.graph, ())
         with saving(target), scratch_folder("optimised") as folder:
             written = target if is_utf8(target) else folder / target.name
             options.optimized_model_filepath = str(written)
             try:
-                new_session(ort, source, options, [cls.provider], disabled=_harmful(how))
+                new_session(ort, job.graph, options, [cls.provider], disabled=cls.disabled_optimizers(how))
             except EngineError as error:
                 if written.exists():  # it is opened last, when everything else went well
                     raise RuntimeError(error.message) from error
@@ -133,9 +132,13 @@ class OnnxRuntime(Engine):
             session_options.intra_op_num_threads = max(1, (options.threads or cores()) // options.streams)
         return session_options
 
-    def disabled_optimizers(self) -> tuple[str, ...]:
-        """Optimisers to do without."""
-        return _harmful(self.options)
+    @staticmethod
+    def disabled_optimizers(options: EngineOptions) -> tuple[str, ...]:
+        """Optimisers to do without.
+
+        With a static batch MatMul and Add become a Gemm, which ONNX Runtime has no integer kernel for.
+        """
+        return ("MatMulAddFusion",) if options.precision in QUANTIZED else ()
 
     @property
     def eight_bits(self) -> int | None:
@@ -144,16 +147,15 @@ class OnnxRuntime(Engine):
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)
-        model = _sound(self.path)
+        model = read_sound(self.path)
         self._loops = graphs.has_loops(model)
         source: Path | bytes = self.path
-        if self.options.taps or not is_utf8(self.path):
+        if self.options.taps:
             source = graphs.with_outputs(self.path, model, self.options.taps, EngineError)
         del model
-        options = self._session_options(ort, self.options)
-        self._session = new_session(ort, source, options, self._providers(), disabled=self.disabled_optimizers())
+        self._session = self._cpu_session(ort, source, self._session_options(ort, self.options))
         require_provider(self._session, self.provider)
-        inputs, outputs = _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
+        inputs, outputs = specs_of(self._session.get_inputs()), specs_of(self._session.get_outputs())
         try:
             require_askable(self.path, inputs, outputs)
         except EngineError:
@@ -161,16 +163,16 @@ class OnnxRuntime(Engine):
             raise
         return inputs, outputs
 
-    def _providers(self) -> list[str]:
-        return [self.provider]
+    def _cpu_session(self, ort: Any, source: Path | bytes, options: Any) -> Any:
+        return new_session(ort, source, options, [self.provider], disabled=self.disabled_optimizers(self.options))
 
     def _close(self) -> None:
         del self._session
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        names = [spec.name for spec in self.outputs]
+        names, session = [spec.name for spec in self.outputs], self._session
         with self._running() as how:
-            results = self._session.run(names, dict(feeds), how)
+            results = session.run(names, dict(feeds), how)
         return dict(zip(names, results, strict=True))
 
     @contextmanager
@@ -183,8 +185,6 @@ class OnnxRuntime(Engine):
             clock.start()
         try:
             yield how
-        except EngineError:
-            raise
         except Exception as error:  # the pybind exceptions of ONNX Runtime share no base class
             if how is not None and how.terminate:
                 raise EngineError(f"{self.path} loops for more than {_LOOP_S:.0f} s") from error
@@ -199,8 +199,7 @@ class OnnxRuntime(Engine):
             options = self._session_options(ort, self.options)
             options.enable_profiling = True
             options.profile_file_prefix = str(folder / "profile")
-            source: Path | bytes = self.path if is_utf8(self.path) else graph_bytes(self.path, ())
-            session = new_session(ort, source, options, self._providers(), disabled=self.disabled_optimizers())
+            session = self._cpu_session(ort, self.path, options)
             for _ in range(WARM_UP + runs):
                 with self._running() as how:
                     session.run(None, dict(feeds), how)
@@ -233,27 +232,16 @@ def _integer_products(optimized: Path) -> dict[str, int]:
     return {kind: kinds[kind] for kind in _INTEGER_PRODUCTS if kinds[kind]}
 
 
-def _harmful(options: EngineOptions) -> tuple[str, ...]:
-    """Optimisers to do without.
-
-    With a static batch MatMul and Add become a Gemm, which ONNX Runtime has no integer kernel for.
-    """
-    return ("MatMulAddFusion",) if options.precision in QUANTIZED else ()
-
-
 def new_session(
-    ort: Any,
-    source: Path | bytes,
-    options: Any,
-    providers: list[Any] | None,
-    *,
-    disabled: Sequence[str] = (),
+    ort: Any, source: Path | bytes, options: Any, providers: list[Any] | None, *, disabled: Sequence[str] = ()
 ) -> Any:
     """A session; ``providers`` is None where the options name devices, ``disabled`` names optimisers to do without.
 
     Raises:
         EngineError: ONNX Runtime refused.
     """
+    if isinstance(source, Path) and not is_utf8(source):
+        source = graphs.with_outputs(source, read_sound(source), (), EngineError)
     try:
         what = source if isinstance(source, bytes) else str(source)
         # Without a fallback a provider that fails says why; with it another one takes over, and the reason is lost.
@@ -275,16 +263,12 @@ def require_provider(session: Any, provider: str) -> None:
         raise EngineError(f"ONNX Runtime fell back from {provider} to {running}", hint="lifedeploy doctor says why")
 
 
-def graph_bytes(path: Path, taps: tuple[str, ...]) -> bytes:
-    """The model, with inner tensors as further outputs.
+def read_sound(path: Path) -> onnx.ModelProto:
+    """The model in an ONNX file.
 
     Raises:
-        EngineError: it is no ONNX file, or does not fit into memory; or there is no such tensor.
+        EngineError: it is none, or does not fit into memory.
     """
-    return graphs.with_outputs(path, _sound(path), taps, EngineError)
-
-
-def _sound(path: Path) -> onnx.ModelProto:
     try:
         return require_sound(path)
     except ArtifactError as error:
@@ -313,7 +297,12 @@ def require_askable(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[
             raise EngineError(f"{path}: {quoted(specs[0].name)} is a single number; expected one axis for the batch")
 
 
-def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
+def specs_of(arguments: Any) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs of a session.
+
+    Raises:
+        EngineError: one is of a type that no engine takes.
+    """
     specs = []
     for argument in arguments:
         dtype = _DTYPES.get(argument.type)

@@ -10,26 +10,30 @@ import hashlib
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from lifedeploy import graphs
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.caches import private_cache
 from lifedeploy.engines import attention_kernels, cuda
-from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime, PrecisionPlan
+from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
-from lifedeploy.engines.lanes import Array
-from lifedeploy.engines.onnxruntime import OnnxRuntime, graph_bytes, new_session, require_askable, require_provider
-from lifedeploy.errors import EngineError, EngineInputError
-from lifedeploy.graphs import dtype_name
+from lifedeploy.engines.lanes import Array, shape_at
+from lifedeploy.engines.onnxruntime import OnnxRuntime, new_session, read_sound, require_askable, require_provider
+from lifedeploy.errors import EngineError
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.reading import reason
 from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, STANDARD_ATTENTIONS, GraphForm
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving
+
+if TYPE_CHECKING:  # a heavy library
+    import onnx
 
 _WARM_UP = 3  # the first run sets up and captures; the others are replays
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
@@ -57,12 +61,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         status = super().availability()
         if not status.ok:
             return status
-        device = cuda.availability()
-        return Availability(device.ok, device.reason, device.hint, status.version)
-
-    @classmethod
-    def plan(cls, requested: str) -> PrecisionPlan:
-        return PrecisionPlan(requested)  # providers run the precision of the graph
+        return replace(cuda.availability(), version=status.version)
 
     @classmethod
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
@@ -113,8 +112,9 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ort: Any = require("onnxruntime", extra=self.extra)
-        self._model = graph_bytes(self.path, self.options.taps)
-        specs = self._read(self._model)
+        model = read_sound(self.path)
+        self._model = graphs.with_outputs(self.path, model, self.options.taps, EngineError)
+        specs = self._read(model.graph)
         require_askable(self.path, *specs)
         self._prepare()
         self._connect()
@@ -124,13 +124,8 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         """Load the provider's libraries."""
         self._ort.preload_dlls()
 
-    def _read(self, model: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def _read(self, graph: onnx.GraphProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """What goes in and out; and ``_batch_names``, what the batch is called where it is not fixed."""
-        onnx = require("onnx", extra=self.extra)
-        try:
-            graph = onnx.load_model_from_string(model).graph
-        except Exception as error:  # protobuf's DecodeError, whose module moves between versions
-            raise EngineError(f"{self.path} is no ONNX file: {reason(error)}") from error
         weights = {tensor.name for tensor in graph.initializer}
 
         def spec(value: Any) -> TensorSpec:
@@ -138,7 +133,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
             if not kind.elem_type:
                 raise EngineError(f"{self.path} does not say of what type {quoted(value.name)} is")
             shape = tuple(size.dim_value or None for size in kind.shape.dim)
-            return TensorSpec(value.name, dtype_name(kind.elem_type), shape)
+            return TensorSpec(value.name, graphs.dtype_name(kind.elem_type), shape)
 
         fed = [value for value in graph.input if value.name not in weights]
         first = [dim for value in fed for dim in value.type.tensor_type.shape.dim[:1]]
@@ -158,7 +153,13 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         binding, run = session.io_binding(), self._ort.RunOptions()
         run.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the lane waits for its stream
         tensors = [
-            DeviceTensor(name=port.name, dtype=spec.dtype, shape=_fixed(port, batch), goes_in=fed, comes_out=not fed)
+            DeviceTensor(
+                name=port.name,
+                dtype=spec.dtype,
+                shape=shape_at(batch, port.name, port.shape),
+                goes_in=fed,
+                comes_out=not fed,
+            )
             for ports, specs, fed in (
                 (session.get_inputs(), self.inputs, True),
                 (session.get_outputs(), self.outputs, False),
@@ -186,7 +187,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
 
     def _new_session(self, options: Any, provider_options: dict[str, str]) -> Any:
         providers = [(self.provider, provider_options)]
-        return new_session(self._ort, self._model, options, providers, disabled=self.disabled_optimizers())
+        return new_session(self._ort, self._model, options, providers, disabled=self.disabled_optimizers(self.options))
 
     def _provider_options(self, stream: int, batch: int) -> dict[str, str]:
         # https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
@@ -275,7 +276,7 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
         version = str(require("onnxruntime", extra=cls.extra).__version__)
         device = cuda.availability()
         if not device.ok:
-            return Availability(False, device.reason, device.hint, version)
+            return replace(device, version=version)
         try:
             devices = cls._devices()
         except EngineError as error:
@@ -329,18 +330,3 @@ def _tensorrt_of(extra: str) -> str:
     library = package / "capi" / "libonnxruntime_providers_tensorrt.so"
     match = re.search(rb"libnvinfer\.so\.(\d+)", library.read_bytes()) if library.is_file() else None
     return match[1].decode() if match else ""
-
-
-def _fixed(argument: Any, batch: int) -> tuple[int, ...]:
-    """The shape of an input or output at its session's batch.
-
-    Raises:
-        EngineInputError: another size is dynamic too.
-    """
-    shape = (batch, *argument.shape[1:])
-    if not all(isinstance(size, int) for size in shape):
-        raise EngineInputError(
-            f"{argument.name} has a dynamic size beyond the batch, {tuple(argument.shape)}: it gets no buffer",
-            hint="fix every size but the batch in the model",
-        )
-    return shape

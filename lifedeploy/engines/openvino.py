@@ -42,12 +42,8 @@ class _Executed:
     """A node of the compiled graph."""
 
     kind: str
-    precision: str  # as OpenVINO spells it
+    precision: str
     origins: tuple[str, ...]  # nodes of the ONNX graph that it was fused from
-
-    @property
-    def eight_bits(self) -> bool:
-        return _NAMES[self.precision] == "int8"
 
 
 class OpenVino(Engine):
@@ -124,7 +120,7 @@ class OpenVino(Engine):
                 # A static batch is a quarter faster than a dynamic one (docs/architecture.md), so one model per batch.
                 # A batch that the export fixed stays fixed: the graph's own constants depend on it.
                 dynamic = [port for port in model.inputs if port.get_partial_shape()[0].is_dynamic]
-                model.reshape({port: _with_batch(port, self.options.batch) for port in dynamic})
+                model.reshape({port: [self.options.batch, *list(port.get_partial_shape())[1:]] for port in dynamic})
             return core.compile_model(model, _DEVICE, {**self._config(), **extra})
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {self.path}: {_reason(error)}") from error
@@ -194,21 +190,21 @@ class OpenVino(Engine):
         """Read back from the compiled graph: INT8 if products are executed in it, else what most of them are in."""
         if self.eight_bits:
             return "int8"
-        ran = Counter(_NAMES[node.precision] for node in self._executed() if node.kind.startswith(_PRODUCTS))
+        ran = Counter(node.precision for node in self._executed() if node.kind.startswith(_PRODUCTS))
         return ran.most_common(1)[0][0] if ran else self.options.precision
 
     @property
     def eight_bits(self) -> int:
         """Products of the ONNX graph in nodes that are executed in 8 bits, by the names that they were fused from."""
-        matches = [_PRODUCT_NAME.match(name) for node in self._executed() if node.eight_bits for name in node.origins]
-        return len({match[1] for match in matches if match})
+        names = [name for node in self._executed() if node.precision == "int8" for name in node.origins]
+        return len({match[1] for match in map(_PRODUCT_NAME.match, names) if match})
 
     def _executed(self) -> Iterator[_Executed]:
         self._opened()
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
-            precision = str(_value(facts, "runtimePrecision"))
-            if precision in _NAMES:
+            precision = _NAMES.get(str(_value(facts, "runtimePrecision")))
+            if precision is not None:
                 origins = str(_value(facts, "originalLayersNames")).split(",")
                 yield _Executed(str(_value(facts, "layerType")), precision, tuple(origins))
 
@@ -300,12 +296,6 @@ def choose_precision(requested: str, *, bf16: bool) -> PrecisionPlan:
         "fp32",
         f"this CPU has neither fast FP16 nor BF16 (AVX-512 BF16 or AMX): building FP32 instead of {requested.upper()}",
     )
-
-
-def _with_batch(port: Any, batch: int) -> Any:
-    shape = port.get_partial_shape()
-    shape[0] = batch
-    return shape
 
 
 def _spec(port: Any, name: str) -> TensorSpec:

@@ -63,9 +63,7 @@ def resolve(name: str, *, to_build: bool = False, opens_onnx: bool = False, prec
     if name != AUTO:
         engine = get(name)
         status = examine(engine, to_build=to_build)
-        if not status.ok:
-            reason = f"engine {name} cannot {'be built' if to_build else 'run'} here: {status.reason}"
-            raise EngineUnavailableError(reason, hint=status.hint or None)
+        status.require(f"engine {name} cannot {'be built' if to_build else 'run'} here")
         if opens_onnx and not engine.opens_onnx:
             offered = ", ".join(other for other in names() if get(other).opens_onnx)
             raise UsageError(
@@ -93,11 +91,7 @@ def running(name: str, built: Path) -> type[Engine]:
         EngineUnavailableError: it cannot run here.
     """
     engine = get(name)
-    status = examine(engine)
-    if not status.ok:
-        raise EngineUnavailableError(
-            f"{built} is built, and cannot run here: {status.reason}", hint=status.hint or None
-        )
+    examine(engine).require(f"{built} is built, and cannot run here")
     return engine
 
 

@@ -62,9 +62,9 @@ class Torch(Engine):
         self._torch: Any = require("torch", extra=self.extra)
         from lifedeploy.model import checkpoint
 
-        self._device, self._dtype = self.device, getattr(self._torch, _DTYPES[self.options.precision])
+        self._dtype = getattr(self._torch, _DTYPES[self.options.precision])
         model, spec = checkpoint.load(self.path, method=self.options.method or None)
-        self._model = self._ready(model.to(self._device, self._dtype))
+        self._model = self._ready(model.to(self.device, self._dtype))
         self._threads = self._torch.get_num_threads()
         if self.options.threads is not None:
             self._torch.set_num_threads(self.options.threads)  # of the whole process: there is no other way
@@ -90,11 +90,9 @@ class Torch(Engine):
         del self._model
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return self._infer(feeds["images"])
-
-    def _infer(self, images: Array) -> dict[str, Array]:
+        images = self._torch.from_numpy(np.ascontiguousarray(feeds["images"]))
         with self._torch.inference_mode():
-            output = self._model(self._torch.from_numpy(np.ascontiguousarray(images)).to(self._device, self._dtype))
+            output = self._model(images.to(self.device, self._dtype))
         results = {self._name: self._on_host(output.logits)}
         for tap in self.options.taps:
             layer = kept_layer(tap)
@@ -105,18 +103,6 @@ class Torch(Engine):
         """As numpy has it: floating-point numbers in FP32."""
         host: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
         return host
-
-    def _lane(self, batch: int) -> Lane:
-        return _TorchLane(self, buffers(self.inputs, batch))
-
-
-class _TorchLane(Lane):
-    def __init__(self, engine: Torch, inputs: dict[str, Array]) -> None:
-        super().__init__(inputs, {})
-        self._engine = engine
-
-    def infer(self) -> None:
-        self.outputs = self._engine._infer(self.inputs["images"])
 
 
 class TorchCuda(Torch):
@@ -165,7 +151,7 @@ class _CudaLane(DeviceLane):
     def __init__(self, engine: TorchCuda, inputs: dict[str, Array]) -> None:
         self._torch, self._engine = engine._torch, engine
         self._host = self._torch.from_numpy(inputs["images"]).pin_memory()
-        self._resident = self._torch.empty_like(self._host, device=engine._device, dtype=engine._dtype)
+        self._resident = self._torch.empty_like(self._host, device=engine.device, dtype=engine._dtype)
         self._stream = self._torch.cuda.Stream()
         self._events = [self._torch.cuda.Event(enable_timing=True) for _ in range(2)]
         super().__init__({"images": self._host.numpy()}, {})

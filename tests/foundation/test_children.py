@@ -124,16 +124,15 @@ def test_a_tool_on_the_path_is_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("import sys; sys.exit('first\\nlast \\x1b[2J')", r"^last \\x1b\[2J$"),
-        ("import os, sys; os.write(2, b'caf\\xe9\\n'); sys.exit(1)", "^caf"),
-        ("import os; os.kill(os.getpid(), 9)", "^signal 9 ended it"),
-        ("import time; time.sleep(60)", "^it took over 1 s$"),
+        ("import sys; sys.exit('first\\nlast \\x1b[2J')", r"^it failed: last \\x1b\[2J$"),
+        ("import os, sys; os.write(2, b'caf\\xe9\\n'); sys.exit(1)", "^it failed: caf"),
+        ("import os; os.kill(os.getpid(), 9)", "^it failed: signal 9 ended it"),
+        ("import time; time.sleep(60)", "^it failed: it took over 1 s$"),
     ],
 )
-def test_what_fails_in_a_child_is_told_in_a_line(monkeypatch, code, reason):
-    monkeypatch.setattr(children, "command", lambda module, *arguments: children.python("-c", code))
+def test_what_fails_in_a_child_is_told_in_a_line(code, reason):
     with pytest.raises(EngineError, match=reason) as told:
-        children.run("lifedeploy", timeout_s=1 if "sleep" in code else 60)
+        children.run(children.python("-c", code), "it", timeout_s=1 if "sleep" in code else 60)
     assert "\n" not in told.value.message and "\x1b" not in told.value.message
 
 

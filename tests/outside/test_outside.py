@@ -209,7 +209,7 @@ def test_in_half_precision_its_ranking_alone_stays_fp32_and_every_attention_is_f
     evidence, reach = check_graph(target, member, precision, precision)
     evidence.require("the emulated graph")
     assert evidence.max_rel > 0 and not reach.overflows
-    found = fusion.of_plan(build_plan(rtx, target, BuildOptions()).data)
+    found = fusion.of_plan(build_plan(rtx, target, BuildOptions()).data).record
     assert (found.attention, found.topk, found.precision) == (DEPTH, len(COUNTS), precision)
 
 

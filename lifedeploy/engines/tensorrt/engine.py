@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,32 +14,17 @@ import numpy as np
 from lifedeploy import graphs
 from lifedeploy.artifact import EngineRecord, TensorSpec
 from lifedeploy.engines import cuda
-from lifedeploy.engines.base import (
-    Availability,
-    BuildJob,
-    BuildOptions,
-    Built,
-    EngineOptions,
-    LayerTime,
-    PrecisionPlan,
-)
+from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, EngineOptions, LayerTime
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
-from lifedeploy.engines.tensorrt.flavour import TENSORRT, Flavour, Messages
-from lifedeploy.engines.tensorrt.loading import (
-    files_of,
-    refit,
-    require_builder,
-    require_device,
-    require_version,
-    vouched,
-)
+from lifedeploy.engines.tensorrt.flavour import Messages
+from lifedeploy.engines.tensorrt.loading import files_of, refit, require_device, require_version, vouched
 from lifedeploy.engines.tensorrt.profiler import Recorder
-from lifedeploy.errors import EngineError, EngineInputError, EngineUnavailableError, UsageError
+from lifedeploy.errors import EngineError, EngineInputError, UsageError
 from lifedeploy.kept import is_kept_name
-from lifedeploy.optional import installed, pip_line
+from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.reading import foreign
 from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import QUANTIZED, GraphForm
@@ -57,7 +44,8 @@ class TensorRT(DeviceEngine):
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     endings: ClassVar[tuple[str, ...]] = (".plan",)
     benchmark_tool: ClassVar[str] = "trtexec"
-    flavour: ClassVar[Flavour] = TENSORRT
+    module: ClassVar[str] = "tensorrt"
+    ahead_of_time: ClassVar[bool] = False  # whether it builds where there is no GPU
     captures: ClassVar[bool] = True  # whether the work of a lane is captured into a CUDA graph
 
     @classmethod
@@ -65,22 +53,26 @@ class TensorRT(DeviceEngine):
         status = cls._installed()
         if not status.ok:
             return status
-        runs = cuda.availability()
-        return Availability(runs.ok, runs.reason, runs.hint, status.version)
+        return replace(cuda.availability(), version=status.version)
 
     @classmethod
     def can_build(cls) -> Availability:
-        return cls._installed() if cls.flavour.ahead_of_time else cls.availability()
+        return cls._installed() if cls.ahead_of_time else cls.availability()
 
     @classmethod
     def _installed(cls) -> Availability:
-        if not installed(cls.flavour.module):
-            return Availability(False, f"{cls.flavour.module} is not installed", pip_line(cls.extra))
-        return Availability(True, version=str(cls.flavour.load().__version__))
+        if not installed(cls.module):
+            return Availability(False, f"{cls.module} is not installed", pip_line(cls.extra))
+        return Availability(True, version=str(cls.library().__version__))
 
     @classmethod
-    def plan(cls, requested: str) -> PrecisionPlan:
-        return PrecisionPlan(requested)  # whether it became that is read back from the plan
+    def library(cls) -> ModuleType:
+        """The vendor's module.
+
+        Raises:
+            EngineUnavailableError: it is not installed, or does not import.
+        """
+        return require(cls.module, extra=cls.extra)
 
     @classmethod
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
@@ -100,21 +92,20 @@ class TensorRT(DeviceEngine):
     def target(cls, options: BuildOptions) -> str:
         if options.target:
             return ", ".join(options.target)
-        if cls.flavour.ahead_of_time:
+        if cls.ahead_of_time:
             return "all GPUs of TensorRT for RTX"
         return cuda.connect().device()
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
-        trt = cls.flavour.load()
         options = job.options
-        plan = build_plan(trt, job.graph, options, job.progress)
+        plan = build_plan(cls.library(), job.graph, options, job.progress)
         path = job.folder / f"{job.stem}.plan"
         with saving(path):
             path.write_bytes(plan.data)
         report = cls._fusion(path, plan.data)
         _require(report, job, cls.form(job.precision, options).precision)
-        details = DetailsRecord(fusion=report.record, profile=plan.profile, warnings=tuple(plan.warnings))
+        details = DetailsRecord(fusion=report.record, profile=plan.profile, warnings=plan.warnings)
         files = (path.name, job.graph.name) if job.graph.parent == job.folder else (path.name,)
         return Built(path.name, files, details)
 
@@ -124,27 +115,20 @@ class TensorRT(DeviceEngine):
 
     @classmethod
     def _fusion(cls, path: Path, data: bytes) -> fusion.FusionReport:
-        if cls.flavour.ahead_of_time:
+        if cls.ahead_of_time:
             return fusion.of_plan(data)
         with cls(path, EngineOptions(trust=True)) as engine:
-            assert isinstance(engine, TensorRT)  # it is this class's
             return engine.inspect()
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         # A plan is executable code: one that nothing vouches for is loaded only if the user does, or has just built it.
         # All that can be compared is, before a byte of it reaches the runtime.
-        record = None if self.options.trust else vouched(self.path)
+        record = None if self.options.trust else vouched(self.path, self.name)
         status = self._installed()
-        if record is not None:
-            require_builder(self.path, record, self.name)
         if status.ok and record is not None:
             require_version(self.path, record, status.version)
-        status = self.availability()
-        if not status.ok:
-            raise EngineUnavailableError(
-                f"{self.path.name} is built, and cannot run here: {status.reason}", hint=status.hint or None
-            )
-        self._trt = self.flavour.load()
+        self.availability().require(f"{self.path.name} is built, and cannot run here")
+        self._trt = self.library()
         self._messages = Messages(self._trt)
         self._connect()
         self._runtime = self._trt.Runtime(self._messages.logger)
@@ -197,14 +181,12 @@ class TensorRT(DeviceEngine):
     def precision(self) -> str:
         """The precision that products are computed in, read back from the plan."""
         self._opened()
-        report = fusion.of_plan(self.path.read_bytes()) if self.flavour.ahead_of_time else self.inspect()
-        return report.precision or self.options.precision
+        report = fusion.of_plan(self.path.read_bytes()) if self.ahead_of_time else self.inspect()
+        return report.record.precision or self.options.precision
 
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
         recorder = Recorder(self._trt)
-        context = self._context(cuda_graphs=False)
-        context.profiler = recorder.profiler
-        lane = self._keep(self._lane_of(context, len(next(iter(feeds.values()))), capture=False))
+        lane = self._keep(self._make_lane(len(next(iter(feeds.values()))), recorder.profiler))
         for name, array in feeds.items():
             lane.inputs[name][...] = array
         lane.infer()
@@ -213,10 +195,12 @@ class TensorRT(DeviceEngine):
             lane.infer()
         return recorder.layers(runs, fusion.origins(self._information()))
 
-    def _make_lane(self, batch: int) -> CudaLane:
-        return self._lane_of(self._context(), batch, capture=self.captures)
-
-    def _lane_of(self, context: Any, batch: int, *, capture: bool) -> CudaLane:
+    def _make_lane(self, batch: int, profiler: Any = None) -> CudaLane:
+        context = self._context(cuda_graphs=profiler is None)
+        if context is None:
+            raise EngineError(f"{self.name} gave no execution context for {self.path.name}: {self._messages.reason()}")
+        if profiler is not None:
+            context.profiler = profiler
         for spec in self.inputs:
             shape = (batch, *spec.shape[1:])
             if not context.set_input_shape(spec.name, shape):
@@ -235,23 +219,12 @@ class TensorRT(DeviceEngine):
             if not context.execute_async_v3(handle):
                 raise EngineError(f"{self.name} did not take the work: {self._messages.reason()}")
 
-        return CudaLane(
-            self._cuda,
-            stream,
-            self._tensors(context),
-            bind=bind,
-            enqueue=enqueue,
-            capture=capture,
-        )
+        capture = self.captures and profiler is None
+        return CudaLane(self._cuda, stream, self._tensors(context), bind=bind, enqueue=enqueue, capture=capture)
 
-    def _context(self, *, cuda_graphs: bool = True) -> Any:
+    def _context(self, *, cuda_graphs: bool) -> Any:
         """An execution context; ``cuda_graphs`` is for runtimes that make CUDA graphs of their own."""
-        return self._require_context(self._engine.create_execution_context())
-
-    def _require_context(self, context: Any) -> Any:
-        if context is None:
-            raise EngineError(f"{self.name} gave no execution context for {self.path.name}: {self._messages.reason()}")
-        return context
+        return self._engine.create_execution_context()
 
     def _tensors(self, context: Any) -> list[DeviceTensor]:
         """All that goes in or comes out, at the context's batch."""
@@ -283,5 +256,5 @@ def _require(report: fusion.FusionReport, job: BuildJob, floating: str) -> None:
         report.require_eight_bits(what, job.source.manifest.quantized_products, job.precision)
     kinds = Counter(node.op_type for node in graphs.read(job.graph).graph.node)
     # It may sort where the graph asks for the place of the largest; a method that counts its sorts has none of these.
-    sorts = min(max(report.topk, kinds["TopK"]), kinds["TopK"] + kinds["ArgMax"] + kinds["ArgMin"])
+    sorts = min(max(report.record.topk, kinds["TopK"]), kinds["TopK"] + kinds["ArgMax"] + kinds["ArgMin"])
     report.require(what, attentions=spec.schedule.depth, sorts=sorts, allow_unfused=job.options.allow_unfused)

@@ -1,4 +1,4 @@
-"""The vendor's module: which one, and what it calls things.
+"""The vendor's module, TensorRT's or TensorRT for RTX's: what it calls things, and what it says.
 
 TensorRT 11 took out weak typing and moved the numbers of its enumerations, so everything is looked up by name, and a
 name that is not there is an error instead of another flag.
@@ -7,33 +7,10 @@ name that is not there is an error instead of another flag.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from lifedeploy.errors import EngineUnavailableError
-from lifedeploy.optional import require
-
-
-@dataclass(frozen=True)
-class Flavour:
-    """One of the vendor's runtimes."""
-
-    module: str
-    extra: str
-    ahead_of_time: bool  # builds where there is no GPU
-
-    def load(self) -> ModuleType:
-        """Import the module.
-
-        Raises:
-            EngineUnavailableError: it is not installed, or does not import.
-        """
-        return require(self.module, extra=self.extra)
-
-
-TENSORRT = Flavour("tensorrt", "tensorrt", ahead_of_time=False)
-RTX = Flavour("tensorrt_rtx", "tensorrt-rtx", ahead_of_time=True)
 
 
 def named(trt: ModuleType, kind: str, member: str) -> Any:
@@ -64,9 +41,6 @@ class Messages:
         outer = self
 
         class _Logger(trt.ILogger):  # type: ignore[name-defined]  # known at run time only
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
             def log(self, level: Any, message: str) -> None:
                 if level in (severity.ERROR, severity.INTERNAL_ERROR):
                     outer.errors.append(message)

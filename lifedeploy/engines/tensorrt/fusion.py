@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -58,43 +58,13 @@ class _Inspected(msgspec.Struct):
     layers: list[str | _Layer] = msgspec.field(name="Layers")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FusionReport:
-    """The kernels of a plan.
+    """The kernels of a plan, as its manifest holds them and by the names of ONNX nodes."""
 
-    ``attention`` counts fused attentions, ``topk`` sorts. ``launches`` is name → how often, matrix products included.
-    """
-
-    source: str  # "plan" or "inspector"
-    attention: int
-    topk: int
-    tensors: dict[str, int]  # precision → tensors in it
-    launches: dict[str, int] = field(repr=False)
-    eight_bits: dict[str, str] = field(default_factory=dict, repr=False)  # ONNX node of a kernel that takes them → type
-
-    @property
-    def floating(self) -> str:
-        """What most floating-point tensors are in; '' where the plan does not tell."""
-        return max(self.tensors, key=lambda name: self.tensors[name]) if self.tensors else ""
-
-    @property
-    def precision(self) -> str:
-        """What products are computed in: 8 bits, if that is what kernels with products of quantised factors take."""
-        types = Counter(self.eight_bits.values())
-        return types.most_common(1)[0][0] if types else self.floating
-
-    @property
-    def record(self) -> FusionRecord:
-        """The same as a manifest holds it."""
-        return FusionRecord(
-            source=self.source,
-            attention=self.attention,
-            topk=self.topk,
-            tensors=self.tensors,
-            launches=self.launches,
-            eight_bits=dict(Counter(self.eight_bits.values())),
-            precision=self.precision,
-        )
+    record: FusionRecord  # its source is "plan" or "inspector"; launches are all kernels, matrix products included
+    floating: str  # what most floating-point tensors are in; '' where the plan does not tell
+    eight_bits: dict[str, str]  # ONNX node of a kernel that takes them → type
 
     def require_eight_bits(self, what: str, products: Collection[str], precision: str) -> None:
         """Make sure that the ONNX nodes ``products`` are in kernels that take their factors in 8 bits.
@@ -115,17 +85,18 @@ class FusionReport:
         Raises:
             EngineError: they are not, and ``allow_unfused`` does not allow it.
         """
+        kernels = self.record
         # What the inspector calls its kernels differs between versions: there a count can be overruled.
-        if self.topk != sorts and not (allow_unfused and self.source == "inspector"):
-            raise EngineError(f"{what} was compiled to {self.topk} TopK kernels, expected {sorts}")
-        if self.attention != attentions and not allow_unfused:
+        if kernels.topk != sorts and not (allow_unfused and kernels.source == "inspector"):
+            raise EngineError(f"{what} was compiled to {kernels.topk} TopK kernels, expected {sorts}")
+        if kernels.attention != attentions and not allow_unfused:
             other = (
                 "calibrate --fp8 --parts linear leaves attention in half precision (FP8 over few tokens is not fused)"
-                if self.precision == "fp8"
+                if kernels.precision == "fp8"
                 else "--fp16 or --bf16 (FP32 attention has no fused kernel)"
             )
             raise EngineError(
-                f"attention is fused in {self.attention} of {attentions} layers of {what}",
+                f"attention is fused in {kernels.attention} of {attentions} layers of {what}",
                 hint=f"{other}; --allow-unfused keeps the plan",
             )
 
@@ -215,11 +186,16 @@ def _inspected(information: str) -> list[str | _Layer]:
 
 
 def _report(source: str, launches: Counter[str], types: Counter[str], eight_bits: dict[str, str]) -> FusionReport:
-    return FusionReport(
+    floating = types.most_common(1)[0][0] if types else ""
+    products = Counter(eight_bits.values())
+    record = FusionRecord(
         source=source,
         attention=sum(count for name, count in launches.items() if _ATTENTION.search(name)),
         topk=sum(count for name, count in launches.items() if _TOPK.search(name)),
         tensors=dict(types),
         launches=dict(launches.most_common()),
-        eight_bits=eight_bits,
+        eight_bits=dict(products),
+        # 8 bits, if that is what kernels with products of quantised factors take.
+        precision=products.most_common(1)[0][0] if products else floating,
     )
+    return FusionReport(record, floating, eight_bits)

@@ -12,11 +12,12 @@ from lifedeploy.engines.tensorrt.flavour import Messages
 from lifedeploy.errors import ArtifactError, EngineError
 
 
-def vouched(path: Path) -> EngineRecord:
+def vouched(path: Path, name: str) -> EngineRecord:
     """How the plan at ``path`` was built: a plan is executable code, so one without a manifest of ours is not loaded.
 
     Raises:
         ArtifactError: there is none beside it, or it was written for other files than those that will be read.
+        EngineError: another engine than ``name`` built it; each counts its versions differently.
     """
     manifest = path.with_suffix(".json")
     if not manifest.is_file():
@@ -29,17 +30,9 @@ def vouched(path: Path) -> EngineRecord:
     record = artifact.manifest.engine
     if record is None:
         raise ArtifactError(f"{manifest} describes no engine")
-    return record
-
-
-def require_builder(path: Path, record: EngineRecord, name: str) -> None:
-    """Make sure that the plan is one of the engine that is to open it: the others count their versions differently.
-
-    Raises:
-        EngineError: it is another one's.
-    """
     if record.name != name:
         raise EngineError(f"{path} was built by {record.name}, and {name} was to open it")
+    return record
 
 
 def require_version(path: Path, record: EngineRecord, installed: str) -> None:

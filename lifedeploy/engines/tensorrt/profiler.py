@@ -21,9 +21,6 @@ class Recorder:
         base: Any = trt.IProfiler
 
         class _Profiler(base):
-            def __init__(self) -> None:
-                base.__init__(self)
-
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 spent[layer_name] = spent.get(layer_name, 0.0) + ms
 

@@ -10,9 +10,9 @@ from lifedeploy.caches import private_cache
 from lifedeploy.engines import cuda
 from lifedeploy.engines.base import Availability, BuildJob, Built, option_name
 from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
-from lifedeploy.engines.tensorrt.flavour import RTX, Flavour, capabilities, named
+from lifedeploy.engines.tensorrt.flavour import capabilities, named
 from lifedeploy.engines.tensorrt.loading import require_valid
-from lifedeploy.errors import EngineError, EngineUnavailableError
+from lifedeploy.errors import EngineError
 from lifedeploy.files import sha256
 from lifedeploy.writing import atomic_file
 
@@ -24,7 +24,8 @@ class TensorRTRtx(TensorRT):
     extra: ClassVar[str] = "tensorrt-rtx"
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "target")
     benchmark_tool: ClassVar[str] = "tensorrt_rtx"
-    flavour: ClassVar[Flavour] = RTX
+    module: ClassVar[str] = "tensorrt_rtx"
+    ahead_of_time: ClassVar[bool] = True
     captures: ClassVar[bool] = False
 
     @classmethod
@@ -33,7 +34,7 @@ class TensorRTRtx(TensorRT):
         if not status.ok:
             return status
         device = cuda.connect().device()
-        offered = capabilities(cls.flavour.load())
+        offered = capabilities(cls.library())
         generation = re.search(r"\(sm(\d+)\d\)", device)
         # Of a generation that it knows it may take other members too; of Hopper, which it does not, no plan loads.
         if generation is None or not offered or generation[1] in {name[2:-1] for name in offered}:
@@ -44,12 +45,8 @@ class TensorRTRtx(TensorRT):
     @classmethod
     def build(cls, job: BuildJob) -> Built:
         needing = [option_name(name) for name in ("strip_weights", "refittable") if name in job.options.given]
-        status = cuda.availability()
-        if needing and not status.ok:  # the library would say: MyelinCheckException
-            raise EngineUnavailableError(
-                f"{cls.name} builds with {' and '.join(needing)} only where there is a GPU: {status.reason}",
-                hint=status.hint or None,
-            )
+        if needing:  # the library would say: MyelinCheckException
+            cuda.availability().require(f"{cls.name} builds with {' and '.join(needing)} only where there is a GPU")
         return super().build(job)
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -79,9 +76,9 @@ class TensorRTRtx(TensorRT):
         )
         return config
 
-    def _context(self, *, cuda_graphs: bool = True) -> Any:
+    def _context(self, *, cuda_graphs: bool) -> Any:
         config = self._config if cuda_graphs else self._configured(cuda_graphs=False)
-        return self._require_context(self._engine.create_execution_context(config))
+        return self._engine.create_execution_context(config)
 
     def _close(self) -> None:
         try:

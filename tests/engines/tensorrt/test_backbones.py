@@ -63,7 +63,7 @@ def test_every_attention_is_fused_and_order_once_sorts_once(rtx, tmp_path, backb
             plan = build_plan(rtx, half, BuildOptions())
             if backbone == "deit_s":
                 assert time.process_time() - began < 20
-            found = fusion.of_plan(plan.data)
+            found = fusion.of_plan(plan.data).record
             assert (found.attention, found.topk) == (loaded.spec.schedule.depth, expected)
             assert found.precision == "fp16"
             sizes = [shape[0] for shape in plan.profile.get("images", ())]

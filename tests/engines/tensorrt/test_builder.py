@@ -20,7 +20,7 @@ LAYERS = 4
 @pytest.mark.parametrize(("name", "sorts"), [("dense", 0), ("first-k", 0), ("life", 1), ("per-stage", 2)])
 def test_every_attention_is_one_kernel_and_order_once_sorts_once(rtx, graphs, name, sorts, attention, precision):
     plan = build_plan(rtx, graphs(name, precision, attention), BuildOptions(batch=(1, 8, 128)))
-    found = fusion.of_plan(plan.data)
+    found = fusion.of_plan(plan.data).record
     assert (found.attention, found.topk, found.precision) == (LAYERS, sorts, precision)
     assert plan.profile == {"images": tuple((size, 3, 32, 32) for size in (1, 8, 128))}
 
@@ -28,7 +28,7 @@ def test_every_attention_is_one_kernel_and_order_once_sorts_once(rtx, graphs, na
 def test_the_slices_of_order_once_are_no_kernels_of_their_own(rtx, graphs):
     """The idea: against the dense plan the drops cost the ranking, and after it nothing but what another sort costs."""
     count = {
-        name: sum(fusion.of_plan(build_plan(rtx, graphs(name), BuildOptions()).data).launches.values())
+        name: sum(fusion.of_plan(build_plan(rtx, graphs(name), BuildOptions()).data).record.launches.values())
         for name in ("dense", "first-k", "life", "per-stage")
     }
     assert count["first-k"] == count["dense"]
@@ -38,14 +38,14 @@ def test_the_slices_of_order_once_are_no_kernels_of_their_own(rtx, graphs):
 def test_a_static_graph_needs_no_profile(rtx, graphs):
     plan = build_plan(rtx, graphs("life-b4"), BuildOptions())
     assert plan.profile == {}
-    assert fusion.of_plan(plan.data).attention == LAYERS
+    assert fusion.of_plan(plan.data).record.attention == LAYERS
     build_plan(rtx, graphs("life-b4"), BuildOptions(batch=(4, 4, 4)))
     with pytest.raises(UsageError, match="is fixed to batch 4, and 1,8,128 was asked for"):
         build_plan(rtx, graphs("life-b4"), BuildOptions(batch=(1, 8, 128)))
 
 
 def test_fp32_attention_is_not_fused_as_products_and_does_not_build_as_an_operator(rtx, graphs):
-    found = fusion.of_plan(build_plan(rtx, graphs("dense", "fp32", "products"), BuildOptions()).data)
+    found = fusion.of_plan(build_plan(rtx, graphs("dense", "fp32", "products"), BuildOptions()).data).record
     assert (found.attention, found.precision) == (0, "fp32")
     with pytest.raises(
         EngineError, match=r"cannot build dense.fp32.operator.onnx: .*not supported by a dedicated kernel"
@@ -91,7 +91,7 @@ def test_topk_ends_at_3840(rtx, tmp_path, k, builds):
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "topk.onnx")
     if builds:
-        assert fusion.of_plan(build_plan(rtx, tmp_path / "topk.onnx", BuildOptions()).data).topk == 1
+        assert fusion.of_plan(build_plan(rtx, tmp_path / "topk.onnx", BuildOptions()).data).record.topk == 1
         return
     with pytest.raises(EngineError, match=r"big/TopK: K exceeds the maximum value allowed \(3840\)"):
         build_plan(rtx, tmp_path / "topk.onnx", BuildOptions())

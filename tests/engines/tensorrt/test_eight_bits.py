@@ -57,8 +57,8 @@ def quantized(tmp_path_factory):
 def test_8_bits_are_computed_in_8_bits_and_attention_is_one_kernel(rtx, quantized, precision, remainder, target):
     path, names = quantized(precision, remainder)
     report = fusion.of_plan(build_plan(rtx, path, BuildOptions(target=(target,), batch=(1, 2, 4))).data)
-    assert (report.precision, report.floating) == (precision, remainder)
-    assert (report.attention, report.topk) == (4, 1)
+    assert (report.record.precision, report.floating) == (precision, remainder)
+    assert (report.record.attention, report.record.topk) == (4, 1)
     report.require_eight_bits("it", names, precision)
     assert len(names) == (24 if precision == "fp8" else 16)
     assert report.record.eight_bits == {precision: 28 if precision == "fp8" else 16}  # with softmax, in FP8
@@ -94,6 +94,7 @@ def test_a_real_backbone(rtx, tmp_path):
     for precision, products in (("int8", 48), ("fp8", 72)):
         path, names = make(precision)
         report = fusion.of_plan(build_plan(rtx, path, BuildOptions(target=("sm89", "sm120"))).data)
-        assert (report.attention, report.topk, report.precision) == (12, 1, precision)
+        found = report.record
+        assert (found.attention, found.topk, found.precision) == (12, 1, precision)
         assert len(names) == products
         report.require_eight_bits("deit_s", names, precision)

@@ -295,7 +295,7 @@ def device(monkeypatch, tmp_path):
         get_engine_validity=lambda data: trt.validity,
     )
     trt.validity, trt.Engine = ("valid", 0), Engine
-    monkeypatch.setattr(type(TensorRT.flavour), "load", lambda self: trt)
+    monkeypatch.setattr(TensorRT, "library", classmethod(lambda cls: trt))
     monkeypatch.setattr("lifedeploy.engines.tensorrt.engine.installed", lambda module: True)
     monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
     monkeypatch.setattr(cuda, "connect", lambda binding="": layer)
@@ -441,7 +441,7 @@ def test_a_plan_that_this_gpu_cannot_run_is_not_loaded(device):
 )
 def test_what_a_plan_was_built_for_and_what_is_here(device, monkeypatch, options, runtime, processor, refusal):
     record = SimpleNamespace(name="tensorrt", options=OptionsRecord(**options), runtime=runtime, processor=processor)
-    monkeypatch.setattr("lifedeploy.engines.tensorrt.engine.vouched", lambda path: record)
+    monkeypatch.setattr("lifedeploy.engines.tensorrt.engine.vouched", lambda path, name: record)
     engine = TensorRT(device.path)
     if refusal:
         with pytest.raises(EngineError, match=refusal):

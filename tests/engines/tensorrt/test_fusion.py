@@ -31,7 +31,7 @@ def plan(attentions=2, sorts=1, kind="half"):
 
 
 def test_launches_are_counted_and_mentions_are_not():
-    found = fusion.of_plan(plan(attentions=4, sorts=1))
+    found = fusion.of_plan(plan(attentions=4, sorts=1)).record
     assert (found.source, found.attention, found.topk) == ("plan", 4, 1)
     generated = {"_gemm_mha_v2": 4, "__myl_CastMeanSub": 3, "__myl_Topk": 1, "__myl_FcAdd": 2}
     assert found.launches == generated | {"matrix product": 1, "convolution": 1}
@@ -39,7 +39,7 @@ def test_launches_are_counted_and_mentions_are_not():
 
 @pytest.mark.parametrize(("kind", "precision"), [("half", "fp16"), ("bf16", "bf16"), ("float", "fp32")])
 def test_precision_is_that_of_most_floating_point_tensors(kind, precision):
-    assert fusion.of_plan(plan(kind=kind)).precision == precision
+    assert fusion.of_plan(plan(kind=kind)).record.precision == precision
 
 
 def test_a_plan_without_text_is_an_error_and_not_zero_kernels():
@@ -64,14 +64,15 @@ def test_the_inspector_says_the_same():
         {"Name": "b", "TacticName": "__myl_Topk_0xcd", "Outputs": [{"Format/Datatype": "Row major linear Int64"}]},
         {"Name": "c", "TacticName": "sm80_xmma_gemm", "Outputs": [{"Format/Datatype": "Row major linear Half"}]},
     ]
-    found = fusion.of_inspector(json.dumps({"Layers": layers}))
+    found = fusion.of_inspector(json.dumps({"Layers": layers})).record
     assert (found.source, found.attention, found.topk, found.precision) == ("inspector", 1, 1, "fp16")
     typed = {"Name": "x/mha/y", "LayerType": "kgen", "Outputs": [{"Format/Datatype": "Row major linear BFloat16"}]}
-    found = fusion.of_inspector(json.dumps({"Layers": [typed, {"Name": "t", "LayerType": "TopK"}]}))
+    report = fusion.of_inspector(json.dumps({"Layers": [typed, {"Name": "t", "LayerType": "TopK"}]}))
+    found = report.record
     assert (found.attention, found.topk, found.precision) == (0, 1, "bf16")  # a node's name is no kernel's
     with pytest.raises(EngineError, match="1 TopK kernels, expected 0"):
-        found.require("model", attentions=0, sorts=0, allow_unfused=False)
-    found.require(
+        report.require("model", attentions=0, sorts=0, allow_unfused=False)
+    report.require(
         "model", attentions=0, sorts=0, allow_unfused=True
     )  # the inspector's words are not the same everywhere
     with_origin = layers[0] | {"Metadata": "[ONNX Layer: blocks.0.attn/Attention]"}
@@ -80,7 +81,7 @@ def test_the_inspector_says_the_same():
         "b": ("__myl_Topk_0xcd", ""),
         "c": ("sm80_xmma_gemm", ""),
     }
-    names_only = fusion.of_inspector(json.dumps({"Layers": ["__mye_mha_1", "gemm"]}))
+    names_only = fusion.of_inspector(json.dumps({"Layers": ["__mye_mha_1", "gemm"]})).record
     assert (names_only.attention, names_only.precision) == (1, "")
     with pytest.raises(EngineError, match="not understood"):
         fusion.of_inspector("no JSON")
@@ -105,4 +106,4 @@ def test_the_inspector_tells_8_bits_too():
     ]
     report = fusion.of_inspector(json.dumps({"Layers": layers}))
     assert report.eight_bits == {"fc1/MatMul": "int8"}
-    assert report.precision == "int8"
+    assert report.record.precision == "int8"
