@@ -59,8 +59,3 @@ class Cost:
     def total(self, work: Work) -> int:
         """MACs of one image."""
         return self.embed + sum(self.per_layer(work)) + work.scoring + self.head
-
-    def speedup_bound(self, work: Work) -> float:
-        """The speed-up over the dense model that the MACs alone would allow."""
-        dense = (work.attention[0],) * len(work.attention)
-        return self.total(Work(dense, dense)) / self.total(work)

@@ -20,16 +20,17 @@ def macs(spec: ModelSpec, cost: Cost) -> MacsRecord:
     """
     method = methods.get(spec.method)
     work = method.count_work(spec.schedule, spec.options, cost)
+    total, dense = cost.total(work), cost.total(Work.dense(spec.schedule))
     return MacsRecord(
-        total=cost.total(work),
-        dense=cost.total(Work.dense(spec.schedule)),
+        total=total,
+        dense=dense,
         per_layer=tuple(cost.per_layer(work)),
         attention_tokens=tuple(work.attention),
         mlp_tokens=tuple(work.mlp),
         embed=cost.embed,
         predictor=work.scoring,
         head=cost.head,
-        speedup_bound=cost.speedup_bound(work),
+        speedup_bound=dense / total,
     )
 
 
