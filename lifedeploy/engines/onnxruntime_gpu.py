@@ -172,7 +172,10 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
             place(tensor.name, self.memory, 0, np.dtype(tensor.dtype).type, tensor.shape, pointer)
 
         def enqueue() -> None:
-            session.run_with_iobinding(binding, run)
+            try:
+                session.run_with_iobinding(binding, run)
+            except Exception as error:  # the exceptions of ONNX Runtime share no base class
+                raise EngineError(f"ONNX Runtime failed: {reason(error)}") from error
 
         return CudaLane(self._cuda, stream, tensors, bind=bind, enqueue=enqueue, capture=False, warm_up=_WARM_UP)
 

@@ -65,6 +65,16 @@ def test_answers_are_those_of_the_cpu_engine_and_every_batch_has_its_lane(device
     assert (device.memory, device.pins, device.events) == ({}, 0, 0)
 
 
+def test_what_the_runtime_refuses_is_an_error_of_the_engine(device, graph, monkeypatch):
+    def refused(*_):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 4294967296")
+
+    with OnCpu(graph) as engine:
+        monkeypatch.setattr("onnxruntime.InferenceSession.run_with_iobinding", refused)
+        with pytest.raises(EngineError, match="ONNX Runtime failed: Failed to allocate memory"):
+            engine.run({"images": images(1)})
+
+
 def test_threads_get_the_answers_to_their_own_inputs(device, graph):
     with OnCpu(graph) as engine:
         assert wrong_answers(engine, 200) == []
