@@ -20,27 +20,18 @@ from lifedeploy.calibration.report import (
     LayerReport,
     MemberReport,
     Noise,
-    TensorReport,
     decibels,
     together,
 )
-from lifedeploy.engines.lanes import Array
-from lifedeploy.evaluation.parity import shared_tokens
+from lifedeploy.evaluation.parity import Answer, shared_tokens
 from lifedeploy.exporters.inspect import load
+from lifedeploy.records import TensorRecord
 
 _MIB = 1024**2
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a graph answers to all images."""
-
-    logits: Array  # (images, classes)
-    kept: Array | None  # (images, n_T), original numbers of the patches that reach the last layer
-
-
-# A graph, run on images with Q and DQ computed as they stand: what every engine has to agree with.
-Ask = Callable[[Path, ImageBatches, Count], Answers]
+# What a graph answers to all images, with Q and DQ computed as they stand: what every engine has to agree with.
+Ask = Callable[[Path, ImageBatches, Count], Answer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +42,11 @@ class Check:
     batches: ImageBatches
     method: str
     ask: Ask
-    answers: Answers  # of the float graph
+    answers: Answer  # of the float graph
     labels: NDArray[np.int64] | None = None  # class of every image among the model's; None: not known
 
 
-def noise(ours: Answers, theirs: Answers) -> float:
+def noise(ours: Answer, theirs: Answer) -> float:
     """Error of the logits relative to how far they differ between images and classes: 0…"""
     reference = ours.logits.astype(np.float64)
     signal = reference - reference.mean(axis=1, keepdims=True)
@@ -86,7 +77,7 @@ def report(
     return MemberReport(
         method=check.method,
         layers=layers,
-        images=images,
+        per_image=images,
         logits_sqnr_db=decibels(1.0, ratio),
         size_mib=graph.stat().st_size / _MIB,
         size_float_mib=check.float_graph.stat().st_size / _MIB,
@@ -96,7 +87,7 @@ def report(
     )
 
 
-def _images(check: Check, theirs: Answers) -> tuple[ImageReport, ...]:
+def _images(check: Check, theirs: Answer) -> tuple[ImageReport, ...]:
     ours = check.answers
     shares: Sequence[float | None] = [None] * len(ours.logits)
     if ours.kept is not None and theirs.kept is not None:
@@ -146,7 +137,7 @@ def _layers(
 
 def _activation_reports(
     prepared: Prepared, chosen: Sequence[Product], batches: ImageBatches, count: Count
-) -> dict[str, TensorReport]:
+) -> dict[str, TensorRecord]:
     grid = qdq.GRIDS[prepared.recipe.precision]
     names = list(dict.fromkeys(value.name or "" for product in chosen for value in product.activations))
     sums = {name: Noise() for name in names}
@@ -157,7 +148,7 @@ def _activation_reports(
     return {name: total.report(name, "activation", prepared.scales[name]) for name, total in sums.items()}
 
 
-def _weight_report(product: Product, prepared: Prepared) -> TensorReport:
+def _weight_report(product: Product, prepared: Prepared) -> TensorRecord:
     grid = qdq.GRIDS[prepared.recipe.precision]
     weight = product.weight
     assert weight is not None and weight.const_value is not None
