@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifedeploy.data.batches import decoded_batches
-from lifedeploy.data.images import ImageSet, Subset
 from lifedeploy.data.preprocess import model_input
+from lifedeploy.data.sets import ImageSet, Subset
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import ImageError
 from lifedeploy.machine import cores

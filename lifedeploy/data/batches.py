@@ -14,8 +14,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from lifedeploy.data.images import ImageSet
 from lifedeploy.data.preprocess import to_pixels
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import ImageError
 from lifedeploy.spec import PreprocessSpec
 

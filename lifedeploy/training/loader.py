@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lifedeploy.children import as_worker
-from lifedeploy.data.images import ImageSet
 from lifedeploy.data.preprocess import normalise, to_pixels
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import ImageError, TrainingError, UsageError
 from lifedeploy.machine import cores
 from lifedeploy.processes import Processes

@@ -16,7 +16,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from lifedeploy.data.images import ImageSet
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import TrainingError
 from lifedeploy.model.vit import SlimOutput, SlimViT
 from lifedeploy.processes import Processes

@@ -10,8 +10,9 @@ from typing import Any
 
 from lifedeploy import machine, methods
 from lifedeploy.artifact import Workspace
-from lifedeploy.data.images import describe, read_split
+from lifedeploy.data.images import read_split
 from lifedeploy.data.left_out import unique
+from lifedeploy.data.sets import describe
 from lifedeploy.errors import ExportError, TrainingError, UsageError
 from lifedeploy.evaluation.accuracy import by_position
 from lifedeploy.exporters.onnx import require_one_file

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lifedeploy.data.batches import decoded_batches
-from lifedeploy.data.images import ImageSet
 from lifedeploy.data.preprocess import to_pixels
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import ImageError, UsageError
 from lifedeploy.spec import PreprocessSpec
 
