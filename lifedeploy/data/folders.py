@@ -14,7 +14,7 @@ from lifedeploy.data.walk import Listing, natural_key, once, walk
 from lifedeploy.errors import DataError
 
 TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "validation", "valid", "test")
+_VAL_NAMES = ("val", "validation", "valid", "test")
 _EXPECTED = "expected one sub-folder of images per class"
 
 
@@ -77,16 +77,25 @@ def look_through(root: Path) -> Listing:
 
 
 def half_folders(folders: Sequence[str]) -> dict[str, str]:
-    """Which of the folders in a root are its halves, by the first of a half's names that there is, in any case.
+    """Which of the folders in a root are its halves.
 
     A folder called like a validation half, with others beside it and none to train on, is a class like them.
     """
-    halves = {}
-    for half, names in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
-        folder = next((folder for name in names for folder in folders if folder.lower() == name), None)
-        if folder is not None:
-            halves[half] = folder
+    halves = named_halves(folders)
     return halves if "train" in halves or len(folders) == 1 else {}
+
+
+def named_halves(offered: Sequence[str]) -> dict[str, str]:
+    """Which names mean ``train`` and ``val``, by the first of a half's names that there is, in any case.
+
+    Never one by both, as none has a name of both kinds.
+    """
+    halves = {}
+    for half, names in (("train", TRAIN_NAMES), ("val", _VAL_NAMES)):
+        called = next((called for name in names for called in offered if called.lower() == name), None)
+        if called is not None:
+            halves[half] = called
+    return halves
 
 
 def _beside(listing: Listing, halves: Sequence[str]) -> tuple[LeftOut, ...]:
