@@ -134,7 +134,7 @@ class Trainer:
         run_epoch = self.position.run_epoch
         first = self.position.step
         order = loader.micro_batches(len(self.job.train), self.config, self.processes, run_epoch, first)
-        batches = loader.training_batches(self.images, order, self.config, self.device)
+        batches = loader.batches(self.images, order, self.config, self.device)
         meter = Meter(self.device)
         for step in range(first, self.steps):
             lr_curve.step_update(epoch * self.steps + step + 1)
