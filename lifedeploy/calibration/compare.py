@@ -66,19 +66,16 @@ def report(
 ) -> MemberReport:
     """Per tensor, layer and image, worst first."""
     theirs = check.ask(graph, check.batches, count)
-    images = _images(check, theirs)
-    layers = _layers(prepared, check, restored, noises or {}, count)
     accuracy = accuracy_float = None
     if check.labels is not None:
         accuracy_float, accuracy = (
             float((answers.logits.argmax(axis=1) == check.labels).mean()) for answers in (check.answers, theirs)
         )
-    ratio = noise(check.answers, theirs)
     return MemberReport(
         method=check.method,
-        layers=layers,
-        per_image=images,
-        logits_sqnr_db=decibels(1.0, ratio),
+        layers=_layers(prepared, check, restored, noises or {}, count),
+        per_image=_images(check, theirs),
+        logits_sqnr_db=decibels(1.0, noise(check.answers, theirs)),
         size_mib=graph.stat().st_size / _MIB,
         size_float_mib=check.float_graph.stat().st_size / _MIB,
         accuracy=accuracy,
@@ -94,13 +91,12 @@ def _images(check: Check, theirs: Answer) -> tuple[ImageReport, ...]:
         shares = shared_tokens(ours.kept, theirs.kept)
     reports = []
     for index, (before, after) in enumerate(zip(ours.logits, theirs.logits, strict=True)):
-        error = float(np.abs(after - before).max() / max(np.abs(before).max(), 1e-12))
         reports.append(
             ImageReport(
                 file=check.batches.images.filename(index),
                 top1=int(after.argmax()),
                 top1_float=int(before.argmax()),
-                error=error,
+                error=float(np.abs(after - before).max() / max(np.abs(before).max(), 1e-12)),
                 overlap=shares[index],
             )
         )
@@ -121,14 +117,13 @@ def _layers(
         if product in chosen:
             tensors = [activations[value.name or ""] for value in product.activations]
             tensors += [_weight_report(product, prepared)] if product.weight is not None else []
-        ratio = together([tensor.sqnr_db for tensor in tensors]) if tensors else None
         reports.append(
             LayerReport(
                 name=product.name,
                 part=product.part,
                 quantized=bool(tensors),
                 tensors=tuple(tensors),
-                sqnr_db=ratio,
+                sqnr_db=together([tensor.sqnr_db for tensor in tensors]) if tensors else None,
                 noise=noises.get(product.name),
             )
         )

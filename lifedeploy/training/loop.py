@@ -302,12 +302,11 @@ class Trainer:
 
 def _lr_curve(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> CosineLRScheduler:
     """Linear warm-up, cosine decay; a function of the step (from 1), so that a resumed run is where it was."""
-    warmup = round(config.warmup * steps)
     return CosineLRScheduler(
         optimizer,
         t_initial=steps + 1,
         lr_min=0.0,
-        warmup_t=warmup,
+        warmup_t=round(config.warmup * steps),
         warmup_lr_init=0.0,
         warmup_prefix=False,
         t_in_epochs=False,
