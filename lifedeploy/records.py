@@ -199,14 +199,18 @@ class DetailsRecord(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRecord(Section):
-    """One quantised tensor."""
+    """One quantised tensor.
 
-    name: Maybe[Name] = absent()
-    kind: Maybe[Name] = absent()
-    scale: Number | None = None
-    scale_smallest: Number | None = None
-    sqnr_db: Number | None = None
-    saturated: Number | None = None
+    ``sqnr_db`` is the signal-to-quantisation-noise ratio, 10 log₁₀ Σx² / Σ(x − Q(x))², in dB; ``saturated`` the share
+    of values beyond the largest number of the grid.
+    """
+
+    name: Name
+    kind: Name  # "activation" or "weight"
+    scale: Number  # the largest, of a weight per channel
+    scale_smallest: Number
+    sqnr_db: Number
+    saturated: Number
 
 
 @dataclass(frozen=True, kw_only=True)

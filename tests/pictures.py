@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lifedeploy.data.images import ImageSet
+from lifedeploy.data.sets import ImageSet
 
 
 def picture(value: int, mode: str = "RGB") -> Image.Image:

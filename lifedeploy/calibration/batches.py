@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lifedeploy.data.batches import decoded_batches
-from lifedeploy.data.images import ImageSet, Subset
 from lifedeploy.data.preprocess import model_input
+from lifedeploy.data.sets import ImageSet, Subset
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import ImageError
 from lifedeploy.machine import cores
@@ -25,7 +25,6 @@ class Draw:
 
     calibration: ImageSet
     check: ImageSet
-    seed: int
     shared: bool  # whether the latter are among the former, because there were no more
 
 
@@ -38,7 +37,7 @@ def draw(images: ImageSet, calibration: int, check: int, seed: int) -> Draw:
     rest = order[calibration:]
     shared = not len(rest)
     others = order[:check] if shared else rest[:check]
-    return Draw(Subset(images, np.sort(order[:calibration])), Subset(images, np.sort(others)), seed, shared)
+    return Draw(Subset(images, np.sort(order[:calibration])), Subset(images, np.sort(others)), shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +58,7 @@ class ImageBatches:
         if count >= len(self.images):
             return self
         chosen = np.arange(count, dtype=np.int64) * len(self.images) // count
-        return ImageBatches(
-            images=Subset(self.images, chosen),
-            preprocess=self.preprocess,
-            in_graph=self.in_graph,
-            batch=self.batch,
-            fixed=self.fixed,
-        )
+        return replace(self, images=Subset(self.images, chosen))
 
     def __iter__(self) -> Iterator[tuple[Array, int]]:
         """Batches: what goes into the graph, and how many images of it count (a fixed batch is filled up).

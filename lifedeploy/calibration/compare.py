@@ -20,27 +20,18 @@ from lifedeploy.calibration.report import (
     LayerReport,
     MemberReport,
     Noise,
-    TensorReport,
     decibels,
     together,
 )
-from lifedeploy.engines.lanes import Array
-from lifedeploy.evaluation.parity import shared_tokens
+from lifedeploy.evaluation.parity import Answer, shared_tokens
 from lifedeploy.exporters.inspect import load
+from lifedeploy.records import TensorRecord
 
 _MIB = 1024**2
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a graph answers to all images."""
-
-    logits: Array  # (images, classes)
-    kept: Array | None  # (images, n_T), original numbers of the patches that reach the last layer
-
-
-# A graph, run on images with Q and DQ computed as they stand: what every engine has to agree with.
-Ask = Callable[[Path, ImageBatches, Count], Answers]
+# What a graph answers to all images, with Q and DQ computed as they stand: what every engine has to agree with.
+Ask = Callable[[Path, ImageBatches, Count], Answer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +42,11 @@ class Check:
     batches: ImageBatches
     method: str
     ask: Ask
-    answers: Answers  # of the float graph
+    answers: Answer  # of the float graph
     labels: NDArray[np.int64] | None = None  # class of every image among the model's; None: not known
 
 
-def noise(ours: Answers, theirs: Answers) -> float:
+def noise(ours: Answer, theirs: Answer) -> float:
     """Error of the logits relative to how far they differ between images and classes: 0…"""
     reference = ours.logits.astype(np.float64)
     signal = reference - reference.mean(axis=1, keepdims=True)
@@ -75,19 +66,16 @@ def report(
 ) -> MemberReport:
     """Per tensor, layer and image, worst first."""
     theirs = check.ask(graph, check.batches, count)
-    images = _images(check, theirs)
-    layers = _layers(prepared, check, restored, noises or {}, count)
     accuracy = accuracy_float = None
     if check.labels is not None:
         accuracy_float, accuracy = (
             float((answers.logits.argmax(axis=1) == check.labels).mean()) for answers in (check.answers, theirs)
         )
-    ratio = noise(check.answers, theirs)
     return MemberReport(
         method=check.method,
-        layers=layers,
-        images=images,
-        logits_sqnr_db=decibels(1.0, ratio),
+        layers=_layers(prepared, check, restored, noises or {}, count),
+        per_image=_images(check, theirs),
+        logits_sqnr_db=decibels(1.0, noise(check.answers, theirs)),
         size_mib=graph.stat().st_size / _MIB,
         size_float_mib=check.float_graph.stat().st_size / _MIB,
         accuracy=accuracy,
@@ -96,20 +84,19 @@ def report(
     )
 
 
-def _images(check: Check, theirs: Answers) -> tuple[ImageReport, ...]:
+def _images(check: Check, theirs: Answer) -> tuple[ImageReport, ...]:
     ours = check.answers
     shares: Sequence[float | None] = [None] * len(ours.logits)
     if ours.kept is not None and theirs.kept is not None:
         shares = shared_tokens(ours.kept, theirs.kept)
     reports = []
     for index, (before, after) in enumerate(zip(ours.logits, theirs.logits, strict=True)):
-        error = float(np.abs(after - before).max() / max(np.abs(before).max(), 1e-12))
         reports.append(
             ImageReport(
                 file=check.batches.images.filename(index),
                 top1=int(after.argmax()),
                 top1_float=int(before.argmax()),
-                error=error,
+                error=float(np.abs(after - before).max() / max(np.abs(before).max(), 1e-12)),
                 overlap=shares[index],
             )
         )
@@ -130,14 +117,13 @@ def _layers(
         if product in chosen:
             tensors = [activations[value.name or ""] for value in product.activations]
             tensors += [_weight_report(product, prepared)] if product.weight is not None else []
-        ratio = together([tensor.sqnr_db for tensor in tensors]) if tensors else None
         reports.append(
             LayerReport(
                 name=product.name,
                 part=product.part,
                 quantized=bool(tensors),
                 tensors=tuple(tensors),
-                sqnr_db=ratio,
+                sqnr_db=together([tensor.sqnr_db for tensor in tensors]) if tensors else None,
                 noise=noises.get(product.name),
             )
         )
@@ -146,7 +132,7 @@ def _layers(
 
 def _activation_reports(
     prepared: Prepared, chosen: Sequence[Product], batches: ImageBatches, count: Count
-) -> dict[str, TensorReport]:
+) -> dict[str, TensorRecord]:
     grid = qdq.GRIDS[prepared.recipe.precision]
     names = list(dict.fromkeys(value.name or "" for product in chosen for value in product.activations))
     sums = {name: Noise() for name in names}
@@ -157,7 +143,7 @@ def _activation_reports(
     return {name: total.report(name, "activation", prepared.scales[name]) for name, total in sums.items()}
 
 
-def _weight_report(product: Product, prepared: Prepared) -> TensorReport:
+def _weight_report(product: Product, prepared: Prepared) -> TensorRecord:
     grid = qdq.GRIDS[prepared.recipe.precision]
     weight = product.weight
     assert weight is not None and weight.const_value is not None

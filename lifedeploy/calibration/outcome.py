@@ -20,7 +20,7 @@ class _Written(msgspec.Struct):
     """What is read of a report."""
 
     settings: dict[str, Any]
-    members: dict[str, dict[str, Any]]
+    members: dict[str, MemberReport]
     warnings: tuple[str, ...]
     created: str
 
@@ -56,7 +56,7 @@ class CalibrateReport:
             folder=folder,
             settings=written.settings,
             policy=(),
-            members={method: MemberReport.from_dict(member) for method, member in written.members.items()},
+            members=written.members,
             warnings=written.warnings,
             created=written.created,
             reused=True,

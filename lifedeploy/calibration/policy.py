@@ -7,7 +7,8 @@ case: none of it is arithmetic that 8 bits make faster.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,8 @@ import onnx_ir as ir
 from lifedeploy.errors import UsageError
 from lifedeploy.exporters.inspect import load
 from lifedeploy.exporters.ranking import is_inside
-from lifedeploy.spec import QUANTIZED
 
-_MATRIX_PRODUCTS = ("MatMul", "Gemm")
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Product:
 
 def products(model: ir.Model) -> tuple[Product, ...]:
     """All products of a graph, in its order, each with its part."""
-    return tuple(Product(node, _part(node)) for node in model.graph if node.op_type in (*_MATRIX_PRODUCTS, "Conv"))
+    return tuple(Product(node, _part(node)) for node in model.graph if node.op_type in _PRODUCTS)
 
 
 def products_in(graph: Path) -> tuple[Product, ...]:
@@ -145,15 +145,9 @@ def check_parts(parts: Sequence[str]) -> None:
         raise UsageError(f"no part to quantise was named; there are: {', '.join(offered)}")
 
 
-def counts(listed: Sequence[Product]) -> Mapping[str, int]:
-    """Products of each part."""
-    return {part.name: sum(product.part == part.name for product in listed) for part in PARTS}
-
-
 def as_rows(precision: str, parts: Sequence[str], listed: Sequence[Product] = ()) -> list[dict[str, object]]:
     """The policy as plain data: one row per part, with the number of products in a graph where one is given."""
-    assert precision in QUANTIZED
-    number = counts(listed)
+    number = Counter(product.part for product in listed)
     return [
         {
             "part": part.name,

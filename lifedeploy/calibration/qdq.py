@@ -67,16 +67,6 @@ GRIDS = {
 }
 
 
-@dataclass(frozen=True)
-class Inserted:
-    """What was put into a graph."""
-
-    products: int
-    activations: int  # tensors that are quantised while the model runs
-    weights: int
-    weight_bytes: int  # of them, in 8 bits
-
-
 def insert(
     model: ir.Model,
     products: Sequence[Product],
@@ -84,7 +74,7 @@ def insert(
     precision: str,
     *,
     per_channel: bool = True,
-) -> Inserted:
+) -> None:
     """Put Q and DQ in front of ``products``, in place.
 
     Args:
@@ -98,7 +88,6 @@ def insert(
     model.graph.opset_imports[""] = max(OPSET, model.graph.opset_imports.get("", 0))
     dequantized: dict[ir.Value, ir.Value] = {}
     zero = passes.constant(model, f"zero_{precision}", np.zeros((), dtype=grid.numpy))
-    weight_bytes = 0
     for product in products:
         for index, value in enumerate(product.node.inputs[:2]):
             if value is None:
@@ -106,7 +95,6 @@ def insert(
             if value not in dequantized:
                 if value.const_value is not None:
                     dequantized[value] = _weight(model, product, value, grid, zero, per_channel=per_channel)
-                    weight_bytes += value.const_value.size
                 else:
                     dequantized[value] = _activation(model, product, value, scales[value.name or ""], grid, zero)
             product.node.replace_input_with(index, dequantized[value])
@@ -114,8 +102,6 @@ def insert(
         name = value.name or ""
         if value.const_value is not None and not value.uses() and name in model.graph.initializers:
             del model.graph.initializers[name]
-    weights = sum(value.const_value is not None for value in dequantized)
-    return Inserted(len(products), len(dequantized) - weights, weights, weight_bytes)
 
 
 def weight_scale(product: Product, grid: Grid, *, per_channel: bool) -> NDArray[np.float32]:

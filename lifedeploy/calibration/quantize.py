@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Source:
     cache: Path | None = None  # folder; None: the user's
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A graph with everything known that quantising it takes."""
 
@@ -77,12 +77,6 @@ class Prepared:
     scales: dict[str, NDArray[np.float32]]  # activation → scale
     smoothed: int
     cached: bool
-    statistics: dict[str, TensorStatistics] = field(repr=False, default_factory=dict)
-
-    def products(self, model: ir.Model, leave: Collection[str] = ()) -> list[Product]:
-        """Those to quantise, found in a loaded graph."""
-        wanted = set(self.names) - set(leave)
-        return [product for product in policy.products(model) if product.name in wanted]
 
 
 def prepare(
@@ -97,11 +91,8 @@ def prepare(
     """
     model = ir.from_proto(load(source.graph))
     chosen = _chosen(policy.products(model), recipe, source.graph)
-    movable = (
-        [migration for migration in migrations_of(chosen) if migration.free or recipe.smooth_gelu]
-        if recipe.smoothing
-        else []
-    )
+    migrations = migrations_of(chosen) if recipe.smoothing else ()
+    movable = [migration for migration in migrations if migration.free or recipe.smooth_gelu]
     key = {"model": source.sha256, "data": source.data_sha256, "images": len(batches)}
     known = True
     if movable:
@@ -112,8 +103,8 @@ def prepare(
             lambda: collect(source.graph, activations, first, per_channel=activations, count=count),
             source.cache,
         )
-        reach = {name: statistics.channels for name, statistics in channels.items()}
-        smooth(model, movable, {name: values for name, values in reach.items() if values is not None}, recipe.smoothing)
+        reach = {name: counted.channels for name, counted in channels.items() if counted.channels is not None}
+        smooth(model, movable, reach, recipe.smoothing)
     graph = work / f"{source.graph.stem}.float.onnx"
     with saving(graph):
         ir.save(model, graph)
@@ -131,23 +122,21 @@ def prepare(
         scales=_scales(chosen, statistics, recipe),
         smoothed=len(movable),
         cached=known and also_known,
-        statistics=statistics,
     )
 
 
-def write(prepared: Prepared, target: Path, leave: Collection[str] = ()) -> qdq.Inserted:
+def write(prepared: Prepared, target: Path, leave: Collection[str] = ()) -> None:
     """Write the quantised graph, but for the products in ``leave``."""
     model = ir.from_proto(load(prepared.graph, check=False))
-    chosen = prepared.products(model, leave)
-    done = qdq.insert(
-        model, chosen, prepared.scales, prepared.recipe.precision, per_channel=prepared.recipe.per_channel
-    )
+    wanted = set(prepared.names) - set(leave)
+    chosen = [product for product in policy.products(model) if product.name in wanted]
+    recipe = prepared.recipe
+    qdq.insert(model, chosen, prepared.scales, recipe.precision, per_channel=recipe.per_channel)
     passes.clean(model)
-    model.metadata_props["lifedeploy.quantization"] = prepared.recipe.precision
+    model.metadata_props["lifedeploy.quantization"] = recipe.precision
     with saving(target):
         ir.save(model, target)
     load(target)  # checks it
-    return done
 
 
 def _chosen(products: Sequence[Product], recipe: Recipe, graph: Path) -> list[Product]:

@@ -77,11 +77,8 @@ class TensorStatistics:
             self.counts[0] += counted.size
 
     def _grow(self, largest: float) -> None:
-        if largest <= self.limit or largest == 0:
-            return
-        if self.limit == 0:
+        if not self.limit and largest:
             self.limit = 2.0 ** math.ceil(math.log2(largest))
-            return
         while largest > self.limit:
             merged = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([merged, np.zeros(BINS // 2, dtype=np.int64)])
@@ -89,12 +86,11 @@ class TensorStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types: what a cache keeps."""
-        used = int(np.flatnonzero(self.counts)[-1]) + 1 if self.counts.any() else 0
         return {
             "limit": self.limit,
             "largest": self.largest,
-            "counts": self.counts[:used].tolist(),
-            "channels": None if self.channels is None else [float(value) for value in self.channels],
+            "counts": np.trim_zeros(self.counts, "b").tolist(),
+            "channels": None if self.channels is None else self.channels.tolist(),
         }
 
     @classmethod
@@ -125,7 +121,7 @@ def entropy(statistics: TensorStatistics) -> float:
     S. Migacz, 8-bit inference with TensorRT, GTC 2017 (session 7310), slides 31 to 38.
     """
     counts = statistics.counts.astype(np.float64)
-    used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
+    used = len(np.trim_zeros(counts, "b"))
     if used <= LEVELS:
         return statistics.largest
     ends = [*range(LEVELS, used, _STEP), used]

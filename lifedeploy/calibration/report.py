@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from lifedeploy.calibration.qdq import Grid
-from lifedeploy.reading import convert
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorReport:
-    """One tensor that is quantised.
-
-    ``sqnr_db`` is the signal-to-quantisation-noise ratio, 10 log₁₀ Σx² / Σ(x − Q(x))², in dB; ``saturated`` the share
-    of values beyond the largest number of the grid.
-    """
-
-    name: str
-    kind: str  # "activation" or "weight"
-    scale: float  # the largest, of a weight per channel
-    scale_smallest: float
-    sqnr_db: float
-    saturated: float
+from lifedeploy.records import TensorRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +22,7 @@ class LayerReport:
     name: str
     part: str
     quantized: bool
-    tensors: tuple[TensorReport, ...]
+    tensors: tuple[TensorRecord, ...]
     sqnr_db: float | None  # None: in floating point
     noise: float | None = None  # of the logits with this layer alone quantised, relative; None: not measured
 
@@ -65,23 +49,23 @@ class MemberReport:
 
     method: str
     layers: tuple[LayerReport, ...]
-    images: tuple[ImageReport, ...]
+    per_image: Annotated[tuple[ImageReport, ...], Meta(min_length=1)]
     logits_sqnr_db: float
     size_mib: float
     size_float_mib: float
-    accuracy: float | None = None  # of the quantised graph on the check images, where they have labels
-    accuracy_float: float | None = None
-    restored: tuple[str, ...] = ()  # layers that a sensitivity scan left in floating point
+    accuracy: float | None  # of the quantised graph on the check images, where they have labels
+    accuracy_float: float | None
+    restored: tuple[str, ...]  # layers that a sensitivity scan left in floating point
 
     @property
     def same_top1(self) -> float:
         """Share of images with the same answer."""
-        return float(np.mean([not image.changed for image in self.images]))
+        return float(np.mean([not image.changed for image in self.per_image]))
 
     @property
     def overlap(self) -> float | None:
         """Mean share of kept tokens that are the same."""
-        shares = [image.overlap for image in self.images if image.overlap is not None]
+        shares = [image.overlap for image in self.per_image if image.overlap is not None]
         return float(np.mean(shares)) if shares else None
 
     @property
@@ -94,7 +78,7 @@ class MemberReport:
     def summary(self) -> dict[str, Any]:
         """Figures of the whole graph as plain JSON types, without layers and images."""
         return {
-            "images": len(self.images),
+            "images": len(self.per_image),
             "same_top1": self.same_top1,
             "overlap": self.overlap,
             "logits_sqnr_db": self.logits_sqnr_db,
@@ -112,32 +96,8 @@ class MemberReport:
             "method": self.method,
             **self.summary(),
             "layers": [asdict(layer) for layer in self.layers],
-            "per_image": [asdict(image) | {"changed": image.changed} for image in self.images],
+            "per_image": [asdict(image) | {"changed": image.changed} for image in self.per_image],
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> MemberReport:
-        """The inverse of :meth:`to_dict`.
-
-        Raises:
-            ArtifactError: a fact is missing, or of another type.
-        """
-        written = msgspec.structs.asdict(convert(data, _Written, "the report of a calibration"))
-        return cls(images=written.pop("per_image"), **written)
-
-
-class _Written(msgspec.Struct):
-    """A member as :meth:`MemberReport.to_dict` has it; what follows from these facts is not read."""
-
-    method: str
-    layers: tuple[LayerReport, ...]
-    per_image: Annotated[tuple[ImageReport, ...], msgspec.Meta(min_length=1)]
-    logits_sqnr_db: float
-    size_mib: float
-    size_float_mib: float
-    accuracy: float | None
-    accuracy_float: float | None
-    restored: tuple[str, ...]
 
 
 @dataclass
@@ -147,7 +107,7 @@ class Noise:
     signal: float = 0.0
     error: float = 0.0
     beyond: int = 0
-    values: int = field(default=0)
+    values: int = 0
 
     def add(self, values: NDArray[Any], scale: NDArray[np.float32], grid: Grid) -> None:
         """Add the error of one batch, ``values`` of any shape, on ``grid`` times ``scale``."""
@@ -159,21 +119,15 @@ class Noise:
         self.beyond += int(np.count_nonzero(np.abs(given) > scale * (grid.largest + grid.half_step)))
         self.values += given.size
 
-    @property
-    def sqnr_db(self) -> float:
-        """Decibels; 200 where nothing is lost."""
-        return decibels(self.signal, self.error)
-
-    def report(self, name: str, kind: str, scale: NDArray[np.float32]) -> TensorReport:
+    def report(self, name: str, kind: str, scale: NDArray[np.float32]) -> TensorRecord:
         """The tensor's report over all batches that were added."""
-        share = self.beyond / max(self.values, 1)
-        return TensorReport(
+        return TensorRecord(
             name=name,
             kind=kind,
             scale=float(scale.max()),
             scale_smallest=float(scale.min()),
-            sqnr_db=self.sqnr_db,
-            saturated=share,
+            sqnr_db=decibels(self.signal, self.error),
+            saturated=self.beyond / max(self.values, 1),
         )
 
 

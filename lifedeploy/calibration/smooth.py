@@ -62,7 +62,7 @@ def _movable(node: ir.Node) -> bool:
 
 
 def smooth(
-    model: ir.Model, migrations: Sequence[Migration], channels: Mapping[str, NDArray[np.float32]], alpha: float = ALPHA
+    model: ir.Model, migrations: Sequence[Migration], channels: Mapping[str, NDArray[np.float32]], alpha: float
 ) -> None:
     """Move scales, in place; ``channels`` is the largest |x| of every channel of their activations."""
     for migration in migrations:

@@ -9,17 +9,17 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lifedeploy.data.images import ImageSet
 from lifedeploy.data.preprocess import to_pixels
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import ImageError
 from lifedeploy.spec import PreprocessSpec
 
 Pixels = NDArray[np.uint8]
+_AHEAD = 3  # batches in preparation while one is used
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ def decoded_batches(
     workers: int,
     rank: int = 0,
     world: int = 1,
-    ahead: int = 2,
 ) -> Generator[Batch, None, None]:
-    """``images`` in batches, with at most ``ahead`` more batches in memory; every ``world``-th from ``rank`` on.
+    """``images`` in batches, with at most three more of them in memory; every ``world``-th from ``rank`` on.
 
     Each image is decoded once, and resized once per geometry among ``specs``.
 
@@ -67,23 +66,19 @@ def decoded_batches(
     chunks = (indices[start : start + batch] for start in range(0, len(indices), batch))
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
     try:
-        waiting: deque[list[tuple[int, Future[_Prepared | Broken]]]] = deque()
-
-        def submit(chunk: range) -> None:
+        waiting: deque[_Submitted] = deque()
+        for chunk in chunks:
             waiting.append([(index, pool.submit(_prepare, images, index, specs)) for index in chunk])
-
-        for chunk in islice(chunks, ahead + 1):
-            submit(chunk)
+            if len(waiting) > _AHEAD:
+                yield _batch(images, specs, waiting.popleft())
         while waiting:
-            done = [(index, future.result()) for index, future in waiting.popleft()]
-            for chunk in islice(chunks, 1):
-                submit(chunk)
-            yield _batch(images, specs, done)
+            yield _batch(images, specs, waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 _Prepared = dict[PreprocessSpec, Pixels]
+_Submitted = list[tuple[int, "Future[_Prepared | Broken]"]]
 
 
 def _prepare(images: ImageSet, index: int, specs: Sequence[PreprocessSpec]) -> _Prepared | Broken:
@@ -103,7 +98,8 @@ def _geometry(spec: PreprocessSpec) -> PreprocessSpec:
     return replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def _batch(images: ImageSet, specs: Sequence[PreprocessSpec], done: list[tuple[int, _Prepared | Broken]]) -> Batch:
+def _batch(images: ImageSet, specs: Sequence[PreprocessSpec], submitted: _Submitted) -> Batch:
+    done = [(index, future.result()) for index, future in submitted]
     good = [(index, pixels) for index, pixels in done if not isinstance(pixels, Broken)]
     stacked = {
         geometry: np.stack([pixels[geometry] for _, pixels in good])

@@ -7,15 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from lifedeploy.data.left_out import LeftOut, example
+from lifedeploy.data.left_out import LeftOut
 from lifedeploy.data.preprocess import read_image
 from lifedeploy.data.sets import ImageSet, as_targets, nothing_found
 from lifedeploy.data.walk import Listing, natural_key, once, walk
 from lifedeploy.errors import DataError
-from lifedeploy.text import printable
 
 TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "validation", "valid", "test")
+_VAL_NAMES = ("val", "validation", "valid", "test")
 _EXPECTED = "expected one sub-folder of images per class"
 
 
@@ -26,10 +25,7 @@ class FolderSet(ImageSet):
         DataError: there are no images, or some are in no class.
     """
 
-    def __init__(self, root: Path, names: Sequence[str] | None = None, left_out: tuple[LeftOut, ...] = ()) -> None:
-        if names is None:
-            listing = look_through(root)
-            names, left_out = listing.files, listing.passed.but((), str(root))
+    def __init__(self, root: Path, names: Sequence[str], left_out: tuple[LeftOut, ...]) -> None:
         if not names:
             raise DataError(nothing_found(f"{root}/ holds no images", left_out), hint=_EXPECTED)
         loose = next((name for name in names if "/" not in name), None)
@@ -81,24 +77,31 @@ def look_through(root: Path) -> Listing:
 
 
 def half_folders(folders: Sequence[str]) -> dict[str, str]:
-    """Which of the folders in a root are its halves, by the first of a half's names that there is, in any case.
+    """Which of the folders in a root are its halves.
 
     A folder called like a validation half, with others beside it and none to train on, is a class like them.
     """
-    halves = {}
-    for half, names in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
-        folder = next((folder for name in names for folder in folders if folder.lower() == name), None)
-        if folder is not None:
-            halves[half] = folder
+    halves = named_halves(folders)
     return halves if "train" in halves or len(folders) == 1 else {}
+
+
+def named_halves(offered: Sequence[str]) -> dict[str, str]:
+    """Which names mean ``train`` and ``val``, by the first of a half's names that there is, in any case.
+
+    Never one by both, as none has a name of both kinds.
+    """
+    halves = {}
+    for half, names in (("train", TRAIN_NAMES), ("val", _VAL_NAMES)):
+        called = next((called for name in names for called in offered if called.lower() == name), None)
+        if called is not None:
+            halves[half] = called
+    return halves
 
 
 def _beside(listing: Listing, halves: Sequence[str]) -> tuple[LeftOut, ...]:
     """What lies in the root and in neither half."""
-    where = str(listing.root)
-    others = [name for name in listing.files if "/" not in name or name.partition("/")[0] not in halves]
     reason = f"image outside {' and '.join(f'{half}/' for half in halves)}"
-    images = (
-        (LeftOut(reason=reason, count=len(others), first=example(others[0]), where=printable(where)),) if others else ()
-    )
-    return images + listing.passed.but(halves, where)
+    for name in listing.files:
+        if "/" not in name or name.partition("/")[0] not in halves:
+            listing.passed.add(reason, name)
+    return listing.passed.but(halves, str(listing.root))

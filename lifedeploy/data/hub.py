@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lifedeploy.data.folders import TRAIN_NAMES, VAL_NAMES
+from lifedeploy.data.folders import named_halves
 from lifedeploy.data.left_out import LeftOutCounter
 from lifedeploy.data.preprocess import decode_image
 from lifedeploy.data.sets import ImageSet, numbered
@@ -113,18 +113,8 @@ def hub_halves(source: str) -> dict[str, Callable[[], ImageSet]]:
         offered = list(datasets.get_dataset_split_names(name))
     except Exception as error:  # of the hub, of the network, of the file system
         raise DataError(f"Hugging Face dataset {name} cannot be found: {reason(error)}") from error
-    halves = {"all": offered[0]} if len(offered) == 1 else _halves(offered)
+    halves = {"all": offered[0]} if len(offered) == 1 else named_halves(offered)
     return {key: partial(HubSet, source, split) for key, split in (halves | {key: key for key in offered}).items()}
-
-
-def _halves(offered: Sequence[str]) -> dict[str, str]:
-    """Which splits are meant by ``train`` and ``val``; never one by both, as none has a name of both kinds."""
-    halves = {}
-    for half, names in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
-        split = next((name for name in names if name in offered), None)
-        if split is not None:
-            halves[half] = split
-    return halves
 
 
 def _label_column(source: _Source, features: Mapping[str, Any], datasets: Any, where: str) -> str:

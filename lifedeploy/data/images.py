@@ -17,29 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lifedeploy.data.folders import FolderSet, folder_halves
-from lifedeploy.data.hub import HubSet, hub_halves
-from lifedeploy.data.sets import ImageSet, Subset, describe
-from lifedeploy.data.shards import ShardSet, shard_halves
+from lifedeploy.data.folders import folder_halves
+from lifedeploy.data.hub import hub_halves
+from lifedeploy.data.sets import ImageSet, Subset
+from lifedeploy.data.shards import shard_halves
 from lifedeploy.data.walk import Listing
 from lifedeploy.errors import DataError
 from lifedeploy.reading import foreign, read_text
 from lifedeploy.writing import atomic_file
-
-__all__ = [
-    "FolderSet",
-    "HubSet",
-    "ImageSet",
-    "Offered",
-    "ShardSet",
-    "Split",
-    "Subset",
-    "describe",
-    "offered",
-    "read_images",
-    "read_split",
-    "write_split",
-]
 
 
 @dataclass(frozen=True)

@@ -74,18 +74,13 @@ def _line(reason: str, kinds: list[_Kind], where: str, unit: str, prefix: str = 
     endings: Counter[str] = sum((kind.endings for kind in kinds), Counter())
     if endings:
         named = sorted(endings, key=lambda ending: (-endings[ending], ending))
-        more = ", …" if len(named) > _ENDINGS_NAMED else ""
-        reason = f"{reason} ({', '.join(map(_ending, named[:_ENDINGS_NAMED]))}{more})"
-    first = example(kinds[0].first.removeprefix(prefix))
+        shown = [shortened(ending, _LONGEST_ENDING) for ending in named[:_ENDINGS_NAMED]]
+        reason = f"{reason} ({', '.join(shown)}{', …' if len(named) > _ENDINGS_NAMED else ''})"
+    first = kinds[0].first.removeprefix(prefix)
     return LeftOut(
-        reason=reason, count=sum(kind.count for kind in kinds), first=first, where=printable(where), unit=unit
+        reason=reason,
+        count=sum(kind.count for kind in kinds),
+        first=printable(first) if len(first) <= LINE else shortened(first),
+        where=printable(where),
+        unit=unit,
     )
-
-
-def _ending(ending: str) -> str:
-    return shortened(ending, _LONGEST_ENDING)
-
-
-def example(name: str) -> str:
-    """A name as reports show it, at most a line of it."""
-    return printable(name) if len(name) <= LINE else shortened(name)

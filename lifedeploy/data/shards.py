@@ -44,7 +44,7 @@ class ShardSet(ImageSet):
 
     def __init__(self, root: Path, shards: Sequence[Path], left_out: tuple[LeftOut, ...] = ()) -> None:
         passed = LeftOutCounter()
-        members = [member for number, shard in enumerate(shards) for member in _Index(number, shard, passed).members()]
+        members = [member for shard in shards for member in _Index(shard, passed).members()]
         inside = passed.but((), f"wds/{root}", unit="member")
         if not members:
             message = f"{root}/ has {len(shards)} shards without a single pair of image and .cls in them"
@@ -56,17 +56,16 @@ class ShardSet(ImageSet):
         super().__init__(f"wds/{root}", classes, as_targets(member.label for member in members))
         self.left_out = (*left_out, *inside)
         self._members = members
-        self._shards = list(shards)
 
     def filename(self, index: int) -> str:
         member = self._members[index]
-        return f"{self._shards[member.shard].name}/{member.key}"
+        return f"{member.shard.name}/{member.key}"
 
     def image(self, index: int) -> Image.Image:
         member = self._members[index]
         name = self.filename(index)
         require_plausible(member.size, name)
-        with foreign(name, ImageError), self._shards[member.shard].open("rb") as file:
+        with foreign(name, ImageError), member.shard.open("rb") as file:
             file.seek(member.offset)
             return decode_image(io.BytesIO(file.read(member.size)), name)
 
@@ -123,7 +122,7 @@ def _class_names(path: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    shard: int
+    shard: Path
     key: str  # the name without its ending: unique in a shard
     offset: int
     size: int
@@ -137,8 +136,8 @@ class _Index:
     names a sample of perhaps several images: then it is the label of the one that is named like the sample.
     """
 
-    def __init__(self, number: int, shard: Path, passed: LeftOutCounter) -> None:
-        self._number, self._shard, self._passed = number, shard, passed
+    def __init__(self, shard: Path, passed: LeftOutCounter) -> None:
+        self._shard, self._passed = shard, passed
         self._entries: dict[str, Entry] = {}
         self._labels: dict[str, int] = {}
         size = require_regular(shard, DataError)
@@ -203,7 +202,7 @@ class _Index:
 
     def _member(self, name: str, label: int) -> _Member:
         entry = self._entries[name]
-        return _Member(shard=self._number, key=_split(name)[0], offset=entry.offset, size=entry.size, label=label)
+        return _Member(shard=self._shard, key=_split(name)[0], offset=entry.offset, size=entry.size, label=label)
 
     def _pass(self, reason: str, name: str) -> None:
         self._passed.add(reason, f"{self._shard.name}/{name}")

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from lifedeploy.data.folders import look_through
-from lifedeploy.data.images import ImageSet, offered
+from lifedeploy.data.images import offered
 from lifedeploy.data.preprocess import read_image
-from lifedeploy.data.sets import nothing_found
+from lifedeploy.data.sets import ImageSet, nothing_found
 from lifedeploy.data.walk import Listing
 from lifedeploy.errors import DataError
 
@@ -18,8 +18,7 @@ from lifedeploy.errors import DataError
 class LooseSet(ImageSet):
     """The image files that lie in a folder, in the order of their names; they are of no class."""
 
-    def __init__(self, root: Path, listing: Listing | None = None) -> None:
-        listing = look_through(root) if listing is None else listing
+    def __init__(self, root: Path, listing: Listing) -> None:
         self._root = root
         self._names = sorted(name for name in listing.files if "/" not in name)
         super().__init__(str(root), (), np.full(len(self._names), -1, dtype=np.int64))

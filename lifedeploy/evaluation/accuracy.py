@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,6 @@ class Accuracy:
     average_precision: float | None  # mean over the classes that have images; None above 20 classes
     per_class: tuple[ClassAccuracy, ...]  # those that occur, as truth or as answer
     confusion: tuple[tuple[int, ...], ...] | None  # [truth][answer]; None above 100 classes
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return asdict(self)
 
 
 class Tally:

@@ -6,7 +6,7 @@ PyTorch there. Lives are compared too: an engine can get every class right and s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, digest
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import ArtifactError, ParityError
 from lifedeploy.reading import read_arrays
 from lifedeploy.records import CaseRecord, ParityRecord
-from lifedeploy.spec import ModelSpec
 from lifedeploy.writing import saving
 
 
@@ -59,11 +57,6 @@ class Answer:
 
     logits: Array  # (B, classes)
     kept: Array | None  # (B, n), original indices: of the survivors, or the whole of what every drop left
-
-
-def ask(run: Callable[[Array], Answer], samples: Sequence[Sample], spec: ModelSpec, *, in_graph: bool) -> list[Answer]:
-    """The answers to all samples."""
-    return [run(model_input(sample.pixels, spec.preprocess, in_graph=in_graph)) for sample in samples]
 
 
 def compare(

@@ -8,9 +8,9 @@ import numpy as np
 
 from lifedeploy.calibration.batches import ImageBatches
 from lifedeploy.calibration.collect import Count
-from lifedeploy.calibration.compare import Answers
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.evaluation.parity import Answer
 from lifedeploy.kept import KeptTokens
 from lifedeploy.targets.session import Session, Watched
 from lifedeploy.targets.target import Target
@@ -22,7 +22,7 @@ def literal(graph: Path, kept: KeptTokens, watched: Watched) -> Session:
     return Session(target, watched, options=EngineOptions(literal=True))
 
 
-def ask(kept: KeptTokens, graph: Path, batches: ImageBatches, count: Count = lambda images: None) -> Answers:
+def ask(kept: KeptTokens, graph: Path, batches: ImageBatches, count: Count = lambda images: None) -> Answer:
     """What ``graph``, which tells its ``kept`` tokens, answers to all images."""
     logits, tokens = [], []
     with literal(graph, kept, "survivors") as session:
@@ -32,4 +32,4 @@ def ask(kept: KeptTokens, graph: Path, batches: ImageBatches, count: Count = lam
             if answer.kept is not None:
                 tokens.append(answer.kept[:counted])
             count(counted)
-    return Answers(np.concatenate(logits), np.concatenate(tokens) if tokens else None)
+    return Answer(np.concatenate(logits), np.concatenate(tokens) if tokens else None)

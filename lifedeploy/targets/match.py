@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from lifedeploy.artifact import TensorSpec
-from lifedeploy.data.images import ImageSet
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import EngineError, UsageError, WeightsError
 from lifedeploy.evaluation.accuracy import ClassMap, map_classes

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
-from lifedeploy import methods, reading
+from lifedeploy import methods
 from lifedeploy.errors import UsageError
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted
@@ -31,6 +30,8 @@ Counts = Annotated[tuple[Annotated[int, Meta(ge=1, le=1_000_000)], ...], Meta(ma
 # timm's policies: words with a number each, e.g. rand-m9-mstd0.5.
 Policy = Annotated[str, Meta(max_length=100, pattern=r"^([a-z0-9]+(-[a-z]+([0-9]+(\.[0-9]+)?[a-z]*)?)*)?$")]
 
+
+WITHOUT_EFFECT = ("workers", "checkpoint_every", "log_every", "tensorboard")  # settings that change no result
 
 _MODEL = "The model"
 _STAGES = "Stages"
@@ -220,7 +221,7 @@ class TrainConfig:
         what was begun then can be continued.
         """
         facts = self.to_dict()
-        for name in ("workers", "checkpoint_every", "log_every", "tensorboard"):
+        for name in WITHOUT_EFFECT:
             del facts[name]
         asked = methods.get(self.method)
         facts |= asked.plain_options({}) | facts.pop("options")  # as they were given: 2 is written otherwise than 2.0
@@ -251,24 +252,6 @@ class TrainConfig:
             name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
         }
         return cls(**values)
-
-    @classmethod
-    def from_toml(cls, path: Path) -> TrainConfig:
-        """Read a TOML file.
-
-        Raises:
-            UsageError: missing, no TOML, or not a configuration.
-        """
-        return cls.from_dict(read_toml(path), str(path))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, unchecked.
-
-    Raises:
-        UsageError: missing, or no TOML.
-    """
-    return reading.read_toml(path, UsageError)
 
 
 def brought_up(data: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lifedeploy.children import as_worker
-from lifedeploy.data.images import ImageSet
 from lifedeploy.data.preprocess import normalise, to_pixels
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import ImageError, TrainingError, UsageError
 from lifedeploy.machine import cores
 from lifedeploy.processes import Processes
@@ -134,41 +134,23 @@ def micro_batches(
     """What one process trains on in ``epoch``, from ``first_step`` on: ``accumulate`` lists of keys for every step."""
     order = np.random.default_rng([config.seed, epoch]).permutation(images)
     size = config.batch // (config.accumulate * processes.world)
-    batches = []
+    keys = []
     for step in range(first_step, steps_per_epoch(images, config, processes.world)):
         batch = order[step * config.batch : (step + 1) * config.batch]
         for part in range(config.accumulate):
             start = (part * processes.world + processes.rank) * size
-            batches.append([(epoch, int(index)) for index in batch[start : start + size]])
-    return batches
+            keys.append([(epoch, int(index)) for index in batch[start : start + size]])
+    return keys
 
 
-def training_batches(
-    images: TrainingImages, order: Sequence[list[Key]], config: TrainConfig, device: torch.device
+def batches(
+    images: Dataset[Any], order: Sequence[Any], config: TrainConfig, device: torch.device
 ) -> Iterator[MicroBatch]:
-    """Batches in the order given.
+    """Batches of ``images``, each by a list of their keys in ``order``.
 
     Raises:
         ImageError: an image cannot be decoded; it is named.
     """
-    yield from _load(images, order, config, device)
-
-
-def validation_batches(
-    images: ImageSet, preprocess: PreprocessSpec, config: TrainConfig, processes: Processes, device: torch.device
-) -> Iterator[MicroBatch]:
-    """Every image once, shared out among the processes.
-
-    Raises:
-        ImageError: an image cannot be decoded; it is named.
-    """
-    mine = list(range(processes.rank, len(images), processes.world))
-    size = max(config.batch // (config.accumulate * processes.world), 1)
-    order = [mine[start : start + size] for start in range(0, len(mine), size)]
-    yield from _load(ValidationImages(images, preprocess), order, config, device)
-
-
-def _load(images: Any, order: Any, config: TrainConfig, device: torch.device) -> Iterator[MicroBatch]:
     loader: Any = DataLoader(
         images,
         batch_sampler=order,
@@ -182,6 +164,20 @@ def _load(images: Any, order: Any, config: TrainConfig, device: torch.device) ->
             raise ImageError(loaded)
         pixels, targets, indices = loaded
         yield MicroBatch(pixels.to(device, non_blocking=True), targets.to(device, non_blocking=True), indices)
+
+
+def validation_batches(
+    images: ImageSet, preprocess: PreprocessSpec, config: TrainConfig, processes: Processes, device: torch.device
+) -> Iterator[MicroBatch]:
+    """Every image once, shared out among the processes.
+
+    Raises:
+        ImageError: an image cannot be decoded; it is named.
+    """
+    mine = list(range(processes.rank, len(images), processes.world))
+    size = max(config.batch // (config.accumulate * processes.world), 1)
+    order = [mine[start : start + size] for start in range(0, len(mine), size)]
+    return batches(ValidationImages(images, preprocess), order, config, device)
 
 
 def _from_workers(loader: Any) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from lifedeploy.data.images import ImageSet
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import TrainingError
 from lifedeploy.model.vit import SlimOutput, SlimViT
 from lifedeploy.processes import Processes
@@ -134,7 +134,7 @@ class Trainer:
         run_epoch = self.position.run_epoch
         first = self.position.step
         order = loader.micro_batches(len(self.job.train), self.config, self.processes, run_epoch, first)
-        batches = loader.training_batches(self.images, order, self.config, self.device)
+        batches = loader.batches(self.images, order, self.config, self.device)
         meter = Meter(self.device)
         for step in range(first, self.steps):
             lr_curve.step_update(epoch * self.steps + step + 1)
@@ -302,12 +302,11 @@ class Trainer:
 
 def _lr_curve(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> CosineLRScheduler:
     """Linear warm-up, cosine decay; a function of the step (from 1), so that a resumed run is where it was."""
-    warmup = round(config.warmup * steps)
     return CosineLRScheduler(
         optimizer,
         t_initial=steps + 1,
         lr_min=0.0,
-        warmup_t=warmup,
+        warmup_t=round(config.warmup * steps),
         warmup_lr_init=0.0,
         warmup_prefix=False,
         t_in_epochs=False,

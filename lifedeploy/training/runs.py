@@ -16,7 +16,7 @@ from lifedeploy.errors import TrainingError, UsageError
 from lifedeploy.reading import require_regular
 from lifedeploy.temporary import is_temporary, sweep
 from lifedeploy.text import quoted
-from lifedeploy.training.config import TrainConfig
+from lifedeploy.training.config import WITHOUT_EFFECT, TrainConfig
 from lifedeploy.writing import atomic_file, require_folder, scratch_folder, sole_writer
 
 CONFIG = "config.toml"
@@ -144,8 +144,7 @@ def _require_same_images(path: Path, split: Split) -> None:
 
 def _require_same(before: TrainConfig, now: TrainConfig) -> None:
     old, new = _settings(before), _settings(now)
-    free = ("workers", "checkpoint_every", "log_every", "tensorboard")
-    changed = [name for name in old if name not in free and (name not in new or old[name] != new[name])]
+    changed = [name for name in old if name not in WITHOUT_EFFECT and (name not in new or old[name] != new[name])]
     if changed:
         name = changed[0]  # of another method the method itself: its options stand behind it
         raise UsageError(

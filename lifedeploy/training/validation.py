@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifedeploy.data.images import ImageSet
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.processes import Processes
 from lifedeploy.spec import PreprocessSpec

@@ -70,18 +70,18 @@ def _place(layer: LayerReport) -> tuple[int, str]:
 
 
 def _images(axis: Any, member: MemberReport) -> None:
-    errors = [image.error * 100 for image in member.images]
-    colours = [_CHANGED if image.changed else _SAME for image in member.images]
+    errors = [image.error * 100 for image in member.per_image]
+    colours = [_CHANGED if image.changed else _SAME for image in member.per_image]
     if member.overlap is None:
         order = sorted(range(len(errors)), key=lambda index: errors[index])
         axis.scatter(range(len(errors)), [errors[i] for i in order], s=12, c=[colours[i] for i in order])
         axis.set_xlabel("image, best first")
         axis.set_ylabel("error of the logits, %")
     else:
-        axis.scatter(errors, [(image.overlap or 0) * 100 for image in member.images], s=12, c=colours, alpha=0.7)
+        axis.scatter(errors, [(image.overlap or 0) * 100 for image in member.per_image], s=12, c=colours, alpha=0.7)
         axis.set_xlabel("error of the logits, % of the largest")
         axis.set_ylabel("same kept tokens, %")
-    changed = sum(image.changed for image in member.images)
+    changed = sum(image.changed for image in member.per_image)
     axis.annotate(
         f"{changed} of {len(errors)} answers changed",
         (0.98, 0.03),

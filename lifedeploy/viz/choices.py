@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lifedeploy.bench.report import Choice
-from lifedeploy.viz.style import colour, load_matplotlib
+from lifedeploy.viz.style import colour
 
 _MARKERS = "osD^vPX<>*hp"  # one per engine and precision
 _WIDE = 6.0  # speeds further apart than this, as a ratio, are drawn on a logarithmic axis
@@ -59,7 +59,6 @@ def _front(choices: Sequence[Choice]) -> list[tuple[float, float]]:
 
 def label(axis: Any, choices: Sequence[Choice]) -> None:
     """Name the points, once the layout is known, where names cover no other, no point and no line."""
-    load_matplotlib()
     from matplotlib.transforms import Bbox
 
     pixels = axis.figure.dpi / 72
@@ -85,31 +84,27 @@ def label(axis: Any, choices: Sequence[Choice]) -> None:
         )
         size = text.get_window_extent()
         places = [
-            (across * distance, up * distance, _box(point, across, up, distance * pixels, size))
+            (across, up, distance, _box(point, across, up, distance * pixels, size))
             for distance, (across, up) in product(_DISTANCES, _DIRECTIONS)
         ]
-        x, y, box = min(
-            places, key=lambda place: sum(_covered(place[2], other) for other in taken) + _outside(place[2], axis)
+        across, up, distance, box = min(
+            places, key=lambda place: sum(_covered(place[3], other) for other in taken) + _outside(place[3], axis)
         )
-        text.set(position=(x, y), ha=_ACROSS[_sign(x)], va=_UP[_sign(y)])
-        if max(abs(x), abs(y)) > _DISTANCES[0]:  # too far to see whose name it is
+        offset = (across * distance, up * distance)
+        text.set(position=offset, ha=_ACROSS[across], va=_UP[up])
+        if distance > _DISTANCES[0]:  # too far to see whose name it is
             axis.annotate(
                 "",
                 (choice.row.images_per_s, choice.top1 * 100),
-                xytext=(x, y),
+                xytext=offset,
                 textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#999999"},
             )
         taken.append(box)
 
 
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
 def _box(point: Any, across: int, up: int, distance: float, size: Any) -> Any:
     """Where a text of ``size`` is, ``distance`` from ``point`` in one of the directions; in pixels."""
-    load_matplotlib()
     from matplotlib.transforms import Bbox
 
     left = point[0] + across * distance - size.width * (1 - across) / 2

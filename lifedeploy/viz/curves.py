@@ -9,7 +9,6 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from lifedeploy.text import printable
 from lifedeploy.training.log import LogRow
 from lifedeploy.viz.style import new_figure, save, tidy
 
@@ -42,7 +41,7 @@ def draw_curves(rows: Sequence[LogRow], path: Path, *, title: str = "") -> None:
     for axis in axes.flat:
         tidy(axis)
     axes[0][0].legend(fontsize=8, frameon=False)
-    figure.suptitle(printable(title), fontsize=9, color="#555555", parse_math=False)
+    figure.suptitle(title, fontsize=9, color="#555555")
     save(figure, path)
 
 
@@ -78,14 +77,12 @@ def _stages(axes: Any, rows: Sequence[LogRow]) -> None:
             if step:
                 axis.axvline(step, linestyle="--", linewidth=1, color="#999999")
         for axis in axes[0]:
-            place = (step, 1.0)
             axis.annotate(
-                printable(stage),
-                place,
+                stage,
+                (step, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, 2),
                 textcoords="offset points",
                 fontsize=8,
                 color="#555555",
-                parse_math=False,
             )

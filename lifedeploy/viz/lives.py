@@ -92,7 +92,6 @@ def _draw_life(axis: Any, life: NDArray[Any], image: PatchLives, schedule: Sched
     if max(rows, columns) > _NUMBERED_GRID:
         return
     high, wide = image.pixels.shape[0] / rows, image.pixels.shape[1] / columns
-    size = 60 / max(rows, columns) * min(1.0, _PANEL / 2.6)
     middle = (schedule.base_layer + schedule.depth) / 2
     for number, life in enumerate(clamped):
         row, column = divmod(number, columns)
@@ -102,7 +101,7 @@ def _draw_life(axis: Any, life: NDArray[Any], image: PatchLives, schedule: Sched
             f"{life:.0f}",
             ha="center",
             va="center",
-            fontsize=size,
+            fontsize=60 / max(rows, columns),
             color="black" if life > middle else "white",
         )
 

@@ -122,12 +122,8 @@ def _speedup(axis: Any, rows: Sequence[Row]) -> None:
                 color=colour(method),
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
-    subjects = [row.subject for row in rows]
-    bounds = {
-        subject.mac_ratio
-        for subject in subjects
-        if methods.role_of(subject.method) == methods.SLIMMED and subject.mac_ratio
-    }
+    slim = (row.subject for row in rows if methods.role_of(row.subject.method) == methods.SLIMMED)
+    bounds = {subject.mac_ratio for subject in slim if subject.mac_ratio}
     for bound in bounds:
         axis.axhline(bound, linestyle="--", linewidth=1, color="#333333")
         axis.annotate(

@@ -102,7 +102,6 @@ def save(figure: Any, path: Path, *, dpi: int = 150) -> None:
     Raises:
         OSError, ArtifactError: it cannot be written.
     """
-    load_matplotlib()
     from matplotlib import rc_context
 
     ending = path.suffix.lower()
@@ -117,7 +116,6 @@ def as_text(figure: Any) -> Iterator[None]:
     Between two dollars in a name there is no mathematics, and a control character in it would be no XML. A letter that
     the font lacks is seen in the picture, as a box: nothing to warn of.
     """
-    load_matplotlib()
     from matplotlib.text import Text
 
     numbers = {id(label) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in _of_ticks(axis)}

@@ -12,7 +12,7 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.choices import ranked
 from lifedeploy.bench.measure import Stop
 from lifedeploy.bench.report import BenchReport, Choice, Row
-from lifedeploy.data.images import ImageSet
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import ImageError, UsageError
 from lifedeploy.files import now

@@ -18,7 +18,7 @@ from lifedeploy.calibration.compare import Check
 from lifedeploy.calibration.outcome import PLOT, REPORT, CalibrateReport, warnings_of
 from lifedeploy.calibration.quantize import SMOOTHING_IMAGES, Prepared, Recipe, Source, prepare, write
 from lifedeploy.calibration.report import MemberReport
-from lifedeploy.data.images import ImageSet
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
 from lifedeploy.errors import ArtifactError, DataError, UsageError

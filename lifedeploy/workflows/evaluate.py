@@ -14,7 +14,8 @@ import numpy as np
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.batches import Batch, Broken, decoded_batches
-from lifedeploy.data.images import ImageSet, Subset, describe, read_images
+from lifedeploy.data.images import read_images
+from lifedeploy.data.sets import ImageSet, Subset, describe
 from lifedeploy.errors import DataError, ImageError, UsageError
 from lifedeploy.evaluation.accuracy import Accuracy, Tally, agreement
 from lifedeploy.evaluation.parity import Answer, shared_tokens

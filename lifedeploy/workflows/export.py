@@ -13,7 +13,7 @@ import torch
 from lifedeploy import methods
 from lifedeploy.artifact import Manifest, Workspace
 from lifedeploy.cost import Cost
-from lifedeploy.data.preprocess import model_input
+from lifedeploy.data.preprocess import model_input, normalise
 from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.onnxruntime import OnnxRuntime
@@ -226,7 +226,7 @@ def _torch_answers(member: _Member, samples: Sequence[Sample]) -> list[parity.An
         told = {kept_name(layer): positions.numpy() for layer, positions in output.kept.items()}
         return parity.Answer(output.logits.numpy(), kept.whole(told) if kept else None)
 
-    return parity.ask(run, samples, member.spec, in_graph=False)
+    return [run(normalise(sample.pixels, member.spec.preprocess)) for sample in samples]
 
 
 def _gate(

@@ -10,8 +10,9 @@ from typing import Any
 
 from lifedeploy import machine, methods
 from lifedeploy.artifact import Workspace
-from lifedeploy.data.images import describe, read_split
+from lifedeploy.data.images import read_split
 from lifedeploy.data.left_out import unique
+from lifedeploy.data.sets import describe
 from lifedeploy.errors import ExportError, TrainingError, UsageError
 from lifedeploy.evaluation.accuracy import by_position
 from lifedeploy.exporters.onnx import require_one_file
@@ -21,11 +22,12 @@ from lifedeploy.model.request import LoadedModel
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.optional import require
 from lifedeploy.progress import Progress, Say, silent, unwatched
+from lifedeploy.reading import read_toml
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
 from lifedeploy.training import loader
 from lifedeploy.training.accelerator import accelerator_for
-from lifedeploy.training.config import TrainConfig, brought_up, read_toml
+from lifedeploy.training.config import TrainConfig, brought_up
 from lifedeploy.training.distillation import require_watchable
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Trainer
@@ -196,7 +198,7 @@ def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
     Raises:
         UsageError: an unknown setting, or a value that cannot be.
     """
-    read = brought_up(read_toml(file)) if file else {}
+    read = brought_up(read_toml(file, UsageError)) if file else {}
     merged = read | settings
     written, given = read.get("options"), settings.get("options")
     same = merged.get("method", methods.DEFAULT) == read.get("method", methods.DEFAULT)

@@ -44,8 +44,7 @@ def test_fp8_is_e4m3():
 
 
 def test_the_graph_has_a_pair_per_activation_and_int8_weights_per_channel(prepared, tmp_path):
-    done = write(prepared(), tmp_path / "q.onnx")
-    assert (done.products, done.activations, done.weights) == (4 * DEPTH,) * 3
+    write(prepared(), tmp_path / "q.onnx")
     model = ir.load(tmp_path / "q.onnx")
     kinds = Counter(node.op_type for node in model.graph)
     assert (kinds["QuantizeLinear"], kinds["DequantizeLinear"]) == (4 * DEPTH, 8 * DEPTH)
@@ -133,9 +132,10 @@ def test_the_remainder_becomes_half_and_the_integers_stay(prepared, tmp_path, to
 
 def test_fp8_quantises_attention_with_the_softmax_scale_known(prepared, check, tmp_path):
     made = prepared(Recipe(precision="fp8"))
-    done = write(made, tmp_path / "q.onnx")
-    assert (done.products, done.activations) == (6 * DEPTH, 8 * DEPTH)
+    write(made, tmp_path / "q.onnx")
     model = ir.load(tmp_path / "q.onnx")
+    quantized = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    assert (len(made.names), len(quantized)) == (6 * DEPTH, 8 * DEPTH)
     softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
     for node in softmaxes:
         (use,) = node.outputs[0].uses()
@@ -164,8 +164,10 @@ def test_parts_and_products_can_be_chosen(prepared, tmp_path, life):
 
 def test_every_part_that_may_be_quantised_can_be(prepared, check, tmp_path):
     made = prepared(Recipe(parts=("linear", "attention", "embedding", "head")))
-    done = write(made, tmp_path / "q.onnx")
-    assert (done.products, done.weights) == (6 * DEPTH + 2, 4 * DEPTH + 2)
+    write(made, tmp_path / "q.onnx")
+    kinds = Counter(operators(tmp_path / "q.onnx"))
+    weights = kinds["DequantizeLinear"] - kinds["QuantizeLinear"]
+    assert (len(made.names), weights) == (6 * DEPTH + 2, 4 * DEPTH + 2)
     theirs = check.ask(tmp_path / "q.onnx", check.batches)
     assert 1e-6 < compare.noise(check.answers, theirs) < 0.05
     report = compare.report(made, tmp_path / "q.onnx", check)

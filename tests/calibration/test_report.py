@@ -12,6 +12,7 @@ from lifedeploy.calibration.collect import cached, collect
 from lifedeploy.calibration.quantize import Recipe, write
 from lifedeploy.calibration.report import MemberReport, Noise, decibels, together
 from lifedeploy.errors import ParityError
+from lifedeploy.reading import convert
 
 
 def test_noise_is_counted_by_hand():
@@ -21,8 +22,9 @@ def test_noise_is_counted_by_hand():
         total.add(np.array([values], np.float32), np.float32(1), grid)
     signal = 0.4**2 + 10**2 + 200**2 + 3.3**2 + 127.4**2 + 127.6**2
     error = 0.4**2 + 0 + 73**2 + 0.3**2 + 0.4**2 + 0.6**2
-    assert total.sqnr_db == pytest.approx(10 * np.log10(signal / error), abs=1e-3)
-    assert total.report("x", "activation", np.float32(1)).saturated == pytest.approx(2 / 6)
+    reported = total.report("x", "activation", np.float32(1))
+    assert reported.sqnr_db == pytest.approx(10 * np.log10(signal / error), abs=1e-3)
+    assert reported.saturated == pytest.approx(2 / 6)
 
 
 def test_what_still_rounds_to_the_largest_number_is_not_beyond_it():
@@ -46,14 +48,14 @@ def test_layers_and_images_come_worst_first(prepared, check, tmp_path):
     assert ratios == sorted(ratios)
     assert report.layers[0].name == "blocks.1.attn.qkv/MatMul"  # the one with the hard channel
     assert {tensor.kind for tensor in report.layers[0].tensors} == {"activation", "weight"}
-    errors = [image.error for image in report.images if not image.changed]
+    errors = [image.error for image in report.per_image if not image.changed]
     assert errors == sorted(errors, reverse=True)
-    assert [image.changed for image in report.images] == sorted((i.changed for i in report.images), reverse=True)
-    assert len(report.images) == len(check.batches)
+    assert [image.changed for image in report.per_image] == sorted((i.changed for i in report.per_image), reverse=True)
+    assert len(report.per_image) == len(check.batches)
     assert 0.5 < report.overlap <= 1
     assert report.drop == pytest.approx((1 - report.same_top1) * 100)
     assert report.size_mib < report.size_float_mib
-    again = MemberReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    again = convert(json.loads(json.dumps(report.to_dict())), MemberReport, "the report")
     assert again == report
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lifedeploy.data.batches import decoded_batches
-from lifedeploy.data.images import ImageSet
 from lifedeploy.data.preprocess import to_pixels
+from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import ImageError, UsageError
 from lifedeploy.spec import PreprocessSpec
 
@@ -85,7 +85,7 @@ def test_processes_share_the_images_out():
 
 def test_no_more_is_prepared_than_promised():
     images = Counted(100)
-    batches = decoded_batches(images, [SMALL], batch=2, workers=2, ahead=2)
+    batches = decoded_batches(images, [SMALL], batch=2, workers=2)
     next(batches)
     batches.close()
     assert len(images.asked) <= 8

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from lifedeploy.data.images import FolderSet, read_images, read_split, write_split
+from lifedeploy.data.images import read_images, read_split, write_split
 from lifedeploy.errors import DataError, ImageError
 from tests.pictures import class_folders as folder
 from tests.pictures import names, picture
@@ -25,7 +25,7 @@ def test_a_folder_is_read_as_timm_reads_it(tmp_path):
 def test_every_kind_of_image_comes_as_rgb(tmp_path, mode):
     (tmp_path / "a").mkdir()
     picture(100, mode).save(tmp_path / "a" / "x.png")
-    assert FolderSet(tmp_path).image(0).mode == "RGB"
+    assert read_images(str(tmp_path)).image(0).mode == "RGB"
 
 
 def test_halves_are_taken_as_they_lie(tmp_path):
@@ -150,4 +150,4 @@ def test_a_broken_image_is_named(tmp_path):
     folder(tmp_path / "data", {"a": 2})
     (tmp_path / "data" / "a" / "1.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"a/1\.png is not an image"):
-        FolderSet(tmp_path / "data").image(1)
+        read_images(str(tmp_path / "data")).image(1)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from lifedeploy.data.folders import FolderSet
-from lifedeploy.data.images import describe, read_images, read_split
+from lifedeploy.data.images import read_images, read_split
 from lifedeploy.data.left_out import LeftOut, unique
+from lifedeploy.data.sets import describe
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.data.walk import natural_key, walk
 from lifedeploy.errors import DataError
@@ -372,11 +372,6 @@ def test_class_folders_are_calibrated_on_by_their_training_half(tmp_path):
     assert names(read_unlabelled(str(tmp_path), split="val")) == ["a/2.png"]
     assert reasons(read_unlabelled(str(tmp_path))) == {f"{NOT_AN_IMAGE} (.txt)": 1}
     assert names(read_unlabelled(str(tmp_path / "val"))) == ["a/2.png"]
-
-
-def test_a_folder_set_can_be_made_of_a_path(tmp_path):
-    lay_out(tmp_path, files("a/1.png", "x.txt"))
-    assert reasons(FolderSet(tmp_path)) == {f"{NOT_AN_IMAGE} (.txt)": 1}
 
 
 def test_a_share_that_is_held_out_has_no_image_that_is_trained_on(tmp_path):

@@ -31,6 +31,7 @@ from lifedeploy.spec import ModelSpec
 from lifedeploy.training import state
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.log import read_log
+from lifedeploy.workflows.train import settled
 from tests.conftest import make_tiny
 from tests.robustness.fuzz.values import change_json, damaged
 from tests.robustness.fuzz.weights import join, split
@@ -104,7 +105,7 @@ def _state(folder: Path) -> Reader:
 def _config(folder: Path) -> Reader:
     path = folder / "config.toml"
     path.write_text(TrainConfig(data="data").to_toml(), encoding="utf-8")
-    return Reader(path, lambda: TrainConfig.from_toml(path))
+    return Reader(path, lambda: settled({}, path))
 
 
 def _log(folder: Path) -> Reader:
@@ -294,11 +295,11 @@ tomls = st.recursive(
 def test_settings_of_any_value(tmp_path, name, value):
     path = tmp_path / "config.toml"
     path.write_text(tomli_w.dumps(TrainConfig(data="data").to_dict() | {name: value}), encoding="utf-8")
-    holds(lambda: TrainConfig.from_toml(path))
+    holds(lambda: settled({}, path))
     no_table = isinstance(value, dict) and (name, value) != ("options", {})  # of which any may be empty
     if (isinstance(value, float) and not np.isfinite(value)) or no_table:
         with pytest.raises(UsageError):
-            TrainConfig.from_toml(path)
+            settled({}, path)
 
 
 WHOLE = values.Whole("--n", 1, 1000)

@@ -31,7 +31,7 @@ def test_a_configuration_survives_toml(tmp_path):
     )
     path = tmp_path / "run.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
-    assert TrainConfig.from_toml(path) == config
+    assert settled({}, path) == config
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_workers_change_nothing(settings, tiny, workers):
     config = settings(scale=(0.3, 1.0), workers=workers)
     images = loader.TrainingImages(read_split(config.data).train, tiny[1].preprocess, config)
     order = loader.micro_batches(24, config, Processes(), 0)
-    batches = list(loader.training_batches(images, order, config, torch.device("cpu")))
+    batches = list(loader.batches(images, order, config, torch.device("cpu")))
     assert [batch.indices for batch in batches] == [tuple(index for _, index in keys) for keys in order]
     assert torch.equal(batches[1].images[3], images[order[1][3]][0])
 

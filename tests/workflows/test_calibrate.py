@@ -100,7 +100,7 @@ def test_what_did_not_change_is_not_done_again(calibrated, images, tmp_path, mon
     monkeypatch.setattr(collecting, "collect", lambda *a, **k: pytest.fail("statistics were known"))
     again = calibrate(request(images, cache=cache), Workspace(calibrated.parent))
     assert again.reused
-    assert again.members["life"].images
+    assert again.members["life"].per_image
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     other = calibrate(request(images, cache=cache, recipe=Recipe(ranges="percentile")), Workspace(calibrated.parent))
@@ -427,6 +427,6 @@ def test_a_graph_that_takes_pixels_in_batches_of_four(weights_file, images, tmp_
     export(ExportRequest(model, GraphOptions(batch_size=4, with_preprocess=True)), workspace)
     report = calibrate(request(images, images=10), workspace)
     assert report.members["life"].overlap > 0.9
-    assert len(report.members["life"].images) == 6  # two of which fill a batch of four up
+    assert len(report.members["life"].per_image) == 6  # two of which fill a batch of four up
     built = build(BuildRequest(engine="onnxruntime", precision="int8"), workspace)
     assert built.engine.manifest.parity.passed

@@ -282,7 +282,7 @@ def _layers(layers: Sequence[LayerReport]) -> Table:
 
 def _images(member: MemberReport) -> Table:
     table = tables.plain_table("image", "top-1\nfloat → 8 bit", "error of\nlogits %", "kept\ntokens %")
-    for image in member.images[:_SHOWN]:
+    for image in member.per_image[:_SHOWN]:
         changed = Text(f"{image.top1_float} → {image.top1}", style="bold") if image.changed else str(image.top1)
         table.add_row(printable(image.file[-40:]), changed, f"{image.error * 100:.1f}", tables.percent(image.overlap))
     return table
