@@ -42,12 +42,12 @@ __all__ = [
     "bound",
     "built_in",
     "get",
-    "members",
     "names",
     "option",
     "plugins",
     "role_of",
     "title_of",
+    "variants",
 ]
 
 GROUP = "lifedeploy.methods"
@@ -128,7 +128,7 @@ def bound() -> Method:
     return next(method for method in _BUILT_IN if method.role == BOUND)
 
 
-def members(method: Method) -> tuple[Method, ...]:
+def variants(method: Method) -> tuple[Method, ...]:
     """What an export of ``method`` holds: itself, its baseline and its bound."""
     return (method, baseline(), bound())
 

@@ -16,9 +16,9 @@ from lifedeploy.calibration.collect import Count, watch
 from lifedeploy.calibration.policy import Product
 from lifedeploy.calibration.quantize import Prepared
 from lifedeploy.calibration.report import (
+    GraphReport,
     ImageReport,
     LayerReport,
-    MemberReport,
     Noise,
     decibels,
     together,
@@ -63,7 +63,7 @@ def report(
     restored: Sequence[str] = (),
     noises: Mapping[str, float] | None = None,
     count: Count = lambda images: None,
-) -> MemberReport:
+) -> GraphReport:
     """Per tensor, layer and image, worst first."""
     theirs = check.ask(graph, check.batches, count)
     accuracy = accuracy_float = None
@@ -71,7 +71,7 @@ def report(
         accuracy_float, accuracy = (
             float((answers.logits.argmax(axis=1) == check.labels).mean()) for answers in (check.answers, theirs)
         )
-    return MemberReport(
+    return GraphReport(
         method=check.method,
         layers=_layers(prepared, check, restored, noises or {}, count),
         per_image=_images(check, theirs),

@@ -10,7 +10,7 @@ import msgspec
 
 from lifedeploy import methods
 from lifedeploy.calibration.batches import Draw
-from lifedeploy.calibration.report import MemberReport
+from lifedeploy.calibration.report import GraphReport
 from lifedeploy.reading import read_json
 
 REPORT, PLOT = "report.json", "report.png"
@@ -20,7 +20,7 @@ class _Written(msgspec.Struct):
     """What is read of a report."""
 
     settings: dict[str, Any]
-    members: dict[str, MemberReport]
+    members: dict[str, GraphReport]
     warnings: tuple[str, ...]
     created: str
 
@@ -32,7 +32,7 @@ class CalibrateReport:
     folder: Path
     settings: dict[str, Any]  # the recipe, max_drop, and the images: all that decides the result
     policy: tuple[dict[str, Any], ...]
-    members: dict[str, MemberReport]  # method → report
+    members: dict[str, GraphReport]  # method → report
     warnings: tuple[str, ...]
     created: str
     reused: bool = False
@@ -65,7 +65,7 @@ class CalibrateReport:
 
 
 def warnings_of(
-    drawn: Draw, reports: dict[str, MemberReport], *, images: int, check_images: int, max_drop: float | None
+    drawn: Draw, reports: dict[str, GraphReport], *, images: int, check_images: int, max_drop: float | None
 ) -> list[str]:
     """What has to be said of a calibration for which so many images were asked for."""
     calibrated, checked = len(drawn.calibration), len(drawn.check)

@@ -44,7 +44,7 @@ class ImageReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemberReport:
+class GraphReport:
     """One graph. Layers and images worst first."""
 
     method: str

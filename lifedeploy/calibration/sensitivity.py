@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lifedeploy.calibration.compare import Check, noise, report
 from lifedeploy.calibration.quantize import Prepared, write
-from lifedeploy.calibration.report import MemberReport
+from lifedeploy.calibration.report import GraphReport
 from lifedeploy.errors import ParityError
 from lifedeploy.progress import Say, silent
 
@@ -39,7 +39,7 @@ def restore(
     work: Path,
     max_drop: float,
     say: Say = silent,
-) -> MemberReport:
+) -> GraphReport:
     """Leave the worst layers in floating point, 1, 2, 4 … half of them, until top-1 drops by at most ``max_drop``.
 
     ``target`` is written anew.

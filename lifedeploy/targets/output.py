@@ -41,7 +41,7 @@ def _require_replaceable(folder: Path) -> None:
     if not folder.is_dir() or Path.cwd().is_relative_to(folder.resolve()):
         what = "the current folder or above it" if folder.is_dir() else "a file"
         raise UsageError(f"{folder} cannot be written to: it is {what}")
-    stems = {method.stem for method in methods.members(methods.get(methods.DEFAULT))}
+    stems = {method.stem for method in methods.variants(methods.get(methods.DEFAULT))}
     ours = {CHECKPOINT, REFERENCE, *(f"{stem}.{ending}" for stem in stems for ending in ("onnx", "json"))}
     sweep(folder)
     foreign = [

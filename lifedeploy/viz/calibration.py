@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lifedeploy import methods
-from lifedeploy.calibration.report import LayerReport, MemberReport
+from lifedeploy.calibration.report import GraphReport, LayerReport
 from lifedeploy.viz.style import new_figure, save, tidy, title
 
 _COLOURS = ("#1b6ca8", "#c2571a", "#4f9d69", "#8c6bb1", "#8c8c8c", "#d4a017")
 _SAME, _CHANGED = "#1b6ca8", "#c2571a"
 
 
-def plot_calibration(members: Mapping[str, MemberReport], path: Path, *, precision: str) -> None:
+def plot_calibration(members: Mapping[str, GraphReport], path: Path, *, precision: str) -> None:
     """A row per graph: SQNR of its layers by depth, and error and kept-token overlap of the images.
 
     Raises:
@@ -69,7 +69,7 @@ def _place(layer: LayerReport) -> tuple[int, str]:
     return int(match[1]) + 1, kinds.get(kind, kind)
 
 
-def _images(axis: Any, member: MemberReport) -> None:
+def _images(axis: Any, member: GraphReport) -> None:
     errors = [image.error * 100 for image in member.per_image]
     colours = [_CHANGED if image.changed else _SAME for image in member.per_image]
     if member.overlap is None:

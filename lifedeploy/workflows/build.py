@@ -41,7 +41,7 @@ class BuildReport:
     """What was built, or found built."""
 
     engine: Artifact  # of the slimmed model
-    members: dict[str, Manifest]  # method → manifest
+    manifests: dict[str, Manifest]  # method → manifest
     reused: bool
 
     @property
@@ -53,8 +53,8 @@ class BuildReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
-        members = {method: manifest.to_dict() for method, manifest in self.members.items()}
-        return {"schema": 1, "folder": str(self.engine.folder), "reused": self.reused, "engines": members}
+        engines = {method: manifest.to_dict() for method, manifest in self.manifests.items()}
+        return {"schema": 1, "folder": str(self.engine.folder), "reused": self.reused, "engines": engines}
 
 
 def build(

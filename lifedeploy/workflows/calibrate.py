@@ -17,7 +17,7 @@ from lifedeploy.calibration.collect import Count
 from lifedeploy.calibration.compare import Check
 from lifedeploy.calibration.outcome import PLOT, REPORT, CalibrateReport, warnings_of
 from lifedeploy.calibration.quantize import SMOOTHING_IMAGES, Prepared, Recipe, Source, prepare, write
-from lifedeploy.calibration.report import MemberReport
+from lifedeploy.calibration.report import GraphReport
 from lifedeploy.data.sets import ImageSet
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
@@ -110,7 +110,7 @@ def _calibrate(request: CalibrateRequest, workspace: Workspace, say: Say, progre
         seen = min(seen + done, total)
         progress(Step("calibrating", seen / total, f"{seen:,} of {total:,} images"))
 
-    reports: dict[str, MemberReport] = {}
+    reports: dict[str, GraphReport] = {}
     cached = True
     with atomic_folder(folder) as staging, scratch_folder("calibration") as work:
         answers: dict[str, list[parity.Answer]] = {}
@@ -242,7 +242,7 @@ def _quantized(
     request: CalibrateRequest,
     say: Say,
     count: Count,
-) -> MemberReport:
+) -> GraphReport:
     """Write the quantised graph; with ``max_drop``, with as many layers in floating point as that takes.
 
     The bound on speed is no model to use: it gets what its schedule gets, whatever its accuracy.
@@ -256,7 +256,7 @@ def _quantized(
     return sensitivity.restore(prepared, check, target, work, request.max_drop, say)
 
 
-def _manifest(graph: Artifact, report: MemberReport, whole: CalibrateReport, staging: Path) -> Manifest:
+def _manifest(graph: Artifact, report: GraphReport, whole: CalibrateReport, staging: Path) -> Manifest:
     manifest = graph.manifest
     layers = [
         {"name": layer.name, "sqnr_db": layer.sqnr_db, "tensors": [asdict(tensor) for tensor in layer.tensors]}

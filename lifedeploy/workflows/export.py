@@ -51,7 +51,7 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
-class _Member:
+class _Variant:
     """One of an export's models, with its weights."""
 
     method: Method
@@ -70,9 +70,9 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
-        members = {method: manifest.to_dict() for method, manifest in self.manifests.items()}
+        models = {method: manifest.to_dict() for method, manifest in self.manifests.items()}
         said = {"warning": self.warning, "notes": self.notes}
-        return {"schema": 1, "folder": str(self.folder), **said, "models": members}
+        return {"schema": 1, "folder": str(self.folder), **said, "models": models}
 
 
 def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> ExportReport:
@@ -113,33 +113,33 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             model_input(sample.pixels, spec.preprocess, in_graph=request.graph.with_preprocess) for sample in samples
         ]
         say("asking PyTorch")
-        members = _members(loaded)
-        answers = {name: _torch_answers(member, samples) for name, member in members.items()}
+        variants = _variants(loaded)
+        answers = {name: _torch_answers(variant, samples) for name, variant in variants.items()}
         with saving(staging / REFERENCE):
             parity.record(staging / REFERENCE, answers, inputs)
         checkpoint.save(staging / CHECKPOINT, loaded.model, spec)
 
         say("tracing")
-        _write_graphs(staging, members, cost, options)
-        for member in members.values():
-            del member.model.backbone  # the gate needs the memory more than we need the weights
+        _write_graphs(staging, variants, cost, options)
+        for variant in variants.values():
+            del variant.model.backbone  # the gate needs the memory more than we need the weights
         gc.collect()
 
         manifests = {}
-        for name, member in members.items():
-            path = staging / f"{member.method.stem}.onnx"
+        for name, variant in variants.items():
+            path = staging / f"{variant.method.stem}.onnx"
             say(f"checking {path.name}")
             graph = inspect.load(path)
             facts = inspect.facts(graph)
-            inspect.check_structure(facts, sorts=member.model.reducer.sorts, batch_size=options.batch_size)
-            kept = KeptTokens.of(member.spec.schedule, inspect.kept_layers(graph))
+            inspect.check_structure(facts, sorts=variant.model.reducer.sorts, batch_size=options.batch_size)
+            kept = KeptTokens.of(variant.spec.schedule, inspect.kept_layers(graph))
             target = Target(
                 name=folder.name,
                 path=path,
                 engine=OnnxRuntime,
                 precision="fp32",
                 method=name,
-                spec=member.spec,
+                spec=variant.spec,
                 takes_pixels=options.with_preprocess,
                 kept=kept,
             )
@@ -148,7 +148,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                 kind="model",
                 file=path.name,
                 sha256=sha256(path),
-                spec=member.spec,
+                spec=variant.spec,
                 graph=GraphRecord(
                     form=options.ordering,
                     batch_size=options.batch_size,
@@ -161,11 +161,11 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                 ),
                 inputs=facts.inputs,
                 outputs=facts.outputs,
-                macs=macs(member.spec, cost),
+                macs=macs(variant.spec, cost),
                 parity=evidence,
                 reference=REFERENCE,
                 checkpoint=CHECKPOINT,
-                siblings={other: f"{variant.method.stem}.json" for other, variant in members.items()},
+                siblings={other: f"{variant.method.stem}.json" for other, variant in variants.items()},
                 versions=versions(),
             )
             manifests[name].write(path.with_suffix(".json"))
@@ -189,44 +189,44 @@ def _name(spec: ModelSpec, request: ExportRequest) -> str:
     return name + ("-uint8" if graph.with_preprocess else "") + ("-with-life" if graph.with_life else "")
 
 
-def _members(loaded: LoadedModel) -> dict[str, _Member]:
+def _variants(loaded: LoadedModel) -> dict[str, _Variant]:
     """What the export holds, the slimmed model first."""
-    members = {}
-    for method in methods.members(methods.get(loaded.spec.method)):
+    variants = {}
+    for method in methods.variants(methods.get(loaded.spec.method)):
         spec = loaded.spec.under(method.name)
         model = loaded.model if spec is loaded.spec else build_model(loaded.model.backbone, spec)
-        members[method.name] = _Member(method, spec, model)
-    return members
+        variants[method.name] = _Variant(method, spec, model)
+    return variants
 
 
-def _write_graphs(folder: Path, members: Mapping[str, _Member], cost: Cost, options: GraphOptions) -> None:
-    """The graphs of all members; those of baseline and bound out of the slimmed model's, where that is possible."""
-    first, *others = members.values()
+def _write_graphs(folder: Path, variants: Mapping[str, _Variant], cost: Cost, options: GraphOptions) -> None:
+    """The graphs of all variants; those of baseline and bound out of the slimmed model's, where that is possible."""
+    first, *others = variants.values()
     graphs = {first.method.name: exporter.trace(first.model, first.spec, options)}
-    for member in others:
+    for variant in others:
         # Before the first is saved, since saving renames the nodes that others are made of.
-        graphs[member.method.name] = (
-            exporter.derive(graphs[first.method.name], first.spec, member.method)
+        graphs[variant.method.name] = (
+            exporter.derive(graphs[first.method.name], first.spec, variant.method)
             if first.method.derives
-            else exporter.trace(member.model, member.spec, options)
+            else exporter.trace(variant.model, variant.spec, options)
         )
     for name, graph in graphs.items():
-        member = members[name]
-        facts = metadata(member.spec, cost, options)
-        exporter.save(graph, folder / f"{member.method.stem}.onnx", metadata=facts)
+        variant = variants[name]
+        facts = metadata(variant.spec, cost, options)
+        exporter.save(graph, folder / f"{variant.method.stem}.onnx", metadata=facts)
 
 
-def _torch_answers(member: _Member, samples: Sequence[Sample]) -> list[parity.Answer]:
+def _torch_answers(variant: _Variant, samples: Sequence[Sample]) -> list[parity.Answer]:
     """What PyTorch says: always on normalised images, whatever the graph takes."""
-    kept = KeptTokens.of_method(member.spec.schedule, member.method.selection)
+    kept = KeptTokens.of_method(variant.spec.schedule, variant.method.selection)
 
     def run(images: Array) -> parity.Answer:
-        with torch.inference_mode(), member.method.blamed("its reducer"):
-            output = member.model(torch.from_numpy(images))
+        with torch.inference_mode(), variant.method.blamed("its reducer"):
+            output = variant.model(torch.from_numpy(images))
         told = {kept_name(layer): positions.numpy() for layer, positions in output.kept.items()}
         return parity.Answer(output.logits.numpy(), kept.whole(told) if kept else None)
 
-    return [run(normalise(sample.pixels, member.spec.preprocess)) for sample in samples]
+    return [run(normalise(sample.pixels, variant.spec.preprocess)) for sample in samples]
 
 
 def _gate(

@@ -10,7 +10,7 @@ import pytest
 from lifedeploy.calibration import compare, qdq, sensitivity
 from lifedeploy.calibration.collect import cached, collect
 from lifedeploy.calibration.quantize import Recipe, write
-from lifedeploy.calibration.report import MemberReport, Noise, decibels, together
+from lifedeploy.calibration.report import GraphReport, Noise, decibels, together
 from lifedeploy.errors import ParityError
 from lifedeploy.reading import convert
 
@@ -55,7 +55,7 @@ def test_layers_and_images_come_worst_first(prepared, check, tmp_path):
     assert 0.5 < report.overlap <= 1
     assert report.drop == pytest.approx((1 - report.same_top1) * 100)
     assert report.size_mib < report.size_float_mib
-    again = convert(json.loads(json.dumps(report.to_dict())), MemberReport, "the report")
+    again = convert(json.loads(json.dumps(report.to_dict())), GraphReport, "the report")
     assert again == report
 
 

@@ -173,7 +173,7 @@ def test_the_manifest_says_which_kernels_ran(built_with):
     assert record.details.fusion.to_dict() == fusion | {"source": "onnxruntime"}
     assert record.graph.form.attention == "contrib"
     assert record.graph.attentions == LAYERS
-    assert made.members["dense"].engine.details.fusion.topk == 0
+    assert made.manifests["dense"].engine.details.fusion.topk == 0
     text = shown(made)
     assert f"{LAYERS}/{LAYERS}" in text and "not fused" not in text
 
@@ -191,7 +191,7 @@ def test_unfused_attention_in_half_precision_is_refused_unless_it_is_allowed(bui
         built_with(printed("MATH"))
     assert e.value.hint is not None and "--allow-unfused" in e.value.hint
     made = built_with(printed("MATH"), allow_unfused=True)
-    assert made.members["life"].engine.details.fusion.attention == 0
+    assert made.manifests["life"].engine.details.fusion.attention == 0
     text = shown(made)
     assert f"0/{LAYERS}" in text
     assert f"all: {LAYERS} of {LAYERS} attentions are not fused by ONNX Runtime" in text
@@ -204,4 +204,4 @@ def test_products_are_what_was_asked_for(built_with):
 
 def test_fp32_has_no_fused_kernel_to_ask_for(built_with):
     made = built_with(printed("MATH"), precision="fp32", attention="contrib")
-    assert made.members["life"].engine.details.fusion.kernels == {"MATH": LAYERS}
+    assert made.manifests["life"].engine.details.fusion.kernels == {"MATH": LAYERS}

@@ -31,7 +31,7 @@ def test_a_half_graph_is_made_proven_and_reported(workspace, attention, operator
     fusion = record.details.fusion
     assert (fusion.attention, fusion.of, fusion.topk, fusion.source) == (LAYERS, LAYERS, 1, "fake")
     assert fusion.launches[operator] == LAYERS
-    assert made.members["dense"].engine.details.fusion.topk == 0
+    assert made.manifests["dense"].engine.details.fusion.topk == 0
 
 
 def test_products_are_not_called_fused(workspace):

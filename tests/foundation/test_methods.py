@@ -57,8 +57,8 @@ def test_the_built_in_methods_and_their_roles():
 
 
 def test_an_export_of_a_method_holds_its_baseline_and_its_bound():
-    assert methods.members(LIFE) == (LIFE, DENSE, FIRST_K)
-    assert [method.stem for method in methods.members(OTHER)] == ["model", "dense", "first-k"]
+    assert methods.variants(LIFE) == (LIFE, DENSE, FIRST_K)
+    assert [method.stem for method in methods.variants(OTHER)] == ["model", "dense", "first-k"]
 
 
 def test_what_the_rows_of_the_built_in_methods_say():
@@ -214,8 +214,8 @@ def test_an_option_that_is_usually_off_is_named_where_it_is_on():
 
 def test_the_bound_beside_a_method_cuts_where_the_method_drops():
     inside = replace(OTHER, inside=True)
-    assert [LIFE.options_beside(other) for other in methods.members(LIFE)] == [{}, {}, {"inside": False}]
-    assert [inside.options_beside(other) for other in methods.members(inside)] == [{}, {}, {"inside": True}]
+    assert [LIFE.options_beside(other) for other in methods.variants(LIFE)] == [{}, {}, {"inside": False}]
+    assert [inside.options_beside(other) for other in methods.variants(inside)] == [{}, {}, {"inside": True}]
 
 
 # --- schedules --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from lifedeploy.bench.measure import Stop
 from lifedeploy.calibration import collect as collecting
 from lifedeploy.calibration import sensitivity
 from lifedeploy.calibration.quantize import Recipe
-from lifedeploy.calibration.report import MemberReport
+from lifedeploy.calibration.report import GraphReport
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildJob
 from lifedeploy.errors import ArtifactError, DataError, EngineError, ImageError, ParityError, UsageError
@@ -298,14 +298,14 @@ def _products(folder: Path) -> list[str]:
 def test_a_max_drop_is_kept_or_nothing_is_written(calibrated, images, monkeypatch):
     scan = dict.fromkeys(_products(calibrated), 1.0)
     monkeypatch.setattr(sensitivity, "scan", lambda *_: scan)  # which is slow, and tested where it is
-    monkeypatch.setattr(MemberReport, "drop", property(lambda self: 0.0 if len(self.restored) >= 2 else 9.0))
+    monkeypatch.setattr(GraphReport, "drop", property(lambda self: 0.0 if len(self.restored) >= 2 else 9.0))
     report = calibrate(request(images, max_drop=0.5, force=True), Workspace(calibrated.parent))
     assert len(report.members["life"].restored) == 2
     assert report.members["first-k"].restored == ()
     left = [layer for layer in report.members["life"].layers if not layer.quantized]
     assert {layer.name for layer in left} == set(report.members["life"].restored)
     before = (calibrated / "int8/model.onnx").read_bytes()
-    monkeypatch.setattr(MemberReport, "drop", property(lambda self: 9.0))
+    monkeypatch.setattr(GraphReport, "drop", property(lambda self: 9.0))
     with pytest.raises(ParityError, match=r"drops by 9\.00 points with 12 of 24 layers"):
         calibrate(request(images, max_drop=0.5, force=True), Workspace(calibrated.parent))
     assert (calibrated / "int8/model.onnx").read_bytes() == before

@@ -177,12 +177,12 @@ def built(report: BuildReport) -> RenderableType:
     record = report.record
     verb = "reused: nothing changed since it was built" if report.reused else "built"
     headline = Text.assemble((f"{record.name} {record.runtime}", "bold"), f" · {record.precision} · {verb}")
-    fused = any(manifest.engine and manifest.engine.details.fusion for manifest in report.members.values())
+    fused = any(manifest.engine and manifest.engine.details.fusion for manifest in report.manifests.values())
     facts: tuple[str, ...] = ("attention\nfused", "TopK", "kernels") if fused else ()
-    counted = any(manifest.engine and manifest.engine.details.eight_bits for manifest in report.members.values())
+    counted = any(manifest.engine and manifest.engine.details.eight_bits for manifest in report.manifests.values())
     facts += ("products\nin 8 bits",) if counted else ()
     table = tables.plain_table("engine", "max rel.\nerror", "top-1", "kept\ntokens", *facts)
-    for method, manifest in report.members.items():
+    for method, manifest in report.manifests.items():
         engine = manifest.engine
         evidence = engine.graph.parity if engine and engine.pending else manifest.parity
         details = engine.details if engine else DetailsRecord()
@@ -206,7 +206,7 @@ def built(report: BuildReport) -> RenderableType:
 
 def _reach(report: BuildReport) -> str:
     """How near the graphs come to the end of their type, where they were looked at."""
-    reaches = [manifest.engine.graph.reach for manifest in report.members.values() if manifest.engine]
+    reaches = [manifest.engine.graph.reach for manifest in report.manifests.values() if manifest.engine]
     reach = max(filter(None, reaches), key=lambda reach: reach.largest, default=None)
     if reach is None:
         return ""
@@ -229,8 +229,8 @@ def _fusion_notes(report: BuildReport) -> Iterator[tuple[str, str]]:
     """What has to be said about attention that is not fused, or not known to be; once where all are alike."""
     notes = {
         manifest.file: fusion.note
-        for manifest in report.members.values()
+        for manifest in report.manifests.values()
         if manifest.engine and (fusion := manifest.engine.details.fusion) and fusion.note
     }
-    alike = len(set(notes.values())) == 1 and len(notes) == len(report.members)
+    alike = len(set(notes.values())) == 1 and len(notes) == len(report.manifests)
     yield from {"all": next(iter(notes.values()))}.items() if alike else notes.items()

@@ -19,7 +19,7 @@ from lifedeploy.text import printable
 
 if TYPE_CHECKING:
     from lifedeploy.calibration.outcome import CalibrateReport
-    from lifedeploy.calibration.report import LayerReport, MemberReport
+    from lifedeploy.calibration.report import GraphReport, LayerReport
 
 
 _NO_DATA = "calibration needs images: --data DIR"
@@ -244,7 +244,7 @@ def calibrated(report: CalibrateReport) -> RenderableType:
     )
 
 
-def _members(members: Mapping[str, MemberReport]) -> Table:
+def _members(members: Mapping[str, GraphReport]) -> Table:
     table = tables.plain_table(
         "graph", "same\ntop-1 %", "kept\ntokens %", "top-1 %\nfloat → 8 bit", "logits\ndB", "MiB"
     )
@@ -280,7 +280,7 @@ def _layers(layers: Sequence[LayerReport]) -> Table:
     return table
 
 
-def _images(member: MemberReport) -> Table:
+def _images(member: GraphReport) -> Table:
     table = tables.plain_table("image", "top-1\nfloat → 8 bit", "error of\nlogits %", "kept\ntokens %")
     for image in member.per_image[:_SHOWN]:
         changed = Text(f"{image.top1_float} → {image.top1}", style="bold") if image.changed else str(image.top1)

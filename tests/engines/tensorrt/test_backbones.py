@@ -83,7 +83,7 @@ def test_the_sidecar_of_a_real_backbone(rtx, tmp_path, monkeypatch):
     request = ModelRequest(backbone="deit_t", keep_rate=0.7, weights="random")
     folder = export(ExportRequest(request, GraphOptions(), check_parity=False), workspace).folder
     report = build(BuildRequest(model=folder, engine="tensorrt-rtx"), workspace)
-    for method, manifest in report.members.items():
+    for method, manifest in report.manifests.items():
         stem = "model" if method == "life" else method
         built = Artifact.read(folder / "tensorrt-rtx-fp16" / f"{stem}.json")
         built.check()
