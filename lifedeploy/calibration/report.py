@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifedeploy.calibration.qdq import Grid
-from lifedeploy.reading import convert
+from lifedeploy.reading import foreign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,8 @@ class MemberReport:
         Raises:
             ArtifactError: a fact is missing, or of another type.
         """
-        written = msgspec.structs.asdict(convert(data, _Written, "the report of a calibration"))
+        with foreign("the report of a calibration"):
+            written = msgspec.structs.asdict(msgspec.convert(data, _Written))
         return cls(images=written.pop("per_image"), **written)
 
 
