@@ -185,13 +185,10 @@ class Workspace:
 
     def _newest(self, pattern: str, *, kind: str) -> list[Artifact]:
         written = self._finished(pattern)
-        paths = sorted(written, key=lambda path: written[path], reverse=True)
         artifacts = []
-        for path in paths:
-            try:
+        for path in sorted(written, key=lambda path: written[path], reverse=True):
+            with suppress(ArtifactError):  # not one of ours, or damaged: named, it is an error; listed, passed over
                 artifacts.append(Artifact.read(path))
-            except ArtifactError:
-                continue  # not one of ours, or damaged: named, it gives an error; listed, it is passed over
         return [artifact for artifact in artifacts if artifact.manifest.kind == kind]
 
     def _finished(self, pattern: str) -> dict[Path, int]:

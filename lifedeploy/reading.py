@@ -32,6 +32,7 @@ _LONGEST_KEY = 1000  # characters of a key with dots in it
 TOML_LIMIT = 64 * 1024  # bytes of settings: Python's reader takes the square of its time over them
 TEXT_LIMIT = 64 * 1024**2  # bytes of JSON, TOML, CSV or plain text: a manifest of 21,000 classes has one
 ARRAYS_LIMIT = 1024**3  # bytes of all arrays of an .npz: recorded answers have megabytes
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @contextmanager
@@ -79,7 +80,8 @@ def require_regular(path: Path, failure: Failure = ArtifactError, *, hint: str |
     if stat.S_ISDIR(status.st_mode):
         raise failure(f"{path} is a folder; expected a file", hint=hint)
     if not stat.S_ISREG(status.st_mode):
-        raise failure(f"{path} is {_kind(status.st_mode)}; expected a regular file", hint=hint)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        raise failure(f"{path} is {kind}; expected a regular file", hint=hint)
     return status.st_size
 
 
@@ -142,16 +144,6 @@ def read_toml(path: Path, failure: Failure = ArtifactError) -> dict[str, Any]:
         return tomllib.loads(text.replace("\r\n", "\n"))
 
 
-def convert(data: Any, kind: type[T], what: str, failure: Failure = ArtifactError) -> T:
-    """Plain data as ``kind``, typed all the way down.
-
-    Raises:
-        ``failure``: something in it is of another type; with the place.
-    """
-    with foreign(what, failure):
-        return msgspec.convert(data, kind)
-
-
 def read_arrays(path: Path, failure: Failure = ArtifactError) -> dict[str, NDArray[Any]]:
     """The arrays of an ``.npz`` file, each held against the bytes that are there before memory is taken for it.
 
@@ -192,15 +184,3 @@ def _array(file: Any, held: int, path: Path, failure: Failure) -> NDArray[Any]:
 def _without_waiting(path: str, flags: int) -> int:
     """Opens what may have become a pipe since it was looked at."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _kind(mode: int) -> str:
-    for test, word in (
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    ):
-        if test(mode):
-            return word
-    return "no regular file"

@@ -74,16 +74,15 @@ def sweep(folder: Path) -> None:
     """Remove what owners that have died left in ``folder``; put back what they had put aside."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if is_temporary(path.name):
-                with _abandoned(path) as abandoned:  # held until it is gone, so that no new owner takes it over
-                    match = _NAME.fullmatch(path.name)
-                    if abandoned and match is not None and match["ending"] == _ASIDE:
-                        if (
-                            len(os.fsencode(match["name"])) < _LONGEST - 3
-                        ):  # else it may be cut: whoever knows it decides
-                            _put_back_or_remove(path, folder / match["name"])
-                    elif abandoned:
-                        remove(path)
+            match = _NAME.fullmatch(path.name)
+            if match is None:
+                continue
+            with _abandoned(path, match) as abandoned:  # held until it is gone, so that no new owner takes it over
+                if abandoned and match["ending"] == _ENDING:
+                    remove(path)
+                # A longer name may be cut: whoever knows it decides.
+                elif abandoned and len(os.fsencode(match["name"])) < _LONGEST - 3:
+                    _put_back_or_remove(path, folder / match["name"])
 
 
 def _put_back_or_remove(name: Path, path: Path) -> None:
@@ -189,16 +188,12 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _owned(path: Path, ending: str) -> str:
-    return f".{_cut(path.name)}.{_host()}-{os.getpid()}.{secrets.token_hex(4)}{ending}"
-
-
-def _cut(name: str) -> str:
-    """As much of a name as leaves room for ours."""
-    return os.fsencode(name)[:_LONGEST].decode("utf-8", "ignore")
+    name = os.fsencode(path.name)[:_LONGEST].decode("utf-8", "ignore")  # as much of it as leaves room for ours
+    return f".{name}.{_host()}-{os.getpid()}.{secrets.token_hex(4)}{ending}"
 
 
 @contextmanager
-def _abandoned(path: Path) -> Iterator[bool]:
+def _abandoned(path: Path, name: re.Match[str]) -> Iterator[bool]:
     """Whether nobody holds the lock, which this does then; where there are none, whether the owner was here and is no
     process any more."""
     try:
@@ -208,8 +203,7 @@ def _abandoned(path: Path) -> Iterator[bool]:
         return
     try:
         if locked is None:
-            match = _NAME.fullmatch(path.name)
-            locked = match is not None and match["host"] == _host() and not _alive(int(match["pid"]))
+            locked = name["host"] == _host() and not _alive(int(name["pid"]))
         yield locked
     finally:
         release(descriptor)
@@ -222,10 +216,8 @@ def _host() -> str:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

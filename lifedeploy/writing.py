@@ -149,7 +149,6 @@ def require_writable(path: Path) -> None:
     Raises:
         UsageError: its folder does not exist, or is not ours to write to; or it is a folder itself.
     """
-    problem = ""
     try:
         target = _end_of_links(path)
         if target.is_dir():
@@ -158,10 +157,8 @@ def require_writable(path: Path) -> None:
             problem = "" if os.access(target, os.W_OK) else "permission denied"
         elif not target.parent.is_dir():
             problem = f"{target.parent}/ is no folder"
-        elif unfit := _unfit(target.name, target.parent):
-            problem = unfit
         else:
-            problem = _refusal(target.parent)
+            problem = _refusal(target.name, target.parent)
     except (OSError, ValueError) as error:
         problem = reason(error)
     if problem:
@@ -174,7 +171,6 @@ def require_folder(path: Path, *, replaced: bool = False) -> None:
     Raises:
         UsageError: something else has that name, or it cannot be made there, or not be written to.
     """
-    problem = ""
     try:
         target = _end_of_links(path)
         above = next(place for place in (target, *target.parents) if place.exists())
@@ -183,10 +179,8 @@ def require_folder(path: Path, *, replaced: bool = False) -> None:
             problem = f"{above} is no folder"
         elif replaced and above == target and os.path.ismount(target):
             raise _mounted(path)
-        elif unfit := _unfit(target.name, place):
-            problem = unfit
         else:
-            problem = _refusal(place)
+            problem = _refusal(target.name, place)
     except (OSError, ValueError, StopIteration) as error:
         problem = reason(error)
     if problem:
@@ -199,24 +193,21 @@ def _mounted(path: Path) -> UsageError:
     )
 
 
-def _refusal(folder: Path) -> str:
-    """Why nothing can be made in ``folder``, found by trying: rights do not tell it all."""
-    try:
-        with temporary(folder / "probe", folder=False):
-            return ""
-    except OSError as error:
-        return f"{folder}/ cannot be written to: {reason(error)}"
-
-
-def _unfit(name: str, folder: Path) -> str:
-    """Why nothing in ``folder`` can have this name, if so."""
+def _refusal(name: str, folder: Path) -> str:
+    """Why nothing of this name can be made in ``folder``, found by trying: rights do not tell it all; '' if it can."""
     try:
         longest = os.pathconf(folder, "PC_NAME_MAX")
     except (OSError, ValueError, AttributeError):
         longest = 255
     if len(os.fsencode(name)) > longest:
         return "the name is too long"
-    return "there is a null byte in the name" if "\0" in name else ""
+    if "\0" in name:
+        return "there is a null byte in the name"
+    try:
+        with temporary(folder / "probe", folder=False):
+            return ""
+    except OSError as error:
+        return f"{folder}/ cannot be written to: {reason(error)}"
 
 
 def _end_of_links(path: Path) -> Path:

@@ -41,7 +41,9 @@ class Run:
 
     def __init__(self, source: Path, out: Path, engine: str, precision: str, command: str) -> None:
         self.source, self.out, self.precision = source, out, precision
-        self.kind = registry.get(engine)
+        kind = registry.get(engine)
+        assert issubclass(kind, OnnxRuntime)  # the names come from ENGINES
+        self.kind = kind
         manifest = Artifact.read(source.with_suffix(".json")).manifest
         self.spec, self.taps = manifest.spec, manifest.kept.taps
         self.record: dict[str, Any] = {"rows": [], "not_timed": {}, "engine": engine} | record_of(command)
@@ -52,7 +54,6 @@ class Run:
         variants = {name: Variant(attention=name) for name in ATTENTIONS} | {APART: Variant(attention="contrib")}
         half = self.precision if self.precision in HALF else "fp16"
         facts = prove(self.source, self.spec, work, half, variants)
-        assert issubclass(self.kind, OnnxRuntime)  # the names come from ENGINES
         graphs = {}
         for name, variant in variants.items():
             print(f"{self.kind.name}: {name}", flush=True)

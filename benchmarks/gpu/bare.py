@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lifedeploy.machine import gpu_state
 class Bare(Lane):
     """The least that runs a plan; what it calls it calls with everything looked up before."""
 
-    def __init__(self, trt: Any, plan: bytes, batch: int, images: np.ndarray, *, rtx: bool) -> None:
+    def __init__(self, trt: Any, plan: bytes, images: np.ndarray, *, rtx: bool) -> None:
         super().__init__({}, {})
         from cuda.bindings import runtime as cuda
 
@@ -66,16 +67,16 @@ class Bare(Lane):
         require(cuda.cudaStreamSynchronize(stream)[0])
         self._stream, self._wait = stream, cuda.cudaStreamSynchronize
         if rtx:  # which makes its own graphs
-            self._start, self._arguments = context.execute_async_v3, (handle,)
+            self._start = partial(context.execute_async_v3, handle)
             return
         require(cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)[0])
         context.execute_async_v3(handle)
         graph = cuda.cudaStreamEndCapture(stream)[1]
         executable = cuda.cudaGraphInstantiate(graph, 0)[1]
-        self._start, self._arguments = cuda.cudaGraphLaunch, (executable, stream)
+        self._start = partial(cuda.cudaGraphLaunch, executable, stream)
 
     def infer(self) -> None:
-        self._start(*self._arguments)
+        self._start()
         self._wait(self._stream)
 
 
@@ -89,7 +90,7 @@ def bare_loop(engine: Engine, batch: int, images: np.ndarray) -> Lane:
     """What an open engine's lane is held against."""
     if isinstance(engine, TensorRT):
         plan = engine.path.read_bytes()
-        return Bare(engine.library(), plan, batch, images, rtx=engine.name == "tensorrt-rtx")
+        return Bare(engine.library(), plan, images, rtx=engine.name == "tensorrt-rtx")
     lane = engine.lane(batch)
     lane.inputs["images"][...] = images
     assert isinstance(lane, DeviceLane)  # the stand-in's is
@@ -104,7 +105,7 @@ def compare(folder: Path, batch: int, budget: float) -> dict[str, Any]:
     if record is None or not (record.name.startswith("tensorrt") or record.name == FakeDevice.name):
         raise SystemExit(f"{folder} holds no engine of TensorRT")
     cls = registry.running(record.name, artifact.path)
-    shape = (batch, *artifact.manifest.inputs[0].shape[1:])
+    shape = (batch, 3, *artifact.manifest.spec.image_size)
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with cls(artifact.path, EngineOptions(precision=record.precision)) as engine:
         lane = engine.lane(batch)

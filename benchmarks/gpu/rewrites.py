@@ -69,10 +69,7 @@ GATHERS: dict[str, Callable[[ir.Model, ir.Value, ir.Value], list[ir.Node]]] = {
 
 def constant(model: ir.Model, name: str, numbers: Sequence[int]) -> ir.Value:
     """An INT64 initializer."""
-    tensor = ir.tensor(np.array(numbers, dtype=np.int64), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=tensor.shape, const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+    return passes.constant(model, name, np.array(numbers, dtype=np.int64))
 
 
 def regather(model: ir.Model, gather: str) -> int:
@@ -177,7 +174,7 @@ def require_same(
 
 
 def prove(
-    source: Path, spec: ModelSpec, work: Path, half: str, variants: Mapping[str, Variant] | None = None
+    source: Path, spec: ModelSpec, work: Path, half: str, variants: Mapping[str, Variant]
 ) -> dict[str, dict[str, Any]]:
     """Hold every variant against the original: in FP32, where it has to be equal, and emulated in half precision.
 
@@ -190,7 +187,7 @@ def prove(
     plain, graph = work / "original.onnx", work / "variant.onnx"
     forms.prepare(source, GraphForm(with_order=True), plain)
     original, rounded = answer(plain, images), None
-    for name, variant in (VARIANTS if variants is None else variants).items():
+    for name, variant in variants.items():
         write(source, variant, "", graph)
         row = require_same(original, answer(graph, images), f"{name} in FP32", counts=counts, tolerance=SAME, least=1.0)
         write(source, variant, half, graph)

@@ -54,9 +54,9 @@ def built(engine: type[TensorRT], graph: Path, path: Path, batch: tuple[int, int
     else:
         with engine(path, EngineOptions(trust=True)) as opened:
             kernels = opened.inspect().record
-    row = {"attention": kernels.attention, "topk": kernels.topk, "kernels": sum(kernels.launches.values())}
-    row |= {"seconds_to_build": round(took, 1), "mib": round(len(plan.data) / 1024**2, 1)}
-    return row | {"launches": kernels.launches}
+    row: dict[str, Any] = {"attention": kernels.attention, "topk": kernels.topk}
+    row |= {"kernels": sum(kernels.launches.values()), "seconds_to_build": round(took, 1)}
+    return row | {"mib": round(len(plan.data) / 1024**2, 1), "launches": kernels.launches}
 
 
 def emulation_of(graph: Path) -> Path:
@@ -122,12 +122,13 @@ class Run:
         self.record |= {"backbone": self.spec.backbone, "precision": half, "weights": self.spec.provenance.weights}
         self.record |= {"tokens": list(self.spec.schedule.tokens), "gpu_state": {"before": gpu_state()}}
 
-    def engine(self, name: str, batches: Sequence[int], facts: Mapping[str, Mapping[str, Any]], work: Path) -> None:
+    def engine(self, name: str, batches: Sequence[int], facts: Mapping[str, dict[str, Any]], work: Path) -> None:
         """Build all variants with one engine, then time them where it runs."""
         kind = registry.get(name)
         assert issubclass(kind, TensorRT)  # the names come from ENGINES
         profile = min(batches), sorted(batches)[len(batches) // 2], max(batches)
-        plans, rows = {}, {}
+        plans: dict[str, Path] = {}
+        rows: dict[str, dict[str, Any]] = {}
         for variant, form in VARIANTS.items():
             print(f"[{self.ends - time.monotonic():4.0f} s left] {name}: {variant}", flush=True)
             graph = work / f"{variant}.onnx"
@@ -267,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = command_line("gpu.variants", arguments, {"MODEL.onnx": given.model})
     run = Run(given.model, given.out, given.minutes, "fp16", command, dry=given.dry)
     with tempfile.TemporaryDirectory() as work:
-        facts = prove(given.model, run.spec, Path(work), run.half)
+        facts = prove(given.model, run.spec, Path(work), run.half, VARIANTS)
         for name in names:
             run.engine(name, [int(batch) for batch in given.batches.split(",")], facts, Path(work))
             run.write()

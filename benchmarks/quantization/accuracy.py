@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import BF16, Results, command_line, lifedeploy, new_parser, report_of
-from benchmarks.real.training import BACKBONE, DEFECTIVE, checkpoint
+from benchmarks.real.photographs import DEFECTIVE
+from benchmarks.real.training import BACKBONE, checkpoint
 
 HERE = Path(__file__).parent
 CELL = "life 0.7 distill"
 BUILDS = (("onnxruntime", "int8"), ("openvino", "int8"), *(("openvino", precision) for precision in BF16))
 BATCH = 8
-FACTS = ("engine", "precision", "method", "images_per_s", "over_base", "over_base_low", "over_base_high", "base")
-FACTS += ("images", "top1", "standard_error", "average_precision", "same_top1", "kept_overlap", "pareto")
+FACTS = (
+    *("engine", "precision", "method", "images_per_s", "over_base", "over_base_low", "over_base_high", "base"),
+    *("images", "top1", "standard_error", "average_precision", "same_top1", "kept_overlap", "pareto"),
+)
 
 
 def evaluated(export: Path, data: Path, images: int) -> list[dict[str, Any]]:

@@ -21,8 +21,10 @@ from PIL import Image
 
 from benchmarks.common import BF16, Results, command_line, lifedeploy, new_parser, report_of
 
-FACTS = ("engine", "precision", "method", "batch", "mode", "images_per_s", "images_per_s_quartiles", "speedup")
-FACTS += ("speedup_low", "speedup_high", "base", "over_base", "over_base_low", "over_base_high", "rounds")
+FACTS = (
+    *("engine", "precision", "method", "batch", "mode", "images_per_s", "images_per_s_quartiles", "speedup"),
+    *("speedup_low", "speedup_high", "base", "over_base", "over_base_low", "over_base_high", "rounds"),
+)
 Row = dict[str, Any]
 PROFILE = ("engine", "precision", "method", "batch", "ms", "shares")
 

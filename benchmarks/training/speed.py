@@ -135,7 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images")
     parser.add_argument("--bf16", action="store_true", help="under BF16 autocast")
     given = parser.parse_args(arguments)
-    precision = "bf16" if given.bf16 else "fp32"
     speeds: dict[str, list[float]] = {name: [] for name in (BARE, *LOOPS)}
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -145,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             backbone=given.backbone,
             data=str(work / "data"),
             batch=given.batch,
-            precision=precision,
+            precision="bf16" if given.bf16 else "fp32",
             workers=given.workers,
         )
         bare = Bare(config)
@@ -165,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ratio = median_interval([ours / other for ours, other in zip(values, speeds[BARE], strict=True)])
             rows[name] |= {"ratio": ratio.median, "low": ratio.low, "high": ratio.high}
     options = {name: getattr(given, name) for name in ("backbone", "batch", "images", "rounds")}
-    record = record_of(command_line("training.speed", arguments)) | {"options": options | {"precision": precision}}
+    options["precision"] = config.precision
+    record = record_of(command_line("training.speed", arguments)) | {"options": options}
     record |= {"speed": rows, "memory_mib": peaks}
     publish(given.out, "results", record, markdown(record))
     print(markdown(record))

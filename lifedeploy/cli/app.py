@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,7 +34,6 @@ _NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "out of memory", "canno
 
 app = typer.Typer(
     name="lifedeploy",
-    help="Token-pruned Vision Transformers: from timm to ONNX to engines that are checked and measured.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -42,7 +41,7 @@ app = typer.Typer(
 )
 
 
-def _version(*, wanted: bool) -> None:
+def _version(wanted: bool) -> None:
     if wanted:
         console.out.print(f"lifedeploy {__version__}")
         raise typer.Exit
@@ -51,13 +50,7 @@ def _version(*, wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            callback=lambda value: _version(wanted=value),
-            is_eager=True,
-            help="Print the version and stop.",
-        ),
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere on the line.")] = False,
 ) -> None:
@@ -114,7 +107,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             raise
         console.fail(*((interrupts.SAID, None) if interrupts.came() else _explain(error)))
-        return _exit_code(error)
+        return int(getattr(error, "exit_code", 1))  # ours and click's both carry one
 
 
 def _without_stream(error: OSError) -> int:
@@ -131,12 +124,6 @@ def _without_stream(error: OSError) -> int:
     return encoding.PIPE_CLOSED if gone else 1
 
 
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, typer.Abort):
-        return 1
-    return int(getattr(error, "exit_code", 1))  # ours and click's both carry one
-
-
 def _explain(error: Exception) -> tuple[str, str | None]:
     """Message and hint for whatever ended the command."""
     if isinstance(error, LifedeployError):
@@ -144,17 +131,12 @@ def _explain(error: Exception) -> tuple[str, str | None]:
     if isinstance(error, typer.Abort):
         return interrupts.SAID, None
     if hasattr(error, "format_message"):  # click's, for a line it cannot parse
-        return _of_the_line(error)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "lifedeploy"
+        return error.format_message().strip() or "a command is missing", f"{command} --help"
     if isinstance(error, MemoryError) or any(said in str(error).lower() for said in _NO_MEMORY):
         return "there is not enough memory for this", "a smaller batch, image size or number of workers needs less"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{reason(error)}", None
     return f"unexpected {type(error).__name__}: {error}", "this is a bug in lifedeploy; --debug shows where"
-
-
-def _of_the_line(error: Any) -> tuple[str, str]:
-    """What click has to say of a command line, and where to read on."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "lifedeploy"
-    return error.format_message().strip() or "a command is missing", f"{command} --help"

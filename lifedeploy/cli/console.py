@@ -94,13 +94,6 @@ out = Console()
 err = Console(stderr=True, soft_wrap=True)
 
 
-class TextColumn(rich.progress.TextColumn):
-    """A column of a progress bar, whose text is no markup."""
-
-    def __init__(self, template: str) -> None:
-        super().__init__(template, markup=False)
-
-
 def report(json: Path | None, data: Callable[[], dict[str, Any]], show: Callable[[], RenderableType]) -> None:
     """Show a report, and write it as JSON if asked; with ``-``, JSON is all that goes to standard output.
 
@@ -196,12 +189,11 @@ def watching(*, shown: bool = True, elapsed: bool = True, left: bool = False) ->
     Beside the bar stands how far it is in words and, if asked for, the time since it began and an estimate of what is
     ``left`` of it.
     """
-    spinner = rich.progress.SpinnerColumn("dots" if err.unicode else "line")
     columns: list[rich.progress.ProgressColumn] = [
-        spinner,
-        TextColumn("{task.description}"),
+        rich.progress.SpinnerColumn("dots" if err.unicode else "line"),
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),
-        TextColumn("{task.fields[detail]}"),
+        rich.progress.TextColumn("{task.fields[detail]}", markup=False),
     ]
     columns += [rich.progress.TimeElapsedColumn()] * elapsed + [rich.progress.TimeRemainingColumn()] * left
     with rich.progress.Progress(*columns, console=err, transient=True, disable=not shown) as bar:

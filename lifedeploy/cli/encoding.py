@@ -49,8 +49,9 @@ def is_of_a_stream(error: OSError) -> bool:
 
 def silence(stream: TextIO | None) -> None:
     """Let a stream lead nowhere from here on: what it still holds would be tried again, and said, as Python ends."""
+    if stream is None:
+        return
     with suppress(OSError, ValueError, AttributeError):
-        assert stream is not None
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -109,19 +109,14 @@ def argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help, parser=paths.Input(metavar))
 
 
-WorkspaceOption = Annotated[
-    Path,
-    option(paths.Folder("--workspace"), "-w", metavar="DIR", help="Where results go and are looked for."),
-]
-WrittenWorkspaceOption = Annotated[
-    Path,
-    option(
-        paths.Folder("--workspace", written=True),
-        "-w",
-        metavar="DIR",
-        help="Where results go and are looked for.",
-    ),
-]
+def workspace(*, written: bool) -> Any:
+    """An option that is the workspace."""
+    folder = paths.Folder("--workspace", written=written)
+    return option(folder, "-w", metavar="DIR", help="Where results go and are looked for.")
+
+
+WorkspaceOption = Annotated[Path, workspace(written=False)]
+WrittenWorkspaceOption = Annotated[Path, workspace(written=True)]
 JsonOption = Annotated[
     Path | None,
     option(
@@ -182,10 +177,7 @@ def precision(**given: bool) -> str:
     return chosen[0] if chosen else ""
 
 
-def require_apart(
-    outputs: Mapping[str, Path | None],
-    inputs: Iterable[Path | str | None] = (),
-) -> None:
+def require_apart(outputs: Mapping[str, Path | None], inputs: Iterable[Path | str | None] = ()) -> None:
     """Make sure that no file to write is another one of them, one of the ``inputs``, or part of a model or data set.
 
     Args:

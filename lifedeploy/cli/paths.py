@@ -74,7 +74,7 @@ class Output(Value):
 
 
 def _path(text: str, flag: str) -> str:
-    if not text or "\0" in text or not 0 < length_in_bytes(text) <= LONGEST_PATH:
+    if "\0" in text or not 0 < length_in_bytes(text) <= LONGEST_PATH:
         raise UsageError(
             f"Invalid value for '{flag}': {quoted(text)} is no path; "
             f"it must have 1 to {LONGEST_PATH:,} bytes, none of them 0"

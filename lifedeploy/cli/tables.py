@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from lifedeploy.spec import ModelSpec
 
 
-def plain_table(*headers: str, title: str | None = None, text_columns: int = 1) -> Table:
-    """A table of numbers; its first ``text_columns`` columns are text. Made to fit eighty columns."""
+def plain_table(*headers: str, title: str | None = None, text_columns: int = 1, width: int | None = None) -> Table:
+    """A table of numbers; its first ``text_columns`` columns are text. Made to fit eighty columns.
+
+    With ``width``, the last column of text takes that at most, and longer names go on in the next line.
+    """
     table = Table(
         title=title,
         title_justify="left",
@@ -27,6 +30,9 @@ def plain_table(*headers: str, title: str | None = None, text_columns: int = 1) 
     )
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index < text_columns else "right", no_wrap=True)
+    if width is not None:
+        names = table.columns[text_columns - 1]
+        names.no_wrap, names.overflow, names.max_width = False, "fold", width
     return table
 
 
@@ -61,3 +67,8 @@ def heading(text: str) -> Text:
 def percent(share: float | None) -> str:
     """A share as a number of percent."""
     return "–" if share is None else f"{share * 100:.1f}"
+
+
+def significant(value: float) -> str:
+    """Three digits that mean something."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -25,10 +25,6 @@ class Numbers(tuple[int, ...]):
     """Whole numbers, as ``127,95,63``."""
 
 
-class Reals(tuple[float, ...]):
-    """Numbers, as ``0.6,1``."""
-
-
 class Words(tuple[str, ...]):
     """Names, as ``sm89,sm120``."""
 
@@ -143,13 +139,7 @@ class WholeList(WholeRange):
         self.most = most
 
     def read(self, text: str) -> Numbers:
-        parts = _parts(text, self.flag, self.most)
-        if not all(_WHOLE.fullmatch(part) for part in parts):
-            raise UsageError(f"{self.flag} {quoted(text)} is no list of whole numbers; expected for example 4,7,10")
-        numbers = [number for part in parts if (number := self.number(part)) is not None]
-        if len(numbers) != len(parts):
-            raise self.refused(text)
-        return Numbers(numbers)
+        return Numbers(_numbers(self, text, _WHOLE, "whole numbers; expected for example 4,7,10"))
 
 
 class RealList(RealRange):
@@ -161,14 +151,8 @@ class RealList(RealRange):
         super().__init__(flag, low, high, above=above)
         self.most = most
 
-    def read(self, text: str) -> Reals:
-        parts = _parts(text, self.flag, self.most)
-        if not all(_REAL.fullmatch(part) for part in parts):
-            raise UsageError(f"{self.flag} {quoted(text)} is no list of numbers; expected for example 0.6,1")
-        numbers = [number for part in parts if (number := self.number(part)) is not None]
-        if len(numbers) != len(parts):
-            raise self.refused(text)
-        return Reals(numbers)
+    def read(self, text: str) -> tuple[float, ...]:
+        return tuple(_numbers(self, text, _REAL, "numbers; expected for example 0.6,1"))
 
 
 class Pixels(WholeRange):
@@ -261,15 +245,21 @@ class EngineName(Name):
         return name
 
 
-def _parts(text: str, flag: str, most: int) -> list[str]:
-    """What is between the commas.
+def _numbers(value: WholeList | RealList, text: str, form: re.Pattern[str], expected: str) -> list[Any]:
+    """What is between the commas, each of it in the range.
 
     Raises:
-        UsageError: it is more than ``most``.
+        UsageError: there are too many, one is no number of this form, or beyond the range.
     """
-    if text.count(",") >= most:
-        raise UsageError(f"{flag} has {text.count(',') + 1:,} numbers; at most {most:,} are allowed")
-    return text.split(",")
+    if text.count(",") >= value.most:
+        raise UsageError(f"{value.flag} has {text.count(',') + 1:,} numbers; at most {value.most:,} are allowed")
+    parts = text.split(",")
+    if not all(form.fullmatch(part) for part in parts):
+        raise UsageError(f"{value.flag} {quoted(text)} is no list of {expected}")
+    numbers = [value.number(part) for part in parts]
+    if None in numbers:
+        raise value.refused(text)
+    return numbers
 
 
 def length_in_bytes(text: str) -> int:

@@ -38,8 +38,8 @@ from lifedeploy.writing import require_folder
 
 REPORT = "report.json"
 LAST = "last.safetensors"
-DENSE_LR = 2e-5
 BEST = "best.safetensors"
+DENSE_LR = 2e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +68,6 @@ class TrainReport:
     processes: int
     warning: str = ""
     command: str = ""
-
-    @property
-    def last(self) -> Outcome:
-        """The last epoch's validation."""
-        return self.outcomes[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -116,6 +111,8 @@ def train(
         require_folder(run_folder(workspace, request.name))
     require_folder(workspace.root / "checkpoints")
     accelerator, precision = accelerator_for(request.config)
+    if not accelerator.is_main_process:
+        warn = note = silent
     say("reading the images' names")
     config = request.config
     if not config.data:
@@ -123,20 +120,17 @@ def train(
     usual = methods.get(config.method).plain_options({})
     config = config.but(options=usual | config.options)  # a run keeps all settings
     split = read_split(config.data, val_share=config.val_share, seed=config.seed)
-    if accelerator.is_main_process:
-        for line in unique((*split.train.left_out, *split.val.left_out)):
-            warn(line)
+    for line in unique((*split.train.left_out, *split.val.left_out)):
+        warn(line)
     loader.steps_per_epoch(len(split.train), config, accelerator.num_processes)  # refused before a folder is made
-    if accelerator.is_main_process:
-        _warn_of_size(config, warn)
+    _warn_of_size(config, warn)
     say("making the model")
     config, warning = resolved(config, split.train.classes, workspace)
     loaded = load_start(config, split.train.classes, workspace)
-    if accelerator.is_main_process:
-        for line in loaded.notes:
-            note(line)
-        if others := _other_classes(loaded, split.train.classes):
-            warn(others)
+    for line in loaded.notes:
+        note(line)
+    if others := _other_classes(loaded, split.train.classes):
+        warn(others)
     loaded.model.adapted.set_drop_path(config.drop_path)
     require_watchable(loaded.model, config)
     if config.elastic:
@@ -163,8 +157,8 @@ def train(
             fingerprint=start,
             resume=request.resume,
             progress=progress,
+            saved=lambda model, outcome, best: _save(folder, model, spec, outcome.stage, best=best),
         )
-        job.saved = lambda model, outcome, best: _save(folder, model, spec, outcome.stage, best=best)
         if accelerator.is_main_process:
             started(config, folder, warning)
         say("training")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from lifedeploy.calibration import ranges
 from lifedeploy.calibration.ranges import Counted, TensorStatistics
 from lifedeploy.errors import EngineError
-from lifedeploy.reading import convert
 
 
 def counted(values, parts=1, **options):
@@ -86,7 +86,7 @@ def test_what_is_not_finite_is_refused():
 
 def test_statistics_are_read_back(normal):
     before = counted(normal, 2, per_channel=True)
-    after = TensorStatistics.of(convert(before.to_dict(), Counted, "statistics"))
+    after = TensorStatistics.of(msgspec.convert(before.to_dict(), Counted))
     assert (after.limit, after.largest) == (before.limit, before.largest)
     np.testing.assert_array_equal(after.counts, before.counts)
     np.testing.assert_allclose(after.channels, before.channels)

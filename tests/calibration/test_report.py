@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,7 +13,6 @@ from lifedeploy.calibration.collect import cached, collect
 from lifedeploy.calibration.quantize import Recipe, write
 from lifedeploy.calibration.report import GraphReport, Noise, decibels, together
 from lifedeploy.errors import ParityError
-from lifedeploy.reading import convert
 
 
 def test_noise_is_counted_by_hand():
@@ -55,7 +55,7 @@ def test_layers_and_images_come_worst_first(prepared, check, tmp_path):
     assert 0.5 < report.overlap <= 1
     assert report.drop == pytest.approx((1 - report.same_top1) * 100)
     assert report.size_mib < report.size_float_mib
-    again = convert(json.loads(json.dumps(report.to_dict())), GraphReport, "the report")
+    again = msgspec.convert(json.loads(json.dumps(report.to_dict())), GraphReport)
     assert again == report
 
 

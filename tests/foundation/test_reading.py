@@ -130,12 +130,6 @@ def test_json_is_typed_and_the_place_is_named(tmp_path, text, place):
         reading.read_json(path, Facts)
 
 
-def test_plain_data_is_typed_too():
-    assert reading.convert({"count": 7}, Facts, "the report") == Facts(7)
-    with pytest.raises(ArtifactError, match=r"the report cannot be read: .*\$\.count"):
-        reading.convert({"count": None}, Facts, "the report")
-
-
 def test_toml_with_the_marks_of_other_systems(tmp_path):
     path = tmp_path / "x.toml"
     path.write_bytes(b"\xef\xbb\xbfa = 1\r\n[b]\r\nc = 2\r\n")

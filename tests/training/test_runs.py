@@ -74,7 +74,7 @@ def test_a_single_stage_trains_both(settings, workspace):
 def test_dense_training_learns_the_colours(settings, workspace):
     report = train(TrainRequest(config=settings(dense=True, epochs=8)), workspace)
     assert report.folder.name == "test_vit-dense-64x64px"
-    assert report.last.accuracy >= 0.8
+    assert report.outcomes[-1].accuracy >= 0.8
     assert report.spec.classes == ("blue", "green", "red")
     assert report.data["held_out"] == "0.2 of every class, seed 0"
     best = max(outcome.accuracy for outcome in report.outcomes)
@@ -285,7 +285,7 @@ def test_a_run_is_neither_replaced_nor_mixed_up(settings, workspace):
     with pytest.raises(UsageError, match=r"the run to resume has temperature 1\.5, and 2\.0 was asked for"):
         train(TrainRequest(config=config.but(options={"temperature": 2.0}), name="run", resume=True), workspace)
     report = train(TrainRequest(config=config, name="run", resume=True), workspace)  # nothing left to do
-    assert report.last.stage == "predictor"
+    assert report.outcomes[-1].stage == "predictor"
     (workspace.root / "checkpoints" / "notes").mkdir()
     (workspace.root / "checkpoints" / "notes" / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="holds something else than a training run"):

@@ -126,10 +126,9 @@ def bench(
     console.report(json, report.to_dict, lambda: bench_tables.measured(report))
     if csv is not None:
         report.write_csv(csv)
+        console.wrote(csv)
     if plot is not None:
         from lifedeploy.viz.plots import plot_bench
 
         plot_bench(report, plot)
-    for path in (csv, plot):
-        if path is not None:
-            console.wrote(path)
+        console.wrote(plot)

@@ -32,10 +32,7 @@ def measured(report: BenchReport) -> RenderableType:
     for profile in report.profiles:
         profiled.setdefault((profile.model, profile.engine, profile.precision, profile.batch), []).append(profile)
     for (model, engine, precision, batch), profiles in profiled.items():
-        parts += [
-            _profiles(profiles, f"{model} · {engine} {precision} · batch {batch}: layers"),
-            Text(""),
-        ]
+        parts += [_profiles(profiles, f"{model} · {engine} {precision} · batch {batch}: layers"), Text("")]
     parts += [Text(line, style="dim") for line in _opinions(report.rows)]
     notes = {row.subject.note for row in report.rows if row.subject.note}
     parts += [Text(printable(note), style="yellow") for note in sorted(notes)]
@@ -98,17 +95,9 @@ def _compared(entries: Sequence[Row | Choice], title: str) -> Table:
     known = {
         header: fact for header, fact in facts.items() if any(getattr(choice, fact) is not None for choice in choices)
     }
-    headers = (
-        "",
-        "engine, precision, method",
-        "img/s",
-        "over base\n(95 %)",
-        *(["top-1\n%"] if choices else []),
-        *known,
-    )
-    table = tables.plain_table(*headers, title=title, text_columns=2)
-    names = table.columns[1]
-    names.no_wrap, names.overflow, names.max_width = False, "fold", 24
+    headers = ["", "engine, precision, method", "img/s", "over base\n(95 %)"]
+    headers += ["top-1\n%", *known] if choices else []
+    table = tables.plain_table(*headers, title=title, text_columns=2, width=24)
     for entry in entries:
         row = row_of(entry)
         right: list[str | Text] = []
@@ -118,7 +107,7 @@ def _compared(entries: Sequence[Row | Choice], title: str) -> Table:
         table.add_row(
             "●" if isinstance(entry, Choice) and entry.pareto else "",
             f"{row.subject.label} {row.subject.method}",
-            _significant(row.images_per_s),
+            tables.significant(row.images_per_s),
             _ratio(row.over_base, row.over_base_low, row.over_base_high),
             *right,
         )
@@ -141,7 +130,7 @@ def _opinions(rows: Sequence[Row]) -> list[str]:
     """NVIDIA's own tool on the same plans, one line per row that has it."""
     return [
         f"trtexec, {row.subject.label}, batch {row.setting.batch}, {row.subject.method}: "
-        f"{_significant(row.trtexec['images_per_s'])} img/s, {_significant(row.trtexec['gpu_ms'])} ms; "
+        f"{tables.significant(row.trtexec['images_per_s'])} img/s, {tables.significant(row.trtexec['gpu_ms'])} ms; "
         f"ours is {row.trtexec['share']:.1%} of it"
         for row in rows
         if row.trtexec
@@ -158,31 +147,22 @@ def _gpu_state(state: dict[str, str]) -> str:
 def _profiles(profiles: list[Profile], title: str) -> Table:
     """One column per method: the share of each group, and what that is in milliseconds."""
     table = tables.plain_table(
-        "part", *(f"{profile.method}\n{_significant(profile.ms)} ms" for profile in profiles), title=title
+        "part", *(f"{profile.method}\n{tables.significant(profile.ms)} ms" for profile in profiles), title=title
     )
-    groups = sorted({name for profile in profiles for name in profile.shares}, key=lambda name: -_most(profiles, name))
-    for name in groups:
-        table.add_row(
-            name,
-            *(
-                Text.assemble(
-                    f"{_share(profile.shares[name])} ", (f"{_significant(profile.shares[name] * profile.ms)} ms", "dim")
-                )
-                if name in profile.shares
-                else "–"
-                for profile in profiles
-            ),
-        )
+    groups = {name for profile in profiles for name in profile.shares}
+    for name in sorted(groups, key=lambda name: -max(profile.shares.get(name, 0.0) for profile in profiles)):
+        table.add_row(name, *(_part(profile, name) for profile in profiles))
     return table
 
 
-def _share(value: float) -> str:
-    """What reducing tokens costs is small, and is what one looks for: two digits more for it."""
-    return f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
-
-
-def _most(profiles: list[Profile], name: str) -> float:
-    return max(profile.shares.get(name, 0.0) for profile in profiles)
+def _part(profile: Profile, name: str) -> Text | str:
+    """A group's share of the time, and what that is in milliseconds."""
+    share = profile.shares.get(name)
+    if share is None:
+        return "–"
+    # What reducing tokens costs is small, and is what one looks for: two digits more for it.
+    percent = f"{share:.1%}" if share >= 0.01 else f"{share:.2%}"
+    return Text.assemble(f"{percent} ", (f"{tables.significant(share * profile.ms)} ms", "dim"))
 
 
 def _contest(rows: list[Row], title: str) -> Table:
@@ -194,15 +174,12 @@ def _contest(rows: list[Row], title: str) -> Table:
         if previous is not None and row.setting.batch != previous:
             table.add_section()
         slimmed = methods.role_of(row.subject.method) != methods.BASELINE
-        speedup: str | Text = "–"
-        if row.speedup is not None and slimmed:
-            speedup = _with_aside(f"{row.speedup:.2f}", f"({row.speedup_low:.2f}–{row.speedup_high:.2f})")
         table.add_row(
             str(row.setting.batch) if row.setting.batch != previous else "",
             row.subject.method,
-            _significant(row.images_per_s),
-            "/".join(_significant(row.latency_ms[name]) for name in ("p50", "p90", "p99")),
-            speedup,
+            tables.significant(row.images_per_s),
+            "/".join(tables.significant(row.latency_ms[name]) for name in ("p50", "p90", "p99")),
+            _ratio(row.speedup, row.speedup_low, row.speedup_high) if slimmed else "–",
             f"{row.subject.mac_ratio:.2f}" if row.subject.mac_ratio is not None and slimmed else "–",
             f"{row.efficiency:.0%}" if row.efficiency is not None and slimmed else "–",
             "–" if row.first_k_share is None else f"{row.first_k_share:.1%}",
@@ -210,8 +187,3 @@ def _contest(rows: list[Row], title: str) -> Table:
         )
         previous = row.setting.batch
     return table
-
-
-def _significant(value: float) -> str:
-    """Three digits that mean something."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -112,13 +112,8 @@ def evaluated(report: EvaluateReport, per_class: bool, confusion: bool) -> Rende
     return Group(*parts, Text(""), Text(printable(_footnote(report)), style="dim"))
 
 
-def _table() -> Table:
-    """Without a title: rich wraps a title to the width of its table, and some of these are narrow."""
-    return Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
-
-
 def _models(report: EvaluateReport) -> Table:
-    table = _table()
+    table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.add_column("#", justify="right")
     table.add_column("model", overflow="fold", max_width=26)
     table.add_column("precision", no_wrap=True)
@@ -135,26 +130,20 @@ def _models(report: EvaluateReport) -> Table:
             tables.percent(accuracy.top5),
             f"{accuracy.loss:.3f}",
             tables.percent(accuracy.average_precision),
-            f"{row.images_per_s:.0f}" if row.images_per_s >= 100 else f"{row.images_per_s:.3g}",
+            tables.significant(row.images_per_s),
         )
     return table
 
 
 def _pairs(report: EvaluateReport) -> Table:
-    table = _table()
-    table.add_column("models")
-    table.add_column("same top-1 %", justify="right")
-    table.add_column("same kept tokens %", justify="right")
+    table = tables.plain_table("models", "same top-1 %", "same kept tokens %")
     for pair in report.pairs:
         table.add_row(f"{pair.first} and {pair.second}", tables.percent(pair.agreement), tables.percent(pair.overlap))
     return table
 
 
 def _classes(accuracy: Accuracy) -> Table:
-    table = _table()
-    table.add_column("class", overflow="fold", max_width=40)
-    for header in ("images", "recall %", "precision %", "AP %"):
-        table.add_column(header, justify="right", no_wrap=True)
+    table = tables.plain_table("class", "images", "recall %", "precision %", "AP %", width=40)
     for entry in accuracy.per_class:
         values = (entry.recall, entry.precision, entry.average_precision)
         table.add_row(printable(entry.name), str(entry.images), *map(tables.percent, values))
@@ -169,10 +158,7 @@ def _confusion(accuracy: Accuracy) -> RenderableType:
     if matrix is None or len(matrix) > AP_CLASSES:
         return Text(f"not shown: more than {AP_CLASSES} classes", style="dim")
     names = {entry.index: entry.name for entry in accuracy.per_class}
-    table = _table()
-    table.add_column("class", overflow="fold", max_width=24)
-    for index in range(len(matrix)):
-        table.add_column(str(index), justify="right", no_wrap=True)
+    table = tables.plain_table("class", *map(str, range(len(matrix))), width=24)
     for index, counts in enumerate(matrix):
         cells = [
             Text(str(count), style="bold") if answer == index else str(count or "·")

@@ -88,8 +88,7 @@ def train(
         raise UsageError("--rho and --counts exclude each other: both set the schedule")
     options.require_apart({"--json": json}, [given["data"], config, given["weights"]])
     options.limit_pixels(max_pixels)
-    settings = {key: tuple(value) if isinstance(value, tuple) else value for key, value in given.items()}
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = {key: value for key, value in given.items() if value is not None}
     if method_options.given():
         settings["options"] = method_options.given()
     main_process = os.environ.get("RANK", "0") == "0"
