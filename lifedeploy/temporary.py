@@ -24,7 +24,7 @@ except ImportError:  # no such locks on this system: the process number decides 
 _ENDING = ".lifedeploy-tmp"
 _ASIDE = ".lifedeploy-old"  # of what makes room for its successor: it goes back if that does not come
 _NAME = re.compile(
-    rf"\.(?P<name>.*)\.(?P<host>[\w-]*)-(?P<pid>\d+)\.[0-9a-f]{{8}}(?P<ending>{re.escape(_ENDING)}|{re.escape(_ASIDE)})",
+    rf"\.(?P<name>.*)\.(?P<host>[\w-]*)-(?P<pid>\d{{1,9}})\.[0-9a-f]{{8}}(?P<ending>{re.escape(_ENDING)}|{re.escape(_ASIDE)})",
     re.DOTALL,
 )
 _LONGEST = 120  # bytes of a name that are kept in ours, which may have 255

@@ -66,10 +66,11 @@ Rate = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 Label = Annotated[str, Meta(max_length=4096)]  # of a class, which may have an empty name
 Text = Annotated[str, Meta(max_length=65_536)]
+# What ends a pattern is not to match before a last line break, as Python's $ alone does.
 # A method may be one that is not installed here: what is needed of it then is in its files.
-MethodName = Annotated[str, Meta(pattern="^[a-z0-9]+([.-][a-z0-9]+)*$", max_length=40)]
+MethodName = Annotated[str, Meta(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$(?!\n)", max_length=40)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]  # SHA-256
-MaybeDigest = Annotated[str, Meta(pattern="^([0-9a-f]{64})?$", max_length=64)]  # '': none was taken
+MaybeDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)", max_length=64)]  # '': none was taken
 FileName = Annotated[str, Meta(min_length=1, max_length=255)]
 
 if TYPE_CHECKING:  # a word of a list is a str to whoever works with it, and what may be missing may be None

@@ -28,7 +28,7 @@ PartialShare = Annotated[float, Meta(ge=0, lt=1)]
 Aspect = Annotated[float, Meta(ge=0.01, le=100)]
 Counts = Annotated[tuple[Annotated[int, Meta(ge=1, le=1_000_000)], ...], Meta(max_length=1000)]
 # timm's policies: words with a number each, e.g. rand-m9-mstd0.5.
-Policy = Annotated[str, Meta(max_length=100, pattern=r"^([a-z0-9]+(-[a-z]+([0-9]+(\.[0-9]+)?[a-z]*)?)*)?$")]
+Policy = Annotated[str, Meta(max_length=100, pattern=r"^([a-z0-9]+(-[a-z]+([0-9]+(\.[0-9]+)?[a-z]*)?)*)?$(?!\n)")]
 
 
 WITHOUT_EFFECT = ("workers", "checkpoint_every", "log_every", "tensorboard")  # settings that change no result

@@ -10,13 +10,14 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifedeploy import methods
+from lifedeploy import methods, typed
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, read_manifest
 from lifedeploy.engines import registry
 from lifedeploy.errors import ArtifactError, UnsupportedModelError, UsageError
@@ -34,6 +35,7 @@ from lifedeploy.records import (
 )
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
+from lifedeploy.training.config import Policy
 from tests.foundation.test_artifact import MANIFEST, SPEC, manifest_beside
 from tests.plugins import entry
 
@@ -496,6 +498,18 @@ def test_what_needs_all_facts_says_which_one_is_missing(tmp_path):
             continue
         with pytest.raises(ArtifactError, match=said):
             artifact.require_complete()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [(typed.MethodName, "life"), (typed.Digest, "0" * 64), (typed.MaybeDigest, "0" * 64), (typed.MaybeDigest, ""),
+     (Policy, "rand-m9-mstd0.5")],
+)  # fmt: skip
+def test_a_pattern_ends_where_the_text_does(kind, text):
+    assert msgspec.convert(text, kind) == text
+    for ending in ("\n", "\n\n", "\nx"):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(text + ending, kind)
 
 
 # --- schemas ----------------------------------------------------------------------------------------------------

@@ -427,6 +427,7 @@ def test_a_folder_that_is_in_use_is_not_taken_away(tmp_path, another_process):
 def test_what_is_temporary_is_told_by_its_name():
     assert temporary.is_temporary(".model.onnx.host-12.0123abcd.lifedeploy-tmp")
     assert not temporary.is_temporary("model.onnx.host-12.0123abcd.lifedeploy-tmp")
+    assert not temporary.is_temporary(".model.onnx.host-12345678901234567890.0123abcd.lifedeploy-tmp")  # no process
     assert not temporary.is_temporary(".model.onnx")
     assert not temporary.is_temporary(".model.lifedeploy-tmp")
 
