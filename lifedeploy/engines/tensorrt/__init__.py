@@ -1,5 +1,5 @@
 """TensorRT 10 and 11, and TensorRT for RTX: one builder and one runtime, the vendor's module being a parameter.
 
-``flavour`` says what differs, ``builder`` compiles, ``fusion`` reads what was compiled, ``loading`` decides what is
+``library`` looks names up in it, ``builder`` compiles, ``fusion`` reads what was compiled, ``loading`` decides what is
 loaded, ``profiler`` times layers, ``engine`` and ``rtx`` put them behind the contract.
 """

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from lifedeploy.engines.base import BuildOptions
-from lifedeploy.engines.tensorrt.flavour import Messages, capabilities, concise, named
+from lifedeploy.engines.tensorrt.library import Messages, capabilities, concise, named
 from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.progress import Progress, Step, unwatched
 from lifedeploy.reading import read_bytes

@@ -19,7 +19,7 @@ from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
-from lifedeploy.engines.tensorrt.flavour import Messages
+from lifedeploy.engines.tensorrt.library import Messages
 from lifedeploy.engines.tensorrt.loading import files_of, refit, require_device, require_version, vouched
 from lifedeploy.engines.tensorrt.profiler import Recorder
 from lifedeploy.errors import EngineError, EngineInputError, UsageError

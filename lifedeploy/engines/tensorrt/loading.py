@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from lifedeploy.artifact import Artifact, EngineRecord
-from lifedeploy.engines.tensorrt.flavour import Messages
+from lifedeploy.engines.tensorrt.library import Messages
 from lifedeploy.errors import ArtifactError, EngineError
 
 

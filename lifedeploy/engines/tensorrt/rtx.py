@@ -10,7 +10,7 @@ from lifedeploy.caches import private_cache
 from lifedeploy.engines import cuda
 from lifedeploy.engines.base import Availability, BuildJob, Built, option_name
 from lifedeploy.engines.tensorrt.engine import SHARED, TensorRT
-from lifedeploy.engines.tensorrt.flavour import capabilities, named
+from lifedeploy.engines.tensorrt.library import capabilities, named
 from lifedeploy.engines.tensorrt.loading import require_valid
 from lifedeploy.errors import EngineError
 from lifedeploy.files import sha256

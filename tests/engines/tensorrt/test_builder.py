@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
-from lifedeploy.engines.tensorrt.flavour import concise, named
+from lifedeploy.engines.tensorrt.library import concise, named
 from lifedeploy.errors import EngineError, EngineUnavailableError, UsageError
 
 LAYERS = 4

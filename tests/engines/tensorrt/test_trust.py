@@ -125,7 +125,7 @@ def test_trust_is_for_what_this_process_has_just_built(pending, monkeypatch):
     assert asked == [("model.plan", True, False), ("model.fake.json", False, True)]
 
 
-def test_another_flavours_plan_is_not_opened(pending, monkeypatch):
+def test_a_plan_of_another_library_is_not_opened(pending, monkeypatch):
     engine, given = pending
     monkeypatch.setattr(cuda, "availability", lambda: Availability(True))
     with pytest.raises(EngineError, match="was built by tensorrt, and tensorrt-rtx was to open it"):
