@@ -43,7 +43,7 @@ def test_build_engine_reuses_and_says_what_it_does_instead(workspace, lifedeploy
 
 def test_bench_shows_a_table_and_writes_its_files(workspace, lifedeploy, tmp_path):
     ended = lifedeploy(
-        *("bench", "--engine", "fake", "--batch", "1,2", "--budget", "2", "--no-memory"),
+        *("bench", "--engine", "fake", "--batch", "1,2", "--budget", "0.1", "--no-memory"),
         *("--json", tmp_path / "b.json", "--csv", tmp_path / "b.csv", "--plot", tmp_path / "b.svg"),
     )
     assert ended.code == 0, ended.err
@@ -135,13 +135,13 @@ def test_every_kind_of_export_goes_all_the_way(options, lifedeploy, tmp_path, we
     batch = options[1] if options[0] == "--batch-size" else "3"
     measured = lifedeploy(
         *("bench", "--batch", batch, "--engine", "openvino", "--engine", "onnxruntime"),
-        *("--budget", "1", "--no-memory", "--json", "-"),
+        *("--budget", "0.1", "--no-memory", "--json", "-"),
     )
     assert measured.code == 0, measured.err
     assert len(json.loads(measured.out)["rows"]) == 6
     assert lifedeploy("predict", CAT).code == 0
     if options[0] == "--batch-size":
-        other = lifedeploy("bench", "--batch", "5", "--engine", "openvino", "--budget", "1", "--no-memory")
+        other = lifedeploy("bench", "--batch", "5", "--engine", "openvino", "--budget", "0.1", "--no-memory")
         assert other.code == 1
         assert f"is fixed to batch {batch}, and batch 5 was asked for" in other.lines[0]
 

@@ -16,7 +16,9 @@ import pytest
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ParityError, UsageError
 from lifedeploy.exporters import onnx as exporter
-from lifedeploy.model.weights import ModelRequest
+from lifedeploy.model import checkpoint
+from lifedeploy.model.weights import ModelRequest, load
+from lifedeploy.spec import ModelSpec
 from lifedeploy.targets.output import require_usable
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
@@ -106,23 +108,26 @@ def test_an_export_never_replaces_a_whole_workspace(workspace, weights_file):
     assert Workspace(workspace).exports()
 
 
+def saved(folder: Path, **asked: object) -> Path:
+    """The checkpoint that an export of that request would hold."""
+    loaded = load(ModelRequest(backbone=TINY, image_size=TINY_SIZE, **asked), Workspace(folder), ordering="order-once")
+    checkpoint.save(folder / "weights.safetensors", loaded.model, loaded.spec)
+    return folder / "weights.safetensors"
+
+
+def loaded_spec(path: Path, **asked: object) -> ModelSpec:
+    request = ModelRequest(backbone=TINY, weights=str(path), **asked)
+    return load(request, Workspace(path.parent), ordering="order-once").spec
+
+
 def test_random_weights_stay_random_in_a_file(tmp_path):
-    random = ExportRequest(ModelRequest(backbone=TINY, weights="random", image_size=TINY_SIZE), check_parity=False)
-    made = export(random, Workspace(tmp_path))
-    file = ModelRequest(backbone=TINY, weights=str(made.folder / "weights.safetensors"))
-    again = export(ExportRequest(file, output=tmp_path / "again", check_parity=False), Workspace(tmp_path))
-    assert again.manifests["life"].spec.provenance.weights == "random"
+    assert loaded_spec(saved(tmp_path, weights="random")).provenance.weights == "random"
 
 
 def test_a_checkpoint_brings_its_own_schedule_and_an_explicit_one_wins(tmp_path, weights_file):
-    counts = ModelRequest(backbone=TINY, weights=str(weights_file), image_size=TINY_SIZE, counts=(10, 5, 2))
-    made = export(ExportRequest(counts, check_parity=False), Workspace(tmp_path))
-    own = ModelRequest(backbone=TINY, weights=str(made.folder / "weights.safetensors"))
-    again = export(ExportRequest(own, output=tmp_path / "own", check_parity=False), Workspace(tmp_path))
-    assert again.manifests["life"].spec.schedule.counts == (10, 5, 2)
-    asked = ModelRequest(backbone=TINY, weights=str(made.folder / "weights.safetensors"), keep_rate=0.5)
-    other = export(ExportRequest(asked, output=tmp_path / "asked", check_parity=False), Workspace(tmp_path))
-    assert other.manifests["life"].spec.schedule.counts == (8, 4, 2)
+    path = saved(tmp_path, weights=str(weights_file), counts=(10, 5, 2))
+    assert loaded_spec(path).schedule.counts == (10, 5, 2)
+    assert loaded_spec(path, keep_rate=0.5).schedule.counts == (8, 4, 2)
 
 
 def test_an_export_takes_the_place_of_an_older_one_and_its_engines(workspace, weights_file):
