@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -61,15 +62,17 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 def versions(names: tuple[str, ...] = REPORTED) -> dict[str, str]:
     """Versions of the distributions in ``names`` that are installed, and whose modules are those that are imported."""
-    known = {}
-    for name in names:
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        if not _shadowed(distribution):
-            known[name] = distribution.version
-    return known
+    return {name: version for name in names if (version := _version(name))}
+
+
+@cache
+def _version(name: str) -> str:
+    """'' where it is not installed, or another distribution's module is imported in place of its own."""
+    try:
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return ""
+    return "" if _shadowed(distribution) else distribution.version
 
 
 def _shadowed(distribution: metadata.Distribution) -> bool:

@@ -25,6 +25,7 @@ from lifedeploy import methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench import measure
 from lifedeploy.cli import app as cli
+from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.model import backbones
 from lifedeploy.model.vit import SlimViT, build_model
@@ -33,6 +34,7 @@ from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
+from tests.once import made_once, shared_folder, tracing
 
 # Examples are other ones every time, but the same ones in continuous integration; none are kept beside the code.
 settings.register_profile("lifedeploy", database=None, deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -128,16 +130,35 @@ def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Path:
+def tracing_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``exporter.trace``, which traces the same model in the same way once in all workers."""
+    folder = shared_folder(tmp_path_factory) / "traced"
+    folder.mkdir(exist_ok=True)
+    return tracing(folder)
+
+
+@pytest.fixture
+def traced_once(tracing_once: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this test exports need not be traced again where it has been."""
+    monkeypatch.setattr(exporter, "trace", tracing_once)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, weights_file: Path, tracing_once: Callable[..., Any]) -> Path:
     """A workspace with one real export in it. Read only: copy it (``workspace``) before writing."""
-    root = tmp_path_factory.mktemp("exported") / "artifacts"
-    request = ExportRequest(
-        ModelRequest(backbone=TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE), GraphOptions()
-    )
-    export(request, Workspace(root))
-    for engine in ("openvino", "onnxruntime", "fake"):
-        build(BuildRequest(engine=engine), Workspace(root))
-    return root
+
+    def make(folder: Path) -> None:
+        root = folder / "artifacts"
+        request = ExportRequest(
+            ModelRequest(backbone=TINY, keep_rate=0.7, weights=str(weights_file), image_size=TINY_SIZE), GraphOptions()
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exporter, "trace", tracing_once)
+            export(request, Workspace(root))
+        for engine in ("openvino", "onnxruntime", "fake"):
+            build(BuildRequest(engine=engine), Workspace(root))
+
+    return made_once(shared_folder(tmp_path_factory) / "exported", make) / "artifacts"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import timm
@@ -128,8 +129,7 @@ def _require_memory(full: str, name: str, image_size: tuple[int, int] | None, op
     usual = image_size is None or max(image_size) <= _USUAL_EXTENT
     if usual and options.get("num_classes", 0) <= _USUAL_CLASSES:
         return
-    with torch.device("meta"):
-        model = timm.create_model(full, pretrained=False, **options)
+    model = _without_numbers(full, *options.items())
     view = adapted(model, name)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     attention = 4 * view.patches**2 * view.heads
@@ -157,10 +157,16 @@ def weight_bytes(name: str, *, num_classes: int | None = None) -> int:
     """
     full = timm_name(name)
     refuse_other_families(name, full)
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    with torch.device("meta"):
-        model = timm.create_model(full, pretrained=False, **options)
+    model = _without_numbers(full, *(() if num_classes is None else (("num_classes", num_classes),)))
     return 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+@lru_cache(maxsize=16)
+def _without_numbers(full: str, *options: tuple[str, Any]) -> nn.Module:
+    """The backbone as timm makes it, with tensors that have shapes only; read only, since it is kept."""
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(full, pretrained=False, **dict(options))
+    return model
 
 
 def refuse_other_families(name: str, full: str) -> None:

@@ -16,6 +16,7 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ExportError, ParityError
+from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.model.weights import ModelRequest
 from lifedeploy.optional import installed
@@ -24,11 +25,13 @@ from tests.conftest import TINY, TINY_SIZE
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory, tracing_once) -> Path:
     """A tiny export, ordered once."""
     folder = tmp_path_factory.mktemp("variants")
     asked = ModelRequest(backbone=TINY, keep_rate=0.7, weights="random", image_size=TINY_SIZE)
-    export(ExportRequest(asked, GraphOptions(), folder / "tiny", check_parity=False), Workspace(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "trace", tracing_once)
+        export(ExportRequest(asked, GraphOptions(), folder / "tiny", check_parity=False), Workspace(folder))
     return folder / "tiny" / "model.onnx"
 
 

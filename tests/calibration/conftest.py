@@ -41,14 +41,14 @@ def loose(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def life(tmp_path_factory) -> tuple[Path, ModelSpec]:
+def life(tmp_path_factory, tracing_once) -> tuple[Path, ModelSpec]:
     """The graph of a tiny life model; one channel behind a LayerNormalization reaches forty times as far as others."""
     model, spec = make_tiny()
     with torch.no_grad():
         norm = model.backbone.blocks[1].norm1
         norm.weight[5], norm.bias[5] = 40.0, 10.0
     path = tmp_path_factory.mktemp("float") / "life.onnx"
-    exporter.save(exporter.trace(model, spec, GraphOptions()), path, metadata={})
+    exporter.save(tracing_once(model, spec, GraphOptions()), path, metadata={})
     return path, spec
 
 

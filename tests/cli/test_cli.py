@@ -12,13 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lifedeploy import optional
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.samples import photo_folder
 from lifedeploy.model.weights import ModelRequest
-from lifedeploy.optional import versions
 from lifedeploy.workflows import export as exporting
 from lifedeploy.workflows.export import ExportRequest, export
 from tests.conftest import TINY, TINY_SIZE
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 CAT = photo_folder() / "chelsea.jpg"
 
@@ -252,7 +254,8 @@ def test_of_two_distributions_of_a_module_the_one_that_is_imported_is_named(tmp_
     for folder in ("far", "near"):
         monkeypatch.syspath_prepend(tmp_path / folder)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    installed = versions()
+    monkeypatch.setattr(optional, "_version", optional._version.__wrapped__)  # which remembers what was there before
+    installed = optional.versions()
     assert installed["onnxruntime-gpu"] == "9.2"
     assert "onnxruntime" not in installed
 

@@ -20,6 +20,8 @@ from lifedeploy.data.samples import photo_folder
 from tests.conftest import TINY
 from tests.workflows.test_evaluate import make_images
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 KNOWN = json.loads((Path(__file__).parent / "interface.json").read_text())
 CAT = photo_folder() / "chelsea.jpg"
 QUICK = ("--budget", "0.1", "--no-memory", "--threads", "1", "--batch", "2")

@@ -34,7 +34,7 @@ CASES = [(name, method) for name in EXPORTS for method in METHODS if "per-stage"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tracing_once):
     """FP32 graphs of models of several kinds, by three methods."""
     made = tmp_path_factory.mktemp("attention")
     for name, (options, form, batch) in EXPORTS.items():
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
             model, spec = loaded.model, loaded.spec
         else:
             model, spec = make_tiny(ordering=form, **options)
-        graph = exporter.trace(model, spec, GraphOptions(ordering=form, batch_size=batch))
+        graph = tracing_once(model, spec, GraphOptions(ordering=form, batch_size=batch))
         if form == "order-once":
             for method in ("dense", "first-k"):
                 exporter.save(

@@ -22,19 +22,19 @@ TYPES = {"fp16": HALF, "bf16": BRAIN}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tracing_once):
     """FP32 graphs of one tiny model: dense, order-once, per-stage, and one that takes pixels."""
     model, spec = make_tiny()
     made = tmp_path_factory.mktemp("fp32")
-    graph = exporter.trace(model, spec, GraphOptions(with_life=True))
+    graph = tracing_once(model, spec, GraphOptions(with_life=True))
     exporter.save(exporter.derive(graph, spec, methods.baseline()), made / "dense.onnx", metadata={})
     exporter.save(graph, made / "life.onnx", metadata={"lifedeploy.method": "life"})
     exporter.save(
-        exporter.trace(*make_tiny(ordering="per-stage"), GraphOptions(ordering="per-stage")),
+        tracing_once(*make_tiny(ordering="per-stage"), GraphOptions(ordering="per-stage")),
         made / "per-stage.onnx",
         metadata={},
     )
-    exporter.save(exporter.trace(*make_tiny(), GraphOptions(with_preprocess=True)), made / "pixels.onnx", metadata={})
+    exporter.save(tracing_once(*make_tiny(), GraphOptions(with_preprocess=True)), made / "pixels.onnx", metadata={})
     return made
 
 

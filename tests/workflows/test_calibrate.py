@@ -38,8 +38,16 @@ from tests.calibration.conftest import make_loose
 from tests.conftest import TINY, TINY_SIZE
 from tests.workflows.test_evaluate import make_images
 
+pytestmark = pytest.mark.usefixtures("traced_once", "undrawn")
+
 LAYERS = 6 * 4  # of the tiny model: four linear products per block
 METHODS = {"life": "model", "dense": "dense", "first-k": "first-k"}
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The picture is not what these tests look at, and takes as long as a calibration."""
+    monkeypatch.setattr("lifedeploy.viz.calibration.plot_calibration", lambda members, path, *, precision: path.touch())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +155,7 @@ def test_a_cache_that_cannot_be_written_costs_no_calibration(calibrated, images,
 def test_engines_are_built_of_it(calibrated, engine):
     report = build(BuildRequest(engine=engine, precision="int8"), Workspace(calibrated.parent))
     assert report.engine.folder.name == f"{engine}-int8"
-    for method, manifest in report.members.items():
+    for method, manifest in report.manifests.items():
         assert manifest.engine.precision == "int8"
         assert manifest.parity.passed
         assert manifest.quantization.precision == "int8"

@@ -33,6 +33,8 @@ from lifedeploy.workflows.evaluate import EvaluateReport, EvaluateRequest, evalu
 from lifedeploy.workflows.export import ExportRequest, export
 from tests.conftest import TINY, TINY_SIZE
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 NAMES = ("cat", "cup", "rocket")
 
 

@@ -24,6 +24,8 @@ from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
 from tests.conftest import TINY, TINY_SIZE
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 def test_an_export_holds_the_model_its_baselines_and_the_evidence(exported: Path):
     artifact = Workspace(exported).latest_export()

@@ -13,9 +13,9 @@ from lifedeploy.workflows.verify import VerifyRequest, verify
 from tests.model.conftest import described, emptied
 
 DEPTH = 3  # with one drop: the deeper layers are the same again
-# Rows and columns of patches: the usual grid, the same number in another shape (which is where the number alone
-# misleads), wider than high and higher than wide.
-GRIDS = ((4, 4), (2, 8), (8, 2), (3, 7), (9, 4))
+# Rows and columns of patches: as many as usual in another shape (which is where the number alone misleads), wider than
+# high and higher than wide. Weights alone come back at these sizes and at any other in tests/model/test_positions.py.
+GRIDS = ((2, 8), (3, 7), (9, 4))
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")

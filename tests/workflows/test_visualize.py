@@ -24,6 +24,8 @@ from lifedeploy.workflows import visualize as workflow
 from lifedeploy.workflows.export import ExportRequest, export
 from tests.conftest import TINY, TINY_SIZE
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 CAT = photo_folder() / "chelsea.jpg"
 ALL = [photo_folder() / name for name in PHOTOS]
 
@@ -203,7 +205,7 @@ def test_what_chooses_no_tokens_is_refused(workspace, tmp_path):
 
 def test_answers_that_are_of_other_patches_are_refused():
     spec = SimpleNamespace(schedule=Schedule.from_counts(16, 4, (11, 6), (2, 3)), image_size=(30, 32))
-    target = SimpleNamespace(label="m", kept=KeptTokens.of(spec.schedule, (2, 3)), predicts_lives=True)
+    target = SimpleNamespace(path=Path("m"), kept=KeptTokens.of(spec.schedule, (2, 3)), predicts_lives=True)
     fitting = {"life_scores": np.zeros((2, 16)), "kept_2": np.full((2, 11), 15), "kept_3": np.full((2, 6), -1)}
     workflow._require_fitting(fitting, target, spec)
     for name, value, message in (

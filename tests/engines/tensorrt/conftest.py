@@ -27,18 +27,18 @@ def rtx():
 
 
 @pytest.fixture(scope="session")
-def graphs(tmp_path_factory):
+def graphs(tmp_path_factory, tracing_once):
     """FP32 graphs of a tiny model under all methods, dynamic and static; FORM(name, …) gives one in another form."""
     folder = tmp_path_factory.mktemp("graphs")
     for label, batch in (("", None), ("-b4", 4)):
         model, spec = make_tiny()
-        graph = exporter.trace(model, spec, GraphOptions(batch_size=batch))
+        graph = tracing_once(model, spec, GraphOptions(batch_size=batch))
         for method in ("dense", "first-k"):
             exporter.save(
                 exporter.derive(graph, spec, methods.get(method)), folder / f"{method}{label}.onnx", metadata={}
             )
         exporter.save(graph, folder / f"life{label}.onnx", metadata={})
-        literal = exporter.trace(*make_tiny(ordering="per-stage"), GraphOptions(ordering="per-stage", batch_size=batch))
+        literal = tracing_once(*make_tiny(ordering="per-stage"), GraphOptions(ordering="per-stage", batch_size=batch))
         exporter.save(literal, folder / f"per-stage{label}.onnx", metadata={})
 
     def form(name, precision="fp16", attention="operator"):

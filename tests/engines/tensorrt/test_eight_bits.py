@@ -87,6 +87,7 @@ def test_fp8_is_not_built_for_a_gpu_without(rtx, quantized):
         build_plan(rtx, path, BuildOptions(target=("sm80",), batch=(1, 2, 4)))
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_a_real_backbone(rtx, tmp_path):
     request = ModelRequest(backbone="deit_s", keep_rate=0.7, weights="random")
     loaded = load(request, Workspace(tmp_path), ordering="order-once")
