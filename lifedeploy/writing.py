@@ -34,23 +34,23 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; with the name of the file.
     """
-    target = _end_of_links(path)
-    if _is_special(path, target):
+    destination = _end_of_links(path)
+    if _is_special(path, destination):
         with _into_special(path) as staging:
             yield staging
         return
-    with _naming(path), temporary(target, folder=False) as staging:
+    with _naming(path), temporary(destination, folder=False) as staging:
         yield staging
-        if target.exists():
-            staging.chmod(stat.S_IMODE(target.stat().st_mode))
+        if destination.exists():
+            staging.chmod(stat.S_IMODE(destination.stat().st_mode))
         _to_disk(staging)
         try:
-            staging.replace(target)
+            staging.replace(destination)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            _copy(staging, target)  # a file that is mounted keeps its name
-        _to_disk(target.parent)
+            _copy(staging, destination)  # a file that is mounted keeps its name
+        _to_disk(destination.parent)
 
 
 @contextmanager
@@ -64,18 +64,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         OSError: it cannot be written; with the name of the file that could not, where that is known.
         UsageError: something is mounted there, which keeps its name.
     """
-    target = _end_of_links(path)
-    if os.path.ismount(target):
+    destination = _end_of_links(path)
+    if os.path.ismount(destination):
         raise _mounted(path)
-    with _naming(path), temporary(target, folder=True) as staging:
+    with _naming(path), temporary(destination, folder=True) as staging:
         with _naming(path, staging):
             yield staging
         for inner in staging.rglob("*"):
             if not inner.is_symlink():
                 _to_disk(inner)
         _to_disk(staging)
-        _put(staging, target)
-        _to_disk(target.parent)
+        _put(staging, destination)
+        _to_disk(destination.parent)
 
 
 @contextmanager
@@ -150,15 +150,15 @@ def require_writable(path: Path) -> None:
         UsageError: its folder does not exist, or is not ours to write to; or it is a folder itself.
     """
     try:
-        target = _end_of_links(path)
-        if target.is_dir():
+        destination = _end_of_links(path)
+        if destination.is_dir():
             problem = "it is a folder, and a file is expected"
-        elif target.exists() and not target.is_file():
-            problem = "" if os.access(target, os.W_OK) else "permission denied"
-        elif not target.parent.is_dir():
-            problem = f"{target.parent}/ is no folder"
+        elif destination.exists() and not destination.is_file():
+            problem = "" if os.access(destination, os.W_OK) else "permission denied"
+        elif not destination.parent.is_dir():
+            problem = f"{destination.parent}/ is no folder"
         else:
-            problem = _refusal(target.name, target.parent)
+            problem = _refusal(destination.name, destination.parent)
     except (OSError, ValueError) as error:
         problem = reason(error)
     if problem:
@@ -172,15 +172,15 @@ def require_folder(path: Path, *, replaced: bool = False) -> None:
         UsageError: something else has that name, or it cannot be made there, or not be written to.
     """
     try:
-        target = _end_of_links(path)
-        above = next(place for place in (target, *target.parents) if place.exists())
-        place = target.parent if replaced and above == target else above
+        destination = _end_of_links(path)
+        above = next(place for place in (destination, *destination.parents) if place.exists())
+        place = destination.parent if replaced and above == destination else above
         if not above.is_dir():
             problem = f"{above} is no folder"
-        elif replaced and above == target and os.path.ismount(target):
+        elif replaced and above == destination and os.path.ismount(destination):
             raise _mounted(path)
         else:
-            problem = _refusal(target.name, place)
+            problem = _refusal(destination.name, place)
     except (OSError, ValueError, StopIteration) as error:
         problem = reason(error)
     if problem:
@@ -218,17 +218,17 @@ def _end_of_links(path: Path) -> Path:
     """
     if not path.is_symlink():
         return path
-    target = Path(os.path.realpath(path, strict=False))
-    if target.is_symlink():  # what realpath makes of a circle
+    destination = Path(os.path.realpath(path, strict=False))
+    if destination.is_symlink():  # what realpath makes of a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     # The link that /dev/stdout is says "pipe:[12]" where it leads to a pipe, which is no path.
-    return path if path.exists() and not target.exists() else target
+    return path if path.exists() and not destination.exists() else destination
 
 
-def _is_special(path: Path, target: Path) -> bool:
+def _is_special(path: Path, destination: Path) -> bool:
     """Whether something is written into, and its name stays what it is: a device, a pipe, or what is open here already,
     as ``/dev/stdout`` is."""
-    return target.exists() and (not target.is_file() or _descriptor(path) is not None)
+    return destination.exists() and (not destination.is_file() or _descriptor(path) is not None)
 
 
 def _descriptor(path: Path) -> int | None:
@@ -294,30 +294,30 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _put(staging: Path, target: Path) -> None:
-    """Give ``staging`` the name ``target``; what had it before is at ``staging`` then, or gone."""
+def _put(staging: Path, destination: Path) -> None:
+    """Give ``staging`` the name ``destination``; what had it before is at ``staging`` then, or gone."""
     for _ in range(1000):  # others may write here at the same time
         try:
-            staging.rename(target)
+            staging.rename(destination)
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        held = wait_for(target, shared=False)
+        held = wait_for(destination, shared=False)
         try:
-            if _exchange(staging, target) or _one_after_the_other(staging, target):
+            if _exchange(staging, destination) or _one_after_the_other(staging, destination):
                 return
         finally:
             if held is not None:
                 release(held)
-    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(destination))
 
 
-def _one_after_the_other(staging: Path, target: Path) -> bool:
+def _one_after_the_other(staging: Path, destination: Path) -> bool:
     """The same in two steps, where names cannot be exchanged; False: somebody else was between them."""
     try:
-        with aside(target):
-            staging.rename(target)
+        with aside(destination):
+            staging.rename(destination)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             return False

@@ -125,7 +125,7 @@ def prepare(
     )
 
 
-def write(prepared: Prepared, target: Path, leave: Collection[str] = ()) -> None:
+def write(prepared: Prepared, destination: Path, leave: Collection[str] = ()) -> None:
     """Write the quantised graph, but for the products in ``leave``."""
     model = ir.from_proto(load(prepared.graph, check=False))
     wanted = set(prepared.names) - set(leave)
@@ -134,9 +134,9 @@ def write(prepared: Prepared, target: Path, leave: Collection[str] = ()) -> None
     qdq.insert(model, chosen, prepared.scales, recipe.precision, per_channel=recipe.per_channel)
     passes.clean(model)
     model.metadata_props["lifedeploy.quantization"] = recipe.precision
-    with saving(target):
-        ir.save(model, target)
-    load(target)  # checks it
+    with saving(destination):
+        ir.save(model, destination)
+    load(destination)  # checks it
 
 
 def _chosen(products: Sequence[Product], recipe: Recipe, graph: Path) -> list[Product]:

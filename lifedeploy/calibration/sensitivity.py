@@ -35,14 +35,14 @@ def scan(prepared: Prepared, check: Check, work: Path, say: Say = silent) -> dic
 def restore(
     prepared: Prepared,
     check: Check,
-    target: Path,
+    destination: Path,
     work: Path,
     max_drop: float,
     say: Say = silent,
 ) -> GraphReport:
     """Leave the worst layers in floating point, 1, 2, 4 … half of them, until top-1 drops by at most ``max_drop``.
 
-    ``target`` is written anew.
+    ``destination`` is written anew.
 
     Raises:
         ParityError: it drops by more with half of the layers in floating point; then 8 bits are not worth it.
@@ -52,8 +52,8 @@ def restore(
     noises = scan(prepared, check, work, lambda name: say(f"quantising {name} alone"))
     for count in _counts(most):
         leave = list(noises)[:count]
-        write(prepared, target, leave=leave)
-        latest = report(prepared, target, check, restored=leave, noises=noises)
+        write(prepared, destination, leave=leave)
+        latest = report(prepared, destination, check, restored=leave, noises=noises)
         say(f"with {count} layers in floating point top-1 drops by {latest.drop:.2f} points")
         if latest.drop <= max_drop:
             return latest

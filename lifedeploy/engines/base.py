@@ -181,7 +181,7 @@ class Engine(ABC):
         return GraphForm()
 
     @classmethod
-    def target(cls, options: BuildOptions) -> str:
+    def processor(cls, options: BuildOptions) -> str:
         """What the engine will depend on: the processor, or those it is built for."""
         return identity()
 

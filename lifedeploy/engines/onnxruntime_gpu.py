@@ -79,7 +79,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         return "contrib" if since is not None and _version_of(cls.extra) >= since else "products"
 
     @classmethod
-    def target(cls, options: BuildOptions) -> str:
+    def processor(cls, options: BuildOptions) -> str:
         return cuda.connect().device()
 
     @classmethod
@@ -105,7 +105,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         unfused = attention_kernels.UNFUSED in fusion.kernels
         if job.precision in cls.fused_since and unfused and not job.options.allow_unfused:
             raise EngineError(
-                f"{fusion.note}: {graph.name} in {job.precision.upper()} on {cls.target(job.options)}",
+                f"{fusion.note}: {graph.name} in {job.precision.upper()} on {cls.processor(job.options)}",
                 hint="--allow-unfused keeps it; --attention operator, contrib or products may be faster",
             )
         return DetailsRecord(fusion=fusion)

@@ -125,7 +125,7 @@ class TorchCuda(Torch):
         return PrecisionPlan(requested)
 
     @classmethod
-    def target(cls, options: BuildOptions) -> str:
+    def processor(cls, options: BuildOptions) -> str:
         return str(require("torch", extra=cls.extra).cuda.get_device_name())
 
     def _lane(self, batch: int) -> Lane:

@@ -18,8 +18,8 @@ from lifedeploy.writing import saving
 _FUSE = {"operator": attention.fuse, "contrib": attention.fuse_contrib}
 
 
-def prepare(source: Path, form: GraphForm, target: Path) -> FormedRecord:
-    """Write ``source``, an FP32 graph, as ``target`` in another form.
+def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
+    """Write ``source``, an FP32 graph, as ``destination`` in another form.
 
     Raises:
         UsageError: there is no such form.
@@ -47,9 +47,9 @@ def prepare(source: Path, form: GraphForm, target: Path) -> FormedRecord:
             attention.raise_opset(model)
         done = precision.to_half(model, form.precision)
         precision.require_half(model, form.precision)
-    with saving(target):
-        ir.save(model, target)
-    load(target)  # checks it
+    with saving(destination):
+        ir.save(model, destination)
+    load(destination)  # checks it
     return FormedRecord(
         form=FormRecord(**asdict(form)),
         opset=model.graph.opset_imports[""],
@@ -60,9 +60,9 @@ def prepare(source: Path, form: GraphForm, target: Path) -> FormedRecord:
     )
 
 
-def emulated(source: Path, target: Path, *, watch: bool = False) -> None:
+def emulated(source: Path, destination: Path, *, watch: bool = False) -> None:
     """Write a half-precision graph as the FP32 graph that computes the same; see :func:`emulation.emulate`."""
     model = ir.from_proto(load(source))
     emulation.emulate(model, watch=watch)
-    with saving(target):
-        ir.save(model, target)
+    with saving(destination):
+        ir.save(model, destination)

@@ -103,18 +103,18 @@ def relative_reshapes(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type != "Reshape":
             continue
-        source, target = node.inputs[0], node.outputs[0]
-        if source is None or source.shape is None or target.shape is None:
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None or source.shape is None or result.shape is None:
             continue
         kept = 0
-        while kept < min(len(source.shape), len(target.shape)) and source.shape[kept] == target.shape[kept]:
+        while kept < min(len(source.shape), len(result.shape)) and source.shape[kept] == result.shape[kept]:
             kept += 1
-        kept = min(kept, len(target.shape) - 1)
-        rest = [size if isinstance(size, int) else -1 for size in list(target.shape)[kept:]]
+        kept = min(kept, len(result.shape) - 1)
+        rest = [size if isinstance(size, int) else -1 for size in list(result.shape)[kept:]]
         if rest.count(-1) > 1:
             continue
         shape = np.array([0] * kept + rest, dtype=np.int64)
-        node.replace_input_with(1, constant(model, f"{target.name}_shape", shape))
+        node.replace_input_with(1, constant(model, f"{result.name}_shape", shape))
         node.attributes.pop("allowzero", None)
 
 

@@ -126,23 +126,23 @@ def load_into(
             the position embeddings is not known.
     """
     ours = any(name.startswith("backbone.") for name in state)
-    target: torch.nn.Module = model if ours else model.backbone
+    receiver: torch.nn.Module = model if ours else model.backbone
     if ours:
-        fresh = {name: tensor for name, tensor in target.state_dict().items() if not _is_backbone(name)}
+        fresh = {name: tensor for name, tensor in receiver.state_dict().items() if not _is_backbone(name)}
         learned = {name: tensor for name, tensor in state.items() if name in fresh} or ({} if same_method else fresh)
         bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if _is_backbone(name)}
         placed, note = _placed(bare, model.backbone, path, image_size)
         state = {f"backbone.{name}": tensor for name, tensor in placed.items()} | learned
     else:
         state, note = _placed(_renamed(state, model, path), model.backbone, path, image_size)
-    expected = target.state_dict()
+    expected = receiver.state_dict()
     problem = _first_mismatch(expected, state)
     if problem:
         what = "backbone" if "reducer." not in problem else "method"
         raise WeightsError(f"{path} does not fit this {what}: {problem}")
     _require_numbers(expected, state, path)
     with foreign(str(path), WeightsError):
-        target.load_state_dict(state, strict=True)
+        receiver.load_state_dict(state, strict=True)
     return note
 
 

@@ -97,7 +97,7 @@ def _build(request: BuildRequest, workspace: Workspace, say: Say, progress: Prog
         requested=requested,
         note=plan.note,
         runtime=cls.can_build().version,
-        processor=cls.target(request.options),
+        processor=cls.processor(request.options),
         options=_plain(request.options),
         pending="" if runs.ok else runs.reason,
     )
@@ -167,17 +167,17 @@ def _plain(options: BuildOptions) -> OptionsRecord:
     return OptionsRecord.read(plain, "the options of this build")
 
 
-def _in_form(graph: Artifact, form: GraphForm, target: Path) -> tuple[Path, FormedRecord]:
+def _in_form(graph: Artifact, form: GraphForm, destination: Path) -> tuple[Path, FormedRecord]:
     """The file to compile, and what was done to it and proven about it."""
     if form.as_exported:
         return graph.path, FormedRecord()
-    formed = forms.prepare(graph.path, form, target)
+    formed = forms.prepare(graph.path, form, destination)
     if form.precision != "fp32" and registry.examine(OnnxRuntime).ok:
         precision = graph.precision if graph.precision in QUANTIZED else form.precision
-        evidence, reach = check_graph(target, graph, precision, form.precision)
+        evidence, reach = check_graph(destination, graph, precision, form.precision)
         evidence.require(f"{graph.path.name} turned into {form.precision.upper()}")
         formed = formed.but(parity=evidence, reach=reach)
-    return target, formed
+    return destination, formed
 
 
 def _above(graph: Artifact, folder: Path, name: str) -> str:

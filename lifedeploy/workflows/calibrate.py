@@ -237,7 +237,7 @@ def _classes(images: ImageSet, spec: ModelSpec) -> ClassMap | None:
 def _quantized(
     prepared: Prepared,
     check: Check,
-    target: Path,
+    path: Path,
     work: Path,
     request: CalibrateRequest,
     say: Say,
@@ -247,13 +247,13 @@ def _quantized(
 
     The bound on speed is no model to use: it gets what its schedule gets, whatever its accuracy.
     """
-    write(prepared, target)
-    report = compare.report(prepared, target, check, count=count)
+    write(prepared, path)
+    report = compare.report(prepared, path, check, count=count)
     bound = methods.role_of(check.method) == methods.BOUND
     if request.max_drop is None or report.drop <= request.max_drop or bound:
         return report
     say(f"top-1 drops by {report.drop:.2f} points: looking for the layers that cause it")
-    return sensitivity.restore(prepared, check, target, work, request.max_drop, say)
+    return sensitivity.restore(prepared, check, path, work, request.max_drop, say)
 
 
 def _manifest(graph: Artifact, report: GraphReport, whole: CalibrateReport, staging: Path) -> Manifest:

@@ -176,7 +176,8 @@ def test_unknown_words_are_refused(command, flag, lifedeploy):
 
 def test_words_are_those_of_the_library():
     from lifedeploy.calibration import ranges
-    from lifedeploy.cli.commands import calibrate
+    from lifedeploy.cli.commands import build_engine, calibrate
+    from lifedeploy.engines import registry
     from lifedeploy.typed import ATTENTIONS
     from lifedeploy.viz import style
     from lifedeploy.workflows import evaluate
@@ -186,6 +187,8 @@ def test_words_are_those_of_the_library():
     assert set(readers["evaluate", "on_error"].words) == set(evaluate.ON_ERROR)
     assert set(readers["build-engine", "attention"].words) == set(ATTENTIONS)
     assert paths.PICTURES == style.FORMATS
+    help = typing.get_type_hints(build_engine.build_engine, include_extras=True)["engine"].__metadata__[0].help
+    assert help.rstrip(".").replace(" or ", ", ").split(", ") == [registry.AUTO, *registry.names()]
     assert readers["train", "precision"].words == ("auto", "fp32", "bf16", "fp16")
 
 

@@ -89,7 +89,7 @@ class TensorRT(DeviceEngine):
         return GraphForm(floating, attention, with_order=True)
 
     @classmethod
-    def target(cls, options: BuildOptions) -> str:
+    def processor(cls, options: BuildOptions) -> str:
         if options.target:
             return ", ".join(options.target)
         if cls.ahead_of_time:
