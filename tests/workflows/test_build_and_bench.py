@@ -121,7 +121,7 @@ def test_json_keeps_its_names(workspace, tmp_path):
 
 def test_modes_and_batches_are_rows_of_their_own(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(fake, "SECONDS_PER_GMAC", 1.0)  # sleeps that are long beside the lanes' own work
-    monkeypatch.setattr("lifedeploy.bench.measure.MIN_ROUND_S", 0.2)
+    monkeypatch.setattr("lifedeploy.bench.measure.MIN_ROUND_S", 0.1)
     report = bench(quick(batches=(1, 3), modes=("latency", "throughput")), Workspace(workspace))
     assert [(row.setting.mode, row.setting.batch) for row in report.rows[::3]] == [
         ("latency", 1),

@@ -29,6 +29,10 @@ from lifedeploy.workflows.export import ExportRequest, export
 BACKBONES = {"deit_t": None, "deit_s": None, "deit_b": None, "vit_small_patch14_dinov2": (224, 224)}
 TWINS = {"deit_t": "vit_t", "deit_s": "vit_s", "deit_b": "vit_b"}  # the same network, trained differently
 SORTS = {"order-once": {"dense": 0, "life": 1}, "per-stage": {"life": 3}}
+LARGE = (
+    "deit_b",
+    "vit_small_patch14_dinov2",
+)  # their dense graphs are the layers of life before its first drop
 STATIC = 8
 # A fixed batch changes constants of shapes, and sorting at every drop adds the same nodes, whatever the width.
 CASES = [(name, None, tuple(SORTS) if name == "deit_t" or "dinov2" in name else ("order-once",)) for name in BACKBONES]
@@ -57,6 +61,8 @@ def test_every_attention_is_fused_and_order_once_sorts_once(rtx, tmp_path, traci
         trace = tracing_once if backbone in ("deit_t", "deit_s") else exporter.trace  # which other tests need too
         traced = trace(loaded.model, loaded.spec, GraphOptions(ordering=ordering, batch_size=batch))
         for method, expected in SORTS[ordering].items():  # the traced one last, since saving changes it
+            if method == "dense" and backbone in LARGE:
+                continue
             made = traced if method == "life" else exporter.derive(traced, loaded.spec, methods.get(method))
             exporter.save(made, graph, metadata={})
             forms.prepare(graph, GraphForm("fp16", "operator", with_order=True), half)
