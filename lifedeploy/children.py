@@ -89,11 +89,11 @@ def run(
         raise EngineError(f"{what} failed: it took over {timeout_s:,.0f} s") from error
     except OSError as error:
         raise EngineError(f"{what} failed: it could not be started: {error.strerror}") from error
-    if done.returncode < 0:
-        raise EngineError(f"{what} failed: signal {-done.returncode} ended it; was there enough memory?")
     if done.returncode:
         said = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["no reason given"]
         marked = [line for line in said if "[E]" in line]  # as NVIDIA's tools mark errors among other lines
+        if done.returncode < 0 and not marked:
+            raise EngineError(f"{what} failed: signal {-done.returncode} ended it; was there enough memory?")
         raise EngineError(f"{what} failed: {shortened((marked or said)[-1])}")
     return done.stdout
 

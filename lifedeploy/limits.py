@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from numbers import Integral
+from typing import Any
 
 from lifedeploy.errors import UsageError
 from lifedeploy.text import quoted
@@ -43,15 +45,15 @@ def pixel_limit() -> int:
     return count
 
 
-def require_within(value: float | None, most: int, what: str) -> None:
-    """Make sure that a number is 1 to ``most``, and a whole one; ``what`` is counted by it. None: it was left open.
+def require_within(value: Any, most: int, what: str, *, optional: bool = False) -> None:
+    """Make sure that a number is a whole one, 1 to ``most``, or None where it is optional; ``what`` is counted by it.
 
     Raises:
         UsageError: it is not.
     """
-    if value is None:
+    if value is None and optional:
         return
-    if not 1 <= value <= most:  # NaN too
+    if not isinstance(value, Integral):
+        raise UsageError(f"{quoted(value)} {what} are not allowed; expected a whole number up to {most:,}")
+    if not 1 <= int(value) <= most:
         raise UsageError(f"{quoted(value)} {what} are not allowed: at least 1 is needed, and at most {most:,}")
-    if value != int(value):
-        raise UsageError(f"{quoted(value)} {what} are not allowed; expected a whole number")

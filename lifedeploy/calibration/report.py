@@ -133,6 +133,8 @@ class Noise:
 
 def decibels(signal: float, error: float) -> float:
     """10 log₁₀ of a ratio of energies, at most 200 (nothing lost), at least −200 (no signal)."""
+    if not (math.isfinite(signal) and math.isfinite(error)):
+        return -200.0
     if error <= 0:
         return 200.0
     return float(np.clip(10 * math.log10(max(signal, 1e-30) / error), -200, 200))

@@ -82,7 +82,7 @@ def main() -> None:
             encoding.flush()
         except OSError as error:  # one of our own streams cannot be written to, where messages would go too
             code = _without_stream(error)
-    sys.exit(code)
+        sys.exit(code)
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:

@@ -45,7 +45,7 @@ class GraphOptions:
     def __post_init__(self) -> None:
         if self.ordering not in ("", *ORDERINGS):
             raise UsageError(f"graph form {quoted(self.ordering)} is unknown; there are: {', '.join(ORDERINGS)}")
-        require_within(self.batch_size, MOST_IN_BATCH, "images per batch")
+        require_within(self.batch_size, MOST_IN_BATCH, "images per batch", optional=True)
 
 
 def output_name(spec: ModelSpec) -> str:

@@ -80,7 +80,7 @@ def create(
     full = timm_name(name)
     options: dict[str, Any] = {}
     if image_size is not None:
-        options["img_size"] = image_size
+        options["img_size"] = tuple(image_size)
     if num_classes is not None:
         options["num_classes"] = num_classes
     refuse_other_families(name, full)

@@ -74,12 +74,12 @@ def for_bench(model: Path | None, engines: Sequence[str], workspace: Workspace, 
         wanted, warnings = _distinct([_wanted(export, name, usual) for name in engines])
         return Selection(engines=wanted, warnings=warnings, export=export)
     precision = quantized_precision(model)
-    if file is None or file.artifact is None:
+    if precision:
+        built = []  # the build finds out what there is of this calibration, and not of one before it
+    elif file is None or file.artifact is None:
         built = workspace.engines()
-    elif file.is_engine:
-        built = [file.artifact]
     else:
-        built = [engine for engine in Workspace.engines_of(file.artifact.export) if precision in ("", engine.precision)]
+        built = [file.artifact] if file.is_engine else Workspace.engines_of(file.artifact)
     last = WantedEngine(
         name="", engine=registry.AUTO, precision=precision, plan=PrecisionPlan(""), built=built[0] if built else None
     )

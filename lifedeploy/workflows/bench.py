@@ -73,8 +73,8 @@ class BenchRequest:
         if not self.copies:
             raise UsageError("neither with nor without copies: there is nothing to measure")
         require_within(self.streams, MOST_STREAMS, "streams")
-        require_within(self.threads, MOST_THREADS, "threads")
-        require_within(self.limit, MOST_IMAGES, "images")
+        require_within(self.threads, MOST_THREADS, "threads", optional=True)
+        require_within(self.limit, MOST_IMAGES, "images", optional=True)
         if not 0 < self.stop.budget_s <= LONGEST_BUDGET_S:  # neither NaN nor infinity is: measuring would not end
             raise UsageError(
                 f"a budget of {self.stop.budget_s:g} s is not allowed: it must be positive, and at most "
@@ -163,7 +163,8 @@ def _built(
 ) -> Artifact:
     if wanted.built is not None:
         return wanted.built
-    say(f"building {f'{wanted.engine} {wanted.precision}'.rstrip()}, which is not built yet")
+    if not wanted.precision:  # of those with one the build itself says whether anything is built
+        say(f"building {wanted.engine}, which is not built yet" if wanted.name else "nothing is built yet: building")
     model = export.manifest_path if export is not None else request.model
     return build(BuildRequest(model=model, engine=wanted.engine, precision=wanted.precision), workspace, say).engine
 

@@ -51,9 +51,9 @@ class EvaluateRequest:
         if self.on_error not in ON_ERROR:
             raise UsageError(f"--on-error {self.on_error!r} is unknown; there are: {', '.join(ON_ERROR)}")
         require_within(self.batch, MOST_IN_BATCH, "images per batch")
-        require_within(self.limit, MOST_IMAGES, "images")
-        require_within(self.threads, MOST_THREADS, "threads")
-        require_within(self.workers, MOST_THREADS, "decoding threads")
+        require_within(self.limit, MOST_IMAGES, "images", optional=True)
+        require_within(self.threads, MOST_THREADS, "threads", optional=True)
+        require_within(self.workers, MOST_THREADS, "decoding threads", optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)

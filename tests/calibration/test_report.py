@@ -36,6 +36,7 @@ def test_what_still_rounds_to_the_largest_number_is_not_beyond_it():
 def test_decibels():
     assert decibels(100.0, 1.0) == pytest.approx(20)
     assert decibels(1.0, 0.0) == 200
+    assert decibels(float("nan"), float("nan")) == decibels(1.0, float("inf")) == -200  # JSON has no word for them
     assert together([20, 20]) == pytest.approx(20 - 10 * np.log10(2))
 
 

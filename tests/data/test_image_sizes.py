@@ -219,7 +219,9 @@ def test_an_environment_without_a_number_is_refused(text, monkeypatch):
 
 def test_numbers_have_a_range():
     require_within(5, 5, "images")
-    for value in (0, -1, 6, 2.5, float("nan"), float("inf"), 10**40):
+    require_within(np.int64(5), 5, "images")
+    require_within(None, 5, "images", optional=True)
+    for value in (0, -1, 6, 2.0, 2.5, float("nan"), float("inf"), 10**40, "4", None):
         with pytest.raises(UsageError, match="images are not allowed"):
             require_within(value, 5, "images")
 
