@@ -80,6 +80,17 @@ def test_a_signal_while_writing_leaves_nothing(name, times, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_at_the_very_end_changes_nothing(tmp_path):
+    child = started([sys.executable, "-c", WRITER], tmp_path)
+    assert child.stdout is not None and child.stderr is not None
+    assert child.stdout.readline() == "writing\n"
+    child.send_signal(signal.SIGINT)
+    assert child.stderr.readline() == f"{SAID}\n"  # and Python takes a moment to end
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (1, "")
+
+
 def test_a_signal_that_a_library_drops_comes_again(tmp_path):
     child = started([sys.executable, "-c", DEAF], tmp_path)
     assert child.stdout is not None and child.stdout.readline() == "deaf\n"
