@@ -33,14 +33,14 @@ from lifedeploy.machine import gpu_state
 class Bare(Lane):
     """The least that runs a plan; what it calls it calls with everything looked up before."""
 
-    def __init__(self, trt: Any, plan: bytes, images: np.ndarray, *, rtx: bool) -> None:
+    def __init__(self, trt: Any, plan: bytes, images: np.ndarray, *, captures: bool) -> None:
         super().__init__({}, {})
         from cuda.bindings import runtime as cuda
 
         logger = trt.Logger(trt.Logger.ERROR)
         self._keep: list[Any] = [logger, trt.Runtime(logger)]
         engine = self._keep[-1].deserialize_cuda_engine(plan)
-        if rtx:
+        if not captures:  # TensorRT for RTX, which makes its own graphs
             config = engine.create_runtime_config()
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -66,7 +66,7 @@ class Bare(Lane):
             context.execute_async_v3(handle)
         require(cuda.cudaStreamSynchronize(stream)[0])
         self._stream, self._wait = stream, cuda.cudaStreamSynchronize
-        if rtx:  # which makes its own graphs
+        if not captures:
             self._start = partial(context.execute_async_v3, handle)
             return
         require(cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)[0])
@@ -90,7 +90,7 @@ def bare_loop(engine: Engine, batch: int, images: np.ndarray) -> Lane:
     """What an open engine's lane is held against."""
     if isinstance(engine, TensorRT):
         plan = engine.path.read_bytes()
-        return Bare(engine.library(), plan, images, rtx=engine.name == "tensorrt-rtx")
+        return Bare(engine.library(), plan, images, captures=engine.captures)
     lane = engine.lane(batch)
     lane.inputs["images"][...] = images
     assert isinstance(lane, DeviceLane)  # the stand-in's is
@@ -102,7 +102,7 @@ def compare(folder: Path, batch: int, budget: float) -> dict[str, Any]:
     artifact = Artifact.read(folder / "model.json")
     artifact.check()
     record = artifact.manifest.engine
-    if record is None or not (record.name.startswith("tensorrt") or record.name == FakeDevice.name):
+    if record is None or not issubclass(registry.get(record.name), (TensorRT, FakeDevice)):
         raise SystemExit(f"{folder} holds no engine of TensorRT")
     cls = registry.running(record.name, artifact.path)
     shape = (batch, 3, *artifact.manifest.spec.image_size)
