@@ -34,6 +34,7 @@ demo: env
 	cd demo && $(BIN)/lifedeploy visualize artifacts/test_vit-life-r0.7-64x64px digits/val/3/digit0060.png -o lives.png
 	@echo "the pictures: demo/lives.png, demo/bench.png"
 
+# Python keeps its bytecode even where the environment forbids it: some hundred processes would compile the package each.
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

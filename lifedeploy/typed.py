@@ -66,7 +66,7 @@ Rate = Annotated[float, Meta(gt=0, le=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 Label = Annotated[str, Meta(max_length=4096)]  # of a class, which may have an empty name
 Text = Annotated[str, Meta(max_length=65_536)]
-# What ends a pattern is not to match before a last line break, as Python's $ alone does.
+# Python's $ alone also matches before a last line break: (?!\n) where the length does not forbid one.
 # A method may be one that is not installed here: what is needed of it then is in its files.
 MethodName = Annotated[str, Meta(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$(?!\n)", max_length=40)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]  # SHA-256

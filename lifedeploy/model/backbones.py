@@ -157,7 +157,8 @@ def weight_bytes(name: str, *, num_classes: int | None = None) -> int:
     """
     full = timm_name(name)
     refuse_other_families(name, full)
-    model = _without_numbers(full, *(() if num_classes is None else (("num_classes", num_classes),)))
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    model = _without_numbers(full, *options.items())
     return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
