@@ -7,7 +7,8 @@ object is a :class:`Method`. docs/architecture.md says how.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
@@ -72,6 +73,57 @@ def _first_k_work(schedule: Schedule, options: FirstKOptions, cost: Cost) -> Wor
     return Work(schedule.tokens, behind if options.inside else schedule.tokens)
 
 
+@dataclass(frozen=True)
+class EvitOptions:
+    """What becomes of dropped tokens."""
+
+    fuse: bool = option(True, "Fuse the tokens that are dropped into one; else they are gone.")
+
+
+def _evit_schedule(
+    patches: int, depth: int, keep_rate: float, drop_layers: Sequence[int], options: EvitOptions
+) -> Schedule:
+    """Of n tokens, earlier fused ones among them, ⌈ρ n⌉ stay at each drop, and the fused one comes to them.
+
+    Where that is no fewer than before nothing is dropped: one token alone would be fused with itself.
+    """
+    counts = []
+    for _ in drop_layers:
+        tokens = counts[-1] if counts else patches
+        counts.append(min(math.ceil(round(keep_rate * tokens, 6)) + options.fuse, tokens))
+    return replace(Schedule.from_counts(patches, depth, counts, drop_layers), keep_rate=keep_rate)
+
+
+def _evit_work(schedule: Schedule, options: EvitOptions, cost: Cost) -> Work:
+    """The MLP of a drop layer has fewer tokens than its attention; the CLS row is computed apart from that."""
+    scoring = 0
+    for layer in schedule.leaving_layers:
+        before, after = schedule.tokens[layer - 1], schedule.after(layer)
+        scoring += cost.width * (cost.prefix + before)  # q_cls Kᵀ
+        if options.fuse:
+            scoring += cost.width * (before + after - 1)  # the weighted sums of all patches, and of those kept
+    return Work(schedule.tokens, tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1)), scoring)
+
+
+def _topk_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:
+    return _evit_work(schedule, EvitOptions(fuse=False), cost)
+
+
+def _dynamicvit_schedule(
+    patches: int, depth: int, keep_rate: float, drop_layers: Sequence[int], options: NoOptions
+) -> Schedule:
+    """⌊ρ^k N⌋ tokens after the k-th drop, of the first count."""
+    counts = [math.floor(round(patches * keep_rate**k, 6)) for k in range(1, len(drop_layers) + 1)]
+    return replace(Schedule.from_counts(patches, depth, counts, drop_layers), keep_rate=keep_rate)
+
+
+def _dynamicvit_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:
+    """A predictor maps C channels of every patch to C, C/2, C/4 and 2."""
+    width = cost.width
+    per_patch = width * width + width * (width // 2) + (width // 2) * (width // 4) + (width // 4) * 2
+    return Work.of(schedule, per_patch * sum(schedule.tokens[layer - 1] for layer in schedule.leaving_layers))
+
+
 def _life_work(schedule: Schedule, options: LifeOptions, cost: Cost) -> Work:
     """s_i = x̄_clsᵀ W x̄_i (eq. 2): W meets one token, and what comes of it each patch."""
     return Work.of(schedule, cost.width**2 + cost.width * schedule.patches if schedule.drop_layers else 0)
@@ -92,6 +144,32 @@ _BUILT_IN = (
             TrainingStage("backbone", reducer=False, backbone=True),
         ),
         work=_life_work,
+    ),
+    Method(
+        name="evit",
+        title="EViT",
+        reducer="lifedeploy.model.reducers.evit:EvitReducer",
+        inside=True,
+        options=EvitOptions,
+        stages=(TrainingStage("backbone", reducer=False, backbone=True),),
+        work=_evit_work,
+        schedule=_evit_schedule,
+    ),
+    Method(
+        name="topk",
+        title="Top-K by CLS attention",
+        reducer="lifedeploy.model.reducers.topk:TopKReducer",
+        inside=True,
+        stages=(TrainingStage("backbone", reducer=False, backbone=True),),
+        work=_topk_work,
+    ),
+    Method(
+        name="dynamicvit",
+        title="DynamicViT",
+        reducer="lifedeploy.model.reducers.dynamicvit:DynamicVitReducer",
+        drop_layers=(3, 6, 9),
+        work=_dynamicvit_work,
+        schedule=_dynamicvit_schedule,
     ),
     Method(
         name="dense",

@@ -16,6 +16,7 @@ TABLE = "methods.py"
 REDUCERS = "model/reducers/"
 # Words that are a method's name and something else as well: file → word → what it is there.
 OTHERWISE = {
+    "engines/tensorrt/fusion.py": {"topk": "what kernels that sort are called"},
     "spec.py": {"life": "the output of a graph that gives lives"},
 }
 OURS = [methods.get(name) for name in methods.names()]
