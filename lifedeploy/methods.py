@@ -74,6 +74,13 @@ def _first_k_work(schedule: Schedule, options: FirstKOptions, cost: Cost) -> Wor
 
 
 @dataclass(frozen=True)
+class RandomOptions:
+    """Which order it is."""
+
+    draw: Annotated[int, Meta(ge=0, le=10**9)] = option(0, "Which random order: its seed.")
+
+
+@dataclass(frozen=True)
 class EvitOptions:
     """What becomes of dropped tokens."""
 
@@ -87,7 +94,7 @@ def _evit_schedule(
 
     Where that is no fewer than before nothing is dropped: one token alone would be fused with itself.
     """
-    counts = []
+    counts: list[int] = []
     for _ in drop_layers:
         tokens = counts[-1] if counts else patches
         counts.append(min(math.ceil(round(keep_rate * tokens, 6)) + options.fuse, tokens))
@@ -170,6 +177,16 @@ _BUILT_IN = (
         drop_layers=(3, 6, 9),
         work=_dynamicvit_work,
         schedule=_dynamicvit_schedule,
+    ),
+    Method(
+        name="random",
+        title="random order",
+        reducer="lifedeploy.model.reducers.random:RandomReducer",
+        selection="once",
+        derives=True,
+        options=RandomOptions,
+        stages=(TrainingStage("backbone", reducer=False, backbone=True),),
+        work=lambda schedule, options, cost: Work.of(schedule, cost.width * schedule.patches * schedule.prunes),
     ),
     Method(
         name="dense",

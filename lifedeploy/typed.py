@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -28,7 +28,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", *QUANTIZED)
 ATTENTIONS = ("products", "operator", "contrib")
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-WEIGHTS = ("random", "pretrained", "trained", "file")
+RANDOM_WEIGHTS: Final = "random"  # a method is called so too
+WEIGHTS = (RANDOM_WEIGHTS, "pretrained", "trained", "file")
 PREDICTORS = ("identity", "trained", "none")
 KINDS = ("model", "calibrated", "engine")
 MODES = ("latency", "throughput")  # of a benchmark

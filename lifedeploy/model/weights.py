@@ -26,12 +26,13 @@ from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagen
 from lifedeploy.model.vit import build_model
 from lifedeploy.progress import quiet_loggers
 from lifedeploy.spec import Provenance
+from lifedeploy.typed import RANDOM_WEIGHTS
 
 HUB_TIMEOUT_S = 3.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_LOGGERS = ("huggingface_hub", "timm", "httpx", "httpx2")  # of retries; their last word arrives as an exception
 RANDOM_SEED = 0
-POLICIES = ("auto", "pretrained", "random")
+POLICIES = ("auto", "pretrained", RANDOM_WEIGHTS)
 
 
 def load(request: ModelRequest, workspace: Workspace, *, ordering: str = "") -> LoadedModel:
@@ -42,7 +43,7 @@ def load(request: ModelRequest, workspace: Workspace, *, ordering: str = "") -> 
         WeightsError: the weights asked for are missing, unreachable, damaged or of another shape.
     """
     backbones.refuse_other_families(request.backbone, backbones.timm_name(request.backbone))
-    if request.weights == "random":
+    if request.weights == RANDOM_WEIGHTS:
         return _random(request, ordering)
     if request.weights == "pretrained":
         reason = hub_obstacle(backbones.timm_name(request.backbone))
@@ -99,7 +100,7 @@ def _random(request: ModelRequest, ordering: str) -> LoadedModel:
         torch.manual_seed(RANDOM_SEED)
         vit = backbones.create(request.backbone, image_size=request.image_size, num_classes=request.num_classes)
         _give_life_to_zeros(vit)
-        provenance = Provenance(weights="random", source=f"seed {RANDOM_SEED}")
+        provenance = Provenance(weights=RANDOM_WEIGHTS, source=f"seed {RANDOM_SEED}")
         spec = describe(request, vit, provenance, classes=())
         return LoadedModel(model=build_model(vit, spec, ordering=ordering), spec=spec)
 

@@ -16,6 +16,7 @@ from lifedeploy.progress import Say
 from lifedeploy.spec import PreprocessSpec
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import Target
+from lifedeploy.typed import RANDOM_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def match(
             warnings.append(note)
         else:
             entry = Matched(session, target.spec.preprocess, target.spec.num_classes, maps[number])
-            if target.weights == "random":
+            if target.weights == RANDOM_WEIGHTS:
                 warnings.append(f"{target.path} has random weights: its accuracy means nothing")
         if entry.map.warning and entry.map.warning not in warnings:  # of several models the same
             warnings.append(entry.map.warning)

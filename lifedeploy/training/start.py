@@ -15,6 +15,7 @@ from lifedeploy.errors import UsageError, WeightsError
 from lifedeploy.model import backbones, checkpoint, weights
 from lifedeploy.model.weights import LoadedModel, ModelRequest
 from lifedeploy.training.config import TrainConfig
+from lifedeploy.typed import RANDOM_WEIGHTS
 
 
 def resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace) -> tuple[TrainConfig, str]:
@@ -40,7 +41,7 @@ def resolved(config: TrainConfig, classes: Sequence[str], workspace: Workspace) 
     obstacle = weights.hub_obstacle(backbone)
     if not obstacle:
         return config.but(weights="pretrained"), ""
-    return config.but(weights="random"), (
+    return config.but(weights=RANDOM_WEIGHTS), (
         f"RANDOM WEIGHTS to start from: no model fine-tuned on these classes in {workspace.root}/ and no pretrained "
         f"weights ({obstacle})."
     )
@@ -75,7 +76,7 @@ def load_start(config: TrainConfig, classes: Sequence[str], workspace: Workspace
 def warning_of(loaded: LoadedModel, config: TrainConfig) -> str:
     """What is wrong with where it starts; '' where nothing is."""
     start = loaded.spec.provenance
-    if config.slims and start.weights == "random":
+    if config.slims and start.weights == RANDOM_WEIGHTS:
         what = "lives are" if config.trained_method.predicts_lives else f"{config.method} is"
         return f"{what} about to be trained on random weights: fine-tune a model first (lifedeploy train --dense)"
     if config.slims and loaded.new_head:

@@ -35,6 +35,7 @@ from lifedeploy.targets.evidence import samples_of
 from lifedeploy.targets.find import export_of, graphs_of
 from lifedeploy.targets.output import REFERENCE
 from lifedeploy.text import quoted
+from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import atomic_folder, in_use, require_folder, saving, scratch_folder
 
 
@@ -226,7 +227,7 @@ def _settings(
 
 def _classes(images: ImageSet, spec: ModelSpec) -> ClassMap | None:
     """Where the images' classes are among the model's, if they have classes that it knows."""
-    if not images.classes or spec.num_classes < 2 or spec.provenance.weights == "random":
+    if not images.classes or spec.num_classes < 2 or spec.provenance.weights == RANDOM_WEIGHTS:
         return None
     try:
         return map_classes(images.classes, spec.classes, spec.num_classes, source=images.source, model="the model")

@@ -16,6 +16,7 @@ from lifedeploy.targets import select
 from lifedeploy.targets.find import ModelFile
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import target_of
+from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import in_use
 
 
@@ -74,7 +75,7 @@ def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
 def _predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
     artifact = select.for_prediction(request.model, workspace)
     spec = artifact.manifest.spec
-    if spec.provenance.weights == "random":
+    if spec.provenance.weights == RANDOM_WEIGHTS:
         raise WeightsError(
             f"{artifact.path} has random weights: any class it named would be made up",
             hint="export with --weights pretrained or --weights FILE",

@@ -34,6 +34,7 @@ from lifedeploy.training.loop import Job, Outcome, Trainer
 from lifedeploy.training.runs import claim, held, run_config, run_folder
 from lifedeploy.training.stages import plan
 from lifedeploy.training.start import fingerprint, load_start, require_elastic, resolved, warning_of
+from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import require_folder
 
 REPORT = "report.json"
@@ -239,7 +240,7 @@ def _warn_of_size(config: TrainConfig, warn: Say) -> None:
 def _other_classes(loaded: LoadedModel, classes: Sequence[str]) -> str:
     """What the classes of a head are taken for that was trained on others, or has no names; '' of all other heads."""
     spec = loaded.spec
-    if loaded.new_head or spec.provenance.weights == "random" or spec.classes == tuple(classes):
+    if loaded.new_head or spec.provenance.weights == RANDOM_WEIGHTS or spec.classes == tuple(classes):
         return ""
     return (
         f"the head of {spec.provenance.source} is kept, and its classes are matched BY POSITION: "

@@ -24,6 +24,7 @@ from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import Target, named
 from lifedeploy.text import shortened
 from lifedeploy.training.log import FILE, read_log
+from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.viz.style import check_format
 
 _BATCH = 16
@@ -214,7 +215,7 @@ def _grid(spec: ModelSpec) -> tuple[int, int]:
 
 
 def _guess(logits: NDArray[Any], spec: ModelSpec) -> str:
-    if spec.provenance.weights == "random" or not spec.num_classes:
+    if spec.provenance.weights == RANDOM_WEIGHTS or not spec.num_classes:
         return ""
     odds = np.exp(logits.astype(np.float64) - logits.max())
     best = int(odds.argmax())
@@ -224,14 +225,14 @@ def _guess(logits: NDArray[Any], spec: ModelSpec) -> str:
 
 def _caption(target: Target, spec: ModelSpec) -> str:
     trained = {"trained": "trained predictor", "identity": "untrained predictor"}.get(spec.provenance.predictor, "")
-    weights = "random weights" if spec.provenance.weights == "random" else trained
+    weights = "random weights" if spec.provenance.weights == RANDOM_WEIGHTS else trained
     counts = ", ".join(map(str, spec.schedule.counts))
     what = f"{methods.title_of(target.method)} of {spec.backbone}, {target.engine.name} {target.precision}"
     return " · ".join(filter(None, (what, f"{spec.schedule.patches} → {counts}", weights)))
 
 
 def _warning(target: Target) -> str:
-    if target.weights == "random":
+    if target.weights == RANDOM_WEIGHTS:
         what = "live longest" if target.predicts_lives else "stay"
         return f"Random weights: which patches {what} says nothing about the image."
     return ""

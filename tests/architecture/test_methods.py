@@ -18,6 +18,7 @@ REDUCERS = "model/reducers/"
 OTHERWISE = {
     "engines/tensorrt/fusion.py": {"topk": "what kernels that sort are called"},
     "spec.py": {"life": "the output of a graph that gives lives"},
+    "typed.py": {"random": "weights that nobody trained"},
 }
 OURS = [methods.get(name) for name in methods.names()]
 # What a timm ViT is made of, by the names of its attributes; `blocks` and `heads` are words of the adapter too.

@@ -15,6 +15,7 @@ from lifedeploy.bench.profile import Profile
 from lifedeploy.bench.report import BenchReport, Choice, Row
 from lifedeploy.cli import tables
 from lifedeploy.text import printable
+from lifedeploy.typed import RANDOM_WEIGHTS
 
 
 def measured(report: BenchReport) -> RenderableType:
@@ -36,7 +37,7 @@ def measured(report: BenchReport) -> RenderableType:
     parts += [Text(line, style="dim") for line in _opinions(report.rows)]
     notes = {row.subject.note for row in report.rows if row.subject.note}
     parts += [Text(printable(note), style="yellow") for note in sorted(notes)]
-    if any(row.subject.weights == "random" for row in report.rows):
+    if any(row.subject.weights == RANDOM_WEIGHTS for row in report.rows):
         parts.append(Text("Random weights: speeds are valid, accuracy there is none.", style="yellow"))
     machine = report.machine
     gpu = f", {', '.join(machine['gpu'])}" if machine["gpu"] else ""

@@ -38,8 +38,8 @@ class ScorePredictor(nn.Module):
         """
         local, whole = self.in_conv(patches).chunk(2, dim=-1)  # (B, n, C/2) each
         whole = whole.mean(dim=1, keepdim=True).expand_as(local)
-        keep, drop = self.out_conv(torch.cat((local, whole), dim=-1)).unbind(dim=-1)
-        return keep - drop
+        logits: Tensor = self.out_conv(torch.cat((local, whole), dim=-1))  # (B, n, 2)
+        return logits[..., 0] - logits[..., 1]
 
 
 class DynamicVitReducer(Reducer):
