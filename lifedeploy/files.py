@@ -40,8 +40,13 @@ def is_lfs_pointer(path: Path) -> bool:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write ``data`` as readable JSON, atomically."""
+    write_text(path, readable_json(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
     with atomic_file(path) as staging:
-        staging.write_text(readable_json(data), encoding="utf-8")
+        staging.write_text(text, encoding="utf-8")
 
 
 def readable_json(data: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ class Subject:
     weights: str
     parity: dict[str, float | None] | None  # the worst of the gate's cases
     note: str = ""
+    gmacs: float | None = None  # of one image
+    tokens: tuple[int, ...] | None = None  # patch tokens, from drop to drop
+    keep_rate: float | None = None  # that the tokens were made of
 
     @property
     def label(self) -> str:
@@ -171,6 +174,7 @@ def make_rows(
     *,
     base: str | None = None,
     memory_mib: Mapping[str, float | None] | None = None,
+    unbounded: Collection[str] = (),
 ) -> list[Row]:
     """The rows of one engine's methods from the samples of a contest.
 
@@ -181,6 +185,7 @@ def make_rows(
         samples: of the contest.
         base: the contender that all engines are held against.
         memory_mib: method → peak memory.
+        unbounded: methods that this bound is none of: it lets other numbers of tokens through.
     """
     baseline, bound = (
         contender_name(label, method.name, setting.copies) for method in (methods.baseline(), methods.bound())
@@ -192,7 +197,7 @@ def make_rows(
         device = [milliseconds for turn in turns for milliseconds in turn.device_ms]
         q1, median, q3 = percentiles([turn.images_per_s for turn in turns], (25, 50, 75))
         speedup = samples.ratio(name, baseline) if baseline in samples.turns else None
-        slimmed = methods.role_of(subject.method) == methods.SLIMMED
+        bounded = methods.role_of(subject.method) == methods.SLIMMED and subject.method not in unbounded
         over_base = samples.ratio(name, base) if base else None
         rows.append(
             Row(
@@ -206,7 +211,7 @@ def make_rows(
                 speedup_high=speedup.high if speedup else None,
                 speedup_coverage=speedup.coverage if speedup else None,
                 efficiency=speedup.median / subject.mac_ratio if speedup and subject.mac_ratio else None,
-                first_k_share=samples.ratio(name, bound).median if slimmed and bound in samples.turns else None,
+                first_k_share=samples.ratio(name, bound).median if bounded and bound in samples.turns else None,
                 peak_memory_mib=(memory_mib or {}).get(subject.method),
                 rounds=samples.count,
                 device_ms=_spread(device) if device else None,

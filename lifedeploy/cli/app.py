@@ -17,6 +17,7 @@ from lifedeploy.cli import console, encoding, interrupts
 from lifedeploy.cli.commands.bench import bench
 from lifedeploy.cli.commands.build_engine import build_engine
 from lifedeploy.cli.commands.calibrate import calibrate
+from lifedeploy.cli.commands.compare import compare
 from lifedeploy.cli.commands.doctor import doctor
 from lifedeploy.cli.commands.evaluate import evaluate
 from lifedeploy.cli.commands.export import export
@@ -64,6 +65,7 @@ app.command()(visualize)
 app.command()(calibrate)
 app.command("build-engine")(build_engine)
 app.command()(bench)
+app.command()(compare)
 app.command()(inspect)
 app.command()(verify)
 app.command()(predict)

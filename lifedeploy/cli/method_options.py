@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from lifedeploy import methods
 from lifedeploy.cli import field_options, values
-from lifedeploy.errors import LifedeployError
+from lifedeploy.errors import LifedeployError, UsageError
 from lifedeploy.method import Method
 
 FLAG = "--method"
@@ -33,6 +33,18 @@ class MethodName(values.Value):
 
     def read(self, text: str) -> str:
         return methods.get(text, *self.roles).name
+
+
+class MethodNames(values.Value):
+    """Methods of any role, with commas between them."""
+
+    most = 64
+
+    def read(self, text: str) -> values.Words:
+        words = text.split(",")
+        if len(words) > self.most:
+            raise UsageError(f"{self.flag} has {len(words):,} names; at most {self.most} are allowed")
+        return values.Words(methods.get(word).name for word in words)
 
 
 class MethodCommand(TyperCommand):

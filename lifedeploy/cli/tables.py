@@ -64,6 +64,11 @@ def heading(text: str) -> Text:
     return Text(f"\n{text}", style="bold")
 
 
+def gmacs(value: float) -> str:
+    """Billions of multiply-accumulates, of a tiny model too."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def percent(share: float | None) -> str:
     """A share as a number of percent."""
     return "–" if share is None else f"{share * 100:.1f}"

@@ -12,6 +12,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
+from lifedeploy.budget import Sized
 from lifedeploy.caches import compiler_caches
 from lifedeploy.errors import UnsupportedModelError, UsageError
 from lifedeploy.machine import memory_gib
@@ -149,6 +150,12 @@ def native_image_size(name: str) -> tuple[int, int] | None:
     return (config.input_size[-2], config.input_size[-1]) if config is not None else None
 
 
+def native_classes(name: str) -> int | None:
+    """Classes of the head that a backbone has unless told otherwise, if it says."""
+    config: Any = timm.get_pretrained_cfg(timm_name(name), allow_unregistered=True)
+    return config.num_classes if config is not None else None
+
+
 def weight_bytes(name: str, *, num_classes: int | None = None) -> int:
     """What the weights of a backbone take in FP32, found out without making any.
 
@@ -160,6 +167,22 @@ def weight_bytes(name: str, *, num_classes: int | None = None) -> int:
     options = {} if num_classes is None else {"num_classes": num_classes}
     model = _without_numbers(full, *options.items())
     return 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def sized(name: str, *, image_size: tuple[int, int] | None = None, num_classes: int | None = None) -> Sized:
+    """A backbone as far as its work goes, found out without making any weights.
+
+    Raises:
+        UsageError, UnsupportedModelError: as for :func:`create`.
+    """
+    full = timm_name(name)
+    refuse_other_families(name, full)
+    require_sizes(image_size, num_classes)
+    options = {"img_size": image_size, "num_classes": num_classes}
+    model = _without_numbers(full, *((key, value) for key, value in options.items() if value is not None))
+    view = adapted(model, name)
+    view.require_supported(name)
+    return Sized(patches=view.patches, depth=view.depth, cost=view.cost(view.image_size))
 
 
 @lru_cache(maxsize=16)

@@ -55,8 +55,10 @@ class _Entry:
         """What its rows are about."""
         target = self.session.target
         manifest = target.artifact.manifest if target.artifact else None
+        drops = manifest is not None and methods.role_of(target.method) != methods.BASELINE
+        schedule = manifest.spec.schedule if manifest else None
         return Subject(
-            model=self.variants.model,
+            model=target.name,
             method=target.shown_method,
             engine=target.engine.name,
             precision=self.session.engine.precision,
@@ -64,7 +66,17 @@ class _Entry:
             weights=target.weights,
             parity=manifest.parity.summary() if manifest and manifest.parity else None,
             note=target.note,
+            gmacs=manifest.macs.total / 1e9 if manifest else None,
+            tokens=(schedule.patches, *(schedule.counts if drops else ())) if schedule else None,
+            keep_rate=schedule.keep_rate if schedule and drops else None,
         )
+
+    @property
+    def places(self) -> tuple[object, ...] | None:
+        """Tokens in attention and MLP of each layer, which a bound has in common with what it is a bound of."""
+        artifact = self.session.target.artifact
+        macs = artifact.manifest.macs if artifact else None
+        return (macs.attention_tokens, macs.mlp_tokens) if macs else None
 
 
 def contest(
@@ -93,11 +105,14 @@ def contest(
         )
         subjects = [entry.subject for entry in entries]
         inputs = [entry.session.engine.inputs for entry in entries]
+        places = [entry.places for entry in entries]
     rows: dict[str, list[Row]] = {}
     for variants in chosen:
         numbers = [number for number, entry in enumerate(entries) if entry.variants is variants]
         compared = [entries[number] for number in numbers]
         last = numbers[-1]
+        bounds = [places[number] for number in numbers if subjects[number].method == methods.bound().name]
+        unbounded = {subjects[number].method for number in numbers if places[number] not in bounds}
         memory = {}
         for entry in compared if rules.memory else ():
             target = entry.session.target
@@ -114,6 +129,7 @@ def contest(
                 samples,
                 base=_base(entries, copies),
                 memory_mib=memory,
+                unbounded=unbounded,
             )
             if copies is False and streams == 1:
                 # Only the slimmed model's plan, which is the last: what is held against the tool is our runtime.

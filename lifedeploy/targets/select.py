@@ -86,6 +86,23 @@ def for_bench(model: Path | None, engines: Sequence[str], workspace: Workspace, 
     return Selection(engines=(last,))
 
 
+def for_comparison(engines: Sequence[str]) -> Selection:
+    """The engines to compare methods on, each in the precision named or else its usual one; none: the fastest here.
+
+    Raises:
+        UsageError, EngineUnavailableError: one cannot be meant, or cannot run here.
+    """
+    wanted = []
+    for name in engines or (registry.AUTO,):
+        engine, precision = _parse(name)
+        kind = registry.resolve(engine, precision=precision)
+        kind.require_precision(precision)
+        plan = kind.plan(precision or kind.usual)
+        wanted.append(WantedEngine(name=name, engine=kind.name, precision=precision or kind.usual, plan=plan))
+    distinct, warnings = _distinct(wanted)
+    return Selection(engines=distinct, warnings=warnings)
+
+
 def for_evaluation(models: Sequence[Path], runtime: str, workspace: Workspace) -> list[Target]:
     """The models named; without any, the engine built last or else the newest export, and its dense baseline.
 

@@ -29,11 +29,14 @@ _OTHERS = ("#c2571a", "#4f9d69", "#8c6bb1", "#d4a017", "#b5446e", "#3f8f8f", "#7
 
 
 def colour(method: str) -> str:
-    """Of a method: of those that are neither baseline nor bound the usual one's own, else one that its name says."""
+    """Of a method: of those that are neither baseline nor bound the usual one's own, then one for each of ours, in the
+    order of the table; of others one that their name says."""
     role = methods.role_of(method)
     if role != methods.SLIMMED:
         return _BASELINE if role == methods.BASELINE else _BOUND
-    return _USUAL if method == methods.DEFAULT else _OTHERS[crc32(method.encode()) % len(_OTHERS)]
+    ours = [name for name in methods.names(methods.SLIMMED) if methods.built_in(name) is not None]
+    place = ours.index(method) - 1 if method in ours else crc32(method.encode())
+    return _USUAL if method == methods.DEFAULT else _OTHERS[place % len(_OTHERS)]
 
 
 def tidy(axis: Any) -> None:

@@ -96,12 +96,12 @@ def bench(
         ParityError: an engine failed its parity gate; it gets no number.
         DataError, ImageError, WeightsError: the images are missing, broken, or not of the model's classes.
     """
-    evaluation = _evaluation(request) if request.data else None
+    evaluation = evaluation_of(request) if request.data else None
     images = listed(evaluation, say) if evaluation else None
     chosen, warnings = _chosen(request, workspace, say)
     accuracy = None
     if evaluation is not None and images is not None:
-        accuracy = _Accuracy(chosen, evaluation, workspace, images, say, progress)
+        accuracy = Accuracy(chosen, evaluation, workspace, images, say, progress)
     options = EngineOptions(threads=request.threads, cuda_binding=request.cuda_binding, trust=request.trust)
     rules = Rules(
         stop=request.stop,
@@ -137,7 +137,7 @@ def bench(
     )
 
 
-def _evaluation(request: BenchRequest) -> EvaluateRequest:
+def evaluation_of(request: BenchRequest) -> EvaluateRequest:
     """How accuracy is measured."""
     return EvaluateRequest(
         models=(),
@@ -169,7 +169,7 @@ def _built(
     return build(BuildRequest(model=model, engine=wanted.engine, precision=wanted.precision), workspace, say).engine
 
 
-class _Accuracy:
+class Accuracy:
     """How right baselines and slimmed models are, in one pass; the bound on speed is no model to use.
 
     Raises:

@@ -23,6 +23,7 @@ FOUNDATION = {
     "optional",
     "schedule",
     "cost",
+    "budget",
     "method",
     "methods",
     "kept",
@@ -149,16 +150,20 @@ def test_files_can_be_read_in_one_sitting():
 
 
 def test_workflows_are_verbs():
-    """Each is a command; of each other they know only that bench builds what is missing, and evaluates."""
+    """Each is a command; of each other they know only that bench builds what is missing, and evaluates; and that
+    compare does both in the way of bench, and exports and calibrates what is missing."""
     modules = sorted(ROOT.glob("workflows/*.py"))
-    assert len(modules) <= 12
+    assert len(modules) <= 13
     used = {
         (path.stem, name.split(".")[2])
         for path in modules
         for name in imports(path, top_level_only=False)
         if name.startswith("lifedeploy.workflows.")
     }
-    assert used == {("bench", "build"), ("bench", "evaluate")}
+    assert used == {
+        *(("bench", verb) for verb in ("build", "evaluate")),
+        *(("compare", verb) for verb in ("bench", "build", "calibrate", "evaluate", "export")),
+    }
 
 
 def test_models_are_opened_and_asked_by_sessions_alone():

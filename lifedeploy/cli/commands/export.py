@@ -150,7 +150,7 @@ def exported(report: ExportReport) -> RenderableType:
         table.add_row(
             Text.assemble(f"{manifest.file}  ", (role, "dim")),
             str(tokens),
-            f"{gmacs:.2f}" if (gmacs := macs.total / 1e9) >= 0.1 else f"{gmacs:.2g}",
+            tables.gmacs(macs.total / 1e9),
             f"{macs.speedup_bound:.2f}×",
             *tables.evidence(manifest.parity),
         )

@@ -1,0 +1,71 @@
+"""What a comparison of methods says: bench's rows, and how each method's share of the work was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from lifedeploy.bench.report import BenchReport, Row
+
+At = Literal["keep-rate", "macs", "speed"]
+AT: tuple[At, ...] = ("keep-rate", "macs", "speed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One method, as it took part."""
+
+    method: str
+    title: str
+    export: str  # its folder
+    weights: str
+    keep_rate: float | None  # None: it drops nothing, or has a budget of its own
+    tokens: tuple[int, ...]  # patch tokens, from drop to drop
+    gmacs: float  # of one image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One step on the way to equal speed: a keep rate, and how fast the method was there."""
+
+    method: str
+    keep_rate: float
+    gmacs: float
+    speed: float  # over the method that all are brought to the speed of; median of rounds in turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One contest."""
+
+    mode: str
+    batch: int
+    streams: int
+    created: str
+    kept: bool  # from an earlier comparison on this machine, in the same versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareReport:
+    """Methods against each other."""
+
+    bench: BenchReport
+    backbone: str
+    at: At
+    like: str  # the method whose keep rate, work or speed the others were brought to
+    models: tuple[Compared, ...]
+    contests: tuple[Measured, ...]
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows, contest by contest."""
+        return self.bench.rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types: a benchmark's report, and more."""
+        more = {name: value for name, value in asdict(replace(self, bench=_NOTHING)).items() if name != "bench"}
+        return self.bench.to_dict() | more
+
+
+_NOTHING = BenchReport(machine={}, rows=(), created="")

@@ -1,0 +1,102 @@
+"""Keep rates under which different methods cost the same: "keep 0.7" is other work for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lifedeploy.cost import Cost
+from lifedeploy.errors import ScheduleError, UsageError
+from lifedeploy.method import Method
+from lifedeploy.schedule import Schedule
+
+_STEPS = 10_000  # keep rates that are tried: this many, at equal distances
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """A backbone as far as its work goes."""
+
+    patches: int
+    depth: int
+    cost: Cost
+
+    def schedule(self, method: Method, keep_rate: float, options: Mapping[str, Any]) -> Schedule:
+        """Token counts of a method at a keep rate.
+
+        Raises:
+            ScheduleError: it leaves no token.
+        """
+        return method.make_schedule(self.patches, self.depth, keep_rate=keep_rate, options=options)
+
+    def macs(self, method: Method, schedule: Schedule, options: Mapping[str, Any]) -> int:
+        """What the method costs under a schedule."""
+        return self.cost.total(method.count_work(schedule, options, self.cost))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A keep rate, and what a method costs under it."""
+
+    method: str
+    keep_rate: float | None  # None: it takes none, and has a budget of its own
+    macs: int
+
+
+def at_keep_rate(method: Method, keep_rate: float, backbone: Sized) -> Budget:
+    """What a method costs at a keep rate; one that takes none at its own budget.
+
+    Raises:
+        ScheduleError: it leaves no token.
+    """
+    options = method.plain_options({})
+    schedule = backbone.schedule(method, keep_rate, options)
+    rate = keep_rate if method.takes_keep_rate else None
+    return Budget(method=method.name, keep_rate=rate, macs=backbone.macs(method, schedule, options))
+
+
+def at_macs(method: Method, macs: float, backbone: Sized) -> Budget:
+    """The keep rate under which a method's work comes nearest to ``macs``; the roundest of those that do.
+
+    Raises:
+        UsageError: it can leave tokens at no keep rate.
+    """
+    if not method.takes_keep_rate:
+        return at_keep_rate(method, 1.0, backbone)
+    low, high = 0, _STEPS  # work at ``high`` is at least what is asked for, or the most there is
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = _tried(method, middle / _STEPS, backbone)
+        low, high = (low, middle) if tried is not None and tried.macs >= macs else (middle, high)
+    near = [found for step in (low, high) if step and (found := _tried(method, step / _STEPS, backbone)) is not None]
+    if not near:
+        raise UsageError(f"{method.name} leaves no token of {backbone.patches} at any keep rate")
+    best = min(near, key=lambda budget: abs(budget.macs - macs))
+    assert best.keep_rate is not None
+    for digits in (1, 2, 3):
+        rounder = _tried(method, round(best.keep_rate, digits), backbone)
+        if rounder is not None and rounder.macs == best.macs:
+            return rounder
+    return best
+
+
+def nearer(macs: Sequence[float], speeds: Sequence[float]) -> float:
+    """Work with which a method would be as fast as another, after what was measured: its speeds over the other's.
+
+    After one measurement time is taken for proportional to work, then for linear in it.
+    """
+    last, speed = macs[-1], speeds[-1]
+    if len(macs) > 1 and macs[-2] != last and 1 / speeds[-2] != 1 / speed:
+        slope = (1 / speed - 1 / speeds[-2]) / (last - macs[-2])
+        if slope > 0:  # else the measurements are nearer to each other than they are exact
+            return last + (1 - 1 / speed) / slope
+    return last * speed
+
+
+def _tried(method: Method, keep_rate: float, backbone: Sized) -> Budget | None:
+    """None: it leaves no token."""
+    try:
+        return at_keep_rate(method, keep_rate, backbone)
+    except ScheduleError:
+        return None

@@ -1,0 +1,142 @@
+"""What ``compare`` measured, as tables: on the screen, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lifedeploy import methods
+from lifedeploy.bench.comparison import CompareReport
+from lifedeploy.bench.report import Choice, Row
+from lifedeploy.cli import tables
+from lifedeploy.text import printable
+from lifedeploy.typed import RANDOM_WEIGHTS
+
+_LIKE = {
+    "keep-rate": "Each at its own keep rate as asked for, which is other work for every method",
+    "macs": "All at the GMACs of {like}, as near as their keep rates come",
+    "speed": "All at the measured speed of {like}, as near as their keep rates come",
+}
+
+
+_NARROW = {"efficiency": "effi-\nciency"}  # on the screen
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """One table."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def compared(report: CompareReport) -> RenderableType:
+    """One table per engine and setting, the fastest method first; then what the numbers are of."""
+    parts: list[RenderableType] = []
+    for contest in _contests(report):
+        headers = [_NARROW.get(header, header.replace(" ", "\n", 1)) for header in contest.headers]
+        table = tables.plain_table(*headers, title=printable(contest.title))
+        for row in contest.rows:
+            table.add_row(*row)
+        parts += [table, Text("")]
+    notes = sorted({row.subject.note for row in report.rows if row.subject.note})
+    parts += [Text(printable(note), style="yellow") for note in notes]
+    parts += [Text(printable(line), style="dim") for line in _explained(report)]
+    return Group(*parts)
+
+
+def markdown(report: CompareReport) -> str:
+    """The same as a page."""
+    lines = [f"# {report.backbone}: methods compared", "", f"    {report.bench.command}", ""]
+    for contest in _contests(report):
+        lines += [f"## {contest.title}", "", _line(contest.headers)]
+        lines.append(_line([":--", *["--:"] * (len(contest.headers) - 1)]))
+        lines += [*map(_line, contest.rows), ""]
+    for line in _explained(report):
+        lines += [line, ""]
+    lines += [f"- {warning}" for warning in report.bench.warnings]
+    return "\n".join(printable(line).replace("<", "&lt;") for line in lines).rstrip() + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _contests(report: CompareReport) -> Iterator[_Contest]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in report.rows:
+        setting = row.setting
+        key = row.subject.label, setting.mode, setting.streams, setting.batch, setting.copies
+        groups.setdefault(key, []).append(row)
+    choices = {_key(choice.row): choice for choice in report.bench.choices}
+    for (label, mode, streams, batch, copies), rows in groups.items():
+        flight = f", {streams} requests in flight" if mode == "throughput" else ""
+        moved = "" if copies is None else ", with copies" if copies else ", without copies"
+        rows.sort(key=lambda row: -row.images_per_s)
+        cells = [_cells(row, choices.get(_key(row))) for row in rows]
+        told = [header for header in cells[0] if any(row[header] != "–" for row in cells)]
+        yield _Contest(
+            f"{report.backbone} · {label} · {mode}{flight}{moved} · batch {batch}",
+            tuple(told),
+            tuple(tuple(row[header] for header in told) for row in cells),
+        )
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    setting = row.setting
+    return row.subject.label, row.subject.method, setting.mode, setting.streams, setting.batch, setting.copies
+
+
+def _cells(row: Row, choice: Choice | None) -> dict[str, str]:
+    """Header → cell; one line each, so that they fit a page too."""
+    subject = row.subject
+    drops = methods.role_of(subject.method) != methods.BASELINE
+    interval = "–"
+    if drops and row.speedup is not None and row.speedup_low is not None and row.speedup_high is not None:
+        interval = f"{row.speedup:.2f} ({row.speedup_low:.2f}–{row.speedup_high:.2f})"
+    return {
+        "method": subject.method,
+        "keep rate": "–" if subject.keep_rate is None else f"{subject.keep_rate:g}",
+        "tokens": "–" if subject.tokens is None else "→".join(map(str, subject.tokens)),
+        "GMACs": "–"
+        if subject.gmacs is None
+        else f"{subject.gmacs:.2f}"
+        if subject.gmacs >= 0.1
+        else f"{subject.gmacs:.2g}",
+        "img/s": tables.significant(row.images_per_s),
+        "speed-up (95 %)": interval,
+        "efficiency": f"{row.efficiency:.0%}" if row.efficiency is not None and drops else "–",
+        f"of {methods.bound().name}": "–" if row.first_k_share is None else f"{row.first_k_share:.1%}",
+        "top-1 %": "–" if choice is None else f"{choice.top1 * 100:.1f} ± {choice.standard_error * 100:.1f}",
+    }
+
+
+def _explained(report: CompareReport) -> Iterator[str]:
+    """What is compared with what, and where."""
+    yield (
+        f"{_LIKE[report.at].format(like=report.like)}. Speed-up over {methods.baseline().name} in the same rounds, "
+        "median and 95 % interval; efficiency: speed-up over that of the GMACs."
+    )
+    for trial in report.trials:
+        yield (
+            f"On the way to equal speed: {trial.method} at keep rate {trial.keep_rate:g} ({trial.gmacs:.2f} GMACs) has "
+            f"{trial.speed:.3f} of the speed of {report.like}."
+        )
+    kept = [contest for contest in report.contests if contest.kept]
+    if kept:
+        settings = ", ".join(f"{contest.mode} batch {contest.batch} ({contest.created})" for contest in kept)
+        yield f"Measured before, on this machine in these versions, and not again: {settings}. --fresh measures anew."
+    if any(row.subject.weights == RANDOM_WEIGHTS for row in report.rows):
+        yield "Random weights: speeds are valid, accuracy there is none."
+    machine = report.bench.machine
+    gpu = f", {', '.join(machine['gpu'])}" if machine["gpu"] else ""
+    features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
+    families = {row.subject.engine.partition("-")[0] for row in report.rows}
+    used = [name for name in machine["versions"] if name.partition("-")[0] in (*families, "lifedeploy")]
+    runtimes = "".join(f", {name} {machine['versions'][name]}" for name in used)
+    yield f"{machine['cpu']}{features}{gpu}, {machine['threads']} threads{runtimes}."
