@@ -108,7 +108,7 @@ def _evit_work(schedule: Schedule, options: EvitOptions, cost: Cost) -> Work:
         before, after = schedule.tokens[layer - 1], schedule.after(layer)
         scoring += cost.width * (cost.prefix + before)  # q_cls Kᵀ
         if options.fuse:
-            scoring += cost.width * (before + after - 1)  # the weighted sums of all patches, and of those kept
+            scoring += cost.width * (before - after + 1)  # the weighted sum of those that are dropped
     return Work(schedule.tokens, tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1)), scoring)
 
 

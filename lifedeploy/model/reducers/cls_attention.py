@@ -14,12 +14,13 @@ class ByClsAttention(Reducer):
 
     Args:
         schedule: tokens per layer.
-        fused: how many of those that go on stand for dropped ones, 0 or 1; see :meth:`behind`.
+        all_ordered: order all of them, those that are to be dropped too.
     """
 
-    def __init__(self, schedule: Schedule, fused: int = 0) -> None:
+    def __init__(self, schedule: Schedule, *, all_ordered: bool = False) -> None:
         super().__init__(schedule)
-        self.take = nn.ModuleDict({str(t): TakeOrdered(schedule.after(t) - fused) for t in schedule.leaving_layers})
+        counts = {t: schedule.tokens[t - 1] if all_ordered else schedule.after(t) for t in schedule.leaving_layers}
+        self.take = nn.ModuleDict({str(layer): TakeOrdered(count) for layer, count in counts.items()})
         self.sorts = len(self.take)
 
     @classmethod
