@@ -31,6 +31,7 @@ FOUNDATION = {
     "caches",
     "artifact",
     "manifest",
+    "published",
     "records",
     "section",
     "typed",
