@@ -117,11 +117,13 @@ def unpack(data: Any, path: Path) -> Checkpoint:
 
 def _authors(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> methods.Method | None:
     """The method whose authors wrote a file, by names of parameters or else by arguments; None: of nobody known."""
-    for method in _known():
-        prefixes, arguments = method.published.parameters, method.published.arguments
-        if any(name.startswith(prefixes) for name in state) if prefixes else any(name in given for name in arguments):
+    known = tuple(_known())
+    for method in known:
+        if any(name.startswith(method.published.parameters) for name in state):
             return method
-    return None
+    # Methods are built on each other's scripts: arguments say nothing of one whose parameters are not there.
+    plain = [method for method in known if not method.published.parameters]
+    return next((method for method in plain if any(name in given for name in method.published.arguments)), None)
 
 
 def _known() -> Iterator[methods.Method]:

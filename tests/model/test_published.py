@@ -281,6 +281,13 @@ def test_deits_own_training_is_nobody_elses(tmp_path):
     assert checkpoint.read(path).method == ""
 
 
+def test_parameters_say_more_than_arguments(tmp_path):
+    path = write(tmp_path / "theirs.pth", dynamicvit(), args=of_evit(base_rate=0.8))
+    assert load(path, "dynamicvit").notes == ("theirs.pth: DynamicViT checkpoint, model, trained with base_rate 0.8",)
+    path = write(tmp_path / "plain.pth", backbone().state_dict(), args=of_dynamicvit())
+    assert checkpoint.read(path).method == ""
+
+
 def test_what_somebody_wrote_into_his_arguments_is_shown_on_a_line(tmp_path):
     long = of_evit(drop_loc="(3,\n6)\x1b[2J" + "9" * 5000)
     (note,) = load(write(tmp_path / "theirs.pth", backbone().state_dict(), args=long), "evit").notes
