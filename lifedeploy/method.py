@@ -17,6 +17,7 @@ import msgspec
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import LifedeployError, ScheduleError, UnsupportedModelError, UsageError
+from lifedeploy.published import Published
 from lifedeploy.reading import reason
 from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate
 from lifedeploy.text import quoted, shortened
@@ -91,6 +92,7 @@ class Method:
     takes_counts: bool = True  # whether token counts can be given
     takes_keep_rate: bool = True  # whether a keep rate can; else its schedule makes of it what it likes
     prefix: int | None = None  # most prefix tokens that it protects; None: any
+    published: Published = field(default_factory=Published)  # how files of weights are told that its authors wrote
     package: str = _OURS  # that it comes from, with its version
 
     def __post_init__(self) -> None:
@@ -112,6 +114,7 @@ class Method:
             ),
             ("a stage of it trains nothing, or is called what no file can be", not all(map(_is_stage, self.stages))),
             ("two stages of it have one name", len({stage.name for stage in self.stages}) < len(self.stages)),
+            ("what it says of published files is no Published", not isinstance(self.published, Published)),
             ("its work or its schedule is no function", not (callable(self.work) and callable(self.schedule))),
         ):
             if wrong:
@@ -163,6 +166,11 @@ class Method:
     def trains_reducer(self) -> bool:
         """Whether it has parameters of its own to train."""
         return any(stage.reducer for stage in self.stages)
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether it has parameters of its own, trained here or by its authors."""
+        return self.trains_reducer or bool(self.published.parameters)
 
     def options_beside(self, other: Method) -> dict[str, Option]:
         """Options of ``other`` where it stands beside this method: the bound cuts where this method drops."""

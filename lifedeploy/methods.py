@@ -18,6 +18,7 @@ from msgspec import Meta
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import UsageError
 from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Method, NoOptions, Option, TrainingStage, option
+from lifedeploy.published import Published
 from lifedeploy.reading import reason
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted, shortened
@@ -36,6 +37,7 @@ __all__ = [
     "Method",
     "NoOptions",
     "Option",
+    "Published",
     "Schedule",
     "TrainingStage",
     "Work",
@@ -161,6 +163,7 @@ _BUILT_IN = (
         stages=(TrainingStage("backbone", reducer=False, backbone=True),),
         work=_evit_work,
         schedule=_evit_schedule,
+        published=Published(arguments=("base_keep_rate", "drop_loc", "fuse_token")),
     ),
     Method(
         name="topk",
@@ -177,6 +180,7 @@ _BUILT_IN = (
         drop_layers=(3, 6, 9),
         work=_dynamicvit_work,
         schedule=_dynamicvit_schedule,
+        published=Published(parameters=("score_predictor.",), arguments=("base_rate",)),
     ),
     Method(
         name="random",

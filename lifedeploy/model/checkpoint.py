@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from lifedeploy.errors import ArtifactError, UsageError, WeightsError
 from lifedeploy.files import compact_json
 from lifedeploy.model import backbones, positions
 from lifedeploy.model.blocks import adapted
-from lifedeploy.model.layouts import Checkpoint, Facts, size_of, unpack
+from lifedeploy.model.fit import first_mismatch, require_as_many, require_numbers
+from lifedeploy.model.layouts import REDUCER, Checkpoint, Facts, size_of, unpack
 from lifedeploy.model.positions import Grid
 from lifedeploy.model.raw import is_safetensors, read_header, read_tensors, require_content, unpickle, write_tensors
 from lifedeploy.model.vit import SlimViT, build_model
@@ -109,7 +110,8 @@ def load_into(
     image_size: tuple[int, int] | None = None,
     same_method: bool = False,
 ) -> str:
-    """Load ``state`` into ``model``: ours entirely, or a plain one into the backbone.
+    """Load ``state`` into ``model``: ours entirely, or a plain one into the backbone, and with it what authors of the
+    method published of its own.
 
     What is of another method's reducer is left out. A checkpoint of another method, the dense model's too, has nothing
     for this one's: the model then keeps its own. One of the ``same_method`` has all of it.
@@ -125,24 +127,36 @@ def load_into(
         WeightsError: a tensor is missing, left over or of another shape; the first such tensor is named. Or the grid of
             the position embeddings is not known.
     """
-    ours = any(name.startswith("backbone.") for name in state)
+    ours = any(map(_is_backbone, state))
     receiver: torch.nn.Module = model if ours else model.backbone
+    fresh = {name: tensor for name, tensor in model.state_dict().items() if not _is_backbone(name)}
+    published: dict[str, Tensor] = {}
     if ours:
-        fresh = {name: tensor for name, tensor in receiver.state_dict().items() if not _is_backbone(name)}
-        learned = {name: tensor for name, tensor in state.items() if name in fresh} or ({} if same_method else fresh)
+        given = {name: tensor for name, tensor in state.items() if not _is_backbone(name)}
+        learned = given if same_method else {name: given[name] for name in given if name in fresh} or fresh
         bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if _is_backbone(name)}
         placed, note = _placed(bare, model.backbone, path, image_size)
         state = {f"backbone.{name}": tensor for name, tensor in placed.items()} | learned
     else:
-        state, note = _placed(_renamed(state, model, path), model.backbone, path, image_size)
+        published = {name: tensor for name, tensor in state.items() if name.startswith(REDUCER)}
+        bare = {name: tensor for name, tensor in state.items() if name not in published}
+        state, note = _placed(_renamed(bare, model, path), model.backbone, path, image_size)
+    require_as_many(fresh, state | published, model.schedule, path)
     expected = receiver.state_dict()
-    problem = _first_mismatch(expected, state)
+    problem = first_mismatch(expected, state)
     if problem:
         what = "backbone" if "reducer." not in problem else "method"
         raise WeightsError(f"{path} does not fit this {what}: {problem}")
-    _require_numbers(expected, state, path)
+    if published:  # under the names in the file
+        wanted = {name.removeprefix(REDUCER): tensor for name, tensor in fresh.items()}
+        there = {name.removeprefix(REDUCER): tensor for name, tensor in published.items()}
+        if problem := first_mismatch(wanted, there, whose="the method's"):
+            raise WeightsError(f"{path} does not fit this method: {problem}")
+        require_numbers(wanted, there, path)
+    require_numbers(expected, state, path)
     with foreign(str(path), WeightsError):
         receiver.load_state_dict(state, strict=True)
+        model.load_state_dict(published, strict=False)  # all that there are, and no others: held against them above
     return note
 
 
@@ -231,41 +245,6 @@ def _placed(
 
 def _is_backbone(name: str) -> bool:
     return name.startswith("backbone.")
-
-
-def _first_mismatch(expected: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    missing = [name for name in expected if name not in given]
-    if len(missing) == len(expected):
-        return f"none of its {len(given)} tensors has a name of timm's, the first is {next(iter(given), 'nothing')}"
-    if missing:
-        return f"{len(missing)} of {len(expected)} tensors are missing, the first is {missing[0]}"
-    for name, tensor in expected.items():
-        if given[name].shape != tensor.shape:
-            return f"{name} is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
-    extra = [name for name in given if name not in expected]
-    return f"{len(extra)} tensors are not part of it, the first is {extra[0]}" if extra else ""
-
-
-def _require_numbers(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
-    """Make sure that weights are what they are computed with as: other types would be converted in silence.
-
-    Raises:
-        WeightsError: a tensor is of another type, or has NaN or infinity in it.
-    """
-    for name, tensor in given.items():
-        if not expected[name].is_floating_point():
-            continue
-        if tensor.dtype not in _WEIGHT_TYPES:
-            raise WeightsError(
-                f"{path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}; expected floating point of 16 or "
-                "more bits",
-                hint="quantised weights have to be dequantised and saved again",
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"{path} holds NaN or infinity in {name}", hint="weights from before that are needed")
-
-
-_WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @contextmanager

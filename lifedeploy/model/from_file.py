@@ -16,7 +16,7 @@ from lifedeploy.errors import WeightsError
 from lifedeploy.files import sha256
 from lifedeploy.model import backbones, checkpoint
 from lifedeploy.model.blocks import adapted
-from lifedeploy.model.layouts import Checkpoint
+from lifedeploy.model.layouts import REDUCER, Checkpoint
 from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
 from lifedeploy.model.vit import build_model
 from lifedeploy.spec import Provenance
@@ -39,18 +39,21 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     as_the_file_says = request.image_size is None and file.image_size is not None
     with checkpoint.declared(file) if as_the_file_says else nullcontext():
         vit = backbones.create(name, image_size=size, num_classes=classes)
-    same_method = file_spec is not None and file_spec.method == request.method
+    same_method = file.method == request.method
     if file_spec and same_method:
         with checkpoint.declared(file):
             methods.get(file_spec.method).settle(file_spec.options)
     # What one method has learned is nothing to another that slims; baselines are described as the weights they are of.
     slims = methods.role_of(request.method) == methods.SLIMMED
     learned = file_spec.provenance if file_spec and (same_method or not slims) else None
+    if not same_method and file.method:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(REDUCER)}
+    published = same_method and bool(file.authors and file.parameters)
     provenance = Provenance(
         weights=file_spec.provenance.weights if file_spec else "file",  # random weights stay random in a file
         source=path.name,
         sha256=sha256(path),
-        predictor=learned.predictor if learned else "identity",
+        predictor=learned.predictor if learned else "trained" if published else "identity",
         elastic=learned.elastic if learned else False,
     )
     given = file_spec.classes if file_spec else checkpoint.read_classes(path)
@@ -71,7 +74,20 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     trained_size = _trained_size(file, request)
     note = checkpoint.load_into(model, state, path, image_size=trained_size, same_method=same_method)
     recognised = f"{path.name}: {file.layout}" if file.layout else ""
-    return LoadedModel(model=model, spec=spec, notes=tuple(filter(None, (recognised, note, taken))), new_head=fresh)
+    notes = tuple(filter(None, (recognised, _of_another_method(file, request), note, taken)))
+    return LoadedModel(model=model, spec=spec, notes=notes, new_head=fresh)
+
+
+def _of_another_method(file: Checkpoint, request: ModelRequest) -> str:
+    """A line about weights that were trained for another way to slim than they are asked for; '' of all others.
+
+    Weights of nothing dropped are where every method starts, and no others.
+    """
+    if file.method in ("", request.method) or methods.role_of(file.method) != methods.SLIMMED:
+        return ""
+    said = f"{file.path.name} is a checkpoint of {file.method}, and {request.method} is asked for"
+    names = [name.removeprefix(REDUCER) for name in file.parameters]
+    return f"{said}: its {len(names)} tensors of {file.method} are left out ({names[0]})" if names else said
 
 
 def _require_backbone(file: Checkpoint, request: ModelRequest) -> None:

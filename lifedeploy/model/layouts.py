@@ -1,22 +1,24 @@
 """Files of weights as other tools write them: what is in them, under which names, and what they say of their model.
 
 Recognised: plain state dicts; the checkpoints of timm's and DeiT's training scripts, averaged weights first, as timm
-reads them; Lightning's and whatever else keeps the ViT in an attribute. Names that wrappers put in front go.
+reads them; Lightning's and whatever else keeps the ViT in an attribute. Names that wrappers put in front go. Files of a
+method's authors are told by what its row says of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lifedeploy.errors import WeightsError
+from lifedeploy import methods
+from lifedeploy.errors import UsageError, WeightsError
 from lifedeploy.spec import ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.typed import CROP_MODES, INTERPOLATIONS
@@ -29,6 +31,7 @@ _LIGHTNING = "pytorch-lightning_version"
 _VIT = re.compile(r"(.*?)patch_embed\.proj\.weight")
 _CONVERTED = ("visual.trunk.",)  # what timm's own conversion of names looks for
 _TRANSFORMERS = re.compile(r"(?:.*\.)?embeddings\.patch_embeddings?\.(?:projection\.)?weight")
+REDUCER = "reducer."  # what our names of a method's own parameters begin with
 _DATA_CONFIG = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -47,10 +50,22 @@ class Checkpoint:
     """What a file of weights holds."""
 
     path: Path
-    state: dict[str, Tensor]  # under our names where there is a spec, else under those of timm or what it converts
+    # Under our names where there is a spec, else under those of timm or what it converts; a method's own are ours.
+    state: dict[str, Tensor]
     spec: ModelSpec | None = None  # of a file of ours
     layout: str = ""  # of another tool's file: what was recognised; '' for a plain state dict
     facts: Facts = field(default_factory=Facts)  # of another tool's file
+    authors: str = ""  # of a file of a method's authors: the method
+
+    @property
+    def method(self) -> str:
+        """The method that its weights were trained for; '' where nobody knows."""
+        return self.spec.method if self.spec else self.authors
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Of its tensors those that are the method's own."""
+        return {name: tensor for name, tensor in self.state.items() if name.startswith(REDUCER)}
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -82,7 +97,47 @@ def unpack(data: Any, path: Path) -> Checkpoint:
         )
     kind, facts = _origin(data, path) if key else ("", Facts())
     state, inside = _alone({_unwrapped(name): tensor for name, tensor in tensors.items()}, path)
-    return Checkpoint(path=path, state=state, layout=", ".join(filter(None, (kind, key, inside))), facts=facts)
+    given = _given(data) if key else {}
+    authors = _authors(state, given)
+    said = ""
+    if authors is not None:
+        kind, said = f"{authors.title} checkpoint", _said(authors, given)
+        prefixes = authors.published.parameters
+        state = {REDUCER + name if name.startswith(prefixes) else name: state[name] for name in state}
+        # Their scripts register models of their own, and may leave the argument at some other one's name.
+        facts = replace(facts, architecture="")
+    return Checkpoint(
+        path=path,
+        state=state,
+        layout=", ".join(filter(None, (kind, key, inside, said))),
+        facts=facts,
+        authors=authors.name if authors else "",
+    )
+
+
+def _authors(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> methods.Method | None:
+    """The method whose authors wrote a file, by names of parameters or else by arguments; None: of nobody known."""
+    known = tuple(_known())
+    for method in known:
+        if any(name.startswith(method.published.parameters) for name in state):
+            return method
+    # Methods are built on each other's scripts: arguments say nothing of one whose parameters are not there.
+    plain = [method for method in known if not method.published.parameters]
+    return next((method for method in plain if any(name in given for name in method.published.arguments)), None)
+
+
+def _known() -> Iterator[methods.Method]:
+    for name in methods.names(methods.SLIMMED):
+        try:
+            yield methods.get(name)
+        except UsageError:  # another package's, which cannot be used: it says so where it is asked for
+            continue
+
+
+def _said(method: methods.Method, given: Mapping[str, Any]) -> str:
+    """The arguments in a file of its authors' that tell how it was trained."""
+    words = [f"{name} {quoted(given[name])}" for name in method.published.arguments if name in given]
+    return f"trained with {', '.join(words)}" if words else ""
 
 
 def _is_state(data: Any) -> bool:
@@ -104,14 +159,20 @@ def _origin(data: Mapping[str, Any], path: Path) -> tuple[str, Facts]:
     """Which tool wrote a checkpoint, and what it wrote down beside the weights."""
     if _LIGHTNING in data:
         return "Lightning checkpoint", Facts()
-    arguments = data.get("args")
-    given = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    if isinstance(given, dict) and "model" in given:
+    given = _given(data)
+    if "model" in given:
         kind = "DeiT training checkpoint" if "eval_crop_ratio" in given else "timm training checkpoint"
         return kind, _arguments(given, str(data.get("arch") or ""), path)
     if "arch" in data and "state_dict" in data:
         return "timm training checkpoint", Facts(architecture=str(data["arch"]))
     return "", Facts()
+
+
+def _given(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of the training script that wrote a checkpoint; none where it keeps none."""
+    arguments = data.get("args")
+    given = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    return given if isinstance(given, dict) else {}
 
 
 def _arguments(given: Mapping[str, Any], architecture: str, path: Path) -> Facts:

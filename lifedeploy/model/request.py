@@ -105,7 +105,7 @@ def describe(
     """
     method, view = methods.get(request.method), adapted(vit)
     method.require_prefix(view.prefix, request.backbone)
-    if method.role == methods.SLIMMED and not method.trains_reducer:
+    if method.role == methods.SLIMMED and not method.has_parameters:
         provenance = replace(provenance, predictor="none")
     options = request.all_options(weights_spec)
     return ModelSpec(

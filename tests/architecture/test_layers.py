@@ -32,6 +32,7 @@ FOUNDATION = {
     "caches",
     "artifact",
     "manifest",
+    "published",
     "records",
     "section",
     "typed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -28,7 +29,7 @@ from lifedeploy.model.weights import ModelRequest
 from tests.conftest import full_disk, make_tiny
 from tests.model.test_checkpoint import SIZE, SMALL, small_model
 
-SEEDS = 60  # of every kind: three hundred in all
+SEEDS = 60  # of every kind: three hundred and sixty in all
 GIB = 1024**3
 
 
@@ -399,11 +400,16 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     torch.save(state, folder / "zip.pth")
     torch.save(OrderedDict(state), folder / "legacy.pth", _use_new_zipfile_serialization=False)
     torch.save({"state_dict": state, "arch": SMALL, "args": {"model": SMALL, "img_size": 64}}, folder / "timm.pth")
+    authors = {"score_predictor.0.in_conv.0.weight": torch.ones(64), "score_predictor.1.gate": torch.ones(3)}
+    said = argparse.Namespace(model="deit_small", base_rate=0.7, base_keep_rate=0.7, input_size=64)
+    torch.save({"model": state | authors, "args": said}, folder / "authors.pth")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["ours.safetensors", "plain.safetensors", "zip.pth", "legacy.pth", "timm.pth"])
+@pytest.mark.parametrize(
+    "name", ["ours.safetensors", "plain.safetensors", "zip.pth", "legacy.pth", "timm.pth", "authors.pth"]
+)
 def test_a_damaged_file_is_read_or_refused_in_a_line(tmp_path, originals, name):
     path = tmp_path / name
     for seed in range(SEEDS):
