@@ -54,7 +54,7 @@ class EvitReducer(ByClsAttention):
         ordered, weights = self.take[str(layer)](tokens, scores)
         stay = self.schedule.after(layer) - 1
         dropped = ordered.x[:, tokens.prefix + stay :]  # (B, n - stay, C)
-        return ordered.first(stay).append(weights[:, stay:].unsqueeze(1) @ dropped)
+        return ordered.first(stay).append(weights[:, None, stay:] @ dropped)
 
     def at(self, schedule: Schedule) -> Reducer:
         return EvitReducer(schedule, fuse=self.fuse)
