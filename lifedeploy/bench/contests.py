@@ -34,6 +34,7 @@ class Conditions:
     streams: Annotated[int, Meta(ge=1)]
     threads: Annotated[int, Meta(ge=1)]
     copies: tuple[bool, ...]
+    like: str  # the method that the others are held against, beside the baseline
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,9 @@ class Row:
     over_base: float | None = None  # median of per-round ratios
     over_base_low: float | None = None
     over_base_high: float | None = None
+    over_like: float | None = None  # over a method that all are compared with, same engine and setting; likewise
+    over_like_low: float | None = None
+    over_like_high: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, subject and setting beside the numbers."""
@@ -173,6 +176,7 @@ def make_rows(
     samples: Samples,
     *,
     base: str | None = None,
+    like: str = "",
     memory_mib: Mapping[str, float | None] | None = None,
     unbounded: Collection[str] = (),
 ) -> list[Row]:
@@ -184,6 +188,7 @@ def make_rows(
         setting: in which they took turns.
         samples: of the contest.
         base: the contender that all engines are held against.
+        like: a method that the others are held against too; '': none.
         memory_mib: method → peak memory.
         unbounded: methods that this bound is none of: it lets other numbers of tokens through.
     """
@@ -199,6 +204,8 @@ def make_rows(
         speedup = samples.ratio(name, baseline) if baseline in samples.turns else None
         bounded = methods.role_of(subject.method) == methods.SLIMMED and subject.method not in unbounded
         over_base = samples.ratio(name, base) if base else None
+        liked = contender_name(label, like, setting.copies) if like else ""
+        over_like = samples.ratio(name, liked) if liked in samples.turns and liked != name else None
         rows.append(
             Row(
                 subject=subject,
@@ -219,6 +226,9 @@ def make_rows(
                 over_base=over_base.median if over_base else None,
                 over_base_low=over_base.low if over_base else None,
                 over_base_high=over_base.high if over_base else None,
+                over_like=over_like.median if over_like else None,
+                over_like_low=over_like.low if over_like else None,
+                over_like_high=over_like.high if over_like else None,
             )
         )
     return rows

@@ -31,6 +31,7 @@ class Rules:
     threads: int  # as the rows name them
     copies: tuple[bool, ...]  # on a device: with copies to and from it, without, or both
     memory: bool  # measure peak memory, in a process of its own
+    like: str = ""  # a method that the others are held against, beside the baseline
 
     def options_of(self, target: Target, *, batch: int, streams: int = 1) -> EngineOptions:
         """How a target is opened; a manifest, where there is one, is asked in any case."""
@@ -130,6 +131,7 @@ def contest(
                 base=_base(entries, copies),
                 memory_mib=memory,
                 unbounded=unbounded,
+                like=rules.like,
             )
             if copies is False and streams == 1:
                 # Only the slimmed model's plan, which is the last: what is held against the tool is our runtime.

@@ -45,9 +45,10 @@ def plot_comparison(report: CompareReport, path: Path) -> None:
     machine = report.bench.machine
     gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
     images = f"; one standard error of {report.bench.choices[0].images} images (below)" if settings else ""
+    baseline = methods.baseline().name
     figure.suptitle(
         f"{report.backbone} on {machine['cpu']}{gpu}, {machine['threads']} threads · interleaved rounds\n"
-        f"whiskers: quartiles{images} · dashed: as efficient as {methods.baseline().name}",
+        f"whiskers: 95 % interval of the ratio to {baseline}{images} · dashed: as efficient as {baseline}",
         fontsize=8,
         color="#555555",
     )
@@ -55,11 +56,21 @@ def plot_comparison(report: CompareReport, path: Path) -> None:
         figure.draw_without_rendering()  # lays it out
     figure.set_layout_engine("none")
     for axis, rows in zip(axes, speeds, strict=True):
-        place(axis, [_named(row) for row in rows], _equal_efficiency(axis, rows))
+        place(axis, [_named(row, rows) for row in rows], _equal_efficiency(axis, rows))
     several = len({choice.row.subject.label for choice in report.bench.choices}) > 1
     for axis, picked in zip(below, settings, strict=True):
         choices.label(axis, picked, engines=several)
     save(figure, path)
+
+
+def _speed(row: Row, rows: Sequence[Row]) -> tuple[float, float, float]:
+    """Images per second with the ends of its whisker: the baseline's times the ratio to it, which was measured round by
+    round; where there is no baseline, its own with quartiles."""
+    base = next((other for other in rows if methods.role_of(other.subject.method) == methods.BASELINE), None)
+    if base is None or row.speedup is None or row.speedup_low is None or row.speedup_high is None:
+        return row.images_per_s, *row.images_per_s_quartiles
+    of_base = base.images_per_s
+    return of_base * row.speedup, of_base * row.speedup_low, of_base * row.speedup_high
 
 
 def _panels(rows: Sequence[Row]) -> list[list[Row]]:
@@ -78,12 +89,12 @@ def _setting(setting: Setting) -> str:
 
 def _draw_speeds(axis: Any, rows: Sequence[Row]) -> None:
     for row in rows:
-        low, high = row.images_per_s_quartiles
+        middle, low, high = _speed(row, rows)
         bound = methods.role_of(row.subject.method) == methods.BOUND
         axis.errorbar(
             row.subject.gmacs,
-            row.images_per_s,
-            yerr=[[max(row.images_per_s - low, 0)], [max(high - row.images_per_s, 0)]],
+            middle,
+            yerr=[[max(middle - low, 0)], [max(high - middle, 0)]],
             fmt="D" if bound else "o",
             markersize=5,
             capsize=3,
@@ -115,12 +126,12 @@ def _equal_efficiency(axis: Any, rows: Sequence[Row]) -> list[tuple[float, float
     return []
 
 
-def _named(row: Row) -> Named:
-    low, high = row.images_per_s_quartiles
+def _named(row: Row, rows: Sequence[Row]) -> Named:
+    middle, low, high = _speed(row, rows)
     assert row.subject.gmacs is not None
     return Named(
         x=row.subject.gmacs,
-        y=row.images_per_s,
+        y=middle,
         low=low,
         high=high,
         text=row.subject.method,

@@ -180,9 +180,9 @@ def _at_speed(
         now_tried = {first: budgets[first]} | {method.name: budgets[method.name] for method in moving}
         chosen = shop.variants(now_tried, shop.engines[:1])
         held, _ = shop.contest(chosen, mode, batch, stop, shop.progress)
-        speedups = {row.subject.method: row.speedup or 1.0 for row in held.rows if row.setting.copies is not False}
+        speeds = {row.subject.method: row.over_like or 1.0 for row in held.rows if row.setting.copies is not False}
         for method in tuple(moving):
-            budget, speed = budgets[method.name], speedups[method.name] / speedups[first]
+            budget, speed = budgets[method.name], speeds[method.name]
             assert budget.keep_rate is not None  # it takes one
             trials.append(Trial(method=method.name, keep_rate=budget.keep_rate, gmacs=budget.macs / 1e9, speed=speed))
             known = tried[method.name]
@@ -294,6 +294,7 @@ class _Workshop:
             streams=how.streams if mode == "throughput" else 1,
             threads=threads,
             copies=how.copies,
+            like=self.request.slimmed[0].name,
         )
         wanted = {
             contestant(variants.label, target.method): digest_of(_files(target))
@@ -305,7 +306,14 @@ class _Workshop:
             if found is not None:
                 return found, True
         options = EngineOptions(threads=how.threads, cuda_binding=how.cuda_binding)
-        rules = Rules(stop=stop, options=options, threads=threads, copies=how.copies, memory=how.memory)
+        rules = Rules(
+            stop=stop,
+            options=options,
+            threads=threads,
+            copies=how.copies,
+            memory=how.memory,
+            like=conditions.like,
+        )
         rows = contest(chosen, mode, batch, conditions.streams, rules, self.say, progress)
         measured = [row for of_engine in rows.values() for row in of_engine]
         return self._contests.keep(conditions, wanted, stop.budget_s, measured), False

@@ -78,7 +78,7 @@ def _contests(report: CompareReport) -> Iterator[_Contest]:
         flight = f", {streams} requests in flight" if mode == "throughput" else ""
         moved = "" if copies is None else ", with copies" if copies else ", without copies"
         rows.sort(key=lambda row: -row.images_per_s)
-        cells = [_cells(row, choices.get(_key(row))) for row in rows]
+        cells = [_cells(row, choices.get(_key(row)), report.like) for row in rows]
         told = [header for header in cells[0] if any(row[header] != "–" for row in cells)]
         yield _Contest(
             f"{report.backbone} · {label} · {mode}{flight}{moved} · batch {batch}",
@@ -92,7 +92,7 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row.subject.label, row.subject.method, setting.mode, setting.streams, setting.batch, setting.copies
 
 
-def _cells(row: Row, choice: Choice | None) -> dict[str, str]:
+def _cells(row: Row, choice: Choice | None, like: str) -> dict[str, str]:
     """Header → cell; one line each, so that they fit a page too."""
     subject = row.subject
     drops = methods.role_of(subject.method) != methods.BASELINE
@@ -102,7 +102,7 @@ def _cells(row: Row, choice: Choice | None) -> dict[str, str]:
     return {
         "method": subject.method,
         "keep rate": "–" if subject.keep_rate is None else f"{subject.keep_rate:g}",
-        "tokens": "–" if subject.tokens is None else "→".join(map(str, subject.tokens)),
+        "tokens": "–" if subject.tokens is None else "→".join(map(str, subject.tokens[1:] or subject.tokens)),
         "GMACs": "–"
         if subject.gmacs is None
         else f"{subject.gmacs:.2f}"
@@ -112,6 +112,7 @@ def _cells(row: Row, choice: Choice | None) -> dict[str, str]:
         "speed-up (95 %)": interval,
         "efficiency": f"{row.efficiency:.0%}" if row.efficiency is not None and drops else "–",
         f"of {methods.bound().name}": "–" if row.first_k_share is None else f"{row.first_k_share:.1%}",
+        f"of {like}": "–" if row.over_like is None else f"{row.over_like:.3f}",
         "top-1 %": "–" if choice is None else f"{choice.top1 * 100:.1f} ± {choice.standard_error * 100:.1f}",
     }
 
@@ -120,7 +121,8 @@ def _explained(report: CompareReport) -> Iterator[str]:
     """What is compared with what, and where."""
     yield (
         f"{_LIKE[report.at].format(like=report.like)}. Speed-up over {methods.baseline().name} in the same rounds, "
-        "median and 95 % interval; efficiency: speed-up over that of the GMACs."
+        "median and 95 % interval; efficiency: speed-up over that of the GMACs; "
+        f"of {report.like}: speed over its, in the same rounds."
     )
     for trial in report.trials:
         yield (
