@@ -3,11 +3,11 @@ beside this file, and a picture per comparison.
 
     python -m benchmarks.methods.systems --work DIR [--engines NAME:PRECISION,…] [--budget SECONDS] [--kernels]
 
-DeiT-S, keep rate 0.7, random weights (speed does not depend on them): all methods by ``lifedeploy compare``, at the same
-keep rate and at the same GMACs, in latency and throughput mode, at batch 1, 8 and 32. What ``compare`` has measured is
-in ``DIR/artifacts``, so that the same command goes on where it was ended. ``--kernels``: also count what TensorRT for
-RTX launches for each method, which needs no GPU. About 70 minutes on two cores, 15 of them for exports, engines and
-calibration.
+DeiT-S, keep rate 0.7, random weights (speed does not depend on them): all methods by ``lifedeploy compare``, at the
+same keep rate and at the same GMACs, in latency and throughput mode, at batch 1, 8 and 32. What ``compare`` has
+measured is in ``DIR/artifacts``, so that the same command goes on where it was ended. ``--kernels``: also count what
+TensorRT for RTX launches for each method, which needs no GPU. About 70 minutes on two cores, 15 of them for exports,
+engines and calibration.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def kernels(work: Path) -> list[dict[str, Any]]:
     """What TensorRT for RTX launches for each method, FP16, a profile of batches 1, 8 and 128."""
     from benchmarks.tensorrt.kernels import built
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     exports = [Artifact.read(path) for path in sorted((work / "artifacts").glob(f"*-r{KEEP_RATE}/model.json"))]
     for export in sorted(exports, key=lambda export: METHODS.index(export.method)):
         dense = export.sibling(methods.baseline().name)
@@ -81,8 +81,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         "",
         f"DeiT-S, keep rate {KEEP_RATE}, random weights: speeds are valid, accuracy there is none. All methods of one",
         "engine took turns in one contest per mode and batch size. *Speed-up* is over dense, median of the rounds with",
-        "its 95 % interval; *efficiency* is that over the ratio of the GMACs; *of life* is img/s over life's in the same",
-        "rounds: below 1, life is faster. *first-k* drops the tokens that life drops, and looks at none.",
+        "its 95 % interval; *efficiency* is that over the ratio of the GMACs; *of life* is img/s over life's in the",
+        "same rounds: below 1, life is faster. *first-k* keeps as many tokens as life, and looks at none.",
         "",
     ]
     for processor, parts in content.get("compare", {}).items():
@@ -140,7 +140,8 @@ def _kernels(entry: Mapping[str, Any]) -> list[str]:
     return [
         "## Kernels in a TensorRT plan",
         "",
-        "FP16, a profile of batches 1, 8 and 128, built by TensorRT for RTX on a machine without a GPU: counted, not timed.",
+        "FP16, a profile of batches 1, 8 and 128, built by TensorRT for RTX on a machine without a GPU: counted, not",
+        "timed.",
         "",
         source(entry, *PACKAGES),
         "",
