@@ -69,7 +69,8 @@ def at_macs(method: Method, macs: float, backbone: Sized) -> Budget:
         middle = (low + high) // 2
         tried = _tried(method, middle / _STEPS, backbone)
         low, high = (low, middle) if tried is not None and tried.macs >= macs else (middle, high)
-    near = [found for step in (low, high) if step and (found := _tried(method, step / _STEPS, backbone)) is not None]
+    tried_last = (_tried(method, step / _STEPS, backbone) for step in (low, high) if step)
+    near = [budget for budget in tried_last if budget is not None]
     if not near:
         raise UsageError(f"{method.name} leaves no token of {backbone.patches} at any keep rate")
     best = min(near, key=lambda budget: abs(budget.macs - macs))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from lifedeploy import methods
+from lifedeploy.artifact import Artifact
 from lifedeploy.bench.report import BenchReport, Row
 
 At = Literal["keep-rate", "macs", "speed"]
@@ -23,6 +25,21 @@ class Compared:
     tokens: tuple[int, ...]  # patch tokens, from drop to drop
     gmacs: float  # of one image
 
+    @classmethod
+    def of(cls, model: Artifact) -> Compared:
+        """A method by its manifest."""
+        spec = model.manifest.spec
+        drops = methods.role_of(spec.method) != methods.BASELINE
+        return cls(
+            method=spec.method,
+            title=methods.title_of(spec.method),
+            export=str(model.export.folder),
+            weights=spec.provenance.weights,
+            keep_rate=spec.schedule.keep_rate if drops else None,
+            tokens=(spec.schedule.patches, *(spec.schedule.counts if drops else ())),
+            gmacs=model.manifest.macs.total / 1e9,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -36,7 +53,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One contest."""
+    """One contest of the comparison: its setting, and when it was held."""
 
     mode: str
     batch: int

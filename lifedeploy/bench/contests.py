@@ -76,7 +76,7 @@ class Contests:
 
     def find(self, conditions: Conditions, wanted: Mapping[str, str], budget_s: float) -> Contest | None:
         """The newest one under the same conditions in which all that are ``wanted`` took part; no shorter one."""
-        found = []
+        suitable = []
         for path in sorted(self.folder.glob("*.json"))[:_MOST_KEPT]:
             try:
                 contest = read_json(path, Contest)
@@ -85,8 +85,8 @@ class Contests:
             same = contest.schema == SCHEMA and contest.conditions == conditions and contest.budget_s >= budget_s
             part = contest.of(wanted) if same else None
             if part is not None:
-                found.append(part)
-        return max(found, key=lambda contest: contest.created, default=None)
+                suitable.append(part)
+        return max(suitable, key=lambda contest: contest.created, default=None)
 
     def keep(
         self, conditions: Conditions, contestants: Mapping[str, str], budget_s: float, rows: Sequence[Row]

@@ -53,9 +53,9 @@ def _is_of(spec: ModelSpec, wanted: ModelRequest) -> bool:
     options = wanted.all_options()
     decisive = methods.get(wanted.method).option_fields(training=False)
     # Weights that somebody trained have an image size and a head of their own; others have the backbone's.
-    own = spec.provenance.weights in ("trained", "file")
-    size = wanted.image_size or (spec.image_size if own else backbones.native_image_size(spec.timm_name))
-    usual_classes = spec.num_classes if own else backbones.native_classes(spec.timm_name)
+    trained = spec.provenance.weights in ("trained", "file")
+    size = wanted.image_size or (spec.image_size if trained else backbones.native_image_size(spec.timm_name))
+    usual_classes = spec.num_classes if trained else backbones.native_classes(spec.timm_name)
     return (
         all(spec.options.get(name) == options[name] for name in decisive)
         and spec.image_size == size

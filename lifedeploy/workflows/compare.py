@@ -133,7 +133,7 @@ def compare(
         backbone=request.model.backbone,
         at=request.at,
         like=request.slimmed[0].name,
-        models=tuple(_compared(target) for target in chosen[0].targets),
+        models=tuple(Compared.of(artifact) for target in chosen[0].targets if (artifact := target.artifact)),
         contests=tuple(contests),
         trials=trials,
     )
@@ -226,6 +226,7 @@ class _Workshop:
         known = exported_as(wanted, self.workspace)
         if known is not None:
             return known
+        self._require_images(f"{method.name} is not exported and")
         at = "" if keep_rate is None else f" at keep rate {keep_rate:g}"
 
         def say(what: str) -> None:
@@ -269,16 +270,25 @@ class _Workshop:
             UsageError: there are no images to do it with.
         """
         data = self.request.calibration_data
-        if (known.folder / precision / "model.json").is_file() and not data:
+        if not data and (known.folder / precision / "model.json").is_file():
             return
-        if not data:
-            raise UsageError(
-                f"{known.name} is not calibrated for {precision.upper()}, and there are no images to do it with",
-                hint="--calibration-data DIR",
-            )
+        self._require_images(f"{known.name} is not")
         recipe = replace(CalibrateRequest().recipe, precision=precision)
         request = CalibrateRequest(model=known.manifest_path, data=data, recipe=recipe)
         calibrate(request, self.workspace, lambda what: self.say(f"{known.name}: {what}"), self.progress)
+
+    def _require_images(self, what: str) -> None:
+        """Make sure that whatever is made can be calibrated, before it is made.
+
+        Raises:
+            UsageError: there are no images to do it with.
+        """
+        precisions = {engine.plan.precision for engine in self.engines} & set(QUANTIZED)
+        if precisions and not self.request.calibration_data:
+            names = " and ".join(sorted(precisions)).upper()
+            raise UsageError(
+                f"{what} calibrated for {names}, and there are no images to do it with", hint="--calibration-data DIR"
+            )
 
     def contest(
         self, chosen: Sequence[Variants], mode: str, batch: int, stop: Stop, progress: Progress
@@ -302,9 +312,9 @@ class _Workshop:
             for target in variants.targets
         }
         if not self.request.fresh:
-            found = self._contests.find(conditions, wanted, stop.budget_s)
-            if found is not None:
-                return found, True
+            earlier = self._contests.find(conditions, wanted, stop.budget_s)
+            if earlier is not None:
+                return earlier, True
         options = EngineOptions(threads=how.threads, cuda_binding=how.cuda_binding)
         rules = Rules(
             stop=stop,
@@ -323,19 +333,3 @@ def _files(target: Target) -> dict[str, str]:
     """What an engine of ours is made of, by SHA-256."""
     assert target.artifact is not None and target.artifact.manifest.engine is not None  # compare has built it
     return dict(target.artifact.manifest.engine.files)
-
-
-def _compared(target: Target) -> Compared:
-    assert target.artifact is not None
-    manifest = target.artifact.manifest
-    schedule = manifest.spec.schedule
-    drops = methods.role_of(target.method) != methods.BASELINE
-    return Compared(
-        method=target.method,
-        title=methods.title_of(target.method),
-        export=str(target.artifact.export.folder),
-        weights=target.weights,
-        keep_rate=schedule.keep_rate if drops else None,
-        tokens=(schedule.patches, *(schedule.counts if drops else ())),
-        gmacs=manifest.macs.total / 1e9,
-    )

@@ -1,0 +1,359 @@
+"""Methods against each other: made where they are missing, in one contest, measured once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lifedeploy import methods
+from lifedeploy.artifact import Workspace
+from lifedeploy.bench.measure import measure
+from lifedeploy.engines import fake, registry
+from lifedeploy.engines.fake import Fake
+from lifedeploy.errors import UsageError
+from lifedeploy.model.weights import ModelRequest
+from lifedeploy.targets.reuse import exported_as
+from lifedeploy.viz.comparison import plot_comparison
+from lifedeploy.workflows import compare as workflow
+from lifedeploy.workflows.bench import BenchRequest
+from lifedeploy.workflows.compare import CompareRequest, compare
+from tests.conftest import TINY, TINY_SIZE
+from tests.once import made_once, shared_folder
+from tests.workflows.test_build_and_bench import QUICK, Clock
+from tests.workflows.test_evaluate import make_images
+
+NAMES = ("dense", "first-k", "life", "evit", "random")
+
+
+class Sorting(Fake):
+    """Takes time for every TopK too, as whoever scores more than once does."""
+
+    per_sort = 0.002  # seconds an image
+
+    def _open(self):
+        specs = super()._open()
+        self.seconds_per_image += self.per_sort * (
+            3 if self.path.name.startswith("model.") and "evit" in str(self.path) else 0
+        )
+        return specs
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time passes only while the engine works."""
+    clock = Clock()
+    monkeypatch.setattr(fake, "time", clock)
+    monkeypatch.setattr("lifedeploy.targets.contest.measure", partial(measure, clock=clock))
+    return clock
+
+
+@pytest.fixture
+def weights(weights_file):
+    return str(weights_file)
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory, exported, weights_file, tracing_once):
+    """The suite's export, and those that a comparison adds to it. Read only."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(exported, folder / "artifacts")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lifedeploy.exporters.onnx.trace", tracing_once)
+            compare(request(str(weights_file)), Workspace(folder / "artifacts"))
+
+    return made_once(shared_folder(tmp_path_factory) / "compared", make) / "artifacts"
+
+
+@pytest.fixture
+def workspace(exports, tmp_path, monkeypatch, traced_once):
+    """A copy of it, in which nothing has been measured."""
+    shutil.copytree(exports, tmp_path / "artifacts")
+    shutil.rmtree(tmp_path / "artifacts" / workflow.FOLDER)
+    monkeypatch.chdir(tmp_path)
+    return Workspace(Path("artifacts"))
+
+
+def request(weights: str, *names: str, at: str = "keep-rate", fresh: bool = False, **bench: object) -> CompareRequest:
+    how = BenchRequest(engines=("fake",), batches=(2,), stop=QUICK, memory=False, threads=1)
+    return CompareRequest(
+        model=ModelRequest(backbone=TINY, keep_rate=0.7, weights=weights, image_size=TINY_SIZE),
+        methods=names or NAMES,
+        at=at,
+        bench=replace(how, **bench),
+        fresh=fresh,
+    )
+
+
+def folders(workspace: Workspace) -> set[str]:
+    return {path.parent.name for path in workspace.root.glob("*/model.json")}
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------
+
+
+def test_all_methods_in_one_contest(clock, workspace, weights):
+    report = compare(request(weights), workspace)
+    rows = {row.subject.method: row for row in report.rows}
+    assert list(rows) == list(NAMES)
+    assert (report.backbone, report.at, report.like) == (TINY, "keep-rate", "life")
+    for name, row in rows.items():
+        gmacs = {model.method: model.gmacs for model in report.models}[name]
+        assert row.subject.gmacs == gmacs
+        assert row.speedup == pytest.approx(rows["dense"].subject.gmacs / gmacs)  # the fake engine takes time by work
+        assert row.efficiency == pytest.approx(1.0)
+        assert row.base == "fake fp32 dense"
+    assert rows["life"].over_like is None
+    assert rows["evit"].over_like == pytest.approx(rows["life"].subject.gmacs / rows["evit"].subject.gmacs)
+    assert rows["evit"].over_like_low <= rows["evit"].over_like <= rows["evit"].over_like_high
+    assert rows["dense"].subject.tokens == (16,)
+    assert rows["life"].subject.tokens == (16, 11, 8, 5)
+    assert rows["evit"].subject.tokens == (16, 13, 11, 9)
+    assert {rows[name].subject.keep_rate for name in ("life", "evit", "random")} == {0.7}
+
+
+def test_a_bound_is_one_only_of_what_drops_where_it_does(clock, workspace, weights):
+    rows = {row.subject.method: row for row in compare(request(weights), workspace).rows}
+    assert rows["life"].first_k_share == pytest.approx(rows["first-k"].subject.gmacs / rows["life"].subject.gmacs)
+    assert rows["random"].first_k_share is not None
+    assert rows["evit"].first_k_share is None  # it lets other numbers of tokens through
+
+
+def test_the_baseline_is_always_there_and_the_bound_where_it_is_named(clock, workspace, weights):
+    report = compare(request(weights, "evit", "life"), workspace)
+    assert [row.subject.method for row in report.rows] == ["dense", "evit", "life"]
+    assert report.like == "evit"
+    assert [model.export for model in report.models] == [
+        f"artifacts/{TINY}-evit-r0.7-64x64px",
+        f"artifacts/{TINY}-evit-r0.7-64x64px",
+        f"artifacts/{TINY}-life-r0.7-64x64px",
+    ]
+
+
+def test_json_is_that_of_bench_and_more(clock, workspace, weights):
+    report = compare(request(weights), workspace).to_dict()
+    assert json.loads(json.dumps(report)) is not None
+    assert {"schema", "rows", "machine", "choices", "at", "like", "models", "contests", "trials"} <= set(report)
+    assert report["rows"][2]["method"] == "life"
+    assert report["rows"][2]["tokens"] == (16, 11, 8, 5)
+    assert "bench" not in report
+
+
+def test_accuracy_beside_speed(clock, workspace, weights, tmp_path):
+    data = make_images(tmp_path / "data")
+    report = compare(request(weights, data=str(data)), workspace)
+    assert {choice.row.subject.method for choice in report.bench.choices} == set(NAMES) - {"first-k"}
+    assert all(0 <= choice.top1 <= 1 for choice in report.bench.choices)
+    assert any(choice.pareto for choice in report.bench.choices)
+    plot_comparison(report, tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 20_000
+
+
+# --- what is made, and what is not made again -------------------------------------------------------------------
+
+
+def test_what_is_missing_is_exported_and_what_is_there_is_not(clock, workspace, weights, monkeypatch):
+    made = []
+
+    def exporting(wanted, *rest):
+        made.append((wanted.model.method, wanted.model.keep_rate))
+        return export(wanted, *rest)
+
+    export = workflow.export
+    monkeypatch.setattr(workflow, "export", exporting)
+    compare(request(weights), workspace)
+    assert made == []
+    compare(replace(request(weights), model=replace(request(weights).model, keep_rate=0.9)), workspace)
+    assert made == [("life", 0.9), ("evit", 0.9), ("random", 0.9)]
+
+
+def test_what_was_measured_is_not_measured_again(clock, workspace, weights, monkeypatch):
+    first = compare(request(weights, batches=(2,)), workspace)
+    assert [contest.kept for contest in first.contests] == [False]
+    second = compare(request(weights, batches=(2, 4)), workspace)
+    assert [(contest.batch, contest.kept) for contest in second.contests] == [(2, True), (4, False)]
+    assert second.rows[: len(NAMES)] == first.rows
+    monkeypatch.setattr(workflow, "contest", None)  # nothing is measured from here on
+    fewer = compare(request(weights, "life", "random", batches=(4,), stop=replace(QUICK, budget_s=1)), workspace)
+    assert [row.subject.method for row in fewer.rows] == ["dense", "life", "random"]
+    for changes in ({"fresh": True}, {"stop": replace(QUICK, budget_s=QUICK.budget_s + 1)}, {"threads": 2}):
+        with pytest.raises(TypeError):
+            compare(request(weights, batches=(2,), **changes), workspace)
+
+
+def test_what_was_measured_among_others_is_held_against_another_method(clock, workspace, weights):
+    compare(request(weights), workspace)
+    again = compare(request(weights, "evit", "life"), workspace)
+    assert [contest.kept for contest in again.contests] == [False]  # ratios over evit were not taken
+    assert {row.subject.method: row.over_like for row in again.rows}["life"] is not None
+
+
+def test_a_comparison_that_was_ended_goes_on(clock, workspace, weights, monkeypatch):
+    held = []
+
+    def ending(chosen, mode, batch, *rest):
+        held.append(batch)
+        if held == [2, 4]:
+            raise KeyboardInterrupt
+        return contest(chosen, mode, batch, *rest)
+
+    contest = workflow.contest
+    monkeypatch.setattr(workflow, "contest", ending)
+    with pytest.raises(KeyboardInterrupt):
+        compare(request(weights, batches=(2, 4)), workspace)
+    report = compare(request(weights, batches=(2, 4)), workspace)
+    assert held == [2, 4, 4]
+    assert [contest.kept for contest in report.contests] == [True, False]
+
+
+def test_a_damaged_record_and_another_engine_are_measured_again(clock, workspace, weights):
+    compare(request(weights), workspace)
+    (record,) = (workspace.root / workflow.FOLDER).iterdir()
+    text = record.read_text()
+    for damaged in (text[:-40], text.replace('"batch": 2', '"batch": 0'), text.replace('"schema": 1', '"schema": 9')):
+        record.write_text(damaged)
+        assert [contest.kept for contest in compare(request(weights), workspace).contests] == [False]
+        assert [contest.kept for contest in compare(request(weights), workspace).contests] == [True]
+    digest = json.loads(text)["contestants"]["fake fp32 evit"]
+    record.write_text(text.replace(digest, digest[::-1]))
+    assert [contest.kept for contest in compare(request(weights), workspace).contests] == [False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, True),
+        ({"keep_rate": 0.8}, False),
+        ({"method": "topk"}, False),
+        ({"options": {"fuse": False}, "method": "evit"}, False),
+        ({"method": "evit"}, True),
+        ({"image_size": (32, 64)}, False),
+        ({"image_size": None}, True),  # the weights' own
+        ({"num_classes": 4}, False),
+        ({"weights": "random"}, False),
+        ({"weights": "pretrained"}, False),
+        ({"weights": "auto"}, True),
+        ({"backbone": "deit_t"}, False),
+    ],
+)
+def test_an_export_is_taken_for_what_exporting_would_make(workspace, weights, changes, found):
+    wanted = replace(request(weights).model, method="life")
+    export = exported_as(replace(wanted, **changes), workspace)
+    assert (export is not None) == found
+    if export is not None:
+        assert export.method == changes.get("method", "life")
+
+
+def test_an_export_of_other_weights_a_damaged_one_and_one_of_another_version_are_not_taken(
+    workspace, weights, tmp_path, monkeypatch
+):
+    wanted = replace(request(weights).model, method="life")
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(Path(weights).read_bytes() + b"\0")
+    assert exported_as(replace(wanted, weights=str(other)), workspace) is None
+    trained = workspace.root / "checkpoints" / "run" / "best.safetensors"
+    trained.parent.mkdir(parents=True)
+    trained.write_bytes(b"")
+    assert exported_as(replace(wanted, weights="auto"), workspace) is None  # trained since then
+    monkeypatch.setattr("lifedeploy.targets.reuse.versions", lambda: {"lifedeploy": "0.0.1"})
+    assert exported_as(wanted, workspace) is None
+    monkeypatch.undo()
+    graph = tmp_path / "artifacts" / f"{TINY}-life-r0.7-64x64px" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\1")
+    assert exported_as(wanted, Workspace(tmp_path / "artifacts")) is None
+
+
+# --- the same work, the same speed ------------------------------------------------------------------------------
+
+
+def test_at_the_same_work(clock, workspace, weights):
+    report = compare(request(weights, "life", "evit", at="macs"), workspace)
+    life, evit = report.rows[1:]
+    assert life.subject.keep_rate == 0.7
+    assert evit.subject.keep_rate != 0.7
+    assert evit.subject.gmacs == pytest.approx(life.subject.gmacs, rel=0.05)  # sixteen patches come in large steps
+    said = [warning for warning in report.bench.warnings if "comes no nearer" in warning]
+    off = abs(evit.subject.gmacs / life.subject.gmacs - 1) > 0.02
+    assert bool(said) == off
+
+
+def test_at_the_same_speed(clock, workspace, weights, monkeypatch):
+    monkeypatch.setitem(registry._ENGINES, "fake", f"{__name__}:Sorting")
+    monkeypatch.setattr(Sorting, "per_sort", 1.5e-4)  # a tenth of what it takes
+    report = compare(request(weights, "life", "evit", at="speed"), workspace)
+    rows = {row.subject.method: row for row in report.rows}
+    tried = [trial.speed for trial in report.trials]
+    assert {trial.method for trial in report.trials} == {"evit"}
+    assert 2 <= len(report.trials) <= 4
+    assert rows["evit"].subject.gmacs < rows["life"].subject.gmacs  # it pays for sorting three times
+    assert abs(rows["evit"].over_like - 1) == pytest.approx(min(abs(speed - 1) for speed in tried))
+    assert abs(rows["evit"].over_like - 1) < abs(tried[0] - 1)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "hint"),
+    [
+        (("--methods", "life,evitt"), "method 'evitt' is unknown; there are: life, evit, ", "did you mean evit"),
+        (("--methods", "life,life"), "method 'life' is named twice: it would take turns with itself", ""),
+        (("--methods", "dense,first-k"), "no method of dense, first-k drops tokens by a choice", ""),
+        (("--methods", ""), "method '' is unknown", ""),
+        (("--methods", ",".join(["life"] * 65)), "--methods has 65 names; at most 64 are allowed", ""),
+        (("--at", "flops"), "--at 'flops' is unknown; there are: keep-rate, macs, speed", ""),
+        (("--rho", "1.5"), "keep rate 1.5 is out of range: it must be in (0, 1]", ""),
+        (("--engine", "nvidia"), "engine 'nvidia' is unknown", ""),
+        (("--split", "val"), "--split and --limit choose among labelled images", ""),
+        (
+            ("--engine", "fake:int8", "--methods", "life"),
+            "life-r0.7-64x64px is not calibrated for INT8",
+            "--calibration-data DIR",
+        ),
+        (("--engine", "fake:int8", "--rho", "0.6"), "life is not exported and calibrated for INT8", "--calibration-d"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_a_line(lifedeploy, workspace, weights, arguments, said, hint):
+    before = folders(workspace), sorted(Path().iterdir())
+    line = ("--backbone", TINY, "--img-size", "64", "--weights", weights, "--engine", "fake", "--json", "table.json")
+    if "--engine" in arguments:
+        line = tuple(word for word in line if word not in ("--engine", "fake"))
+    ended = lifedeploy("compare", *line, *arguments)
+    assert ended.code == 2
+    (error,) = [text for text in ended.lines if text.startswith("error:")]
+    assert said in error
+    assert hint in ended.err
+    assert (folders(workspace), sorted(Path().iterdir())) == before
+
+
+def test_methods_as_a_request_are_refused_too():
+    with pytest.raises(UsageError, match="at the same 'flops'"):
+        CompareRequest(methods=("life",), at="flops")
+    assert [method.name for method in CompareRequest().slimmed] == list(methods.names(methods.SLIMMED))
+
+
+# --- on the command line ----------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_tables_a_page_and_a_picture(lifedeploy, clock, workspace, weights, monkeypatch):
+    line = ("--backbone", TINY, "--img-size", "64", "--weights", weights, "--engine", "fake", "--threads", "1")
+    line += ("--methods", ",".join(NAMES), "--batch", "2,4", "--budget", "1", "--mode", "latency")
+    ended = lifedeploy("compare", *line, "--json", "t.json", "--markdown", "t.md", "--plot", "t.png")
+    assert ended.code == 0, ended.err
+    assert f"{TINY} · fake fp32 · latency · batch 4" in ended.out
+    rows = json.loads(Path("t.json").read_text())["rows"]
+    assert [(row["batch"], row["method"]) for row in rows] == [(batch, name) for batch in (2, 4) for name in NAMES]
+    page = Path("t.md").read_text().splitlines()
+    assert page[0] == f"# {TINY}: methods compared"
+    assert f"## {TINY} · fake fp32 · latency · batch 2" in page
+    (life,) = {text for text in page if text.startswith("| life |") and "11→8→5" in text}
+    assert life.count("|") == next(text for text in page if text.startswith("| method |")).count("|")
+    assert any(text.startswith("Each at its own keep rate") for text in page)
+    again = lifedeploy("compare", *line, "--markdown", "t.md")
+    assert again.code == 0
+    assert "Measured before, on this machine in these versions, and not again" in again.out
