@@ -68,7 +68,8 @@ def test_what_every_export_holds_is_no_method_to_slim_by(lifedeploy):
     for name, role in (("dense", "baseline"), ("first-k", "bound")):
         said = only_line(lifedeploy("export", "--method", name))
         assert said == (
-            f"error: {name} is no method to slim a model by, but the {role} that every export holds; there are: life"
+            f"error: {name} is no method to slim a model by, but the {role} that every export holds; "
+            f"there are: {', '.join(methods.names(methods.SLIMMED))}"
         )
     assert "first-k" in only_line(lifedeploy("train", "--method", "first-k"))
 

@@ -333,7 +333,7 @@ def test_a_spec_under_another_method_has_the_usual_options_of_that_one(plugged):
     assert other.under("life").options == {"temperature": 1.5}
     assert SPEC.under("first-k").options == other.under("first-k").options == {"inside": False}
     assert SPEC.under("inside").under("first-k").options == {"inside": True}  # its bound
-    with pytest.raises(UsageError, match="method 'death' is unknown; there are: life, dense, first-k, inside, other"):
+    with pytest.raises(UsageError, match=r"'death' is unknown; there are: life, .*, first-k, inside, other"):
         SPEC.under("death")
     with pytest.raises(UnsupportedModelError, match=r"other protects 2 tokens .*, and deit_s has 5"):
         replace(SPEC, prefix_tokens=5).under("other")

@@ -21,7 +21,13 @@ from lifedeploy.schedule import Schedule
 from tests.plugins import OTHER, AnotherEntry, OtherOptions, entry
 
 Plug = Callable[..., None]
+BUILT_IN = [methods.get(name) for name in methods.names() if methods.built_in(name)]
 LIFE, DENSE, FIRST_K = (methods.get(name) for name in ("life", "dense", "first-k"))
+
+
+def listed(*roles: str) -> str:
+    """The built-in methods, or those of some roles, as messages list them."""
+    return ", ".join(row.name for row in BUILT_IN if not roles or row.role in roles)
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +49,12 @@ def refusal(call: Callable[[], object], error: type[UsageError] = UsageError) ->
 
 
 def test_the_built_in_methods_and_their_roles():
-    assert methods.names() == ("life", "dense", "first-k")
-    assert {name: methods.role_of(name) for name in methods.names()} == {
-        "life": SLIMMED,
-        "dense": BASELINE,
-        "first-k": BOUND,
-    }
+    slimmed = ("life", "evit", "topk", "dynamicvit", "random")
+    assert methods.names() == (*slimmed, "dense", "first-k")
     assert methods.ROLES == (SLIMMED, BASELINE, BOUND)
-    assert [methods.names(role) for role in methods.ROLES] == [("life",), ("dense",), ("first-k",)]
-    assert methods.names(SLIMMED, BASELINE) == ("life", "dense")
+    assert [methods.names(role) for role in methods.ROLES] == [slimmed, ("dense",), ("first-k",)]
+    assert methods.names(SLIMMED, BASELINE) == (*slimmed, "dense")
+    assert all(methods.get(name).role == methods.role_of(name) for name in methods.names())
     assert methods.get(methods.DEFAULT) is LIFE
     assert (methods.baseline(), methods.bound()) == (DENSE, FIRST_K)
 
@@ -63,17 +66,26 @@ def test_an_export_of_a_method_holds_its_baseline_and_its_bound():
 
 def test_what_the_rows_of_the_built_in_methods_say():
     facts = {
-        name: (row.selection, row.predicts_lives, row.derives, row.trains_reducer, [stage.name for stage in row.stages])
-        for name in methods.names()
-        for row in (methods.get(name),)
+        row.name: (row.selection, row.inside, row.predicts_lives, row.derives, [stage.name for stage in row.stages])
+        for row in BUILT_IN
     }
     assert facts == {
-        "life": ("once", True, True, True, ["predictor", "backbone"]),
+        "life": ("once", False, True, True, ["predictor", "backbone"]),
+        "evit": ("every drop", True, False, False, ["backbone"]),
+        "topk": ("every drop", True, False, False, ["backbone"]),
+        "dynamicvit": ("every drop", False, False, False, []),
+        "random": ("once", False, False, True, ["backbone"]),
         "dense": ("none", False, False, False, ["dense"]),
         "first-k": ("none", False, False, False, []),
     }
-    assert {row.package for row in (LIFE, DENSE, FIRST_K)} == {"lifedeploy"}
-    assert [row.plain_options({}) for row in (LIFE, DENSE, FIRST_K)] == [{"temperature": 1.5}, {}, {"inside": False}]
+    assert [row.name for row in BUILT_IN if row.trains_reducer] == ["life"]
+    assert {row.package for row in BUILT_IN} == {"lifedeploy"}
+    assert {row.name: row.plain_options({}) for row in BUILT_IN if row.options is not NoOptions} == {
+        "life": {"temperature": 1.5},
+        "evit": {"fuse": True},
+        "random": {"draw": 0},
+        "first-k": {"inside": False},
+    }
 
 
 def test_a_method_that_is_not_known_here_is_one_that_slims():
@@ -85,44 +97,34 @@ def test_a_method_that_is_not_known_here_is_one_that_slims():
 
 
 @pytest.mark.parametrize(
-    ("name", "roles", "there", "hint"),
+    ("name", "roles", "hint"),
     [
-        ("lief", (), "life, dense, first-k", "did you mean life?"),
-        ("Dense", (), "life, dense, first-k", "did you mean dense?"),
-        ("first_k", (), "life, dense, first-k", "did you mean first-k?"),
-        ("denser", (SLIMMED,), "life", None),  # what it is near to is of another role
-        ("denser", (SLIMMED, BASELINE), "life, dense", "did you mean dense?"),
-        ("evit", (), "life, dense, first-k", None),
-        ("", (), "life, dense, first-k", None),
-        ("\x1b[31m", (), "life, dense, first-k", None),
-        ("x" * 10**6, (), "life, dense, first-k", None),
+        ("lief", (), "did you mean life?"),
+        ("Dense", (), "did you mean dense?"),
+        ("first_k", (), "did you mean first-k?"),
+        ("denser", (SLIMMED,), None),  # what it is near to is of another role
+        ("denser", (SLIMMED, BASELINE), "did you mean dense?"),
+        ("sparse", (), None),
+        ("", (), None),
+        ("\x1b[31m", (), None),
+        ("x" * 10**6, (), None),
     ],
     ids=lambda value: value[:10] if isinstance(value, str) else None,
 )
-def test_an_unknown_method_is_refused_with_those_there_are_and_near_names(name, roles, there, hint):
+def test_an_unknown_method_is_refused_with_those_there_are_and_near_names(name, roles, hint):
     error = refusal(lambda: methods.get(name, *roles))
-    assert re.fullmatch(rf"method '.*' is unknown; there are: {there}", error.message)
+    assert re.fullmatch(rf"method '.*' is unknown; there are: {listed(*roles)}", error.message)
     assert error.hint == hint
     assert len(name) > 100 or repr(name) in error.message
 
 
 @pytest.mark.parametrize(
-    ("name", "roles", "message"),
-    [
-        (
-            "dense",
-            (SLIMMED,),
-            "dense is no method to slim a model by, but the baseline that every export holds; there are: life",
-        ),
-        (
-            "first-k",
-            (SLIMMED, BASELINE),
-            "first-k is no method to slim a model by, but the bound that every export holds; there are: life, dense",
-        ),
-    ],
+    ("name", "roles", "role"), [("dense", (SLIMMED,), "baseline"), ("first-k", (SLIMMED, BASELINE), "bound")]
 )
-def test_a_method_of_another_role_is_refused_with_those_of_this_one(name, roles, message):
-    assert refusal(lambda: methods.get(name, *roles)).message == message
+def test_a_method_of_another_role_is_refused_with_those_of_this_one(name, roles, role):
+    assert refusal(lambda: methods.get(name, *roles)).message == (
+        f"{name} is no method to slim a model by, but the {role} that every export holds; there are: {listed(*roles)}"
+    )
 
 
 # --- options ----------------------------------------------------------------------------------------------------
@@ -342,20 +344,20 @@ def test_a_row_that_cannot_be_is_refused(changes, said):
 
 def test_a_method_of_another_package_is_as_good_as_a_built_in_one(plug):
     plug(entry("tests.plugins:OTHER"))
-    assert methods.names() == ("life", "dense", "first-k", "other")
-    assert methods.names(SLIMMED) == ("life", "other")
+    assert methods.names() == (*(row.name for row in BUILT_IN), "other")
+    assert methods.names(SLIMMED) == (*(row.name for row in BUILT_IN if row.role == SLIMMED), "other")
     found = methods.get("other", SLIMMED)
     assert found == replace(OTHER, package="lifedeploy-other 1.2")
     assert methods.get("other") is found
     assert (methods.role_of("other"), methods.title_of("other")) == (SLIMMED, "Somebody's method")
     assert refusal(lambda: methods.get("othre")).hint == "did you mean other?"
-    assert "there are: life, other" in refusal(lambda: methods.get("dense", SLIMMED)).message
+    assert f"there are: {listed(SLIMMED)}, other" in refusal(lambda: methods.get("dense", SLIMMED)).message
 
 
 def test_nothing_of_a_method_is_imported_before_it_is_asked_for(plug, tmp_path, monkeypatch):
     added(tmp_path, monkeypatch, "from tests.plugins import OTHER")
     plug(entry("added_method:OTHER"), entry("tests.nowhere:OTHER", "aardvark"))
-    assert methods.names() == ("life", "dense", "first-k", "aardvark", "other")
+    assert methods.names() == (*(row.name for row in BUILT_IN), "aardvark", "other")
     assert methods.role_of("other") == SLIMMED
     assert methods.get("life") is LIFE
     assert "added_method" not in sys.modules

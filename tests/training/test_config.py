@@ -59,8 +59,11 @@ def test_a_configuration_survives_toml(tmp_path):
         ({"options": 5}, "options is 5: expected object, got int"),
         ({"temperature": 2.0, "options": 5}, "options is 5: expected object, got int"),
         ({"method": "dense", "options": {"temperature": 2}}, "'temperature' is no option of dense; it has none"),
-        ({"method": "lief"}, "method 'lief' is unknown; there are: life, dense"),
-        ({"method": "first-k"}, "first-k is no method to slim a model by, but the bound .*; there are: life, dense"),
+        ({"method": "lief"}, "method 'lief' is unknown; there are: life, .*, dense"),
+        (
+            {"method": "first-k"},
+            "first-k is no method to slim a model by, but the bound .*: life, .*, dense",
+        ),
         ({"method": "other", "dense": True}, "--dense and --method other exclude each other: dense drops nothing"),
         ({"method": "other", "single_stage": True}, "other trains in one stage as it is, without --single-stage"),
         ({"method": "other", "epochs": 0}, "0 epochs in all"),
