@@ -86,10 +86,11 @@ def slim(
     method: str = "life",
     schedule: Schedule | None = None,
     *,
-    ordering: str = "order-once",
+    ordering: str = "",
     **options: Any,
 ) -> SlimViT:
-    """``vit`` under a method; a predictor is disturbed, always in the same way. Options may be out of their range."""
+    """``vit`` under a method, in its usual form or another ``ordering``; a predictor is disturbed, always in the same
+    way. Options may be out of their range."""
     schedule = schedule_for(vit) if schedule is None else schedule
     row = methods.get(method)
     reducer = build_reducer(
@@ -98,7 +99,7 @@ def slim(
             schedule=schedule,
             width=vit.embed_dim,
             prefix=vit.num_prefix_tokens,
-            ordering=ordering,
+            ordering=ordering or row.orderings[0],
             options=row.options(**options),
         ),
     )

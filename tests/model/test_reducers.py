@@ -333,7 +333,8 @@ def test_a_reducer_that_cannot_change_its_schedule_refuses_another_one():
 def test_built_in_methods_run_under_another_schedule_with_what_they_have_learned():
     vit, other = tiny_vit(), Schedule.from_keep_rate(16, DEPTH, 0.5, (2, 3, 5))
     images = images_for(vit)
-    for name, options in (("life", {}), ("dense", {}), ("first-k", {}), ("first-k", {"inside": True})):
+    further = (("first-k", {"inside": True}), ("evit", {"fuse": False}), ("random", {"draw": 3}))
+    for name, options in (*((name, {}) for name in methods.names()), *further):
         model = slim(vit, name, **options)
         moved, made = model(images, schedule=other), slim(vit, name, other, **options)(images)
         assert torch.equal(moved.logits, made.logits), name
