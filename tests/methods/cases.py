@@ -32,7 +32,7 @@ def shapes_only(
     case: str, backbone: str, image_size: tuple[int, int] | None = None, **schedule: Any
 ) -> tuple[SlimViT, ModelSpec]:
     """A model of a real backbone's size on PyTorch's meta device: it has shapes, and computes nothing."""
-    method, options = CASES[case] if case in CASES else (case, {})
+    method, options = CASES.get(case, (case, {}))
     vit = _empty(backbone, image_size)
     request = ModelRequest(backbone=backbone, method=method, options=options, image_size=image_size, **schedule)
     spec = describe(request, vit, Provenance(weights="random"), ())
