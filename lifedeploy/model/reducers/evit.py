@@ -20,25 +20,23 @@ class EvitReducer(ByClsAttention):
     Args:
         schedule: tokens per layer, the fused one among them.
         fuse: without it dropped tokens are gone.
+
+    Raises:
+        UsageError: nothing is left beside the fused token.
     """
 
     def __init__(self, schedule: Schedule, *, fuse: bool = True) -> None:
-        super().__init__(schedule, all_ordered=fuse)
-        self.fuse = fuse
-
-    @classmethod
-    def build(cls, plan: Plan) -> Reducer:
-        """The reducer for a plan.
-
-        Raises:
-            UsageError: nothing is left beside the fused token.
-        """
-        alone = [t for t in plan.schedule.leaving_layers if plan.options.fuse and plan.schedule.after(t) < 2]
+        alone = [layer for layer in schedule.leaving_layers if fuse and schedule.after(layer) < 2]
         if alone:
             raise UsageError(
                 f"evit keeps 1 patch token after layer {alone[0]}, which would stand for all others",
                 hint="a larger keep rate, or --no-fuse",
             )
+        super().__init__(schedule, all_ordered=fuse)
+        self.fuse = fuse
+
+    @classmethod
+    def build(cls, plan: Plan) -> Reducer:
         return cls(plan.schedule, fuse=plan.options.fuse)
 
     def inside_block(self, layer: int, tokens: Tokens, attention: BlockAttention) -> Tokens:
