@@ -1,0 +1,264 @@
+"""What each method's graph holds, and that runtimes keep the tokens that PyTorch keeps.
+
+Of each export only the slimmed model is made here: what is beside it is other tests' matter, and takes two traces more.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from lifedeploy import methods
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.calibration import policy
+from lifedeploy.engines.base import BuildOptions
+from lifedeploy.engines.tensorrt import fusion
+from lifedeploy.engines.tensorrt.builder import build_plan
+from lifedeploy.exporters import forms
+from lifedeploy.exporters import onnx as exporter
+from lifedeploy.exporters.onnx import GraphOptions
+from lifedeploy.kept import kept_name
+from lifedeploy.model import checkpoint
+from lifedeploy.model.weights import ModelRequest, load
+from lifedeploy.spec import GraphForm
+from lifedeploy.targets.evidence import check_graph
+from lifedeploy.targets.session import Session
+from lifedeploy.targets.target import named
+from lifedeploy.workflows.build import BuildRequest, build
+from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate
+from lifedeploy.workflows.export import ExportRequest, export
+from tests.conftest import TINY, TINY_SIZE
+from tests.methods.cases import CASES
+from tests.once import made_once, shared_folder
+from tests.workflows.test_evaluate import make_images
+
+DEPTH = 6
+# Operators of a graph that drops nothing.
+DENSE = {
+    "Add": 37,
+    "Concat": 2,
+    "Conv": 1,
+    "Expand": 1,
+    "Gather": 1,
+    "Gelu": 6,
+    "Gemm": 1,
+    "LayerNormalization": 13,
+    "MatMul": 36,
+    "Mul": 6,
+    "Reshape": 13,
+    "Shape": 1,
+    "Slice": 18,
+    "Softmax": 6,
+    "Squeeze": 18,
+    "Transpose": 19,
+}
+_BY_CLS = {  # three drops: scores, a TopK, a Gather of tokens; places that are known beforehand are made once
+    "Add": 6,
+    "Concat": 4,
+    "Expand": 1,
+    "Gather": 3,
+    "GatherElements": 2,
+    "MatMul": 3,
+    "Mul": 6,
+    "Range": 1,
+    "ReduceMean": 3,
+    "Reshape": 9,
+    "Slice": 6,
+    "Softmax": 3,
+    "Squeeze": 4,
+    "TopK": 3,
+    "Unsqueeze": 1,
+}
+# What a method adds to that.
+FURTHER = {
+    "evit": _BY_CLS | {"Concat": 7, "MatMul": 9, "Pad": 3, "Slice": 12, "Sub": 3, "Unsqueeze": 7},
+    "evit-no-fuse": _BY_CLS,
+    "topk": _BY_CLS,
+    "dynamicvit": {
+        "Add": 18,
+        "Concat": 10,
+        "Expand": 4,
+        "Gather": 9,
+        "GatherElements": 2,
+        "Gelu": 9,
+        "LayerNormalization": 3,
+        "MatMul": 12,
+        "Mul": 3,
+        "Range": 1,
+        "ReduceMean": 3,
+        "Reshape": 9,
+        "Slice": 3,
+        "Split": 3,
+        "Squeeze": 1,
+        "Sub": 3,
+        "TopK": 3,
+        "Unsqueeze": 1,
+    },
+    "random": {  # once, and two cuts
+        "Add": 2,
+        "Clip": 1,
+        "Concat": 3,
+        "Div": 1,
+        "Expand": 2,
+        "Gather": 1,
+        "Mul": 2,
+        "Range": 1,
+        "ReduceL2": 1,
+        "ReduceMean": 1,
+        "ReduceSum": 1,
+        "Reshape": 3,
+        "Slice": 3,
+        "Squeeze": 1,
+        "Sub": 1,
+        "TopK": 1,
+        "Unsqueeze": 1,
+    },
+}
+SORTS = {"evit": 3, "evit-no-fuse": 3, "topk": 3, "dynamicvit": 3, "random": 1}
+# What decides, and stays in FP32: no products of the backbone, no moving of tokens.
+_CLS_RANKING = {"MatMul", "Mul", "ReduceMean", "Slice", "Softmax", "Squeeze", "TopK"}
+RANKING = {
+    "evit": _CLS_RANKING,
+    "evit-no-fuse": _CLS_RANKING,
+    "topk": _CLS_RANKING,
+    "dynamicvit": {"Add", "Concat", "Expand", "Gather", "Gelu", "MatMul", "ReduceMean", "Sub", "TopK"},
+    "random": {
+        *("Clip", "Concat", "Div", "Expand", "Mul", "ReduceL2", "ReduceMean", "ReduceSum", "Slice", "Sub", "TopK"),
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> dict[str, Path]:
+    """By case an export of the tiny model, which has passed the gate in ONNX Runtime. Read only: copy it."""
+    shared, folders = shared_folder(tmp_path_factory), {}
+    for case, (method, options) in CASES.items():
+
+        def make(folder: Path, method: str = method, options: dict[str, methods.Option] = options) -> None:
+            model = ModelRequest(
+                backbone=TINY,
+                keep_rate=0.7,
+                weights=str(weights_file),
+                image_size=TINY_SIZE,
+                method=method,
+                options=options,
+            )
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(methods, "variants", lambda method: (method,))
+                export(ExportRequest(model, GraphOptions(), output=folder / "made"), Workspace(folder))
+
+        folders[case] = made_once(shared / f"by-{case}", make) / "made"
+    return folders
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    """Every method, one after the other."""
+    return request.param
+
+
+@pytest.fixture
+def own(exports: dict[str, Path], case: str) -> Artifact:
+    """The slimmed model of the case's export."""
+    return Artifact.read(exports[case] / "model.json")
+
+
+def test_its_graph_holds_these_operators_and_no_others(own, case):
+    assert own.manifest.graph.operators == dict(Counter(DENSE) + Counter(FURTHER[case]))
+    assert own.manifest.graph.operators["TopK"] == SORTS[case]
+    assert own.manifest.graph.form == ("order-once" if case == "random" else "per-stage")
+
+
+def test_it_passed_the_gate_with_every_token_kept_that_pytorch_keeps(own, case):
+    manifest = own.manifest
+    assert manifest.parity.passed and (manifest.parity.overlap, manifest.parity.top1) == (1.0, 1.0)
+    schedule = manifest.spec.schedule
+    named_after = schedule.drop_layers[:1] if case == "random" else schedule.drop_layers
+    assert manifest.graph.kept == named_after
+    graph = ir.load(own.path)
+    shapes = {value.name: value.shape[1] for node in graph.graph for value in node.outputs if "kept" in value.name}
+    assert shapes == {kept_name(layer): schedule.after(layer) for layer in named_after}
+    assert [output.name for output in manifest.outputs] == ["logits"]
+    assert not manifest.predicts_lives
+
+
+def test_openvino_keeps_after_every_drop_what_pytorch_keeps(exports, case):
+    folder = exports[case]
+    report = build(BuildRequest(model=folder, engine="openvino"), Workspace(folder.parent))
+    (manifest,) = report.manifests.values()
+    assert manifest.parity.passed and manifest.parity.overlap == 1.0
+    images = np.random.default_rng(0).standard_normal((3, 3, *TINY_SIZE)).astype(np.float32)
+    found, wanted = (kept_by(path, images) for path in (report.engine.folder, folder / "weights.safetensors"))
+    assert list(found) == list(wanted) == list(manifest.spec.schedule.drop_layers)
+    assert all(np.array_equal(found[layer], wanted[layer]) for layer in wanted)
+
+
+def kept_by(path: Path, images: np.ndarray) -> dict[int, np.ndarray]:
+    """What a model says that it keeps after each drop."""
+    target = named(path)
+    with Session(target, "drops") as session:
+        tensors = session.tensors(images)
+    return {layer: target.kept.after(layer, tensors) for layer in target.kept.counts}
+
+
+def test_a_checkpoint_of_it_is_itself(exports, case):
+    """Its options, its counts and what it has learned; the random order is made again from its draw."""
+    model, spec = checkpoint.load(exports[case] / "weights.safetensors")
+    method, options = CASES[case]
+    assert (spec.method, spec.options) == (method, methods.get(method).plain_options(options))
+    assert (model.schedule, model.reducer.sorts) == (spec.schedule, SORTS[case])
+
+
+def test_in_half_precision_its_ranking_alone_stays_fp32(own, case, tmp_path):
+    half = tmp_path / "half.onnx"
+    report = forms.prepare(own.path, GraphForm("fp16", "operator", with_order=True), half)
+    assert report.attentions == DEPTH
+    (ranking,) = report.islands.values()
+    assert set(ranking) == RANKING[case]
+    products = [node for node in ir.load(half).graph if node.op_type in ("MatMul", "Attention")]
+    of_blocks = [node for node in products if node.name.startswith("blocks.")]
+    assert len(of_blocks) == DEPTH * 5  # qkv, attention, proj, fc1, fc2
+    assert {node.outputs[0].dtype for node in of_blocks} == {ir.DataType.FLOAT16}
+    evidence, reach = check_graph(half, own, "fp16", "fp16")
+    evidence.require("the emulated graph")
+    assert evidence.max_rel > 0 and not reach.overflows
+
+
+# Products of the ranking: of a CLS row with keys; two weighted sums; four layers of a predictor. Norms and inner products
+# that no MatMul computes are none.
+@pytest.mark.parametrize(("case", "each"), [("evit", 3), ("dynamicvit", 4)], indirect=["case"])
+def test_its_ranking_is_never_quantised(own, case, each, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(own.folder, tmp_path / "copy"))
+    monkeypatch.chdir(tmp_path)
+    data = make_images(tmp_path / "data", count=3)
+    request = CalibrateRequest(model=folder, data=str(data), images=4, check_images=2, cache=tmp_path / "cache")
+    report = calibrate(request, Workspace(tmp_path))
+    assert report.members[CASES[case][0]].overlap > 0.5
+    quantised = Artifact.read(folder / "int8" / "model.json")
+    ranking = [product for product in policy.products_in(quantised.path) if product.part == "ranking"]
+    assert len(ranking) == each * 3
+    places = {name.rpartition("/")[0] for name in quantised.manifest.quantized_products}
+    assert places == {
+        f"blocks.{layer}.{part}" for layer in range(DEPTH) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    makers = [value.producer() for product in ranking for value in product.node.inputs]
+    assert not [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
+
+
+@pytest.mark.parametrize("case", ["evit", "topk", "dynamicvit", "random"], indirect=True)
+def test_of_a_real_backbone_every_attention_is_fused(rtx, case, tmp_path):
+    """At the size of DeiT-T; a fixed batch, which takes the builder half the time of a dynamic one."""
+    method, options = CASES[case]
+    request = ModelRequest(backbone="deit_t", keep_rate=0.7, weights="random", method=method, options=options)
+    loaded = load(request, Workspace(tmp_path), ordering=methods.get(method).orderings[0])
+    traced = exporter.trace(loaded.model, loaded.spec, GraphOptions(batch_size=8))
+    exporter.save(traced, tmp_path / "graph.onnx", metadata={})
+    forms.prepare(tmp_path / "graph.onnx", GraphForm("fp16", "operator", with_order=True), tmp_path / "half.onnx")
+    found = fusion.of_plan(build_plan(rtx, tmp_path / "half.onnx", BuildOptions()).data).record
+    assert (found.attention, found.topk, found.precision) == (12, SORTS[case], "fp16")
+    assert loaded.model.reducer.sorts == SORTS[case]
