@@ -100,7 +100,7 @@ def _evit_schedule(
     for _ in drop_layers:
         tokens = counts[-1] if counts else patches
         counts.append(min(math.ceil(round(keep_rate * tokens, 6)) + options.fuse, tokens))
-    return replace(Schedule.from_counts(patches, depth, counts, drop_layers), keep_rate=keep_rate)
+    return Schedule.of_keep_rate(patches, depth, keep_rate, counts, drop_layers)
 
 
 def _evit_work(schedule: Schedule, options: EvitOptions, cost: Cost) -> Work:
@@ -123,7 +123,7 @@ def _dynamicvit_schedule(
 ) -> Schedule:
     """⌊ρ^k N⌋ tokens after the k-th drop, of the first count."""
     counts = [math.floor(round(patches * keep_rate**k, 6)) for k in range(1, len(drop_layers) + 1)]
-    return replace(Schedule.from_counts(patches, depth, counts, drop_layers), keep_rate=keep_rate)
+    return Schedule.of_keep_rate(patches, depth, keep_rate, counts, drop_layers)
 
 
 def _dynamicvit_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated
 
@@ -80,12 +80,23 @@ class Schedule:
         require_keep_rate(keep_rate)
         layers = default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
         counts = [round(patches * keep_rate**k) for k in range(1, len(layers) + 1)]
+        return cls.of_keep_rate(patches, depth, keep_rate, counts, layers)
+
+    @classmethod
+    def of_keep_rate(
+        cls, patches: int, depth: int, keep_rate: float, counts: Sequence[int], drop_layers: Sequence[int]
+    ) -> Schedule:
+        """What a method makes of a keep rate: ``counts[k]`` patch tokens after the k-th drop layer.
+
+        Raises:
+            ScheduleError: no token is left, or counts and drop layers cannot be.
+        """
         if counts and counts[-1] < 1:
             raise ScheduleError(
-                f"keep rate {keep_rate:g} leaves 0 of {patches} patch tokens after layer {layers[-1]}; "
+                f"keep rate {keep_rate:g} leaves 0 of {patches} patch tokens after layer {drop_layers[-1]}; "
                 "at least 1 is needed"
             )
-        return cls(_spread(patches, depth, counts, layers), layers, keep_rate)
+        return replace(cls.from_counts(patches, depth, counts, drop_layers), keep_rate=keep_rate)
 
     @classmethod
     def from_counts(

@@ -56,7 +56,32 @@ class MethodCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_METHOD] = methods.get(self.named(args), *self.roles)
         _given.set({})
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if hasattr(error, "possibilities"):  # click's, for an option that there is not
+                self._refuse_of_others(str(getattr(error, "option_name", "")), ctx.meta[_METHOD])
+            raise
+
+    def _refuse_of_others(self, flag: str, method: Method) -> None:
+        """Say of an option that is one of other methods which these are.
+
+        Raises:
+            UsageError: it is.
+        """
+        owners = [name for name in methods.names(*self.roles) if flag in self._flags(name)]
+        if owners:
+            raise UsageError(
+                f"{method.name} has no option {flag}; it is one of {', '.join(owners)}",
+                hint=f"lifedeploy {self.name} {FLAG} {owners[0]} --help",
+            )
+
+    def _flags(self, name: str) -> set[str]:
+        """Options of a method, as they are on the line; none of one that cannot be used."""
+        with suppress(LifedeployError):
+            parameters = _parameters(methods.get(name), training=self.training)
+            return {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
+        return set()
 
     def named(self, args: Sequence[str]) -> str:
         """The method that a line names; the usual one where it names none."""

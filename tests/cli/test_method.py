@@ -82,8 +82,20 @@ def test_what_every_export_holds_is_no_method_to_slim_by(lifedeploy):
         (("export", "--method", "other", "--pooled-by", "sum"), "--pooled-by 'sum' is unknown; there are: mean, max"),
         (("export", "--method", "other", "--sharpness", "1"), "No such option: --sharpness"),
         (("train", "--method", "other", "--sharpness", "0"), "--sharpness': 0 is not allowed; it must be in (0, 10]"),
-        (("export", "--no-fuse"), "No such option: --no-fuse"),
-        (("train", "--method", "dense", "--temperature", "2"), "No such option: --temperature"),
+        (("export", "--no-fuse"), "life has no option --no-fuse; it is one of evit, other"),
+        (("export", "--method", "topk", "--fuse"), "topk has no option --fuse; it is one of evit, other"),
+        (("export", "--method", "topk", "--draw", "1"), "topk has no option --draw; it is one of random"),
+        (("train", "--method", "dense", "--temperature=2"), "dense has no option --temperature; it is one of life"),
+        (("export", "--temperature", "2"), "No such option: --temperature"),  # which export takes of no method
+        (("export", "--spiral"), "No such option: --spiral"),
+        (("export", "--method", "evitt"), "method 'evitt' is unknown; there are: life, evit, "),
+        (("export", "--method", "random", "--draw", "-1"), "Invalid value for '--draw': -1 is not allowed"),
+        (("export", "--method", "evit", "--graph", "order-once"), "evit chooses anew at every drop, so its graph"),
+        (("export", "--method", "evit", "--counts", "9,5,1"), "evit keeps 1 patch token after layer 5, which would"),
+        (
+            ("export", "--method", "dynamicvit", "--rho", "0.1"),
+            "keep rate 0.1 leaves 0 of 100 patch tokens after layer 4; at least 1 is needed",
+        ),
         (("train", "--temperature", "0"), "Invalid value for '--temperature': 0 is not allowed"),
         (
             ("export", "--method", "other", "--counts", "8,4,2"),
@@ -100,6 +112,29 @@ def test_what_a_method_does_not_take_is_refused_before_anything_is_written(
     other()
     assert said in only_line(lifedeploy(*line, "--backbone", "test_vit", "--weights", "random"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", methods.names(methods.SLIMMED))
+def test_a_backbone_without_cls_is_refused_whatever_the_method(method, lifedeploy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ("export", "--method", method, "--backbone", "vit_base_patch16_siglip_224", "--weights", "random")
+    assert "has no CLS token (it pools by 'map'), and patches are scored against CLS" in only_line(lifedeploy(*line))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_of_another_method_is_said_with_where_it_is(lifedeploy):
+    ended = lifedeploy("export", "--no-fuse")
+    assert ended.lines == [
+        "error: life has no option --no-fuse; it is one of evit",
+        "hint: lifedeploy export --method evit --help",
+    ]
+    assert "--no-fuse" in lifedeploy("export", "--method", "evit", "--help").out
+
+
+def test_options_of_a_method_that_cannot_be_used_are_not_looked_for(lifedeploy, monkeypatch):
+    entries = {"broken": (plugins.entry("tests.plugins:NOTHING", "broken"),)}
+    monkeypatch.setattr(methods, "plugins", lambda: entries)
+    assert only_line(lifedeploy("export", "--no-fuse")) == "error: life has no option --no-fuse; it is one of evit"
 
 
 def test_a_backbone_with_more_in_front_than_a_method_protects_is_refused(lifedeploy, other, tmp_path, monkeypatch):

@@ -430,6 +430,7 @@ def test_options_are_the_weights_own_unless_asked_for_and_of_their_method_alone(
         ("life", "life", "trained", True),
         ("life", "dense", "trained", True),  # as an export's baseline is described by the same weights
         ("dense", "life", "identity", False),  # a dense model has learned nothing about which tokens to drop
+        ("life", "dynamicvit", "identity", False),  # it has predictors, and no stage trains them
         ("life", "other", "identity", False),
         ("life", "untrained", "none", False),
     ],
