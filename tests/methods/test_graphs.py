@@ -76,7 +76,7 @@ _BY_CLS = {  # three drops: scores, a TopK, a Gather of tokens; places that are 
 }
 # What a method adds to that.
 FURTHER = {
-    "evit": _BY_CLS | {"Concat": 7, "MatMul": 9, "Pad": 3, "Slice": 12, "Sub": 3, "Unsqueeze": 7},
+    "evit": _BY_CLS | {"Concat": 7, "MatMul": 6, "Pad": 3, "Slice": 18, "Unsqueeze": 4},  # a weighted sum
     "evit-no-fuse": _BY_CLS,
     "topk": _BY_CLS,
     "dynamicvit": {
@@ -231,8 +231,8 @@ def test_in_half_precision_its_ranking_alone_stays_fp32(own, case, tmp_path):
     assert evidence.max_rel > 0 and not reach.overflows
 
 
-# Products of each drop: the CLS row with the keys, and two weighted sums; or the four layers of a predictor.
-@pytest.mark.parametrize(("case", "each"), [("evit", 3), ("dynamicvit", 4)], indirect=["case"])
+# Products of each drop: the CLS row with the keys, and a weighted sum; or the four layers of a predictor.
+@pytest.mark.parametrize(("case", "each"), [("evit", 2), ("dynamicvit", 4)], indirect=["case"])
 def test_its_ranking_is_never_quantised(own, case, each, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(own.folder, tmp_path / "copy"))
     monkeypatch.chdir(tmp_path)
