@@ -60,7 +60,10 @@ def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, n
         bar.set_label("last layer that a patch takes part in", fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
-    figure.supxlabel(note, fontsize=7, color="#666666", x=0.01, ha="left")
+    dark = (
+        "dark: dropped, or in a fused token" if any(any(image.fused.values()) for image in drawn) else "dark: dropped"
+    )
+    figure.supxlabel(" · ".join(filter(None, (note, dark))), fontsize=7, color="#666666", x=0.01, ha="left")
     save(figure, path)
 
 
@@ -80,7 +83,7 @@ def spread(values: NDArray[Any], image: PatchLives) -> NDArray[Any]:
 def _left(image: PatchLives, layer: int, schedule: Schedule) -> str:
     """What goes on after a layer, in words."""
     text, fused = f"{int(image.alive[layer].sum())} of {schedule.patches} patches", image.fused[layer]
-    return text if not fused else f"{text}, {fused} fused"
+    return text if not fused else f"{text} + {fused} fused token{'s' * (fused != 1)}"
 
 
 def _draw_life(axis: Any, life: NDArray[Any], image: PatchLives, schedule: Schedule, scale: Any) -> None:

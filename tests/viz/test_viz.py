@@ -89,19 +89,33 @@ def test_names_are_drawn_whatever_is_in_them_and_nothing_is_said(tmp_path, endin
 
 
 @pytest.mark.parametrize(
-    ("lived", "fused", "titles", "left"),
+    ("lived", "fused", "titles", "left", "dark"),
     [
-        (True, 0, ["life, in layers"], ["11 of 16 patches", "6 of 16 patches"]),
-        (False, 0, [], ["11 of 16 patches", "6 of 16 patches"]),
-        (False, 2, [], ["9 of 16 patches, 2 fused", "4 of 16 patches, 2 fused"]),
+        (True, 0, ["life, in layers"], ["11 of 16 patches", "6 of 16 patches"], "dropped"),
+        (False, 0, [], ["11 of 16 patches", "6 of 16 patches"], "dropped"),
+        (
+            False,
+            1,
+            [],
+            ["10 of 16 patches + 1 fused token", "5 of 16 patches + 1 fused token"],
+            "dropped, or in a fused token",
+        ),
+        (
+            False,
+            2,
+            [],
+            ["9 of 16 patches + 2 fused tokens", "4 of 16 patches + 2 fused tokens"],
+            "dropped, or in a fused token",
+        ),
     ],
 )
 def test_lives_are_drawn_where_there_are_any_and_fused_tokens_are_counted(
-    tmp_path, monkeypatch, lived, fused, titles, left
+    tmp_path, monkeypatch, lived, fused, titles, left, dark
 ):
     drawn = []
     monkeypatch.setattr("lifedeploy.viz.lives.save", lambda made, path: drawn.append(made))
-    draw_lives([image("x", lived=lived, fused=fused)] * 2, SCHEDULE, tmp_path / "x.png")
+    draw_lives([image("x", lived=lived, fused=fused)] * 2, SCHEDULE, tmp_path / "x.png", note="A model")
+    assert drawn[0].get_supxlabel() == f"A model · dark: {dark}"
     panels = drawn[0].axes[: 2 * (3 + lived)]
     first, second = panels[: len(panels) // 2], panels[len(panels) // 2 :]
     assert [axis.get_title() for axis in first] == ["image", *titles, "after layer 2", "after layer 3"]
