@@ -60,9 +60,8 @@ def draw_lives(drawn: Sequence[PatchLives], schedule: Schedule, path: Path, *, n
         bar.set_label("last layer that a patch takes part in", fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
-    dark = (
-        "dark: dropped, or in a fused token" if any(any(image.fused.values()) for image in drawn) else "dark: dropped"
-    )
+    fuses = any(any(image.fused.values()) for image in drawn)
+    dark = "dark: dropped, or in a fused token" if fuses else "dark: dropped"
     figure.supxlabel(" · ".join(filter(None, (note, dark))), fontsize=7, color="#666666", x=0.01, ha="left")
     save(figure, path)
 
