@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,26 +135,29 @@ RANKING = {
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> dict[str, Path]:
-    """By case an export of the tiny model, which has passed the gate in ONNX Runtime. Read only: copy it."""
-    shared, folders = shared_folder(tmp_path_factory), {}
-    for case, (method, options) in CASES.items():
+def exported_by(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Callable[[str], Path]:
+    """An export of the tiny model by a case, which has passed the gate in ONNX Runtime. Read only: copy it."""
+    shared = shared_folder(tmp_path_factory)
 
-        def make(folder: Path, method: str = method, options: dict[str, methods.Option] = options) -> None:
-            model = ModelRequest(
-                backbone=TINY,
-                keep_rate=0.7,
-                weights=str(weights_file),
-                image_size=TINY_SIZE,
-                method=method,
-                options=options,
-            )
+    def exported_by(case: str) -> Path:
+        method, options = CASES[case]
+        model = ModelRequest(
+            backbone=TINY,
+            keep_rate=0.7,
+            weights=str(weights_file),
+            image_size=TINY_SIZE,
+            method=method,
+            options=options,
+        )
+
+        def make(folder: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(methods, "variants", lambda method: (method,))
                 export(ExportRequest(model, GraphOptions(), output=folder / "made"), Workspace(folder))
 
-        folders[case] = made_once(shared / f"by-{case}", make) / "made"
-    return folders
+        return made_once(shared / f"by-{case}", make) / "made"
+
+    return exported_by
 
 
 @pytest.fixture(params=CASES)
@@ -163,9 +167,9 @@ def case(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def own(exports: dict[str, Path], case: str) -> Artifact:
+def own(exported_by: Callable[[str], Path], case: str) -> Artifact:
     """The slimmed model of the case's export."""
-    return Artifact.read(exports[case] / "model.json")
+    return Artifact.read(exported_by(case) / "model.json")
 
 
 def test_its_graph_holds_these_operators_and_no_others(own, case):
@@ -189,8 +193,8 @@ def test_it_passed_the_gate_with_every_token_kept_that_pytorch_keeps(own, case):
     assert manifest.spec.provenance.predictor == ("identity" if case == "dynamicvit" else "none")
 
 
-def test_openvino_keeps_after_every_drop_what_pytorch_keeps(exports, case):
-    folder = exports[case]
+def test_openvino_keeps_after_every_drop_what_pytorch_keeps(exported_by, case):
+    folder = exported_by(case)
     report = build(BuildRequest(model=folder, engine="openvino"), Workspace(folder.parent))
     (manifest,) = report.manifests.values()
     assert manifest.parity.passed and manifest.parity.overlap == 1.0
@@ -208,9 +212,9 @@ def kept_by(path: Path, images: np.ndarray) -> dict[int, np.ndarray]:
     return {layer: target.kept.after(layer, tensors) for layer in target.kept.counts}
 
 
-def test_a_checkpoint_of_it_is_itself(exports, case):
+def test_a_checkpoint_of_it_is_itself(exported_by, case):
     """Its options, its counts and what it has learned; the random order is made again from its draw."""
-    model, spec = checkpoint.load(exports[case] / "weights.safetensors")
+    model, spec = checkpoint.load(exported_by(case) / "weights.safetensors")
     method, options = CASES[case]
     assert (spec.method, spec.options) == (method, methods.get(method).plain_options(options))
     assert (model.schedule, model.reducer.sorts) == (spec.schedule, SORTS[case])
