@@ -9,7 +9,7 @@ from typing import Any
 from lifedeploy.cost import Cost
 from lifedeploy.errors import ScheduleError, UsageError
 from lifedeploy.method import Method
-from lifedeploy.schedule import Schedule
+from lifedeploy.schedule import DEFAULT_KEEP_RATE, Schedule
 
 _STEPS = 10_000  # keep rates that are tried: this many, at equal distances
 
@@ -42,6 +42,7 @@ class Budget:
     method: str
     keep_rate: float | None  # None: it takes none, and has a budget of its own
     macs: int
+    depth: int  # layers of the backbone
 
 
 def at_keep_rate(method: Method, keep_rate: float, backbone: Sized) -> Budget:
@@ -51,19 +52,22 @@ def at_keep_rate(method: Method, keep_rate: float, backbone: Sized) -> Budget:
         ScheduleError: it leaves no token.
     """
     options = method.plain_options({})
-    schedule = backbone.schedule(method, keep_rate, options)
     rate = keep_rate if method.takes_keep_rate else None
-    return Budget(method=method.name, keep_rate=rate, macs=backbone.macs(method, schedule, options))
+    schedule = backbone.schedule(method, DEFAULT_KEEP_RATE if rate is None else rate, options)
+    return Budget(
+        method=method.name, keep_rate=rate, macs=backbone.macs(method, schedule, options), depth=backbone.depth
+    )
 
 
 def at_macs(method: Method, macs: float, backbone: Sized) -> Budget:
-    """The keep rate under which a method's work comes nearest to ``macs``; the roundest of those that do.
+    """The keep rate under which a method's work comes nearest to ``macs``, rounded as far as
+    that changes no token count.
 
     Raises:
         UsageError: it can leave tokens at no keep rate.
     """
     if not method.takes_keep_rate:
-        return at_keep_rate(method, 1.0, backbone)
+        return at_keep_rate(method, DEFAULT_KEEP_RATE, backbone)
     low, high = 0, _STEPS  # work at ``high`` is at least what is asked for, or the most there is
     while high - low > 1:
         middle = (low + high) // 2

@@ -279,6 +279,11 @@ class Method:
         """All its options as plain data, those ``given`` and the others at their defaults."""
         return asdict(self.settle(given))
 
+    @property
+    def usual_options(self) -> dict[str, Option]:
+        """Its options at their defaults, but for those that decide nothing but training."""
+        return {name: item.default for name, (item, _) in self.option_fields(training=False).items()}
+
     def option_fields(self, *, training: bool) -> dict[str, tuple[Any, Any]]:
         """Name → field and type of its options; of those that decide nothing but training only if ``training``."""
         kinds = get_type_hints(self.options, include_extras=True)

@@ -18,6 +18,7 @@ from lifedeploy.errors import ScheduleError
 from lifedeploy.typed import Layer, Patches, Rate
 
 PAPER_DEPTH = 12
+DEFAULT_KEEP_RATE = 0.7
 PAPER_DROP_LAYERS = (4, 7, 10)
 
 

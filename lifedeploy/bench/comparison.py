@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact
+from lifedeploy.bench.contests import Contest
 from lifedeploy.bench.report import BenchReport, Row
 
 At = Literal["keep-rate", "macs", "speed"]
+_EQUAL = 0.02  # an engine is as fast as itself within this share
 AT: tuple[At, ...] = ("keep-rate", "macs", "speed")
 
 
@@ -60,6 +63,38 @@ class Measured:
     streams: int
     created: str
     kept: bool  # from an earlier comparison on this machine, in the same versions
+    gpu_state: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # clocks, temperature: before and after
+
+    @classmethod
+    def of(cls, contest: Contest, *, kept: bool) -> Measured:
+        """A contest that is over."""
+        how = contest.conditions
+        return cls(
+            mode=how.mode,
+            batch=how.batch,
+            streams=how.streams,
+            created=contest.created,
+            kept=kept,
+            gpu_state=contest.gpu_state,
+        )
+
+
+def inequality(rows: Sequence[Row], setting: str) -> str:
+    """What to say of a contest in which the same engine, opened twice, was not as fast as itself; '' where it was.
+
+    What is opened first may get memory in pieces where what is opened last gets it whole: on a machine whose memory is
+    fragmented a quarter of an engine's speed hung on that.
+    """
+    row = rows[0]
+    if row.twin is None or row.twin_low is None or row.twin_high is None:
+        return ""
+    if abs(row.twin - 1) <= _EQUAL or row.twin_low <= 1 <= row.twin_high:
+        return ""
+    return (
+        f"{setting}: {row.base}, opened a second time, has {row.twin:.2f} ({row.twin_low:.2f} to {row.twin_high:.2f}) "
+        "of its own speed, so ratios here are no better known than that. Fragmented memory does it: on Linux, as root, "
+        "`echo 3 > /proc/sys/vm/drop_caches; echo 1 > /proc/sys/vm/compact_memory` before, and --fresh"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,12 +27,12 @@ _MOST_KEPT = 10_000  # contests in a folder that are looked at
 class Conditions:
     """What a contest has to have in common with another one to stand for it."""
 
-    machine: dict[str, Any]  # processor, its features, GPUs, versions of whatever computes
-    engines: tuple[str, ...]  # labels; the first is what all are held against
+    machine: dict[str, Any]  # processor, its features, GPUs and their driver, versions of whatever computes
+    engines: tuple[str, ...]  # labels, in order; the first is what all are held against
     mode: str
     batch: Annotated[int, Meta(ge=1)]
     streams: Annotated[int, Meta(ge=1)]
-    threads: Annotated[int, Meta(ge=1)]
+    threads: Annotated[int, Meta(ge=1)] | None  # None: the runtime decides
     copies: tuple[bool, ...]
     like: str  # the method that the others are held against, beside the baseline
 
@@ -46,6 +46,7 @@ class Contest:
     budget_s: Annotated[float, Meta(gt=0)]
     conditions: Conditions
     contestants: dict[str, str]  # engine, precision, method → digest of the engine's files
+    gpu_state: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # clocks, temperature: before and after
     rows: tuple[Row, ...]
 
     def of(self, wanted: Mapping[str, str]) -> Contest | None:
@@ -89,17 +90,27 @@ class Contests:
         return max(suitable, key=lambda contest: contest.created, default=None)
 
     def keep(
-        self, conditions: Conditions, contestants: Mapping[str, str], budget_s: float, rows: Sequence[Row]
+        self,
+        conditions: Conditions,
+        contestants: Mapping[str, str],
+        budget_s: float,
+        rows: Sequence[Row],
+        gpu_state: Mapping[str, list[dict[str, str]]],
     ) -> Contest:
-        """Write down a contest that has just ended; in the place of an earlier one of the same.
+        """Write down a contest that has just ended; in the place of an earlier one of the same and as long.
 
         Raises:
             OSError, ArtifactError: it cannot be written.
         """
         contest = Contest(
-            created=now(), budget_s=budget_s, conditions=conditions, contestants=dict(contestants), rows=tuple(rows)
+            created=now(),
+            budget_s=budget_s,
+            conditions=conditions,
+            contestants=dict(contestants),
+            gpu_state=dict(gpu_state),
+            rows=tuple(rows),
         )
-        named = {"conditions": asdict(conditions), "contestants": contest.contestants}
+        named = {"conditions": asdict(conditions), "contestants": contest.contestants, "budget_s": budget_s}
         name = hashlib.sha256(compact_json(named).encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{name}.json", asdict(contest))

@@ -32,6 +32,7 @@ class Contender:
     lanes: tuple[Lane, ...]
     against: str = ""  # name of the contender over whom its ratio must become tight; '': the first
     base: str = ""  # name of another contender over whom it must, if there is one
+    like: str = ""  # and of one more
     team: str = ""  # contenders of a team get as many requests as each other
 
 
@@ -94,7 +95,8 @@ def measure(
     """
     stop = stop or Stop()
     first = contenders[0].name
-    pairs = {(who.name, other) for who in contenders for other in (who.against or first, who.base or who.name)}
+    over = {who.name: (who.against or first, who.base or who.name, who.like or who.name) for who in contenders}
+    pairs = {(name, other) for name, others in over.items() for other in others}
     began = clock()
     with ExitStack() as stack:
         crews = _crews(contenders, stack)

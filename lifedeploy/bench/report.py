@@ -77,6 +77,10 @@ class Row:
     over_like: float | None = None  # over a method that all are compared with, same engine and setting; likewise
     over_like_low: float | None = None
     over_like_high: float | None = None
+    # The base, opened a second time and last of all, over itself: 1 on a machine that treats equals alike.
+    twin: float | None = None
+    twin_low: float | None = None
+    twin_high: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, subject and setting beside the numbers."""

@@ -10,14 +10,15 @@ from typing import Any
 from torch import nn
 
 from lifedeploy import methods
-from lifedeploy.errors import ScheduleError
+from lifedeploy.budget import Sized, at_keep_rate
+from lifedeploy.errors import ScheduleError, UsageError
+from lifedeploy.method import Method
 from lifedeploy.model import backbones
 from lifedeploy.model.blocks import adapted
+from lifedeploy.model.reducers import Plan, build_reducer
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.schedule import Schedule
+from lifedeploy.schedule import DEFAULT_KEEP_RATE, Schedule
 from lifedeploy.spec import ModelSpec, Provenance
-
-DEFAULT_KEEP_RATE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,3 +130,27 @@ def imagenet_names(num_classes: int) -> tuple[str, ...]:
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo().label_descriptions())
+
+
+def require_possible(method: Method, rate: float, backbone: Sized, name: str) -> None:
+    """Make sure that a method can be applied to a backbone at a keep rate.
+
+    Raises:
+        UsageError, ScheduleError, UnsupportedModelError: it cannot; the method is named.
+    """
+    try:
+        method.require_prefix(backbone.cost.prefix, name)
+        budget, options = at_keep_rate(method, rate, backbone), method.plain_options({})
+        schedule = backbone.schedule(method, budget.keep_rate or DEFAULT_KEEP_RATE, options)
+        plan = Plan(
+            schedule=schedule,
+            width=backbone.cost.width,
+            prefix=backbone.cost.prefix,
+            ordering=method.orderings[0],
+            options=method.settle({}),
+        )
+        build_reducer(method, plan)
+    except UsageError as error:
+        if method.name in error.message:
+            raise
+        raise type(error)(f"{method.name}: {error.message}", hint=error.hint) from error

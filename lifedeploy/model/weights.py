@@ -57,7 +57,22 @@ def load(request: ModelRequest, workspace: Workspace, *, ordering: str = "") -> 
     return load_file(request, Path(request.weights), ordering)
 
 
-def _auto(request: ModelRequest, workspace: Workspace, ordering: str) -> LoadedModel:
+def source_of(request: ModelRequest, workspace: Workspace) -> Path | str:
+    """Where :func:`load` would take weights from: a file, ``pretrained`` or ``random``; nothing is loaded for it.
+
+    Raises:
+        UsageError: the backbone is unknown.
+    """
+    if request.weights in ("pretrained", RANDOM_WEIGHTS):
+        return request.weights
+    if request.weights != "auto":
+        return Path(request.weights)
+    trained, _ = _trained(request, workspace)
+    return trained or (RANDOM_WEIGHTS if hub_obstacle(backbones.timm_name(request.backbone)) else "pretrained")
+
+
+def _trained(request: ModelRequest, workspace: Workspace) -> tuple[Path | None, str]:
+    """The checkpoint of the workspace that is of what is asked for; or else one that comes near, in words."""
     backbone, near = backbones.timm_name(request.backbone), ""
     for path in workspace.checkpoints():
         try:
@@ -79,8 +94,15 @@ def _auto(request: ModelRequest, workspace: Workspace, ordering: str) -> LoadedM
             continue
         same_drops = wanted.drop_layers == spec.schedule.drop_layers
         if wanted.tokens == spec.schedule.tokens or (spec.provenance.elastic and same_drops):
-            return load_file(request, path, ordering)
-    reason = hub_obstacle(backbone)
+            return path, ""
+    return None, near
+
+
+def _auto(request: ModelRequest, workspace: Workspace, ordering: str) -> LoadedModel:
+    trained, near = _trained(request, workspace)
+    if trained is not None:
+        return load_file(request, trained, ordering)
+    reason = hub_obstacle(backbones.timm_name(request.backbone))
     if not reason:
         try:
             return _pretrained(request, ordering)
@@ -206,4 +228,4 @@ def _unreachable(url: str) -> str:
     return verdict[0] if verdict else f"cannot reach {host}: no answer within {HUB_TIMEOUT_S:g} s"
 
 
-__all__ = ["POLICIES", "LoadedModel", "ModelRequest", "describe", "hub_obstacle", "load"]
+__all__ = ["POLICIES", "LoadedModel", "ModelRequest", "describe", "hub_obstacle", "load", "source_of"]

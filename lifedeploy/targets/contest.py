@@ -10,7 +10,7 @@ from pathlib import Path
 from lifedeploy import methods
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.bench import trtexec
-from lifedeploy.bench.measure import Contender, Stop, measure
+from lifedeploy.bench.measure import Contender, Samples, Stop, measure
 from lifedeploy.bench.memory import peak_memory_mib
 from lifedeploy.bench.report import Row, Setting, Subject, contender_name, make_rows
 from lifedeploy.engines.base import EngineOptions
@@ -20,6 +20,8 @@ from lifedeploy.progress import Progress, Say
 from lifedeploy.targets.select import Variants
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import Target
+
+_TWIN = ", again"  # behind the name of what takes turns with itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Rules:
     copies: tuple[bool, ...]  # on a device: with copies to and from it, without, or both
     memory: bool  # measure peak memory, in a process of its own
     like: str = ""  # a method that the others are held against, beside the baseline
+    twin: bool = False  # open the very first target once more, last of all, and let it take turns with itself
 
     def options_of(self, target: Target, *, batch: int, streams: int = 1) -> EngineOptions:
         """How a target is opened; a manifest, where there is one, is asked in any case."""
@@ -99,8 +102,14 @@ def contest(
                 session = stack.enter_context(Session(target, options=options))
                 lanes = tuple(session.lane(batch, number) for number in range(streams))
                 entries.append(_Entry(variants, session, dict(_ways(lanes, rules.copies))))
+        contenders = [contender for entry in entries for contender in _contenders(entry, entries, batch, rules.like)]
+        if rules.twin:
+            twin = stack.enter_context(Session(entries[0].session.target, options=entries[0].session.options))
+            lanes = tuple(twin.lane(batch, number) for number in range(streams))
+            again = next(way for _, way in _ways(lanes, rules.copies))
+            contenders.append(replace(contenders[0], name=f"{contenders[0].name}{_TWIN}", lanes=again))
         samples = measure(
-            [contender for entry in entries for contender in _contenders(entry, entries, batch)],
+            contenders,
             replace(rules.stop, budget_s=rules.stop.budget_s * len(chosen)),
             progress=lambda step: progress(replace(step, what=label)),
         )
@@ -111,7 +120,6 @@ def contest(
     for variants in chosen:
         numbers = [number for number, entry in enumerate(entries) if entry.variants is variants]
         compared = [entries[number] for number in numbers]
-        last = numbers[-1]
         bounds = [places[number] for number in numbers if subjects[number].method == methods.bound().name]
         unbounded = {subjects[number].method for number in numbers if places[number] not in bounds}
         memory = {}
@@ -134,10 +142,22 @@ def contest(
                 like=rules.like,
             )
             if copies is False and streams == 1:
-                # Only the slimmed model's plan, which is the last: what is held against the tool is our runtime.
-                measured[-1] = _asked_trtexec(measured[-1], entries[last].session.target.path, inputs[last], say)
+                # One slimmed model's plan is enough: what is held against the tool is our runtime.
+                asked = next((place for place, row in enumerate(measured) if row.subject.method == rules.like), -1)
+                number = numbers[asked]
+                measured[asked] = _asked_trtexec(
+                    measured[asked], entries[number].session.target.path, inputs[number], say
+                )
             rows[variants.label] += measured
-    return rows
+    return {label: _beside_twin(of_engine, contenders[0].name, samples) for label, of_engine in rows.items()}
+
+
+def _beside_twin(rows: Sequence[Row], first: str, samples: Samples) -> list[Row]:
+    """Rows with how equal equals were in their contest, where that was measured."""
+    if f"{first}{_TWIN}" not in samples.turns:
+        return list(rows)
+    equal = samples.ratio(f"{first}{_TWIN}", first)
+    return [replace(row, twin=equal.median, twin_low=equal.low, twin_high=equal.high) for row in rows]
 
 
 def _ways(lanes: tuple[Lane, ...], copies: Sequence[bool]) -> Iterator[tuple[bool | None, tuple[Lane, ...]]]:
@@ -150,8 +170,10 @@ def _ways(lanes: tuple[Lane, ...], copies: Sequence[bool]) -> Iterator[tuple[boo
         yield with_copies, lanes if with_copies else tuple(WithoutCopies(lane) for lane in on_device)
 
 
-def _contenders(entry: _Entry, entries: Sequence[_Entry], batch: int) -> Iterator[Contender]:
-    baseline = next(other for other in entries if other.variants is entry.variants)
+def _contenders(entry: _Entry, entries: Sequence[_Entry], batch: int, like: str) -> Iterator[Contender]:
+    variants = [other for other in entries if other.variants is entry.variants]
+    baseline = variants[0]
+    alike = next((other for other in variants if other.session.target.method == like), None)
     for copies, lanes in entry.ways.items():
         yield Contender(
             name=entry.name(copies),
@@ -159,6 +181,7 @@ def _contenders(entry: _Entry, entries: Sequence[_Entry], batch: int) -> Iterato
             lanes=lanes,
             against=baseline.name(copies),
             base=_base(entries, copies) or "",
+            like=alike.name(copies) if alike is not None else "",
             team=entry.variants.label,
         )
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.engines import registry
-from lifedeploy.errors import ArtifactError
+from lifedeploy.errors import ArtifactError, WeightsError
 from lifedeploy.files import sha256
 from lifedeploy.manifest import Manifest
+from lifedeploy.method import Method
 from lifedeploy.model import backbones
-from lifedeploy.model.weights import POLICIES, ModelRequest
+from lifedeploy.model.weights import ModelRequest, source_of
 from lifedeploy.optional import versions
+from lifedeploy.reading import require_regular
 from lifedeploy.spec import ModelSpec
 
 
 def exported_as(wanted: ModelRequest, workspace: Workspace) -> Artifact | None:
-    """The newest export of the workspace that is as ``wanted``, in the method's usual graph, proven and undamaged."""
-    digest = sha256(Path(wanted.weights)) if wanted.weights not in POLICIES else ""
-    for known in workspace.exports():
-        if not _is_usual(known.manifest) or not _is_of(known.manifest.spec, wanted):
-            continue
-        if not _has_weights(known, wanted, digest, workspace):
+    """The newest export of the workspace that is what exporting ``wanted`` would make, proven and undamaged.
+
+    Raises:
+        WeightsError: its weights are a file that cannot be read.
+    """
+    for known in exports_like(wanted, workspace):
+        if not _has_weights(known, weights_of(wanted, workspace)):
             continue
         try:
             registry.verify(known)
@@ -32,13 +33,38 @@ def exported_as(wanted: ModelRequest, workspace: Workspace) -> Artifact | None:
     return None
 
 
-def _is_usual(manifest: Manifest) -> bool:
+def exports_like(wanted: ModelRequest, workspace: Workspace) -> list[Artifact]:
+    """Exports of what is asked for, in the method's usual graph, whatever their weights; newest first."""
+    return [
+        known
+        for known in workspace.exports()
+        if _is_of(known.manifest.spec, wanted) and _is_usual(known.manifest, methods.get(wanted.method))
+    ]
+
+
+def weights_of(wanted: ModelRequest, workspace: Workspace) -> str:
+    """Which weights exporting would take: ``pretrained``, ``random``, or the SHA-256 of a file.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    source = source_of(wanted, workspace)
+    if isinstance(source, str):
+        return source
+    require_regular(source, WeightsError)
+    return sha256(source)
+
+
+def _has_weights(known: Artifact, weights: str) -> bool:
+    provenance = known.manifest.spec.provenance
+    return weights in (provenance.sha256, provenance.weights)
+
+
+def _is_usual(manifest: Manifest, method: Method) -> bool:
     """Whether an export is of this version, was proven, and has the graph that is exported unless told otherwise."""
     graph, parity = manifest.graph, manifest.parity
-    method = methods.get(manifest.spec.method) if manifest.spec.method in methods.names() else None
     return (
-        method is not None
-        and (graph.form, graph.batch_size) == (method.orderings[0], None)
+        (graph.form, graph.batch_size) == (method.orderings[0], None)
         and not (graph.with_life or graph.with_preprocess)
         and parity is not None
         and parity.passed
@@ -62,15 +88,3 @@ def _is_of(spec: ModelSpec, wanted: ModelRequest) -> bool:
         and spec.num_classes == (usual_classes if wanted.num_classes is None else wanted.num_classes)
         and spec.schedule == wanted.schedule(spec.schedule.patches, spec.schedule.depth, options=options)
     )
-
-
-def _has_weights(known: Artifact, wanted: ModelRequest, digest: str, workspace: Workspace) -> bool:
-    """Whether exporting would find the weights that an export has; ``digest`` is that of a file asked for."""
-    given = known.manifest.spec.provenance
-    if digest:
-        return given.sha256 == digest
-    if wanted.weights != "auto":
-        return given.weights == wanted.weights
-    # Of what was trained since then, exporting would take the newest.
-    written = known.manifest_path.stat().st_mtime_ns
-    return all(path.stat().st_mtime_ns <= written for path in workspace.checkpoints())

@@ -84,7 +84,8 @@ def _panels(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _setting(setting: Setting) -> str:
     moved = "" if setting.copies is None else ", with copies" if setting.copies else ", without copies"
-    return f"{setting.mode}{moved} · batch {setting.batch}"
+    flight = f", {setting.streams} in flight" if setting.mode == "throughput" else ""
+    return f"{setting.mode}{flight}{moved} · batch {setting.batch}"
 
 
 def _draw_speeds(axis: Any, rows: Sequence[Row]) -> None:
@@ -104,6 +105,7 @@ def _draw_speeds(axis: Any, rows: Sequence[Row]) -> None:
             zorder=3,
         )
     axis.margins(x=0.15, y=0.15)  # room for names
+    axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel("GMACs an image", fontsize=9)
     axis.set_ylabel("images/s")
     line = _equal_efficiency(axis, rows)

@@ -8,6 +8,7 @@ from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Where a label may be, from its point: direction, and distance in points; the nearest free place is taken.
 _DIRECTIONS = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
@@ -36,14 +37,14 @@ def place(axis: Any, named: Sequence[Named], line: Sequence[tuple[float, float]]
     from matplotlib.transforms import Bbox
 
     pixels = axis.figure.dpi / 72
-    points, taken = [], []
+    points, taken = [], []  # boxes in pixels: left, bottom, right, top
     for point in named:
         ends = [axis.transData.transform((point.x, value)) for value in (point.low, point.y, point.high)]
         points.append(ends[1])
-        taken.append(Bbox([ends[0], ends[2]]).padded(5 * pixels))
+        taken.append(Bbox([ends[0], ends[2]]).padded(5 * pixels).extents)
     for start, end in pairwise(axis.transData.transform(line) if len(line) else ()):
         for share in np.linspace(0, 1, 100):
-            taken.append(Bbox([start + share * (end - start)] * 2).padded(pixels))
+            taken.append(Bbox([start + share * (end - start)] * 2).padded(pixels).extents)
     for point, where in zip(named, points, strict=True):
         text = axis.annotate(
             point.text,
@@ -59,9 +60,12 @@ def place(axis: Any, named: Sequence[Named], line: Sequence[tuple[float, float]]
             (across, up, distance, _box(where, across, up, distance * pixels, size))
             for distance, (across, up) in product(_DISTANCES, _DIRECTIONS)
         ]
-        across, up, distance, box = min(
-            places, key=lambda place: sum(_covered(place[3], other) for other in taken) + _outside(place[3], axis)
-        )
+        others = np.array(taken)
+
+        def cost(choice: Any, others: NDArray[Any] = others) -> float:
+            return float(_covered(choice[3], others).sum()) + _outside(choice[3], axis)
+
+        across, up, distance, box = min(places, key=cost)
         offset = (across * distance, up * distance)
         text.set(position=offset, ha=_ACROSS[across], va=_UP[up])
         if distance > _DISTANCES[0]:  # too far to see whose name it is
@@ -72,7 +76,7 @@ def place(axis: Any, named: Sequence[Named], line: Sequence[tuple[float, float]]
                 textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#999999"},
             )
-        taken.append(box)
+        taken.append(box.extents)
 
 
 def _box(point: Any, across: int, up: int, distance: float, size: Any) -> Any:
@@ -84,13 +88,14 @@ def _box(point: Any, across: int, up: int, distance: float, size: Any) -> Any:
     return Bbox.from_bounds(left, bottom, size.width, size.height)
 
 
-def _covered(box: Any, other: Any) -> float:
-    """The area that two boxes share."""
-    width = min(box.x1, other.x1) - max(box.x0, other.x0)
-    height = min(box.y1, other.y1) - max(box.y0, other.y0)
-    return float(max(width, 0.0) * max(height, 0.0))
+def _covered(box: Any, others: NDArray[Any]) -> NDArray[Any]:
+    """The areas that a box shares with each of others, (n, 4)."""
+    width = np.minimum(box.x1, others[:, 2]) - np.maximum(box.x0, others[:, 0])
+    height = np.minimum(box.y1, others[:, 3]) - np.maximum(box.y0, others[:, 1])
+    shared: NDArray[Any] = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    return shared
 
 
 def _outside(box: Any, axis: Any) -> float:
     """The area of a box that is outside of the axes."""
-    return float(box.width * box.height) - _covered(box, axis.bbox)
+    return float(box.width * box.height) - float(_covered(box, axis.bbox.extents[None]).sum())

@@ -8,26 +8,28 @@ from itertools import product
 
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Workspace
-from lifedeploy.bench.comparison import AT, At, Compared, CompareReport, Measured, Trial
-from lifedeploy.bench.contests import Conditions, Contest, Contests, contestant, digest_of
+from lifedeploy.bench.comparison import AT, At, Compared, CompareReport, Measured, Trial, inequality
+from lifedeploy.bench.contests import Contest, Contests
 from lifedeploy.bench.measure import Stop
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.budget import Budget, Sized, at_keep_rate, at_macs, nearer
+from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import UsageError
 from lifedeploy.files import now
-from lifedeploy.machine import cores, describe, gpus, identity
+from lifedeploy.machine import cores, describe
 from lifedeploy.method import Method
 from lifedeploy.model import backbones
-from lifedeploy.model.request import DEFAULT_KEEP_RATE
-from lifedeploy.model.weights import ModelRequest
-from lifedeploy.optional import versions
+from lifedeploy.model.request import require_possible
+from lifedeploy.model.weights import POLICIES, ModelRequest
 from lifedeploy.progress import Progress, Say, Step, silent, unwatched
+from lifedeploy.schedule import DEFAULT_KEEP_RATE
 from lifedeploy.spec import QUANTIZED
 from lifedeploy.targets import select
-from lifedeploy.targets.contest import Rules, contest
+from lifedeploy.targets.contest import Rules
 from lifedeploy.targets.evidence import prove
-from lifedeploy.targets.reuse import exported_as
+from lifedeploy.targets.held import held
+from lifedeploy.targets.reuse import exported_as, exports_like, weights_of
 from lifedeploy.targets.select import Variants, WantedEngine, variants_of
 from lifedeploy.targets.target import Target
 from lifedeploy.text import quoted
@@ -56,6 +58,11 @@ class CompareRequest:
     fresh: bool = False  # measure again what was measured here before
 
     def __post_init__(self) -> None:
+        if self.calibration_data and self.bench.engines and not _takes_calibration(self.bench.engines):
+            raise UsageError(
+                f"--calibration-data is for INT8 and FP8, and no engine of {', '.join(self.bench.engines)} has them",
+                hint="--engine NAME:int8",
+            )
         if self.at not in AT:
             raise UsageError(f"methods cannot be compared at the same {quoted(self.at)}; there are: {', '.join(AT)}")
         twice = next((name for name in self.methods if self.methods.count(name) > 1), None)
@@ -83,13 +90,18 @@ class CompareRequest:
         return not self.methods or methods.bound().name in self.methods
 
 
+def _takes_calibration(engines: Sequence[str]) -> bool:
+    return any(name.rpartition(":")[2] in QUANTIZED for name in engines)
+
+
 def compare(
     request: CompareRequest, workspace: Workspace, say: Say = silent, progress: Progress = unwatched
 ) -> CompareReport:
     """Export and build what is missing of each method, and let all of them take turns in one contest per setting.
 
-    The baseline and the bound are those of the first method. Contests that were held on this machine, in these versions
-    of everything, among at least these engines, are taken as they were found.
+    Every method has its usual drop layers and options; baseline and bound are those of the first. A contest that was
+    held on this machine, in these versions of everything, on the same engines and among at least these methods, is
+    taken as it was found.
 
     Raises:
         LifedeployError: the request cannot be meant; or as ``export``, ``build``, ``bench`` and ``evaluate``.
@@ -99,6 +111,8 @@ def compare(
         say(line)
     evaluation = evaluation_of(request.bench) if request.bench.data else None
     images = listed(evaluation, say) if evaluation else None
+    if request.calibration_data:
+        read_unlabelled(request.calibration_data)  # found out to be none before anything is made
     shop = _Workshop(request, workspace, selection.engines, say, progress)
     budgets, trials = _budgets(request, shop)
     chosen = shop.variants(budgets, selection.engines)
@@ -114,11 +128,11 @@ def compare(
         def overall(step: Step, number: int = number) -> None:
             progress(replace(step, share=(number + step.share) / len(settings)))
 
-        held, kept = shop.contest(chosen, mode, batch, request.bench.stop, overall)
-        for row in held.rows:
+        ended, kept = shop.contest(chosen, mode, batch, request.bench.stop, overall)
+        for row in ended.rows:
             rows[row.subject.label].append(row)
-        streams = held.conditions.streams
-        contests.append(Measured(mode=mode, batch=batch, streams=streams, created=held.created, kept=kept))
+        contests.append(Measured.of(ended, kept=kept))
+        shop.warn(inequality(ended.rows, f"{mode}, batch {batch}"))
     bench = BenchReport(
         machine=describe(threads=request.bench.threads),
         rows=tuple(row for measured in rows.values() for row in measured),
@@ -147,8 +161,13 @@ def _budgets(request: CompareRequest, shop: _Workshop) -> tuple[dict[str, Budget
     """
     first, *others = request.slimmed
     rate = request.model.keep_rate or DEFAULT_KEEP_RATE
-    spec = shop.exported(first, rate if first.takes_keep_rate else None).manifest.spec
-    backbone = backbones.sized(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
+    asked = request.model
+    backbone = backbones.sized(asked.backbone, image_size=asked.image_size, num_classes=asked.num_classes)
+    for method in request.slimmed:  # refused before anything is made
+        require_possible(method, rate, backbone, asked.backbone)
+    spec = shop.exported(first, rate if first.takes_keep_rate else None, backbone.depth).manifest.spec
+    if spec.image_size != asked.image_size or spec.num_classes != asked.num_classes:  # the weights have their own
+        backbone = backbones.sized(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
     budgets = {first.name: at_keep_rate(first, rate, backbone)}
     macs = budgets[first.name].macs
     for method in others:
@@ -179,8 +198,9 @@ def _at_speed(
             break
         now_tried = {first: budgets[first]} | {method.name: budgets[method.name] for method in moving}
         chosen = shop.variants(now_tried, shop.engines[:1])
-        held, _ = shop.contest(chosen, mode, batch, stop, shop.progress)
-        speeds = {row.subject.method: row.over_like or 1.0 for row in held.rows if row.setting.copies is not False}
+        ended, _ = shop.contest(chosen, mode, batch, stop, shop.progress)
+        copies = ended.rows[0].setting.copies
+        speeds = {row.subject.method: row.over_like or 1.0 for row in ended.rows if row.setting.copies is copies}
         for method in tuple(moving):
             budget, speed = budgets[method.name], speeds[method.name]
             assert budget.keep_rate is not None  # it takes one
@@ -220,19 +240,30 @@ class _Workshop:
         if message and message not in self.warnings:
             self.warnings.append(message)
 
-    def exported(self, method: Method, keep_rate: float | None) -> Artifact:
-        """The export of a method at a keep rate: one that there is, or else a new one."""
-        wanted = replace(self.request.model, method=method.name, keep_rate=keep_rate, options={})
+    def exported(self, method: Method, keep_rate: float | None, depth: int) -> Artifact:
+        """The export of a method at a keep rate: one that there is, or a new one, beside those of other weights."""
+        wanted = replace(
+            self.request.model,
+            method=method.name,
+            keep_rate=keep_rate,
+            drop_layers=method.default_drop_layers(depth),
+            options=method.usual_options,
+        )
         known = exported_as(wanted, self.workspace)
         if known is not None:
             return known
         self._require_images(f"{method.name} is not exported and")
+        others, output = exports_like(wanted, self.workspace), None
+        if others:
+            weights = weights_of(wanted, self.workspace)
+            usual = min((other.folder.name for other in others), key=len)
+            output = self.workspace.root / f"{usual}-{weights if weights in POLICIES else weights[:8]}"
         at = "" if keep_rate is None else f" at keep rate {keep_rate:g}"
 
         def say(what: str) -> None:
             self.say(f"exporting {method.name}{at}: {what}")
 
-        report = export(ExportRequest(model=wanted), self.workspace, say)
+        report = export(ExportRequest(model=wanted, output=output), self.workspace, say)
         self.warn(report.warning)
         for note in report.notes:
             self.warn(f"{method.name}: {note}")
@@ -240,10 +271,13 @@ class _Workshop:
 
     def variants(self, budgets: Mapping[str, Budget], engines: Sequence[WantedEngine]) -> list[Variants]:
         """All methods on each engine, built and proven where they were not, as the variants of one model."""
-        exports = [self.exported(methods.get(name), budget.keep_rate) for name, budget in budgets.items()]
+        exports = [self.exported(methods.get(name), budget.keep_rate, budget.depth) for name, budget in budgets.items()]
         if len({known.manifest.spec.provenance.weights for known in exports}) > 1:
             each = ", ".join(f"{known.method} {known.manifest.spec.provenance.weights}" for known in exports)
             self.warn(f"the weights are not of one kind ({each}): accuracy is of these too, not of the methods alone")
+        for precision in {engine.plan.precision for engine in engines} & set(QUANTIZED):
+            for known in exports:
+                self._calibrated(known, precision)
         chosen = []
         for engine in engines:
             targets: list[Target] = []
@@ -256,10 +290,7 @@ class _Workshop:
         return chosen
 
     def _built(self, known: Artifact, engine: WantedEngine) -> Artifact:
-        precision = engine.plan.precision
-        if precision in QUANTIZED:
-            self._calibrated(known, precision)
-        model, name = known.manifest_path, f"{known.name}, {engine.engine} {precision}"
+        model, name = known.manifest_path, f"{known.name}, {engine.engine} {engine.plan.precision}"
         request = BuildRequest(model=model, engine=engine.engine, precision=engine.precision)
         return build(request, self.workspace, lambda what: self.say(f"{name}: {what}"), self.progress).engine
 
@@ -294,42 +325,23 @@ class _Workshop:
         self, chosen: Sequence[Variants], mode: str, batch: int, stop: Stop, progress: Progress
     ) -> tuple[Contest, bool]:
         """A contest in one setting, and whether it was held before."""
-        how = self.request.bench
-        threads = how.threads or cores()
-        conditions = Conditions(
-            machine={"processor": identity(), "gpu": gpus(), "versions": versions()},
-            engines=tuple(variants.label for variants in chosen),
-            mode=mode,
-            batch=batch,
-            streams=how.streams if mode == "throughput" else 1,
-            threads=threads,
-            copies=how.copies,
-            like=self.request.slimmed[0].name,
-        )
-        wanted = {
-            contestant(variants.label, target.method): digest_of(_files(target))
-            for variants in chosen
-            for target in variants.targets
-        }
-        if not self.request.fresh:
-            earlier = self._contests.find(conditions, wanted, stop.budget_s)
-            if earlier is not None:
-                return earlier, True
-        options = EngineOptions(threads=how.threads, cuda_binding=how.cuda_binding)
+        how, like = self.request.bench, self.request.slimmed[0].name
         rules = Rules(
             stop=stop,
-            options=options,
-            threads=threads,
+            options=EngineOptions(threads=how.threads, cuda_binding=how.cuda_binding),
+            threads=how.threads or cores(),
             copies=how.copies,
             memory=how.memory,
-            like=conditions.like,
+            like=like,
+            twin=True,
         )
-        rows = contest(chosen, mode, batch, conditions.streams, rules, self.say, progress)
-        measured = [row for of_engine in rows.values() for row in of_engine]
-        return self._contests.keep(conditions, wanted, stop.budget_s, measured), False
-
-
-def _files(target: Target) -> dict[str, str]:
-    """What an engine of ours is made of, by SHA-256."""
-    assert target.artifact is not None and target.artifact.manifest.engine is not None  # compare has built it
-    return dict(target.artifact.manifest.engine.files)
+        streams = how.streams if mode == "throughput" else 1
+        return held(
+            chosen,
+            (mode, batch, streams),
+            rules,
+            self._contests,
+            fresh=self.request.fresh,
+            say=self.say,
+            progress=progress,
+        )

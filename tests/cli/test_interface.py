@@ -33,6 +33,12 @@ REPORTS = {
         ("--engine", "onnxruntime", "--profile", *QUICK),
         ("--engine", "fake-device", "--engine", "onnxruntime", "--data", "data", *QUICK),
     ],
+    "compare": [
+        (
+            *("-b", TINY, "--weights", "WEIGHTS", "--img-size", "64", "--methods", "life,random", "--at", "speed"),
+            *("--engine", "fake", "--data", "data", "--budget", "0.1", "--threads", "1", "--batch", "2"),
+        )
+    ],
     "inspect": [(), ("EXPORT/model.onnx",), ("EXPORT/openvino-fp32",)],
     "verify": [("EXPORT/weights.safetensors", "EXPORT/model.onnx")],
     "predict": [(CAT,)],

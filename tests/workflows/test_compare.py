@@ -17,6 +17,7 @@ from lifedeploy.engines import fake, registry
 from lifedeploy.engines.fake import Fake
 from lifedeploy.errors import UsageError
 from lifedeploy.model.weights import ModelRequest
+from lifedeploy.targets import held as holding
 from lifedeploy.targets.reuse import exported_as
 from lifedeploy.viz.comparison import plot_comparison
 from lifedeploy.workflows import compare as workflow
@@ -178,10 +179,15 @@ def test_what_was_measured_is_not_measured_again(clock, workspace, weights, monk
     second = compare(request(weights, batches=(2, 4)), workspace)
     assert [(contest.batch, contest.kept) for contest in second.contests] == [(2, True), (4, False)]
     assert second.rows[: len(NAMES)] == first.rows
-    monkeypatch.setattr(workflow, "contest", None)  # nothing is measured from here on
+    monkeypatch.setattr(holding, "contest", None)  # nothing is measured from here on
     fewer = compare(request(weights, "life", "random", batches=(4,), stop=replace(QUICK, budget_s=1)), workspace)
     assert [row.subject.method for row in fewer.rows] == ["dense", "life", "random"]
-    for changes in ({"fresh": True}, {"stop": replace(QUICK, budget_s=QUICK.budget_s + 1)}, {"threads": 2}):
+    for changes in (
+        {"fresh": True},
+        {"streams": 2, "modes": ("throughput",)},
+        {"stop": replace(QUICK, budget_s=QUICK.budget_s + 1)},
+        {"threads": 2},
+    ):
         with pytest.raises(TypeError):
             compare(request(weights, batches=(2,), **changes), workspace)
 
@@ -202,8 +208,8 @@ def test_a_comparison_that_was_ended_goes_on(clock, workspace, weights, monkeypa
             raise KeyboardInterrupt
         return contest(chosen, mode, batch, *rest)
 
-    contest = workflow.contest
-    monkeypatch.setattr(workflow, "contest", ending)
+    contest = holding.contest
+    monkeypatch.setattr(holding, "contest", ending)
     with pytest.raises(KeyboardInterrupt):
         compare(request(weights, batches=(2, 4)), workspace)
     report = compare(request(weights, batches=(2, 4)), workspace)
@@ -237,8 +243,9 @@ def test_a_damaged_record_and_another_engine_are_measured_again(clock, workspace
         ({"num_classes": 4}, False),
         ({"weights": "random"}, False),
         ({"weights": "pretrained"}, False),
-        ({"weights": "auto"}, True),
+        ({"weights": "auto"}, False),  # it would find others: nothing was trained here
         ({"backbone": "deit_t"}, False),
+        ({"drop_layers": (2, 4)}, False),
     ],
 )
 def test_an_export_is_taken_for_what_exporting_would_make(workspace, weights, changes, found):
@@ -256,16 +263,73 @@ def test_an_export_of_other_weights_a_damaged_one_and_one_of_another_version_are
     other = tmp_path / "other.safetensors"
     other.write_bytes(Path(weights).read_bytes() + b"\0")
     assert exported_as(replace(wanted, weights=str(other)), workspace) is None
-    trained = workspace.root / "checkpoints" / "run" / "best.safetensors"
-    trained.parent.mkdir(parents=True)
-    trained.write_bytes(b"")
-    assert exported_as(replace(wanted, weights="auto"), workspace) is None  # trained since then
     monkeypatch.setattr("lifedeploy.targets.reuse.versions", lambda: {"lifedeploy": "0.0.1"})
     assert exported_as(wanted, workspace) is None
     monkeypatch.undo()
     graph = tmp_path / "artifacts" / f"{TINY}-life-r0.7-64x64px" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"\1")
     assert exported_as(wanted, Workspace(tmp_path / "artifacts")) is None
+
+
+def test_auto_takes_the_export_of_what_it_would_find(workspace, weights, monkeypatch):
+    wanted = replace(request(weights).model, method="life", weights="auto", drop_layers=None)
+    known = exported_as(replace(wanted, weights=weights), workspace)
+    assert known is not None
+    run = workspace.root / "checkpoints" / "run" / "best.safetensors"
+    run.parent.mkdir(parents=True)
+    shutil.copy(known.folder / "weights.safetensors", run)
+    assert exported_as(wanted, workspace) is None  # the export is of another file
+    made = workflow.export(workflow.ExportRequest(model=wanted), workspace)
+    found = exported_as(wanted, workspace)
+    assert found is not None and found.folder == made.folder
+
+
+def test_an_export_of_other_weights_stays_where_it_is(clock, workspace, weights):
+    folder = workspace.root / f"{TINY}-life-r0.7-64x64px"
+    before = (folder / "model.onnx").read_bytes()
+    random = replace(request(weights, "life"), model=replace(request(weights).model, weights="random"))
+    report = compare(random, workspace)
+    assert (folder / "model.onnx").read_bytes() == before
+    assert {model.export for model in report.models} == {f"{folder}-random"}
+    assert {model.weights for model in report.models} == {"random"}
+    assert compare(random, workspace).models == report.models
+
+
+def test_an_export_of_a_method_that_is_gone_is_passed_over(clock, workspace, weights):
+    manifest = workspace.root / f"{TINY}-random-r0.7-64x64px" / "model.json"
+    manifest.write_text(manifest.read_text().replace('"method": "random"', '"method": "gone"'))
+    assert [row.subject.method for row in compare(request(weights, "life"), workspace).rows] == ["dense", "life"]
+
+
+# --- equals -----------------------------------------------------------------------------------------------------
+
+
+class Later(Fake):
+    """What is opened second is faster than what was opened first, as where memory is fragmented."""
+
+    opened = 0
+
+    def _open(self):
+        specs = super()._open()
+        if self.path.name.startswith("dense."):
+            type(self).opened += 1
+            self.seconds_per_image /= 1.25 if type(self).opened > 1 else 1
+        return specs
+
+
+def test_an_engine_that_is_not_as_fast_as_itself_is_told_of(clock, workspace, weights, monkeypatch):
+    equal = compare(request(weights, "life"), workspace)
+    assert [row.twin for row in equal.rows] == pytest.approx([1.0, 1.0])
+    assert not [warning for warning in equal.bench.warnings if "opened a second time" in warning]
+    monkeypatch.setitem(registry._ENGINES, "fake", f"{__name__}:Later")
+    monkeypatch.setattr(Later, "opened", 0)
+    unequal = compare(request(weights, "life", fresh=True), workspace)
+    assert [row.twin for row in unequal.rows] == pytest.approx([1.25, 1.25])
+    (said,) = [warning for warning in unequal.bench.warnings if "opened a second time" in warning]
+    assert said.startswith(
+        "latency, batch 2: fake fp32 dense, opened a second time, has 1.25 (1.25 to 1.25) of its own"
+    )
+    assert "compact_memory" in said
 
 
 # --- the same work, the same speed ------------------------------------------------------------------------------
@@ -315,6 +379,13 @@ def test_at_the_same_speed(clock, workspace, weights, monkeypatch):
             "life-r0.7-64x64px is not calibrated for INT8",
             "--calibration-data DIR",
         ),
+        (("--methods", "life,dynamicvit", "--rho", "0.35"), "keep rate 0.35 leaves 0 of 16 patch tokens", ""),
+        (("--methods", "life,evit", "--rho", "0.05"), "life", ""),
+        (
+            ("--calibration-data", "nowhere"),
+            "--calibration-data is for INT8 and FP8, and no engine of fake",
+            "NAME:int8",
+        ),
         (("--engine", "fake:int8", "--rho", "0.6"), "life is not exported and calibrated for INT8", "--calibration-d"),
     ],
 )
@@ -329,6 +400,14 @@ def test_what_cannot_be_compared_is_said_in_a_line(lifedeploy, workspace, weight
     assert said in error
     assert hint in ended.err
     assert (folders(workspace), sorted(Path().iterdir())) == before
+
+
+def test_images_that_are_not_there_are_missed_before_anything_is_made(lifedeploy, workspace, weights):
+    before = folders(workspace)
+    line = ("--backbone", TINY, "--img-size", "64", "--weights", weights, "--methods", "life,topk", "--rho", "0.6")
+    ended = lifedeploy("compare", *line, "--engine", "fake:int8", "--calibration-data", "nowhere")
+    assert (ended.code, folders(workspace)) == (1, before)
+    assert "error: nowhere is no folder" in ended.err
 
 
 def test_methods_as_a_request_are_refused_too():

@@ -124,7 +124,8 @@ def compare(
 
     Exports and builds what is missing, then lets all methods take turns in one contest per mode and batch size. "Keep
     0.7" is other work for each method, so they can be brought to the same GMACs or speed. What was measured is kept in
-    the workspace: ended in the middle, the same command goes on.
+    the workspace: ended in the middle, the same command goes on (accuracy is evaluated anew). Every method has its
+    usual drop layers and options.
     """
     options.require_apart({"--json": json, "--markdown": markdown, "--plot": plot}, [data, calibration_data, weights])
     options.limit_pixels(max_pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,11 @@ from lifedeploy.typed import RANDOM_WEIGHTS
 _LIKE = {
     "keep-rate": "Each at its own keep rate as asked for, which is other work for every method",
     "macs": "All at the GMACs of {like}, as near as their keep rates come",
-    "speed": "All at the measured speed of {like}, as near as their keep rates come",
+    "speed": "All at the speed of {like} on {where}, as near as their keep rates come",
 }
 
 
+_SURE = 6  # rounds from which on an interval of the median can cover 95 %
 _NARROW = {"efficiency": "effi-\nciency"}  # on the screen
 
 
@@ -44,27 +46,36 @@ def compared(report: CompareReport) -> RenderableType:
         for row in contest.rows:
             table.add_row(*row)
         parts += [table, Text("")]
-    notes = sorted({row.subject.note for row in report.rows if row.subject.note})
-    parts += [Text(printable(note), style="yellow") for note in notes]
+    parts += [Text(printable(note), style="yellow") for note in _notes(report)]
     parts += [Text(printable(line), style="dim") for line in _explained(report)]
     return Group(*parts)
 
 
 def markdown(report: CompareReport) -> str:
     """The same as a page."""
-    lines = [f"# {report.backbone}: methods compared", "", f"    {report.bench.command}", ""]
+    lines = [f"# {_prose(report.backbone)}: methods compared", "", f"    {report.bench.command}", ""]
     for contest in _contests(report):
-        lines += [f"## {contest.title}", "", _line(contest.headers)]
+        lines += [f"## {_prose(contest.title)}", "", _line(contest.headers)]
         lines.append(_line([":--", *["--:"] * (len(contest.headers) - 1)]))
         lines += [*map(_line, contest.rows), ""]
-    for line in _explained(report):
-        lines += [line, ""]
-    lines += [f"- {warning}" for warning in report.bench.warnings]
-    return "\n".join(printable(line).replace("<", "&lt;") for line in lines).rstrip() + "\n"
+    for line in (*_notes(report), *_explained(report)):
+        lines += [_prose(line), ""]
+    lines += [f"- {_prose(warning)}" for warning in report.bench.warnings]
+    return "\n".join(map(printable, lines)).rstrip() + "\n"
+
+
+def _prose(said: str) -> str:
+    """Text of others on a page: none of it is a link, a picture or markup."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", said)
+
+
+def _notes(report: CompareReport) -> list[str]:
+    """What engines say of themselves, as another precision than was asked for."""
+    return sorted({row.subject.note for row in report.rows if row.subject.note})
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(_prose(cell) for cell in cells)} |"
 
 
 def _contests(report: CompareReport) -> Iterator[_Contest]:
@@ -119,15 +130,26 @@ def _cells(row: Row, choice: Choice | None, like: str) -> dict[str, str]:
 
 def _explained(report: CompareReport) -> Iterator[str]:
     """What is compared with what, and where."""
+    first = report.rows[0]
+    where = f"{first.subject.label}, {first.setting.mode}, batch {first.setting.batch}"
+    same = _LIKE[report.at].format(like=report.like, where=where)
     yield (
-        f"{_LIKE[report.at].format(like=report.like)}. Speed-up over {methods.baseline().name} in the same rounds, "
+        f"{same}. Speed-up over {methods.baseline().name} in the same rounds, "
         "median and 95 % interval; efficiency: speed-up over that of the GMACs; "
         f"of {report.like}: speed over its, in the same rounds."
     )
+    if (rounds := min(row.rounds for row in report.rows)) < _SURE:
+        yield f"As few as {rounds} rounds: such intervals cover less than 95 % (speedup_coverage in the JSON)."
+    again = [row.twin for row in report.rows if row.twin is not None]
+    if again:
+        yield (
+            "The first engine, opened a second time, took turns with itself: "
+            f"{min(again):.2f} to {max(again):.2f} of its own speed."
+        )
     for trial in report.trials:
         yield (
-            f"On the way to equal speed: {trial.method} at keep rate {trial.keep_rate:g} ({trial.gmacs:.2f} GMACs) has "
-            f"{trial.speed:.3f} of the speed of {report.like}."
+            f"On the way to equal speed: {trial.method} at keep rate {trial.keep_rate:g} "
+            f"({tables.gmacs(trial.gmacs)} GMACs) has {trial.speed:.3f} of the speed of {report.like}."
         )
     kept = [contest for contest in report.contests if contest.kept]
     if kept:
