@@ -267,4 +267,4 @@ def test_requests_that_cannot_be_meant(changes, said):
 def test_speed_is_not_bounded_by_what_an_evaluation_takes(workspace):
     report = run("fake", threads=2_000)
     assert {row.setting.threads for row in report.rows} == {2_000}
-    assert bench_workflow._evaluation(BenchRequest(data="images", batches=(20_000,))).batch == 1_024
+    assert bench_workflow.evaluation_of(BenchRequest(data="images", batches=(20_000,))).batch == 1_024
