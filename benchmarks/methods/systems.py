@@ -96,8 +96,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"DeiT-S, keep rate {KEEP_RATE}, random weights: speeds are valid, accuracy there is none. All methods of one",
         "engine took turns in one contest per mode and batch size. *Speed-up* is over dense, median of the rounds with",
         "its 95 % interval; *efficiency* is that over the ratio of the GMACs; *of life* is img/s over life's in the",
-        "same rounds: below 1, life is faster. *first-k* keeps as many tokens as life, and looks at none. What all of it",
-        "means: [FINDINGS.md](FINDINGS.md).",
+        "same rounds: below 1, life is faster. *first-k* keeps as many tokens as life, and looks at none. What all of",
+        "it means: [FINDINGS.md](FINDINGS.md).",
         "",
     ]
     for processor, parts in content.get("compare", {}).items():
