@@ -25,6 +25,10 @@ LINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "calibrate": ((EXPORT,), ("--data=data", "--images=8", "--check-images=4")),
     "build-engine": ((EXPORT,), ("--engine=fake",)),
     "bench": ((EXPORT,), ("--engine=fake", "--batch=1", "--budget=0.1", "--no-memory")),
+    "compare": (
+        (),
+        (*TINY, "--weights=weights.safetensors", "--methods=life", "--engine=fake", "--batch=1", "--budget=0.1"),
+    ),
     "inspect": ((EXPORT,), ()),
     "verify": ((f"{EXPORT}/model.onnx", f"{EXPORT}/fake-fp32"), ()),
     "predict": (("image.png",), ()),
