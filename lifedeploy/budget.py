@@ -42,7 +42,6 @@ class Budget:
     method: str
     keep_rate: float | None  # None: it takes none, and has a budget of its own
     macs: int
-    depth: int  # layers of the backbone
 
 
 def at_keep_rate(method: Method, keep_rate: float, backbone: Sized) -> Budget:
@@ -54,9 +53,7 @@ def at_keep_rate(method: Method, keep_rate: float, backbone: Sized) -> Budget:
     options = method.plain_options({})
     rate = keep_rate if method.takes_keep_rate else None
     schedule = backbone.schedule(method, DEFAULT_KEEP_RATE if rate is None else rate, options)
-    return Budget(
-        method=method.name, keep_rate=rate, macs=backbone.macs(method, schedule, options), depth=backbone.depth
-    )
+    return Budget(method=method.name, keep_rate=rate, macs=backbone.macs(method, schedule, options))
 
 
 def at_macs(method: Method, macs: float, backbone: Sized) -> Budget:

@@ -127,6 +127,16 @@ class ModelSpec:
         """(height, width) in pixels."""
         return self.preprocess.image_size
 
+    @property
+    def drops(self) -> bool:
+        """Whether its method drops tokens where its schedule says; a baseline's schedule is that of others."""
+        return methods.role_of(self.method) != methods.BASELINE
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Patch tokens from drop to drop: 196, 137, 96, 67; of a baseline all of them."""
+        return (self.schedule.patches, *(self.schedule.counts if self.drops else ()))
+
     def under(self, method: str) -> ModelSpec:
         """The same weights under another method, whose options are those that it has beside this one.
 

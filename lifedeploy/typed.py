@@ -32,6 +32,7 @@ RANDOM_WEIGHTS: Final = "random"  # a method is called so too
 WEIGHTS = (RANDOM_WEIGHTS, "pretrained", "trained", "file")
 PREDICTORS = ("identity", "trained", "none")
 KINDS = ("model", "calibrated", "engine")
+COMPARED_AT = ("keep-rate", "macs", "speed")  # what is the same for all methods of a comparison
 MODES = ("latency", "throughput")  # of a benchmark
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",

@@ -31,17 +31,17 @@ from benchmarks.common import (
 )
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact
-from lifedeploy.bench.comparison import AT
 from lifedeploy.data.samples import photo_folder
 from lifedeploy.machine import identity
 from lifedeploy.spec import GraphForm
+from lifedeploy.typed import COMPARED_AT
 
 HERE = Path(__file__).parent
 BACKBONE = "deit_s"
 KEEP_RATE = "0.7"
 METHODS = ("dense", "first-k", *methods.names(methods.SLIMMED))
 ENGINES = ("onnxruntime:fp32", "openvino:bf16" if BF16 else "openvino:fp32", "openvino:int8")
-SAME = AT[:2]
+SAME = COMPARED_AT[:2]
 BATCHES = "1,8,32"
 PACKAGES = ("lifedeploy", "torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt-rtx")
 

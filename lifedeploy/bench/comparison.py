@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact
 from lifedeploy.bench.contests import Contest
 from lifedeploy.bench.report import BenchReport, Row
 
-At = Literal["keep-rate", "macs", "speed"]
 _EQUAL = 0.02  # an engine is as fast as itself within this share
-AT: tuple[At, ...] = ("keep-rate", "macs", "speed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +30,13 @@ class Compared:
     def of(cls, model: Artifact) -> Compared:
         """A method by its manifest."""
         spec = model.manifest.spec
-        drops = methods.role_of(spec.method) != methods.BASELINE
         return cls(
             method=spec.method,
             title=methods.title_of(spec.method),
             export=str(model.export.folder),
             weights=spec.provenance.weights,
-            keep_rate=spec.schedule.keep_rate if drops else None,
-            tokens=(spec.schedule.patches, *(spec.schedule.counts if drops else ())),
+            keep_rate=spec.schedule.keep_rate if spec.drops else None,
+            tokens=spec.stages,
             gmacs=model.manifest.macs.total / 1e9,
         )
 
@@ -103,7 +100,7 @@ class CompareReport:
 
     bench: BenchReport
     backbone: str
-    at: At
+    at: str  # of typed.COMPARED_AT
     like: str  # the method whose keep rate, work or speed the others were brought to
     models: tuple[Compared, ...]
     contests: tuple[Measured, ...]
@@ -116,8 +113,11 @@ class CompareReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types: a benchmark's report, and more."""
-        more = {name: value for name, value in asdict(replace(self, bench=_NOTHING)).items() if name != "bench"}
-        return self.bench.to_dict() | more
-
-
-_NOTHING = BenchReport(machine={}, rows=(), created="")
+        return self.bench.to_dict() | {
+            "backbone": self.backbone,
+            "at": self.at,
+            "like": self.like,
+            "models": [asdict(model) for model in self.models],
+            "contests": [asdict(contest) for contest in self.contests],
+            "trials": [asdict(trial) for trial in self.trials],
+        }

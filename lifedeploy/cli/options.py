@@ -147,6 +147,38 @@ ThreadsOption = Annotated[
         help="CPU threads.  [default: all]",
     ),
 ]
+BackboneOption = Annotated[
+    str, option(values.Name("--backbone"), "-b", metavar="NAME", help="deit_t|s|b, vit_t|s|b, or any timm ViT.")
+]
+WeightsOption = Annotated[
+    str,
+    option(paths.Source("--weights"), metavar="auto|pretrained|random|FILE", help="Where weights come from."),
+]
+ImageSizeOption = Annotated[
+    values.Size | None, image_size("--img-size", "Image size in pixels.  [default: the backbone's own]")
+]
+ClassesOption = Annotated[
+    int | None,
+    whole("--num-classes", low=0, high=CLASSES, help="Classes of the head; 0: none.  [default: the weights' own]"),
+]
+ModeOption = Annotated[
+    list[str] | None,
+    option(
+        values.OneOf("--mode", *typed.MODES, said="mode {value} is unknown; there are: {words}"),
+        help="One request at a time, or several in flight; repeatable.  [default: latency]",
+    ),
+]
+StreamsOption = Annotated[
+    int, whole("--streams", low=1, high=limits.MOST_STREAMS, help="Requests in flight in throughput mode.")
+]
+BudgetOption = Annotated[
+    float,
+    option(
+        values.Real("--budget", 0, limits.LONGEST_BUDGET_S, above=True),
+        metavar="SECONDS",
+        help="Longest time per engine, mode and batch size (three rounds are always made).",
+    ),
+]
 LimitOption = Annotated[int | None, images("--limit", "Take N images, evenly over the data.  [default: all]")]
 MaxPixelsOption = Annotated[
     int | None,

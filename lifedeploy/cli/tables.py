@@ -48,7 +48,7 @@ def facts(pairs: dict[str, str], title: str | None = None) -> Table:
 
 def stages(spec: ModelSpec) -> str:
     """Patch tokens from drop to drop: ``196→137→96→67``."""
-    return "→".join(map(str, (spec.schedule.patches, *spec.schedule.counts)))
+    return "→".join(map(str, spec.stages))
 
 
 def evidence(parity: ParityRecord | None) -> tuple[str, str, str]:

@@ -59,8 +59,7 @@ class _Entry:
         """What its rows are about."""
         target = self.session.target
         manifest = target.artifact.manifest if target.artifact else None
-        drops = manifest is not None and methods.role_of(target.method) != methods.BASELINE
-        schedule = manifest.spec.schedule if manifest else None
+        spec = manifest.spec if manifest else None
         return Subject(
             model=target.name,
             method=target.shown_method,
@@ -71,8 +70,8 @@ class _Entry:
             parity=manifest.parity.summary() if manifest and manifest.parity else None,
             note=target.note,
             gmacs=manifest.macs.total / 1e9 if manifest else None,
-            tokens=(schedule.patches, *(schedule.counts if drops else ())) if schedule else None,
-            keep_rate=schedule.keep_rate if schedule and drops else None,
+            tokens=spec.stages if spec else None,
+            keep_rate=spec.schedule.keep_rate if spec and spec.drops else None,
         )
 
     @property

@@ -8,7 +8,7 @@ from itertools import product
 
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Workspace
-from lifedeploy.bench.comparison import AT, At, Compared, CompareReport, Measured, Trial, inequality
+from lifedeploy.bench.comparison import Compared, CompareReport, Measured, Trial, inequality
 from lifedeploy.bench.contests import Contest, Contests
 from lifedeploy.bench.measure import Stop
 from lifedeploy.bench.report import BenchReport, Row
@@ -33,6 +33,7 @@ from lifedeploy.targets.reuse import exported_as, exports_like, weights_of
 from lifedeploy.targets.select import Variants, WantedEngine, variants_of
 from lifedeploy.targets.target import Target
 from lifedeploy.text import quoted
+from lifedeploy.typed import COMPARED_AT
 from lifedeploy.workflows.bench import Accuracy, BenchRequest, evaluation_of
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate
@@ -52,19 +53,22 @@ class CompareRequest:
 
     model: ModelRequest = field(default_factory=lambda: ModelRequest(backbone="deit_s"))  # whatever its method
     methods: tuple[str, ...] = ()  # none: all there are; what they are compared with is always among them
-    at: At = "keep-rate"
+    at: str = COMPARED_AT[0]
     bench: BenchRequest = field(default_factory=lambda: BenchRequest(memory=False))  # its engines, settings and data
     calibration_data: str = ""  # images to calibrate for INT8 and FP8 with, where that has not been done
     fresh: bool = False  # measure again what was measured here before
 
     def __post_init__(self) -> None:
-        if self.calibration_data and self.bench.engines and not _takes_calibration(self.bench.engines):
+        quantised = [name for name in self.bench.engines if name.rpartition(":")[2] in QUANTIZED]
+        if self.calibration_data and self.bench.engines and not quantised:
             raise UsageError(
                 f"--calibration-data is for INT8 and FP8, and no engine of {', '.join(self.bench.engines)} has them",
                 hint="--engine NAME:int8",
             )
-        if self.at not in AT:
-            raise UsageError(f"methods cannot be compared at the same {quoted(self.at)}; there are: {', '.join(AT)}")
+        if self.at not in COMPARED_AT:
+            raise UsageError(
+                f"methods cannot be compared at the same {quoted(self.at)}; there are: {', '.join(COMPARED_AT)}"
+            )
         twice = next((name for name in self.methods if self.methods.count(name) > 1), None)
         if twice is not None:
             raise UsageError(f"method {quoted(twice)} is named twice: it would take turns with itself")
@@ -88,10 +92,6 @@ class CompareRequest:
     def takes_bound(self) -> bool:
         """Whether the bound takes part."""
         return not self.methods or methods.bound().name in self.methods
-
-
-def _takes_calibration(engines: Sequence[str]) -> bool:
-    return any(name.rpartition(":")[2] in QUANTIZED for name in engines)
 
 
 def compare(
@@ -165,7 +165,7 @@ def _budgets(request: CompareRequest, shop: _Workshop) -> tuple[dict[str, Budget
     backbone = backbones.sized(asked.backbone, image_size=asked.image_size, num_classes=asked.num_classes)
     for method in request.slimmed:  # refused before anything is made
         require_possible(method, rate, backbone, asked.backbone)
-    spec = shop.exported(first, rate if first.takes_keep_rate else None, backbone.depth).manifest.spec
+    spec = shop.exported(first, rate if first.takes_keep_rate else None).manifest.spec
     if spec.image_size != asked.image_size or spec.num_classes != asked.num_classes:  # the weights have their own
         backbone = backbones.sized(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
     budgets = {first.name: at_keep_rate(first, rate, backbone)}
@@ -233,6 +233,7 @@ class _Workshop:
         self.request, self.workspace, self.engines = request, workspace, engines
         self.say, self.progress = say, progress
         self.warnings: list[str] = []
+        self._depth = backbones.sized(request.model.backbone).depth
         self._contests = Contests(workspace.root / FOLDER)
 
     def warn(self, message: str) -> None:
@@ -240,13 +241,13 @@ class _Workshop:
         if message and message not in self.warnings:
             self.warnings.append(message)
 
-    def exported(self, method: Method, keep_rate: float | None, depth: int) -> Artifact:
+    def exported(self, method: Method, keep_rate: float | None) -> Artifact:
         """The export of a method at a keep rate: one that there is, or a new one, beside those of other weights."""
         wanted = replace(
             self.request.model,
             method=method.name,
             keep_rate=keep_rate,
-            drop_layers=method.default_drop_layers(depth),
+            drop_layers=method.default_drop_layers(self._depth),
             options=method.usual_options,
         )
         known = exported_as(wanted, self.workspace)
@@ -271,7 +272,7 @@ class _Workshop:
 
     def variants(self, budgets: Mapping[str, Budget], engines: Sequence[WantedEngine]) -> list[Variants]:
         """All methods on each engine, built and proven where they were not, as the variants of one model."""
-        exports = [self.exported(methods.get(name), budget.keep_rate, budget.depth) for name, budget in budgets.items()]
+        exports = [self.exported(methods.get(name), budget.keep_rate) for name, budget in budgets.items()]
         if len({known.manifest.spec.provenance.weights for known in exports}) > 1:
             each = ", ".join(f"{known.method} {known.manifest.spec.provenance.weights}" for known in exports)
             self.warn(f"the weights are not of one kind ({each}): accuracy is of these too, not of the methods alone")

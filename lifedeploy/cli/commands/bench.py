@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from lifedeploy import limits, typed
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, options, paths, values
 
@@ -28,25 +27,10 @@ def bench(
         ),
     ] = None,
     batch: Annotated[values.Numbers, options.batches("--batch", "Batch sizes.")] = values.Numbers((1, 8, 32)),
-    mode: Annotated[
-        list[str] | None,
-        options.option(
-            values.OneOf("--mode", *typed.MODES, said="mode {value} is unknown; there are: {words}"),
-            help="One request at a time, or several in flight; repeatable.  [default: latency]",
-        ),
-    ] = None,
-    streams: Annotated[
-        int, options.whole("--streams", low=1, high=limits.MOST_STREAMS, help="Requests in flight in throughput mode.")
-    ] = 2,
+    mode: options.ModeOption = None,
+    streams: options.StreamsOption = 2,
     threads: options.ThreadsOption = None,
-    budget: Annotated[
-        float,
-        options.option(
-            values.Real("--budget", 0, limits.LONGEST_BUDGET_S, above=True),
-            metavar="SECONDS",
-            help="Longest time per engine, mode and batch size (three rounds are always made).",
-        ),
-    ] = 150.0,
+    budget: options.BudgetOption = 150.0,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure peak memory, in a process of its own.")
     ] = True,

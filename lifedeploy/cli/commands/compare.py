@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
-from lifedeploy import limits, typed
+from lifedeploy import typed
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, method_options, options, paths, values
 from lifedeploy.files import write_text
 
-if TYPE_CHECKING:
-    from lifedeploy.bench.comparison import At
-
-_AT = ("keep-rate", "macs", "speed")
-
 
 def compare(
-    backbone: Annotated[
-        str,
-        options.option(values.Name("--backbone"), "-b", metavar="NAME", help="deit_t|s|b, vit_t|s|b, or any timm ViT."),
-    ] = "deit_s",
+    backbone: options.BackboneOption = "deit_s",
     methods: Annotated[
         values.Words | None,
         options.option(
@@ -44,50 +36,19 @@ def compare(
     at: Annotated[
         str,
         options.option(
-            values.OneOf("--at", *_AT),
+            values.OneOf("--at", *typed.COMPARED_AT),
             help="What is the same for all: the keep rate; the GMACs, or the measured speed, of the first method that "
             "drops tokens, to which the others' keep rates are solved.",
         ),
-    ] = _AT[0],
-    weights: Annotated[
-        str,
-        options.option(
-            paths.Source("--weights"), metavar="auto|pretrained|random|FILE", help="Where weights come from."
-        ),
-    ] = "auto",
-    img_size: Annotated[
-        values.Size | None,
-        options.image_size("--img-size", "Image size in pixels.  [default: the backbone's own]"),
-    ] = None,
-    num_classes: Annotated[
-        int | None,
-        options.whole(
-            "--num-classes",
-            low=0,
-            high=options.CLASSES,
-            help="Classes of the head; 0: none.  [default: the weights' own]",
-        ),
-    ] = None,
+    ] = typed.COMPARED_AT[0],
+    weights: options.WeightsOption = "auto",
+    img_size: options.ImageSizeOption = None,
+    num_classes: options.ClassesOption = None,
     batch: Annotated[values.Numbers, options.batches("--batch", "Batch sizes.")] = values.Numbers((1, 8, 32)),
-    mode: Annotated[
-        list[str] | None,
-        options.option(
-            values.OneOf("--mode", *typed.MODES, said="mode {value} is unknown; there are: {words}"),
-            help="One request at a time, or several in flight; repeatable.  [default: latency]",
-        ),
-    ] = None,
-    streams: Annotated[
-        int, options.whole("--streams", low=1, high=limits.MOST_STREAMS, help="Requests in flight in throughput mode.")
-    ] = 2,
+    mode: options.ModeOption = None,
+    streams: options.StreamsOption = 2,
     threads: options.ThreadsOption = None,
-    budget: Annotated[
-        float,
-        options.option(
-            values.Real("--budget", 0, limits.LONGEST_BUDGET_S, above=True),
-            metavar="SECONDS",
-            help="Longest time per engine, mode and batch size (three rounds are always made).",
-        ),
-    ] = 150.0,
+    budget: options.BudgetOption = 150.0,
     data: Annotated[
         str | None,
         options.option(
@@ -143,7 +104,7 @@ def compare(
                 backbone=backbone, keep_rate=rho, weights=weights, image_size=img_size, num_classes=num_classes
             ),
             methods=tuple(methods or ()),
-            at=cast("At", at),
+            at=at,
             bench=BenchRequest(
                 engines=tuple(engine or ()),
                 batches=batch,

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    backbone: Annotated[
-        str,
-        options.option(values.Name("--backbone"), "-b", metavar="NAME", help="deit_t|s|b, vit_t|s|b, or any timm ViT."),
-    ] = "deit_s",
+    backbone: options.BackboneOption = "deit_s",
     method: Annotated[
         str,
         options.option(
@@ -47,31 +44,15 @@ def export(
             "--drop-layers", "Layers after which tokens are dropped.  [default: the method's own, else 4,7,10 of 12]"
         ),
     ] = None,
-    weights: Annotated[
-        str,
-        options.option(
-            paths.Source("--weights"), metavar="auto|pretrained|random|FILE", help="Where weights come from."
-        ),
-    ] = "auto",
-    img_size: Annotated[
-        values.Size | None,
-        options.image_size("--img-size", "Image size in pixels.  [default: the backbone's own]"),
-    ] = None,
+    weights: options.WeightsOption = "auto",
+    img_size: options.ImageSizeOption = None,
     weights_img_size: Annotated[
         values.Size | None,
         options.image_size(
             "--weights-img-size", "Image size that the weights were trained at, where their file does not say."
         ),
     ] = None,
-    num_classes: Annotated[
-        int | None,
-        options.whole(
-            "--num-classes",
-            low=0,
-            high=options.CLASSES,
-            help="Classes of the head; 0: none.  [default: the weights' own]",
-        ),
-    ] = None,
+    num_classes: options.ClassesOption = None,
     graph: Annotated[
         str | None,
         options.option(
