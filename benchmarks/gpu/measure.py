@@ -1,6 +1,7 @@
 """Everything on one NVIDIA GPU: engines, our runtime against a bare loop, other forms of the graph (see ``run.sh``).
 
-    python -m benchmarks.gpu.measure [--out DIR] [--minutes 8.5] [--backbones deit_s,deit_b] [--batches 128,8,1,32,256]
+    python -m benchmarks.gpu.measure [--out DIR] [--minutes 8.5] [--engines onnxruntime-cuda,tensorrt,…]
+                                    [--backbones deit_s,deit_b] [--batches 128,8,1,32,256]
     python -m benchmarks.gpu.measure --dry --out DIR
 
 Each engine is built, held against PyTorch and measured by ``lifedeploy`` itself. What matters most comes first: DeiT-S
@@ -239,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, help="default: beside this file; a dry run needs it")
     parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--engines", help="only these, in this order")
     parser.add_argument("--backbones")
     parser.add_argument("--batches")
     parser.add_argument("--dry", action="store_true", help="walk all steps without a GPU, at toy size")
@@ -247,6 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"a dry run needs --out FOLDER, and not {HERE}, where results are")
     out = (given.out or HERE).resolve()
     sizes = DRY if given.dry else GPU
+    if given.engines:
+        sizes = replace(sizes, engines=tuple(given.engines.split(",")))
     if given.backbones:
         sizes = replace(sizes, backbones=tuple(given.backbones.split(",")))
     if given.batches:
