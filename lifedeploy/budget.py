@@ -9,7 +9,7 @@ from typing import Any
 from lifedeploy.cost import Cost
 from lifedeploy.errors import ScheduleError, UsageError
 from lifedeploy.method import Method
-from lifedeploy.schedule import DEFAULT_KEEP_RATE, Schedule
+from lifedeploy.schedule import Schedule
 
 _STEPS = 10_000  # keep rates that are tried: this many, at equal distances
 
@@ -22,8 +22,8 @@ class Sized:
     depth: int
     cost: Cost
 
-    def schedule(self, method: Method, keep_rate: float, options: Mapping[str, Any]) -> Schedule:
-        """Token counts of a method at a keep rate.
+    def schedule(self, method: Method, keep_rate: float | None, options: Mapping[str, Any]) -> Schedule:
+        """Token counts of a method at a keep rate; None: by its own budget.
 
         Raises:
             ScheduleError: it leaves no token.
@@ -40,20 +40,23 @@ class Budget:
     """A keep rate, and what a method costs under it."""
 
     method: str
-    keep_rate: float | None  # None: it takes none, and has a budget of its own
+    keep_rate: float | None  # None: by its own budget
     macs: int
 
 
 def at_keep_rate(method: Method, keep_rate: float, backbone: Sized) -> Budget:
-    """What a method costs at a keep rate; one that takes none at its own budget.
+    """What a method costs at a keep rate; one that has a budget of its own with that.
 
     Raises:
         ScheduleError: it leaves no token.
     """
+    return _budget(method, None if method.own_budget else keep_rate, backbone)
+
+
+def _budget(method: Method, keep_rate: float | None, backbone: Sized) -> Budget:
     options = method.plain_options({})
-    rate = keep_rate if method.takes_keep_rate else None
-    schedule = backbone.schedule(method, DEFAULT_KEEP_RATE if rate is None else rate, options)
-    return Budget(method=method.name, keep_rate=rate, macs=backbone.macs(method, schedule, options))
+    schedule = backbone.schedule(method, keep_rate, options)
+    return Budget(method=method.name, keep_rate=keep_rate, macs=backbone.macs(method, schedule, options))
 
 
 def at_macs(method: Method, macs: float, backbone: Sized) -> Budget:
@@ -64,7 +67,7 @@ def at_macs(method: Method, macs: float, backbone: Sized) -> Budget:
         UsageError: it can leave tokens at no keep rate.
     """
     if not method.takes_keep_rate:
-        return at_keep_rate(method, DEFAULT_KEEP_RATE, backbone)
+        return _budget(method, None, backbone)
     low, high = 0, _STEPS  # work at ``high`` is at least what is asked for, or the most there is
     while high - low > 1:
         middle = (low + high) // 2
@@ -99,6 +102,6 @@ def nearer(macs: Sequence[float], speeds: Sequence[float]) -> float:
 def _tried(method: Method, keep_rate: float, backbone: Sized) -> Budget | None:
     """None: it leaves no token."""
     try:
-        return at_keep_rate(method, keep_rate, backbone)
+        return _budget(method, keep_rate, backbone)
     except ScheduleError:
         return None

@@ -45,6 +45,7 @@ class Cost:
     head: int
     prefix: int  # tokens that are never dropped
     width: int  # channels C of a token
+    heads: int  # of its attention, C / heads channels each
 
     def per_layer(self, work: Work) -> tuple[int, ...]:
         """MACs of every layer."""

@@ -46,24 +46,27 @@ class KeptTokens:
 
     names: Mapping[int, str]  # layer → tensor; not of every drop layer
     counts: Mapping[int, int]  # drop layer → tokens that go on after it
-    leaving: tuple[int, ...] = ()  # those of ``names`` after which tokens leave
+    leaving: tuple[int, ...] = ()  # those of ``names`` after which it chose
 
     @classmethod
-    def of(cls, schedule: Schedule, layers: Collection[int]) -> KeptTokens:
-        """The kept tokens of a model that names them after ``layers``."""
+    def of(cls, schedule: Schedule, layers: Collection[int], *, parks: bool = False) -> KeptTokens:
+        """The kept tokens of a model that names them after ``layers``.
+
+        It chose where tokens leave; one that ``parks`` others chose from all of them, whether more leave or not.
+        """
         first = min(layers, default=schedule.depth)  # before it, nothing leaves
         counts = {layer: schedule.after(layer) for layer in schedule.drop_layers if layer >= first}
-        leaving = tuple(layer for layer in sorted(layers) if layer in schedule.leaving_layers)
+        leaving = tuple(layer for layer in sorted(layers) if parks or layer in schedule.leaving_layers)
         return cls({layer: kept_name(layer) for layer in sorted(layers)}, counts, leaving)
 
     @classmethod
-    def of_method(cls, schedule: Schedule, selection: str) -> KeptTokens:
-        """The kept tokens of a model in PyTorch, which says what goes on wherever tokens leave.
+    def of_method(cls, schedule: Schedule, selection: str, *, parks: bool = False) -> KeptTokens:
+        """The kept tokens of a model in PyTorch, which says what goes on wherever its method chose.
 
         ``selection`` is that of its method.
         """
-        leaving = schedule.leaving_layers
-        return cls.of(schedule, {"none": (), "once": leaving[:1]}.get(selection, leaving))
+        chose = schedule.drop_layers if parks and schedule.prunes else schedule.leaving_layers
+        return cls.of(schedule, {"none": (), "once": chose[:1]}.get(selection, chose), parks=parks)
 
     def __bool__(self) -> bool:
         return bool(self.names)

@@ -226,7 +226,8 @@ class Manifest:
         """Where its graph, and every engine of it, says which tokens it kept."""
         schedule = self.spec.schedule
         if self.graph.kept is not None:
-            return KeptTokens.of(schedule, self.graph.kept)
+            row = methods.built_in(self.spec.method)  # another package's is not imported to read a file
+            return KeptTokens.of(schedule, self.graph.kept, parks=row is not None and row.parks)
         # Written before there were other methods: it ranks once, and says so under another name.
         if methods.role_of(self.spec.method) != methods.SLIMMED or not schedule.prunes:
             return KeptTokens.of(schedule, ())

@@ -31,7 +31,8 @@ ROLES = (SLIMMED, BASELINE, BOUND)
 Option = bool | int | float | str  # what an option of a method may be
 _OPTION = re.compile(r"(?!debug$|help$|version$)[a-z][a-z0-9]*(_[a-z0-9]+)*")  # those are lifedeploy's everywhere
 _OURS = "lifedeploy"
-Counting = Callable[[int, int, float, Sequence[int], Any], Schedule]
+Counting = Callable[[int, int, float | None, Sequence[int], Any], Schedule]
+Fate = Literal["dropped", "merged", "parked", "halted"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ def option(default: Option, help: str, *, training: bool = False) -> Any:
     return field(default=default, metadata={"help": help, "training": training})
 
 
-def _by_keep_rate(patches: int, depth: int, keep_rate: float, drop_layers: Sequence[int], options: Any) -> Schedule:
+def _by_keep_rate(
+    patches: int, depth: int, keep_rate: float | None, drop_layers: Sequence[int], options: Any
+) -> Schedule:
+    assert keep_rate is not None  # it has no budget of its own
     return Schedule.from_keep_rate(patches, depth, keep_rate, drop_layers)
 
 
@@ -79,7 +83,10 @@ class Method:
     # drop are the first of those that are left after an earlier one.
     selection: Literal["none", "once", "every drop"] = "every drop"
     inside: bool = False  # whether tokens leave between attention and MLP of a drop layer, not behind it
+    # What becomes of tokens that do not go on: they are gone, or part of others, or wait and come back, or are masked.
+    fate: Fate = "dropped"
     predicts_lives: bool = False
+    counts_lives: bool = False  # whether its scores are lives: in how many layers each patch took part
     # Baseline and bound are made of its graph by taking its drops out; else each is traced. Its drops then are modules
     # of model/reducers/base.py: TakeOrdered called ``order.LAYER``, after that KeepPrefix called ``keep.LAYER``.
     derives: bool = False
@@ -87,10 +94,13 @@ class Method:
     stages: tuple[TrainingStage, ...] = ()  # of its training, in order: one or two
     work: Callable[[Schedule, Any, Cost], Work]  # schedule, options, backbone → tokens by place, MACs of its own
     schedule: Counting = _by_keep_rate  # patches, layers, keep rate, drop layers, options → token counts
+    # What it does where no keep rate is asked for, in words; '': then it is asked for the usual one. Its schedule gets
+    # None for that.
+    own_budget: str = ""
     # Unless told otherwise: of twelve layers, taken over to the same depth of others; or what is made of their number.
     drop_layers: tuple[int, ...] | Callable[[int], tuple[int, ...]] = PAPER_DROP_LAYERS
     takes_counts: bool = True  # whether token counts can be given
-    takes_keep_rate: bool = True  # whether a keep rate can; else its schedule makes of it what it likes
+    takes_keep_rate: bool = True  # whether a keep rate can
     prefix: int | None = None  # most prefix tokens that it protects; None: any
     published: Published = field(default_factory=Published)  # how files of weights are told that its authors wrote
     package: str = _OURS  # that it comes from, with its version
@@ -114,6 +124,8 @@ class Method:
             ),
             ("a stage of it trains nothing, or is called what no file can be", not all(map(_is_stage, self.stages))),
             ("two stages of it have one name", len({stage.name for stage in self.stages}) < len(self.stages)),
+            (f"its fate {quoted(self.fate)} is unknown", self.fate not in get_args(Fate)),
+            ("it takes no keep rate, and has no budget of its own", not (self.takes_keep_rate or self.own_budget)),
             ("what it says of published files is no Published", not isinstance(self.published, Published)),
             ("its work or its schedule is no function", not (callable(self.work) and callable(self.schedule))),
         ):
@@ -163,6 +175,15 @@ class Method:
             raise self.broken(f"{what} fails with {type(error).__name__}: {reason(error)}") from error
 
     @property
+    def parks(self) -> bool:
+        """Whether tokens that do not go on come back, so that at every drop it chooses from all."""
+        return self.fate == "parked"
+
+    def gives_lives(self, schedule: Schedule) -> bool:
+        """Whether it says under a schedule how long patches live."""
+        return self.predicts_lives and (self.counts_lives or schedule.prunes)
+
+    @property
     def trains_reducer(self) -> bool:
         """Whether it has parameters of its own to train."""
         return any(stage.reducer for stage in self.stages)
@@ -200,20 +221,30 @@ class Method:
         drop_layers: Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Schedule:
-        """Token counts by ``counts``, or by what the method makes of ``keep_rate`` with its ``options``.
+        """Token counts by ``counts``, or by what the method makes of ``keep_rate`` with its ``options``; without either
+        by its own budget.
 
         Raises:
-            ScheduleError: it cannot be, or the method takes no counts.
+            ScheduleError: it cannot be, or the method takes no counts, or no keep rate.
             UsageError: the options cannot be.
         """
         layers = self.default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
+        if layers[-1:] == (depth,) and not self.inside:
+            raise ScheduleError(
+                f"drop layer {depth} is out of range: {self.name} drops behind a layer, and behind the last of "
+                f"{depth} there is none; 1 to {depth - 1} are allowed"
+            )
         if counts is not None:
             if not self.takes_counts:
                 hint = "--rho" if self.takes_keep_rate else None
-                raise ScheduleError(f"{self.name} has a budget of its own and takes no token counts", hint=hint)
+                raise ScheduleError(f"{self.name} takes no token counts: {self.own_budget or 'a keep rate'}", hint=hint)
             return Schedule.from_counts(patches, depth, counts, layers)
-        assert keep_rate is not None
-        require_keep_rate(keep_rate)
+        if keep_rate is None:
+            assert self.own_budget  # else whoever asks names a keep rate
+        else:
+            if not self.takes_keep_rate:
+                raise ScheduleError(f"{self.name} takes no keep rate: {self.own_budget}", hint="leave it out")
+            require_keep_rate(keep_rate)
         with self.blamed("its schedule"):
             schedule = self.schedule(patches, depth, keep_rate, layers, self.settle(options or {}))
         if not isinstance(schedule, Schedule) or (schedule.patches, schedule.depth) != (patches, depth):

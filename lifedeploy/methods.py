@@ -1,5 +1,5 @@
-"""The methods. One row says of each all that the rest of the package has to know, and how it drops tokens is in its
-reducer; nowhere else is a method called by its name.
+"""The methods. A row of :mod:`lifedeploy.rows` says of each all that the rest of the package has to know, and how it
+drops tokens is in its reducer; nowhere else is a method called by its name.
 
 Other packages add methods through the entry-point group ``lifedeploy.methods``: an entry called as the method, whose
 object is a :class:`Method`. docs/architecture.md says how.
@@ -7,19 +7,24 @@ object is a :class:`Method`. docs/architecture.md says how.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated
-
-from msgspec import Meta
+from typing import TYPE_CHECKING
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import UsageError
 from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Method, NoOptions, Option, TrainingStage, option
 from lifedeploy.published import Published
 from lifedeploy.reading import reason
+from lifedeploy.rows.avit import AVIT, AVIT_RANKED
+from lifedeploy.rows.dynamicvit import DYNAMICVIT
+from lifedeploy.rows.evit import EVIT, TOPK
+from lifedeploy.rows.evo_vit import EVO_VIT
+from lifedeploy.rows.ia_red2 import IA_RED2
+from lifedeploy.rows.life import LIFE
+from lifedeploy.rows.measures import DENSE, FIRST_K, RANDOM
+from lifedeploy.rows.tome import TOME
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted, shortened
 
@@ -56,163 +61,9 @@ __all__ = [
 GROUP = "lifedeploy.methods"
 
 
-@dataclass(frozen=True)
-class LifeOptions:
-    """How sharply a key fades around the end of its life."""
-
-    temperature: Annotated[float, Meta(ge=0.001, le=1000)] = option(1.5, "U of eq. 7.", training=True)
-
-
-@dataclass(frozen=True)
-class FirstKOptions:
-    """Where it cuts: where the method does that it is the bound of."""
-
-    inside: bool = option(False, "Between attention and MLP of a drop layer, not behind it.")
-
-
-def _first_k_work(schedule: Schedule, options: FirstKOptions, cost: Cost) -> Work:
-    behind = tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1))
-    return Work(schedule.tokens, behind if options.inside else schedule.tokens)
-
-
-@dataclass(frozen=True)
-class RandomOptions:
-    """Which order it is."""
-
-    draw: Annotated[int, Meta(ge=0, le=10**9)] = option(0, "Which random order: its seed.")
-
-
-@dataclass(frozen=True)
-class EvitOptions:
-    """What becomes of dropped tokens."""
-
-    fuse: bool = option(True, "Fuse the tokens that are dropped into one; else they are gone.")
-
-
-def _evit_schedule(
-    patches: int, depth: int, keep_rate: float, drop_layers: Sequence[int], options: EvitOptions
-) -> Schedule:
-    """Of n tokens, earlier fused ones among them, ⌈ρ n⌉ stay at each drop, and the fused one comes to them.
-
-    Where that is no fewer than before nothing is dropped: one token alone would be fused with itself.
-    """
-    counts: list[int] = []
-    for _ in drop_layers:
-        tokens = counts[-1] if counts else patches
-        counts.append(min(math.ceil(round(keep_rate * tokens, 6)) + options.fuse, tokens))
-    return Schedule.of_keep_rate(patches, depth, keep_rate, counts, drop_layers)
-
-
-def _evit_work(schedule: Schedule, options: EvitOptions, cost: Cost) -> Work:
-    """The MLP of a drop layer has fewer tokens than its attention; the CLS row is computed apart from that."""
-    scoring = 0
-    for layer in schedule.leaving_layers:
-        before, after = schedule.tokens[layer - 1], schedule.after(layer)
-        scoring += cost.width * (cost.prefix + before)  # q_cls Kᵀ
-        if options.fuse:
-            scoring += cost.width * (before - after + 1)  # the weighted sum of those that are dropped
-    return Work(schedule.tokens, tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1)), scoring)
-
-
-def _topk_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:
-    return _evit_work(schedule, EvitOptions(fuse=False), cost)
-
-
-def _dynamicvit_schedule(
-    patches: int, depth: int, keep_rate: float, drop_layers: Sequence[int], options: NoOptions
-) -> Schedule:
-    """⌊ρ^k N⌋ tokens after the k-th drop, of the first count."""
-    counts = [math.floor(round(patches * keep_rate**k, 6)) for k in range(1, len(drop_layers) + 1)]
-    return Schedule.of_keep_rate(patches, depth, keep_rate, counts, drop_layers)
-
-
-def _dynamicvit_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:
-    """A predictor maps C channels of every patch to C, C/2, C/4 and 2."""
-    width = cost.width
-    per_patch = width * width + width * (width // 2) + (width // 2) * (width // 4) + (width // 4) * 2
-    return Work.of(schedule, per_patch * sum(schedule.tokens[layer - 1] for layer in schedule.leaving_layers))
-
-
-def _life_work(schedule: Schedule, options: LifeOptions, cost: Cost) -> Work:
-    """s_i = x̄_clsᵀ W x̄_i (eq. 2): W meets one token, and what comes of it each patch."""
-    return Work.of(schedule, cost.width**2 + cost.width * schedule.patches if schedule.drop_layers else 0)
-
-
-# In the order in which an export holds them: the slimmed ones, what their speed-up is over, and the bound on it.
-_BUILT_IN = (
-    Method(
-        name="life",
-        title="LifeViT",
-        reducer="lifedeploy.model.reducers.life:LifeReducer",
-        selection="once",
-        predicts_lives=True,
-        derives=True,
-        options=LifeOptions,
-        stages=(
-            TrainingStage("predictor", reducer=True, backbone=False),
-            TrainingStage("backbone", reducer=False, backbone=True),
-        ),
-        work=_life_work,
-    ),
-    Method(
-        name="evit",
-        title="EViT",
-        reducer="lifedeploy.model.reducers.evit:EvitReducer",
-        inside=True,
-        options=EvitOptions,
-        stages=(TrainingStage("backbone", reducer=False, backbone=True),),
-        work=_evit_work,
-        schedule=_evit_schedule,
-        published=Published(arguments=("base_keep_rate", "drop_loc", "fuse_token")),
-    ),
-    Method(
-        name="topk",
-        title="Top-K by CLS attention",
-        reducer="lifedeploy.model.reducers.topk:TopKReducer",
-        inside=True,
-        stages=(TrainingStage("backbone", reducer=False, backbone=True),),
-        work=_topk_work,
-    ),
-    Method(
-        name="dynamicvit",
-        title="DynamicViT",
-        reducer="lifedeploy.model.reducers.dynamicvit:DynamicVitReducer",
-        drop_layers=(3, 6, 9),
-        work=_dynamicvit_work,
-        schedule=_dynamicvit_schedule,
-        published=Published(parameters=("score_predictor.",), arguments=("base_rate",)),
-    ),
-    Method(
-        name="random",
-        title="random order",
-        reducer="lifedeploy.model.reducers.random:RandomReducer",
-        selection="once",
-        derives=True,
-        options=RandomOptions,
-        stages=(TrainingStage("backbone", reducer=False, backbone=True),),
-        work=lambda schedule, options, cost: Work.of(schedule, cost.width * schedule.patches * schedule.prunes),
-    ),
-    Method(
-        name="dense",
-        title="nothing dropped",
-        reducer="lifedeploy.model.reducers.dense:DenseReducer",
-        role=BASELINE,
-        stem="dense",
-        selection="none",
-        stages=(TrainingStage("dense", reducer=False, backbone=True),),
-        work=lambda schedule, options, cost: Work.dense(schedule),
-    ),
-    Method(
-        name="first-k",
-        title="tokens cut by position",
-        reducer="lifedeploy.model.reducers.first_k:FirstKReducer",
-        role=BOUND,
-        stem="first-k",
-        selection="none",
-        options=FirstKOptions,
-        work=_first_k_work,
-    ),
-)
+# In the order in which they are listed, and in which an export holds them: the slimmed ones, what their speed-up is
+# over, and the bound on it.
+_BUILT_IN = (LIFE, EVIT, TOPK, DYNAMICVIT, EVO_VIT, TOME, AVIT, AVIT_RANKED, IA_RED2, RANDOM, DENSE, FIRST_K)
 _TABLE: Mapping[str, Method] = {method.name: method for method in _BUILT_IN}
 DEFAULT = _BUILT_IN[0].name
 

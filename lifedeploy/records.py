@@ -48,6 +48,7 @@ class GraphRecord(Section):
     operators: dict[Name, Count] = field(default_factory=dict)
     kept: Maybe[Annotated[tuple[Layer, ...], Meta(max_length=1000)]] = absent()  # it names its kept tokens after these
     scores: Maybe[bool] = absent()  # whether it names the scores of all patches, which lives are made of: life_scores
+    groups: bool = False  # whether it names the groups that tokens were merged to: groups
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Token schedules: how many patch tokens take part in each layer, as plain integers fixed before any tracing.
 
-Layers are counted from 1 to T, as in the paper. Tokens are dropped *after* a drop layer. Prefix tokens (CLS,
-distillation, registers) are never dropped and not counted here.
+Layers are counted from 1 to T, as in the paper. Tokens are dropped *after* a drop layer, or inside it between attention
+and MLP: which of the two is the method's business. Prefix tokens (CLS, distillation, registers) are never dropped and
+not counted here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def default_drop_layers(depth: int, of_twelve: Sequence[int] = PAPER_DROP_LAYERS
 
 @dataclass(frozen=True)
 class Schedule:
-    """``tokens[t - 1]`` patch tokens take part in layer ``t``; they are dropped after each of ``drop_layers``.
+    """``tokens[t - 1]`` patch tokens begin layer ``t``; they are dropped after each of ``drop_layers``.
 
     Build one with :meth:`from_keep_rate`, :meth:`from_counts` or :meth:`dense`; all of them refuse what cannot be.
     """
@@ -38,29 +39,34 @@ class Schedule:
     tokens: Annotated[tuple[Patches, ...], Meta(min_length=1, max_length=1000)]
     drop_layers: Annotated[tuple[Layer, ...], Meta(max_length=1000)]
     keep_rate: Rate | None = None
+    # Patch tokens that leave layer T, where it is a drop layer, as of a method that merges inside every layer.
+    last: Patches | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:
             raise ScheduleError("the schedule has no layers")
+        most = self.depth - (self.last is None)
         for layer in self.drop_layers:
-            if not 1 <= layer < self.depth:
+            if not 1 <= layer <= most:
                 raise ScheduleError(
-                    f"drop layer {layer} is out of range: this backbone has {self.depth} layers, so 1 to "
-                    f"{self.depth - 1} are allowed"
+                    f"drop layer {layer} is out of range: this backbone has {self.depth} layers, so 1 to {most} are "
+                    "allowed"
                 )
         if any(later <= earlier for earlier, later in pairwise(self.drop_layers)):
             layers = _join(self.drop_layers)
             raise ScheduleError(f"drop layers {layers} do not rise; each must be greater than the one before")
-        for layer in range(1, self.depth):
-            before, after = self.tokens[layer - 1], self.tokens[layer]
+        for layer in range(1, self.depth + 1):
+            before, after = self.tokens[layer - 1], self.after(layer)
             if after > before:
                 raise ScheduleError(
                     f"token counts grow from {before} to {after} after layer {layer}; they may only stay or fall"
                 )
             if after != before and layer not in self.drop_layers:
                 raise ScheduleError(f"token counts change after layer {layer}, which is not a drop layer")
-        if self.tokens[-1] < 1:
-            raise ScheduleError(f"layer {self.depth} would have {self.tokens[-1]} patch tokens; at least 1 is needed")
+        if self.after(self.depth) < 1:
+            raise ScheduleError(
+                f"layer {self.depth} would have {self.after(self.depth)} patch tokens; at least 1 is needed"
+            )
 
     @classmethod
     def dense(cls, patches: int, depth: int) -> Schedule:
@@ -117,7 +123,8 @@ class Schedule:
         for count, layer in zip(counts, layers, strict=True):
             if count < 1:
                 raise ScheduleError(f"token count {count} after layer {layer} is not allowed: at least 1 is needed")
-        return cls(_spread(patches, depth, counts, layers), layers)
+        tokens = _spread(patches, depth, counts, layers)
+        return cls(tokens[:depth], layers, last=tokens[depth] if depth in layers else None)
 
     @property
     def depth(self) -> int:
@@ -132,7 +139,7 @@ class Schedule:
     @property
     def counts(self) -> tuple[int, ...]:
         """Patch tokens that are left after each drop layer."""
-        return tuple(self.tokens[layer] for layer in self.drop_layers)
+        return tuple(self.after(layer) for layer in self.drop_layers)
 
     @property
     def leaving_layers(self) -> tuple[int, ...]:
@@ -142,7 +149,7 @@ class Schedule:
     @property
     def prunes(self) -> bool:
         """Whether any token is ever dropped."""
-        return self.tokens[-1] < self.patches
+        return self.after(self.depth) < self.patches
 
     @property
     def base_layer(self) -> int:
@@ -156,8 +163,10 @@ class Schedule:
         return self.drop_layers[0]
 
     def after(self, layer: int) -> int:
-        """Patch tokens that go on to layer ``layer + 1``."""
-        return self.tokens[min(layer, self.depth - 1)]
+        """Patch tokens that leave layer ``layer``, and go on to the next one where there is one."""
+        if layer < self.depth:
+            return self.tokens[layer]
+        return self.tokens[-1] if self.last is None else self.last
 
     @property
     def mean_life(self) -> float:
@@ -183,12 +192,11 @@ def require_keep_rate(keep_rate: float) -> None:
 
 
 def _spread(patches: int, depth: int, counts: Sequence[int], layers: Sequence[int]) -> tuple[int, ...]:
-    """Counts after drop layers → tokens in every layer."""
+    """Counts after drop layers → tokens that begin every layer, and those that leave the last."""
     after = dict(zip(layers, counts, strict=True))
-    tokens, now = [], patches
+    tokens = [patches]
     for layer in range(1, depth + 1):
-        tokens.append(now)
-        now = after.get(layer, now)
+        tokens.append(after.get(layer, tokens[-1]))
     return tuple(tokens)
 
 

@@ -40,6 +40,7 @@ from lifedeploy.typed import (
 
 __all__ = [
     "ATTENTIONS",
+    "GROUPS_NAME",
     "LIVES_NAME",
     "ORDERINGS",
     "PRECISIONS",
@@ -57,8 +58,10 @@ STANDARD_ATTENTIONS = ("products", "operator")
 
 # Lives: (B, N), in layers, an output of graphs that were exported with it.
 LIVES_NAME = "life"
-# An inner tensor that every form of a model that predicts lives can be asked for, beside those of :mod:`.kept`.
-SCORES_NAME = "life_scores"  # (B, N), the score of every patch in original order; lives are its standardised form
+# Inner tensors of every patch in original order, (B, N), that every form of a model can be asked for where its method
+# tells them, beside those of :mod:`.kept`.
+SCORES_NAME = "life_scores"  # lives are its standardised form, or it is lives already: in how many layers it took part
+GROUPS_NAME = "groups"  # of a method that merges tokens: the patch whose token stands for it at the end
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.kept import kept_layer
 from lifedeploy.optional import require
-from lifedeploy.spec import SCORES_NAME
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME
 from lifedeploy.writing import saving
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -74,9 +74,10 @@ class Torch(Engine):
         outputs = [TensorSpec(self._name, "float32", (self.options.batch, width_out))]
         for tap in self.options.taps:
             layer = kept_layer(tap)
-            if layer is None and tap != SCORES_NAME:
+            if layer is None and tap not in (SCORES_NAME, GROUPS_NAME):
                 raise EngineError(f"{self.path} has no tensor {tap}")
-            dtype, size = ("float32", spec.schedule.patches) if layer is None else ("int64", spec.schedule.after(layer))
+            dtype = "float32" if tap == SCORES_NAME else "int64"
+            size = spec.schedule.patches if layer is None else spec.schedule.after(layer)
             outputs.append(TensorSpec(tap, dtype, (self.options.batch, size)))
         return (TensorSpec("images", "float32", (self.options.batch, 3, height, width)),), tuple(outputs)
 
@@ -95,8 +96,8 @@ class Torch(Engine):
             output = self._model(images.to(self.device, self._dtype))
         results = {self._name: self._on_host(output.logits)}
         for tap in self.options.taps:
-            layer = kept_layer(tap)
-            results[tap] = self._on_host(output.scores if layer is None else output.kept[layer])
+            layer, told = kept_layer(tap), {SCORES_NAME: output.scores, GROUPS_NAME: output.groups}
+            results[tap] = self._on_host(told[tap] if layer is None else output.kept[layer])
         return results
 
     def _on_host(self, tensor: Any) -> Array:

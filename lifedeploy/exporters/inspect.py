@@ -16,7 +16,6 @@ from lifedeploy.errors import ExportError
 from lifedeploy.graphs import dtype_name, is_outside, read, tensors_of
 from lifedeploy.kept import kept_layer
 from lifedeploy.reading import foreign
-from lifedeploy.spec import SCORES_NAME
 
 GATHERS = ("Gather", "GatherElements", "GatherND")
 _INDEX_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -137,9 +136,9 @@ def kept_layers(model: onnx.ModelProto) -> tuple[int, ...]:
     return tuple(sorted(layer for name in names if (layer := kept_layer(name)) is not None))
 
 
-def names_scores(model: onnx.ModelProto) -> bool:
-    """Whether a graph of ours names the scores of all patches."""
-    return any(SCORES_NAME in node.output for node in model.graph.node)
+def names_tensor(model: onnx.ModelProto, name: str) -> bool:
+    """Whether a node of a graph gives a tensor of that name."""
+    return any(name in node.output for node in model.graph.node)
 
 
 def check_structure(facts: GraphFacts, *, sorts: int | None, batch_size: int | None) -> None:

@@ -116,7 +116,7 @@ def _require_kept(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> N
         if size != schedule.after(layer):
             wanted = schedule.after(layer)
             raise ExportError(f"{spec.method} keeps {size} tokens after layer {layer}, and its schedule says {wanted}")
-    if method.predicts_lives and leaving and SCORES_NAME not in sizes:
+    if method.gives_lives(schedule) and SCORES_NAME not in sizes:
         raise ExportError(f"{spec.method} is said to predict lives, and gives none")
 
 

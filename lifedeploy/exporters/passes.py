@@ -17,7 +17,7 @@ from onnx_ir.passes import common
 
 from lifedeploy.errors import ExportError
 from lifedeploy.kept import is_kept_name
-from lifedeploy.spec import SCORES_NAME
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ORDER = re.compile(r"(^|\.)reducer\.order\.(\d+)$")
@@ -62,8 +62,8 @@ def constant(model: ir.Model, name: str, numbers: NDArray[Any]) -> ir.Value:
 
 
 def is_asked_for(value: ir.Value) -> bool:
-    """Whether a tensor has a name that engines tap it by: kept tokens, scores."""
-    return value.name == SCORES_NAME or is_kept_name(value.name)
+    """Whether a tensor has a name that engines tap it by: kept tokens, scores, groups."""
+    return value.name in (SCORES_NAME, GROUPS_NAME) or is_kept_name(value.name)
 
 
 def _node_outputs(model: ir.Model) -> list[ir.Value]:

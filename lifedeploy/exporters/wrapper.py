@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lifedeploy.kept import kept_name
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.spec import LIVES_NAME, SCORES_NAME, PreprocessSpec
+from lifedeploy.spec import GROUPS_NAME, LIVES_NAME, SCORES_NAME, PreprocessSpec
 
 
 class Normalise(nn.Module):
@@ -49,7 +49,7 @@ class ExportModel(nn.Module):
         self.told = told
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the model gives, lives and scores where it predicts some, and the kept tokens after every drop.
+        """What the model gives, lives, scores and groups where it tells any, and the kept tokens after every drop.
 
         Where a method ranks once, those after the first drop tell all; where nothing leaves after a drop layer, those
         after the one before do.
@@ -60,6 +60,8 @@ class ExportModel(nn.Module):
         given = {self.output: answer.logits}
         if answer.lives is not None and answer.scores is not None:
             given |= {LIVES_NAME: answer.lives, SCORES_NAME: answer.scores}
+        if answer.groups is not None:
+            given[GROUPS_NAME] = answer.groups
         kept = [] if self.selection == "none" else sorted(answer.kept.items())
         for layer, positions in kept[:1] if self.selection == "once" else kept:
             if not any(positions is other for other in given.values()):

@@ -157,6 +157,20 @@ class Backbone:
         logits: Tensor = self.model.forward_head(self.model.norm(tokens.x))
         return logits
 
+    def classify_one(self, x: Tensor) -> Tensor:
+        """Final norm and head of one vector an image, whatever it was pooled from: (B, C) → (B, classes).
+
+        A distillation token has a head of its own, which is no part of this.
+        """
+        vit = self.model
+        logits: Tensor = vit.head(vit.head_drop(vit.fc_norm(vit.norm(x))))
+        return logits
+
+    @property
+    def reads_prefix_alone(self) -> bool:
+        """Whether classes are read from prefix tokens, and patches are not pooled."""
+        return self.model.attn_pool is None and self.model.global_pool == "token"
+
     def cost(self, image_size: tuple[int, int]) -> Cost:
         """Exact MACs, read off its modules.
 
@@ -179,6 +193,7 @@ class Backbone:
             head=sum(head.weight.numel() for head in heads if isinstance(head, nn.Linear)),
             prefix=self.prefix,
             width=self.width,
+            heads=self.heads,
         )
 
     def set_drop_path(self, rate: float) -> None:

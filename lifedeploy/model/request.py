@@ -60,8 +60,6 @@ class ModelRequest:
         """
         method = methods.get(self.method)
         make = partial(method.make_schedule, patches, depth, options=self.options if options is None else options)
-        if self.keep_rate is not None and not method.takes_keep_rate:
-            raise ScheduleError(f"{self.method} has a budget of its own and takes no keep rate")
         layers = self.drop_layers
         if trained is None or not trained.drop_layers:
             trained = None
@@ -77,7 +75,9 @@ class ModelRequest:
                     hint="--rho or --counts says what is to be kept",
                 )
             return make(counts=trained.counts, drop_layers=layers)
-        usual = DEFAULT_KEEP_RATE if trained is None or trained.keep_rate is None else trained.keep_rate
+        usual = None if method.own_budget else DEFAULT_KEEP_RATE
+        if trained is not None and trained.keep_rate is not None:
+            usual = trained.keep_rate
         return make(keep_rate=usual if self.keep_rate is None else self.keep_rate, drop_layers=layers)
 
 
@@ -141,10 +141,11 @@ def require_possible(method: Method, rate: float, backbone: Sized, name: str) ->
     try:
         method.require_prefix(backbone.cost.prefix, name)
         budget, options = at_keep_rate(method, rate, backbone), method.plain_options({})
-        schedule = backbone.schedule(method, budget.keep_rate or DEFAULT_KEEP_RATE, options)
+        schedule = backbone.schedule(method, budget.keep_rate, options)
         plan = Plan(
             schedule=schedule,
             width=backbone.cost.width,
+            heads=backbone.cost.heads,
             prefix=backbone.cost.prefix,
             ordering=method.orderings[0],
             options=method.settle({}),

@@ -18,15 +18,17 @@ class Tokens:
     """The tokens between two seams.
 
     Shapes: B images, P prefix tokens, n patch tokens now, N at the start, C channels. Patch tokens leave, and change
-    their order, through :meth:`take` and :meth:`first` only, and come back through :meth:`append`: these take along
-    whatever there is of each token.
+    their order, through :meth:`take`, :meth:`first` and :meth:`park` only, and come through :meth:`append` and
+    :meth:`unpark`: these take along whatever there is of each token.
     """
 
     x: Tensor  # (B, P + n, C)
     prefix: int  # P
     positions: Tensor | None = None  # (B, n), original index of each patch token; None: all N, in order
     scores: Tensor | None = None  # (B, N), importance in original order, once predicted
+    groups: Tensor | None = None  # (B, N), of a method that merges: the patch whose token stands for each patch now
     key_bias: Tensor | None = None  # (B, 1, 1, P + n), added to the attention logits of every query
+    parked: Tokens | None = None  # patch tokens that wait, without a prefix
     beside: Mapping[str, Tensor] = field(default_factory=dict)  # (B, P + n, …): of each token, such as its size
     carry: Mapping[str, Tensor] = field(default_factory=dict)  # whatever else the method takes along, as it is
 
@@ -66,6 +68,36 @@ class Tokens:
             positions=self.original[:, :count],
             key_bias=None if self.key_bias is None else self.key_bias[..., :places],
             beside={name: value[:, :places] for name, value in self.beside.items()},
+        )
+
+    def park(self, count: int) -> Tokens:
+        """The prefix and the first ``count`` patch tokens; the others wait, as they are, for :meth:`unpark`."""
+        places = self.prefix + count
+        waiting = self.but(
+            x=self.x[:, places:],
+            prefix=0,
+            positions=self.original[:, count:],
+            key_bias=None if self.key_bias is None else self.key_bias[..., places:],
+            beside={name: value[:, places:] for name, value in self.beside.items()},
+        )
+        return self.first(count).but(parked=waiting)
+
+    def unpark(self) -> Tokens:
+        """All together: those that wait behind the others.
+
+        Raises:
+            ValueError: none wait.
+        """
+        waiting = self.parked
+        if waiting is None:
+            raise ValueError("no tokens wait")
+        biases = [bias for bias in (self.key_bias, waiting.key_bias) if bias is not None]
+        return self.but(
+            x=torch.cat((self.x, waiting.x), dim=1),
+            positions=torch.cat((self.original, waiting.original), dim=1),
+            key_bias=torch.cat(biases, dim=3) if biases else None,
+            beside={name: torch.cat((value, waiting.beside[name]), dim=1) for name, value in self.beside.items()},
+            parked=None,
         )
 
     def append(self, x: Tensor, **beside: Tensor) -> Tokens:

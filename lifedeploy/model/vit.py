@@ -25,7 +25,8 @@ class SlimOutput(NamedTuple):
     kept: dict[int, Tensor]
     lives: Tensor | None  # (B, N), in layers, original order; None where the method predicts none
     scores: Tensor | None  # (B, N), importance in original order, where the method scores once
-    tokens: Tensor  # (B, P + n_T, C), as the last layer leaves them
+    groups: Tensor | None  # (B, N), the patch whose token stands for each patch, where the method merges tokens
+    tokens: Tensor  # (B, P + n, C), as the last layer leaves them; those that were parked have come back
 
     @property
     def survivors(self) -> Tensor | None:
@@ -78,27 +79,29 @@ class SlimViT(nn.Module):
         tokens = reducer("begin", backbone.embed(images))
         for layer in range(1, backbone.depth + 1):
             tokens = reducer("before_block", layer, tokens)
-            if layer - 1 in reducer.schedule.drop_layers and tokens.positions is not None:
-                kept[layer - 1] = _positions(tokens, layer - 1)
+            kept |= _kept(reducer, layer - 1, tokens)
             inside = partial(reducer, "inside_block", layer) if layer in reducer.inside_layers else None
             tokens = backbone.run_block(layer, tokens, inside)
             tokens = reducer("after_block", layer, tokens)  # (B, P + n_{t+1}, C)
+        kept |= _kept(reducer, backbone.depth, tokens)
         logits = reducer.logits(backbone, tokens)
-        return SlimOutput(logits, kept, reducer("lives", tokens), tokens.scores, tokens.x)
+        return SlimOutput(logits, kept, reducer("lives", tokens), tokens.scores, tokens.groups, tokens.x)
 
 
-def _positions(tokens: Tokens, layer: int) -> Tensor:
-    """The original indices of the tokens that go on after a layer.
+def _kept(reducer: Reducer, layer: int, tokens: Tokens) -> dict[int, Tensor]:
+    """The original indices of the tokens that go on after a drop layer, where a method has said any.
 
     Raises:
         UsageError: the reducer says of other numbers of tokens where they come from than there are.
     """
+    if layer not in reducer.schedule.drop_layers or tokens.positions is None:
+        return {}
     positions = tokens.original
     if positions.shape[1] != tokens.patches:
         raise UsageError(
             f"after layer {layer} the reducer has {tokens.patches} patch tokens, and positions of {positions.shape[1]}"
         )
-    return positions
+    return {layer: positions}
 
 
 def build_model(backbone: nn.Module, spec: ModelSpec, *, ordering: str = "") -> SlimViT:
@@ -114,6 +117,7 @@ def build_model(backbone: nn.Module, spec: ModelSpec, *, ordering: str = "") -> 
     plan = Plan(
         schedule=spec.schedule,
         width=view.width,
+        heads=view.heads,
         prefix=view.prefix,
         ordering=ordering or method.orderings[0],
         options=options,

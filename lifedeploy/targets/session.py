@@ -18,11 +18,11 @@ from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.evaluation.parity import Answer
-from lifedeploy.spec import SCORES_NAME
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME
 from lifedeploy.targets.target import Target, graph_precision
 
 # What a model is asked beside its logits: nothing, the tokens that reach the last layer, those left after every drop,
-# or these and the scores that lives are made of.
+# or these and what it tells of every patch: scores that lives are made of, groups of merged tokens.
 Watched = Literal["nothing", "survivors", "drops", "lives"]
 _SEED = 5  # of what lanes are filled with
 
@@ -60,7 +60,10 @@ class Session:
         kept = self.target.kept
         if self._watched in ("nothing", "survivors"):
             return kept.last_tap if self._watched == "survivors" else ()
-        return (*kept.taps, *([SCORES_NAME] if self._watched == "lives" and self.target.predicts_lives else []))
+        if self._watched == "drops":
+            return kept.taps
+        told = {SCORES_NAME: self.target.predicts_lives, GROUPS_NAME: self.target.tells_groups}
+        return (*kept.taps, *(name for name, tells in told.items() if tells))
 
     def __enter__(self) -> Session:
         kind, taps = self.target.engine, self.taps

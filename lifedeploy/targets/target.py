@@ -34,6 +34,7 @@ class Target:
     batch_size: int | None = None  # fixed by the export; None: dynamic
     kept: KeptTokens = NOTHING_KEPT  # where it says what it kept, if it chooses anything
     predicts_lives: bool = False
+    tells_groups: bool = False  # which tokens its method merged
     artifact: Artifact | None = None
     note: str = ""  # why it is in another precision than was asked for
 
@@ -60,9 +61,9 @@ class Target:
     def _of(self, spec: ModelSpec) -> Target:
         """Of weights that are run as ``spec`` says, and can be asked for what its method chooses."""
         method, schedule = methods.get(spec.method), spec.schedule
-        kept = KeptTokens.of_method(schedule, method.selection)
-        lives = method.predicts_lives and schedule.prunes
-        return replace(self, spec=spec, method=spec.method, kept=kept, predicts_lives=lives)
+        kept = KeptTokens.of_method(schedule, method.selection, parks=method.parks)
+        lives, groups = method.gives_lives(schedule), method.fate == "merged" and schedule.prunes
+        return replace(self, spec=spec, method=spec.method, kept=kept, predicts_lives=lives, tells_groups=groups)
 
 
 def target_of(file: ModelFile, *, runtime: str = RUNTIME) -> Target:
@@ -124,6 +125,7 @@ def opened_by(engine: type[Engine], artifact: Artifact) -> Target:
         batch_size=manifest.graph.batch_size,
         kept=manifest.kept,
         predicts_lives=manifest.predicts_lives,
+        tells_groups=manifest.graph.groups,
         artifact=artifact,
     )
 

@@ -165,7 +165,7 @@ def _budgets(request: CompareRequest, shop: _Workshop) -> tuple[dict[str, Budget
     backbone = backbones.sized(asked.backbone, image_size=asked.image_size, num_classes=asked.num_classes)
     for method in request.slimmed:  # refused before anything is made
         require_possible(method, rate, backbone, asked.backbone)
-    spec = shop.exported(first, rate if first.takes_keep_rate else None).manifest.spec
+    spec = shop.exported(first, None if first.own_budget else rate).manifest.spec
     if spec.image_size != asked.image_size or spec.num_classes != asked.num_classes:  # the weights have their own
         backbone = backbones.sized(spec.timm_name, image_size=spec.image_size, num_classes=spec.num_classes)
     budgets = {first.name: at_keep_rate(first, rate, backbone)}
@@ -173,8 +173,8 @@ def _budgets(request: CompareRequest, shop: _Workshop) -> tuple[dict[str, Budget
     for method in others:
         same = request.at == "keep-rate" or not method.takes_keep_rate
         budgets[method.name] = at_keep_rate(method, rate, backbone) if same else at_macs(method, macs, backbone)
-        if not method.takes_keep_rate:
-            shop.warn(f"{method.name} has a budget of its own, whatever the others are brought to")
+        if budgets[method.name].keep_rate is None:
+            shop.warn(f"{method.name} has a budget of its own, whatever the others are brought to: {method.own_budget}")
         elif request.at == "macs" and abs(budgets[method.name].macs / macs - 1) > _OFF:
             nearest, wanted = budgets[method.name].macs / 1e9, macs / 1e9
             shop.warn(f"{method.name} comes no nearer to {first.name}'s {wanted:.3g} GMACs than {nearest:.3g}")

@@ -33,7 +33,7 @@ from lifedeploy.model.weights import LoadedModel, ModelRequest, load
 from lifedeploy.optional import versions
 from lifedeploy.progress import Say, silent
 from lifedeploy.records import GraphRecord, ParityRecord
-from lifedeploy.spec import ModelSpec, model_name
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, ModelSpec, model_name
 from lifedeploy.targets.evidence import compare
 from lifedeploy.targets.output import CHECKPOINT, REFERENCE, require_usable
 from lifedeploy.targets.target import Target
@@ -132,7 +132,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             graph = inspect.load(path)
             facts = inspect.facts(graph)
             inspect.check_structure(facts, sorts=variant.model.reducer.sorts, batch_size=options.batch_size)
-            kept = KeptTokens.of(variant.spec.schedule, inspect.kept_layers(graph))
+            kept = KeptTokens.of(variant.spec.schedule, inspect.kept_layers(graph), parks=variant.method.parks)
             target = Target(
                 name=folder.name,
                 path=path,
@@ -157,7 +157,8 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                     opset=facts.opset,
                     operators=facts.operators,
                     kept=tuple(kept.names),
-                    scores=inspect.names_scores(graph),
+                    scores=inspect.names_tensor(graph, SCORES_NAME),
+                    groups=inspect.names_tensor(graph, GROUPS_NAME),
                 ),
                 inputs=facts.inputs,
                 outputs=facts.outputs,
@@ -218,7 +219,7 @@ def _write_graphs(folder: Path, variants: Mapping[str, _Variant], cost: Cost, op
 
 def _torch_answers(variant: _Variant, samples: Sequence[Sample]) -> list[parity.Answer]:
     """What PyTorch says: always on normalised images, whatever the graph takes."""
-    kept = KeptTokens.of_method(variant.spec.schedule, variant.method.selection)
+    kept = KeptTokens.of_method(variant.spec.schedule, variant.method.selection, parks=variant.method.parks)
 
     def run(images: Array) -> parity.Answer:
         with torch.inference_mode(), variant.method.blamed("its reducer"):

@@ -98,6 +98,7 @@ def slim(
         Plan(
             schedule=schedule,
             width=vit.embed_dim,
+            heads=vit.blocks[0].attn.num_heads,
             prefix=vit.num_prefix_tokens,
             ordering=ordering or row.orderings[0],
             options=row.options(**options),

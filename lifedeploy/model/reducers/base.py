@@ -13,13 +13,16 @@ scores from the CLS row of a block's attention        ``inside_layers``, :meth:`
 drops or merges between attention and MLP             ``inside_block``
 weights the keys of later attention                   ``Tokens.key_bias``
 carries something of each token, as its size          ``Tokens.beside``
-parks tokens, carries running scores                  ``Tokens.carry``
+lets tokens wait, and brings them back                :meth:`Tokens.park`, :meth:`Tokens.unpark`
+carries running scores                                ``Tokens.carry``
+says which tokens became one                          ``Tokens.groups``
 reads the classes from something else than CLS        ``logits``
 predicts lives                                        ``lives``
 ====================================================  ==========================================================
 
 Token selection is a function of tensors and integers; every count is known before tracing: what goes on to layer
-t + 1 is ``schedule.after(t)`` patch tokens, fused ones among them, and is there when ``before_block(t + 1)`` is done.
+t + 1 is ``schedule.after(t)`` patch tokens, fused ones among them, and is there when ``before_block(t + 1)`` is done,
+or, of the last layer, ``after_block(T)``; parked ones may have come back by then.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Plan:
 
     schedule: Schedule
     width: int  # channels C of a token
+    heads: int  # of its attention
     prefix: int  # tokens in front that are never dropped, P
     ordering: str = "order-once"  # of the graph, or "per-stage"
     options: Any = field(default_factory=NoOptions)  # of the method's own class

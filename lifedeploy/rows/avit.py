@@ -1,0 +1,64 @@
+"""The rows of ``avit``, as published, and of ``avit-ranked``, its scores under a fixed budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+from lifedeploy.cost import Cost, Work
+from lifedeploy.errors import ScheduleError
+from lifedeploy.method import Method, option
+from lifedeploy.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class AvitOptions:
+    """How readily tokens halt: h = sigmoid(scale · x - center) of a token's first channel x."""
+
+    scale: Annotated[float, Meta(ge=0.001, le=1000)] = option(10.0, "γ.")
+    center: Annotated[float, Meta(ge=0, le=1000)] = option(
+        0.0, "β. [as published: 30 for 192 channels (DeiT-T), 75 for others (DeiT-S)]"
+    )
+
+
+def _avit_schedule(
+    patches: int, depth: int, keep_rate: float | None, drop_layers: Sequence[int], options: AvitOptions
+) -> Schedule:
+    """Every token in every layer: which of them still count is the image's business."""
+    if drop_layers:
+        raise ScheduleError("avit drops nothing, so it has no drop layers", hint="--method avit-ranked")
+    return Schedule.dense(patches, depth)
+
+
+def _avit_work(schedule: Schedule, options: AvitOptions, cost: Cost) -> Work:
+    """The outputs of every layer are added up, of prefix tokens alone: nothing else is read."""
+    return Work.of(schedule, cost.width * cost.prefix * schedule.depth)
+
+
+AVIT = Method(
+    name="avit",
+    title="A-ViT",
+    reducer="lifedeploy.model.reducers.avit:AvitReducer",
+    fate="halted",
+    selection="none",
+    predicts_lives=True,
+    counts_lives=True,
+    options=AvitOptions,
+    work=_avit_work,
+    schedule=_avit_schedule,
+    own_budget="it computes every token, and masks those that halted",
+    drop_layers=lambda depth: (),
+    takes_counts=False,
+    takes_keep_rate=False,
+)
+
+AVIT_RANKED = Method(
+    name="avit-ranked",
+    title="A-ViT scores, fixed budget",
+    reducer="lifedeploy.model.reducers.avit:AvitRankedReducer",
+    options=AvitOptions,
+    work=_avit_work,
+)

@@ -1,0 +1,22 @@
+"""The row of ``ia-red2``."""
+
+from __future__ import annotations
+
+from lifedeploy.cost import Cost, Work
+from lifedeploy.method import Method, NoOptions
+from lifedeploy.published import Published
+from lifedeploy.schedule import Schedule
+
+
+def _ia_red2_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:
+    """What the policy token makes of a layer's two projections is known beforehand: a vector for each head."""
+    return Work.of(schedule, cost.width * cost.heads * sum(schedule.tokens[t - 1] for t in schedule.leaving_layers))
+
+
+IA_RED2 = Method(
+    name="ia-red2",
+    title="IA-RED² scores, fixed budget",
+    reducer="lifedeploy.model.reducers.ia_red2:IaRed2Reducer",
+    work=_ia_red2_work,
+    published=Published(parameters=("interpreters.",)),
+)

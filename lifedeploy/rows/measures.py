@@ -1,0 +1,67 @@
+"""The rows of what methods are measured by: nothing dropped, tokens cut by position, and chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+from lifedeploy.cost import Cost, Work
+from lifedeploy.method import BASELINE, BOUND, Method, TrainingStage, option
+from lifedeploy.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class FirstKOptions:
+    """Where it cuts: where the method does that it is the bound of."""
+
+    inside: bool = option(False, "Between attention and MLP of a drop layer, not behind it.")
+
+
+def _first_k_work(schedule: Schedule, options: FirstKOptions, cost: Cost) -> Work:
+    behind = tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1))
+    return Work(schedule.tokens, behind if options.inside else schedule.tokens)
+
+
+@dataclass(frozen=True)
+class RandomOptions:
+    """Which order it is."""
+
+    draw: Annotated[int, Meta(ge=0, le=10**9)] = option(0, "Which random order: its seed.")
+
+
+RANDOM = Method(
+    name="random",
+    title="random order",
+    reducer="lifedeploy.model.reducers.random:RandomReducer",
+    selection="once",
+    derives=True,
+    options=RandomOptions,
+    stages=(TrainingStage("backbone", reducer=False, backbone=True),),
+    work=lambda schedule, options, cost: Work.of(schedule, cost.width * schedule.patches * schedule.prunes),
+)
+
+
+DENSE = Method(
+    name="dense",
+    title="nothing dropped",
+    reducer="lifedeploy.model.reducers.dense:DenseReducer",
+    role=BASELINE,
+    stem="dense",
+    selection="none",
+    stages=(TrainingStage("dense", reducer=False, backbone=True),),
+    work=lambda schedule, options, cost: Work.dense(schedule),
+)
+
+
+FIRST_K = Method(
+    name="first-k",
+    title="tokens cut by position",
+    reducer="lifedeploy.model.reducers.first_k:FirstKReducer",
+    role=BOUND,
+    stem="first-k",
+    selection="none",
+    options=FirstKOptions,
+    work=_first_k_work,
+)

@@ -1,0 +1,102 @@
+"""The row of ``tome``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+from lifedeploy.cost import Cost, Work
+from lifedeploy.errors import ScheduleError
+from lifedeploy.method import Method, TrainingStage, option
+from lifedeploy.schedule import Schedule
+
+_USUAL = "13"
+_NUMBERS = r"(\d{1,5}(,\d{1,5}){0,999})?"
+
+
+@dataclass(frozen=True)
+class TomeOptions:
+    """How many tokens are merged where."""
+
+    r: Annotated[str, Meta(pattern=f"^{_NUMBERS}$")] = option(
+        "", f"Tokens merged in every layer: {_USUAL}, or a number for each: 16,16,14. [{_USUAL} without --rho]"
+    )
+    inflect: Annotated[float, Meta(ge=-1, le=1)] = option(
+        0.0, "Merge more in early layers (-1: twice r in the first, none in the last) or in late ones (1)."
+    )
+
+
+def _tome_schedule(
+    patches: int, depth: int, keep_rate: float | None, drop_layers: Sequence[int], options: TomeOptions
+) -> Schedule:
+    """By r: as many as it says in every drop layer, in numbers that rise or fall evenly around it with ``inflect``.
+
+    By a keep rate: as many as it takes that ρ³ N are left at the end, as of methods that drop three times, evenly.
+    """
+    if keep_rate is None:
+        merged = _merged(options, len(drop_layers))
+        counts = [patches - sum(merged[: number + 1]) for number in range(len(drop_layers))]
+    else:
+        if options.r or options.inflect:
+            raise ScheduleError(
+                f"r {options.r or _USUAL} and keep rate {keep_rate:g} both say how many tokens are merged",
+                hint="--r or --rho, not both",
+            )
+        leave = patches - round(patches * keep_rate**3)
+        counts = [patches - round(leave * number / len(drop_layers)) for number in range(1, len(drop_layers) + 1)]
+    for layer, before, after in zip(drop_layers, [patches, *counts], counts, strict=False):
+        if before - after > before // 2:
+            raise ScheduleError(
+                f"layer {layer} has {before} patch tokens, of which at most {before // 2} can be merged, and "
+                f"{before - after} are asked for",
+                hint="a smaller --r, or a larger --rho",
+            )
+    if keep_rate is None:
+        return Schedule.from_counts(patches, depth, counts, drop_layers)
+    return Schedule.of_keep_rate(patches, depth, keep_rate, counts, drop_layers)
+
+
+def _merged(options: TomeOptions, layers: int) -> list[int]:
+    """Tokens to merge in each of so many layers, as the paper's authors make them of r and its inflection."""
+    given = [int(number) for number in re.findall(r"\d+", options.r or _USUAL)]
+    if len(given) > 1:
+        if options.inflect:
+            raise ScheduleError("inflect says how r changes from layer to layer, and r has a number for each already")
+        if len(given) > layers:
+            raise ScheduleError(f"r has {len(given)} numbers ({options.r}), for {layers} layers that merge")
+        return given + [0] * (layers - len(given))
+    least = int(given[0] * (1 - options.inflect))
+    step = (2 * given[0] - 2 * least) / max(layers - 1, 1)
+    return [int(least + step * number) for number in range(layers)]
+
+
+def _tome_work(schedule: Schedule, options: TomeOptions, cost: Cost) -> Work:
+    """The MLP of a layer has fewer tokens than its attention. Keys are compared, source with target, in the channels of
+    one head; what is merged is multiplied with a matrix of weights, a row for each target.
+    """
+    scoring = 0
+    for layer in schedule.leaving_layers:
+        tokens, merged = schedule.tokens[layer - 1], schedule.tokens[layer - 1] - schedule.after(layer)
+        targets = (tokens + cost.prefix % 2) // 2
+        scoring += (tokens - targets) * targets * (cost.width // cost.heads) + targets * merged * cost.width
+    return Work(schedule.tokens, tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1)), scoring)
+
+
+TOME = Method(
+    name="tome",
+    title="ToMe",
+    reducer="lifedeploy.model.reducers.tome:TomeReducer",
+    inside=True,
+    fate="merged",
+    options=TomeOptions,
+    stages=(TrainingStage("backbone", reducer=False, backbone=True),),
+    work=_tome_work,
+    schedule=_tome_schedule,
+    own_budget=f"it merges {_USUAL} tokens in every layer",
+    drop_layers=lambda depth: tuple(range(1, depth + 1)),
+    takes_counts=False,
+)
