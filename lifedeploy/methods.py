@@ -18,7 +18,7 @@ from msgspec import Meta
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import UsageError
 from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Method, NoOptions, Option, TrainingStage, option
-from lifedeploy.published import Published
+from lifedeploy.published import Published, Renamed
 from lifedeploy.reading import reason
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted, shortened
@@ -38,6 +38,7 @@ __all__ = [
     "NoOptions",
     "Option",
     "Published",
+    "Renamed",
     "Schedule",
     "TrainingStage",
     "Work",
