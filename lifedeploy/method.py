@@ -138,6 +138,9 @@ class Method:
         odd = [name for name in names if not _OPTION.fullmatch(name) or name.removeprefix("no_") in {*names} - {name}]
         if odd:
             raise UsageError(f"method {quoted(self.name)} cannot be: an option cannot be called {quoted(odd[0])}")
+        odd = [name for _, name in self.published.options if name not in names]
+        if odd:
+            raise UsageError(f"method {quoted(self.name)} cannot be: published files name an option {quoted(odd[0])}")
         with self.blamed("its options"):
             get_type_hints(self.options, include_extras=True)
         try:
@@ -192,6 +195,10 @@ class Method:
     def has_parameters(self) -> bool:
         """Whether it has parameters of its own, trained here or by its authors."""
         return self.trains_reducer or bool(self.published.parameters)
+
+    def takes(self, method: str) -> bool:
+        """Whether files of weights of ``method`` are files of this one too."""
+        return method in (self.name, *self.published.of)
 
     def options_beside(self, other: Method) -> dict[str, Option]:
         """Options of ``other`` where it stands beside this method: the bound cuts where this method drops."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import UsageError
 from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Method, NoOptions, Option, TrainingStage, option
-from lifedeploy.published import Published
+from lifedeploy.published import Published, Renamed
 from lifedeploy.reading import reason
 from lifedeploy.rows.avit import AVIT, AVIT_RANKED
 from lifedeploy.rows.dynamicvit import DYNAMICVIT
@@ -43,6 +43,7 @@ __all__ = [
     "NoOptions",
     "Option",
     "Published",
+    "Renamed",
     "Schedule",
     "TrainingStage",
     "Work",

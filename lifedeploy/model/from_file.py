@@ -7,26 +7,33 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor, nn
 
 from lifedeploy import methods
-from lifedeploy.errors import WeightsError
+from lifedeploy.errors import UsageError, WeightsError
 from lifedeploy.files import sha256
-from lifedeploy.model import backbones, checkpoint
+from lifedeploy.model import authors, backbones, checkpoint
 from lifedeploy.model.blocks import adapted
 from lifedeploy.model.layouts import REDUCER, Checkpoint
 from lifedeploy.model.request import LoadedModel, ModelRequest, describe, imagenet_names
 from lifedeploy.model.vit import build_model
-from lifedeploy.spec import Provenance
+from lifedeploy.spec import ModelSpec, Provenance
+from lifedeploy.text import quoted
 
 _HEAD = re.compile(r"(?:backbone\.)?head(?:_dist)?\.")
 
 
 def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
-    """A checkpoint of ours (safetensors with a spec), or one of another tool."""
+    """A checkpoint of ours (safetensors with a spec), or one of another tool.
+
+    Raises:
+        WeightsError: it cannot be read, does not fit, or is of use to another method alone.
+    """
     file = checkpoint.read(path)
+    _require_method(file, request.method)
     state, file_spec, facts = file.state, file.spec, file.facts
     head = state.get("head.weight", state.get("backbone.head.weight"))
     held = file_spec.num_classes if file_spec else (head.shape[0] if head is not None and head.ndim else 0)
@@ -39,7 +46,7 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     as_the_file_says = request.image_size is None and file.image_size is not None
     with checkpoint.declared(file) if as_the_file_says else nullcontext():
         vit = backbones.create(name, image_size=size, num_classes=classes)
-    same_method = file.method == request.method
+    same_method = methods.get(request.method).takes(file.method)
     if file_spec and same_method:
         with checkpoint.declared(file):
             methods.get(file_spec.method).settle(file_spec.options)
@@ -74,8 +81,47 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     trained_size = _trained_size(file, request)
     note = checkpoint.load_into(model, state, path, image_size=trained_size, same_method=same_method)
     recognised = f"{path.name}: {file.layout}" if file.layout else ""
-    notes = tuple(filter(None, (recognised, _of_another_method(file, request), note, taken)))
+    differs = _of_other_options(file, spec) if same_method else _of_another_method(file, request)
+    notes = tuple(filter(None, (recognised, differs, note, taken)))
     return LoadedModel(model=model, spec=spec, notes=notes, new_head=fresh)
+
+
+def _require_method(file: Checkpoint, method: str) -> None:
+    """Make sure that weights were trained for the method, or are of use without the one that they were trained for.
+
+    Raises:
+        WeightsError: they are not; both methods are named.
+    """
+    try:
+        lends = not file.method or methods.get(file.method).published.lends_backbone
+    except UsageError:  # of a method that is not installed: nothing is known of it
+        return
+    if not lends and not methods.get(method).takes(file.method):
+        raise WeightsError(
+            f"{file.path} is a checkpoint of {file.method}, and {method} is asked for: its weights are of use to "
+            f"{file.method} alone",
+            hint=f"--method {' or '.join(authors.takers(file.method))}, or weights of a dense model",
+        )
+
+
+def _of_other_options(file: Checkpoint, spec: ModelSpec) -> str:
+    """A line about options that a method's authors trained its weights with and that are others here; '' of none."""
+    pairs = methods.get(file.authors).published.options if file.authors else ()
+    trained = {option: (argument, file.arguments[argument]) for argument, option in pairs if argument in file.arguments}
+    others = [
+        (f"{argument} {quoted(value)}", f"{option} {quoted(spec.options[option])}")
+        for option, (argument, value) in trained.items()
+        if option in spec.options and not _equal(value, spec.options[option])
+    ]
+    if not others:
+        return ""
+    theirs, here = (", ".join(words) for words in zip(*others, strict=True))
+    return f"{file.path.name} was trained with {theirs}, and is used with {here}"
+
+
+def _equal(value: Any, option: methods.Option) -> bool:
+    """Whether a value of somebody's file is an option's; only plain values compare without surprises."""
+    return isinstance(value, (bool, int, float, str)) and value == option
 
 
 def _of_another_method(file: Checkpoint, request: ModelRequest) -> str:
@@ -83,7 +129,7 @@ def _of_another_method(file: Checkpoint, request: ModelRequest) -> str:
 
     Weights of nothing dropped are where every method starts, and no others.
     """
-    if file.method in ("", request.method) or methods.role_of(file.method) != methods.SLIMMED:
+    if not file.method or methods.role_of(file.method) != methods.SLIMMED:
         return ""
     said = f"{file.path.name} is a checkpoint of {file.method}, and {request.method} is asked for"
     names = [name.removeprefix(REDUCER) for name in file.parameters]

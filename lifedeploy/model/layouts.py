@@ -2,14 +2,14 @@
 
 Recognised: plain state dicts; the checkpoints of timm's and DeiT's training scripts, averaged weights first, as timm
 reads them; Lightning's and whatever else keeps the ViT in an attribute. Names that wrappers put in front go. Files of a
-method's authors are told by what its row says of them.
+method's authors are read in ``authors.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifedeploy import methods
-from lifedeploy.errors import UsageError, WeightsError
+from lifedeploy.errors import WeightsError
+from lifedeploy.model import authors
 from lifedeploy.spec import ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.typed import CROP_MODES, INTERPOLATIONS
@@ -56,6 +56,7 @@ class Checkpoint:
     layout: str = ""  # of another tool's file: what was recognised; '' for a plain state dict
     facts: Facts = field(default_factory=Facts)  # of another tool's file
     authors: str = ""  # of a file of a method's authors: the method
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of their training script, those that the row names
 
     @property
     def method(self) -> str:
@@ -77,7 +78,8 @@ def unpack(data: Any, path: Path) -> Checkpoint:
     """The state dict of a ViT in what a file holds.
 
     Raises:
-        WeightsError: there is none, there are several, or its names are those of transformers.
+        WeightsError: there is none, there are several, its names are those of transformers, or parts of what a
+            method's authors split are missing.
     """
     key = next((key for key in _KEYS if isinstance(data, dict) and isinstance(data.get(key), dict)), "")
     tensors = data[key] if key else data
@@ -98,46 +100,25 @@ def unpack(data: Any, path: Path) -> Checkpoint:
     kind, facts = _origin(data, path) if key else ("", Facts())
     state, inside = _alone({_unwrapped(name): tensor for name, tensor in tensors.items()}, path)
     given = _given(data) if key else {}
-    authors = _authors(state, given)
-    said = ""
-    if authors is not None:
-        kind, said = f"{authors.title} checkpoint", _said(authors, given)
-        prefixes = authors.published.parameters
-        state = {REDUCER + name if name.startswith(prefixes) else name: state[name] for name in state}
+    method = authors.author_of(state, given)
+    arguments: dict[str, Any] = {}
+    left = ""
+    if method is not None:
+        kind, published = f"{method.title} checkpoint", method.published
+        state, left = authors.without_unused(state, published)
+        state = authors.with_timms_names(state, published, path)
+        state = {REDUCER + name if name.startswith(published.parameters) else name: state[name] for name in state}
+        arguments = authors.arguments_of(published, given)
         # Their scripts register models of their own, and may leave the argument at some other one's name.
         facts = replace(facts, architecture="")
     return Checkpoint(
         path=path,
         state=state,
-        layout=", ".join(filter(None, (kind, key, inside, said))),
+        layout=", ".join(filter(None, (kind, key, inside, left, authors.trained_with(arguments)))),
         facts=facts,
-        authors=authors.name if authors else "",
+        authors=method.name if method else "",
+        arguments=arguments,
     )
-
-
-def _authors(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> methods.Method | None:
-    """The method whose authors wrote a file, by names of parameters or else by arguments; None: of nobody known."""
-    known = tuple(_known())
-    for method in known:
-        if any(name.startswith(method.published.parameters) for name in state):
-            return method
-    # Methods are built on each other's scripts: arguments say nothing of one whose parameters are not there.
-    plain = [method for method in known if not method.published.parameters]
-    return next((method for method in plain if any(name in given for name in method.published.arguments)), None)
-
-
-def _known() -> Iterator[methods.Method]:
-    for name in methods.names(methods.SLIMMED):
-        try:
-            yield methods.get(name)
-        except UsageError:  # another package's, which cannot be used: it says so where it is asked for
-            continue
-
-
-def _said(method: methods.Method, given: Mapping[str, Any]) -> str:
-    """The arguments in a file of its authors' that tell how it was trained."""
-    words = [f"{name} {quoted(given[name])}" for name in method.published.arguments if name in given]
-    return f"trained with {', '.join(words)}" if words else ""
 
 
 def _is_state(data: Any) -> bool:

@@ -45,8 +45,12 @@ class ModelRequest:
 
     def all_options(self, weights_spec: ModelSpec | None = None) -> dict[str, methods.Option]:
         """All options of the method: those asked for, else those in ``weights_spec``, else the usual ones."""
-        known = weights_spec.options if weights_spec is not None and weights_spec.method == self.method else {}
-        return methods.get(self.method).plain_options({**known, **self.options})
+        method, known = methods.get(self.method), {}
+        if weights_spec is not None and weights_spec.method == self.method:
+            known = dict(weights_spec.options)
+        elif weights_spec is not None and method.takes(weights_spec.method):
+            known = {name: value for name, value in weights_spec.options.items() if name in method.usual_options}
+        return method.plain_options({**known, **self.options})
 
     def schedule(
         self, patches: int, depth: int, trained: Schedule | None = None, options: Mapping[str, Any] | None = None

@@ -51,11 +51,17 @@ def test_an_export_of_what_the_authors_published_runs_with_their_predictors(life
         ),
         (
             dynamicvit() | {"head.bias": torch.zeros(7)},
-            ["--method", "evit"],
+            ["--method", "dynamicvit"],
             "error: theirs.pth does not fit this backbone: head.bias is (7,), expected (3,)",
         ),
+        (
+            dynamicvit(),
+            ["--method", "evit"],
+            "error: theirs.pth is a checkpoint of dynamicvit, and evit is asked for: its weights are of use to "
+            "dynamicvit alone",
+        ),
     ],
-    ids=["number", "width", "backbone"],
+    ids=["number", "width", "backbone", "method"],
 )
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(lifedeploy, here, state, options, line):
     write(Path("theirs.pth"), state)
