@@ -11,6 +11,7 @@ from msgspec import Meta
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import ScheduleError
 from lifedeploy.method import Method, option
+from lifedeploy.published import Published
 from lifedeploy.schedule import Schedule
 
 
@@ -49,6 +50,12 @@ AVIT = Method(
     options=AvitOptions,
     work=_avit_work,
     schedule=_avit_schedule,
+    published=Published(
+        arguments=("gate_scale", "gate_center", "ponder_token_scale", "distr_prior_alpha"),
+        options=(("gate_scale", "scale"), ("gate_center", "center")),
+        of=("avit-ranked",),
+        backbone_alone=False,
+    ),
     own_budget="it computes every token, and masks those that halted",
     drop_layers=lambda depth: (),
     takes_counts=False,
@@ -61,4 +68,5 @@ AVIT_RANKED = Method(
     reducer="lifedeploy.model.reducers.avit:AvitRankedReducer",
     options=AvitOptions,
     work=_avit_work,
+    published=Published(of=("avit",), backbone_alone=False),
 )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.method import Method, NoOptions
+from lifedeploy.published import Published, Renamed
 from lifedeploy.schedule import Schedule
 
 
@@ -29,6 +30,15 @@ EVO_VIT = Method(
     fate="parked",
     work=_evo_vit_work,
     schedule=_evo_vit_schedule,
+    published=Published(
+        renamed=(
+            Renamed("blocks.*.attn.qkv", ("qks.*.qk", "vs.*.v"), rows=(2, 1)),
+            Renamed("blocks.*.attn.proj", ("projs.*",)),
+            Renamed("blocks.*.norm1", ("norms.*",)),
+        ),
+        unused=("head_cls.", "norm_cls."),
+        backbone_alone=False,
+    ),
     own_budget="half of the patches, from a third of the layers on",
     drop_layers=(4, 8),
     takes_counts=False,
