@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lifedeploy.errors import UnsupportedModelError
@@ -140,8 +139,12 @@ class AvitRankedReducer(_Adaptive):
 
         Far from halting they are smaller than any number that is no zero, and would all be the same.
         """
-        latest = F.logsigmoid(self.logit(tokens.x))
+        logit = self.logit(tokens.x)
+        latest = -log_of_sum(torch.zeros_like(logit), -logit)  # log sigmoid
         known = tokens.beside.get(_LOG_SUMS)
-        if known is None:
-            return latest
-        return torch.maximum(known, latest) + F.softplus(-(known - latest).abs())
+        return latest if known is None else log_of_sum(known, latest)
+
+
+def log_of_sum(first: Tensor, second: Tensor) -> Tensor:
+    """log(e^a + e^b), as every engine computes it: sigmoid, which torch exports log sigmoid by, ends early in some."""
+    return torch.maximum(first, second) + (1 + (-(first - second).abs()).exp()).log()
