@@ -234,7 +234,10 @@ def model_name(
     parts = [backbone.replace("/", "_"), method.name]
     if schedule.drop_layers:
         rate = schedule.keep_rate
-        parts.append(f"r{rate:g}" if rate is not None else ".".join(map(str, schedule.counts)))
+        if rate is not None:
+            parts.append(f"r{rate:g}")
+        elif method.takes_counts:  # else its options say them
+            parts.append(".".join(map(str, schedule.counts)))
         if schedule.drop_layers != method.default_drop_layers(schedule.depth):
             parts.append("after" + ".".join(map(str, schedule.drop_layers)))
     if changed := method.label(options or {}):

@@ -136,6 +136,12 @@ def _named(row: Row, rows: Sequence[Row]) -> Named:
         y=middle,
         low=low,
         high=high,
-        text=row.subject.method,
+        text=_name(row.subject.method),
         colour=colour(row.subject.method),
     )
+
+
+def _name(method: str) -> str:
+    """What a point is called: by its title where the name alone would promise more than there is."""
+    title = methods.title_of(method)
+    return title if "," in title else method
