@@ -40,6 +40,7 @@ from lifedeploy.typed import (
 
 __all__ = [
     "ATTENTIONS",
+    "BIAS_INPUT",
     "GROUPS_NAME",
     "LIVES_NAME",
     "ORDERINGS",
@@ -55,6 +56,8 @@ __all__ = [
 ]
 
 STANDARD_ATTENTIONS = ("products", "operator")
+# Attention as one operator → which of its inputs is added to the logits.
+BIAS_INPUT = {"Attention": 3, "MultiHeadAttention": 5}
 
 # Lives: (B, N), in layers, an output of graphs that were exported with it.
 LIVES_NAME = "life"
