@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lifedeploy.kept import NO_PATCH
 from lifedeploy.model.reducers.base import Plan, Reducer
-from lifedeploy.model.tokens import BlockAttention, Tokens
+from lifedeploy.model.tokens import BlockAttention, Tokens, no_patches
 from lifedeploy.schedule import Schedule
 
 # Of each token, once anything was merged: how many patches it stands for, and which of them began it.
@@ -50,7 +50,7 @@ class TomeReducer(Reducer):
         targets = torch.arange(first_target, tokens.patches, 2, device=go.device).expand(go.shape[0], alike.shape[2])
         places = torch.cat((2 * stay + first_source, targets, 2 * go + first_source), dim=1)
         if SIZE not in tokens.beside:  # each token is one patch
-            seeds = F.pad(tokens.original, (prefix, 0), value=NO_PATCH)
+            seeds = torch.cat((no_patches(tokens.x, prefix), tokens.original), dim=1)
             tokens = tokens.but(beside={SIZE: torch.ones_like(tokens.x[..., 0]), SEED: seeds}, groups=tokens.original)
         return self._merged(tokens.take(places).park(left), target.gather(1, go), alike.shape[2])
 
