@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NO_PATCH = -1  # in the place of an index: a token that is no single patch any more
 _DROP = 2**32  # between the indices of one drop and those of the next: more than there are patches
 _NAME = re.compile(r"kept_(\d+)")
+_SCOPE = re.compile(r"reducer[./]")
 # What models that ranked once called the kept tokens after the base layer, before there were other methods.
 EARLIER_NAME = "life_order"
 
@@ -38,6 +39,11 @@ def kept_layer(name: str) -> int | None:
 def is_kept_name(name: str | None) -> bool:
     """Whether a tensor so called holds kept tokens."""
     return name is not None and (kept_layer(name) is not None or name == EARLIER_NAME)
+
+
+def of_reducer(name: str | None) -> bool:
+    """Whether a node so called was traced inside the reducer: it belongs to choosing tokens, not to the backbone."""
+    return name is not None and _SCOPE.match(name) is not None
 
 
 @dataclass(frozen=True)

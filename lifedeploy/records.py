@@ -176,6 +176,7 @@ class FusionRecord(Section):
     launches: dict[Text, Count] = field(default_factory=dict)
     kernels: dict[Text, Count] = field(default_factory=dict)
     eight_bits: dict[Text, Count] = field(default_factory=dict)
+    unfused: dict[Text, Text] = field(default_factory=dict)  # attention of a layer → why it is not fused
     note: Text = ""
 
 

@@ -40,6 +40,7 @@ from lifedeploy.typed import (
 
 __all__ = [
     "ATTENTIONS",
+    "BIAS_INPUT",
     "GROUPS_NAME",
     "LIVES_NAME",
     "ORDERINGS",
@@ -55,6 +56,8 @@ __all__ = [
 ]
 
 STANDARD_ATTENTIONS = ("products", "operator")
+# Attention as one operator → which of its inputs is added to the logits.
+BIAS_INPUT = {"Attention": 3, "MultiHeadAttention": 5}
 
 # Lives: (B, N), in layers, an output of graphs that were exported with it.
 LIVES_NAME = "life"
@@ -234,7 +237,10 @@ def model_name(
     parts = [backbone.replace("/", "_"), method.name]
     if schedule.drop_layers:
         rate = schedule.keep_rate
-        parts.append(f"r{rate:g}" if rate is not None else ".".join(map(str, schedule.counts)))
+        if rate is not None:
+            parts.append(f"r{rate:g}")
+        elif method.takes_counts:  # else its options say them
+            parts.append(".".join(map(str, schedule.counts)))
         if schedule.drop_layers != method.default_drop_layers(schedule.depth):
             parts.append("after" + ".".join(map(str, schedule.drop_layers)))
     if changed := method.label(options or {}):

@@ -6,6 +6,7 @@ One rule for messages, tables, pictures and JSON: what does not print is shown a
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from typing import Any
 
 LINE = 160  # characters of somebody else's text that a message quotes at most
@@ -43,6 +44,12 @@ def shortened(text: str, width: int = LINE) -> str:
         return line
     end = width // 3
     return f"{line[: width - end - 3]} … {line[-end:]}"
+
+
+def chained(numbers: Sequence[int], *, most: int = 5) -> str:
+    """Counts that follow each other, ``196→137→96→67``; of more than ``most`` the first two and the last."""
+    ends = list(map(str, numbers))
+    return "→".join(ends if len(ends) <= most else [*ends[:2], "…", ends[-1]])
 
 
 def message(text: str) -> str:

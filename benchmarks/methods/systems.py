@@ -1,19 +1,23 @@
 """The systems of the literature in compiled engines, against each other; writes ``RESULTS.md`` and ``results.json``
 beside this file, and a picture per comparison.
 
-    python -m benchmarks.methods.systems --work DIR [--engines NAME:PRECISION,…] [--budget SECONDS] [--kernels]
+    python -m benchmarks.methods.systems --work DIR [--backbones deit_s,deit_b] [--engines NAME:PRECISION,…]
+                                         [--budget SECONDS] [--duels] [--kernels]
 
-DeiT-S, keep rate 0.7, random weights (speed does not depend on them): all methods by ``lifedeploy compare``, at the
-same keep rate and at the same GMACs, in latency and throughput mode, at batch 1, 8 and 32. What ``compare`` has
-measured is in ``DIR/artifacts``, so that the same command goes on where it was ended. ``--kernels``: also count what
-TensorRT for RTX launches for each method, which needs no GPU. About 70 minutes on two cores, 15 of them for exports,
-engines and calibration.
+Keep rate 0.7, random weights (speed does not depend on them): all methods by ``lifedeploy compare``, at the same keep
+rate and at the same GMACs, in latency and throughput mode, at batch 1, 8 and 32. ``--duels``: also life against single
+methods at their own GMACs, in long contests. ``--kernels``: also count what TensorRT for RTX launches for each method,
+which needs no GPU. What ``compare`` has measured is in ``DIR/BACKBONE/artifacts``, and a comparison that is over in
+``DIR``, so that the same command goes on where it was ended. DeiT-B's engines are removed once they were compared, else
+they take 50 GB.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +36,22 @@ from benchmarks.common import (
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact
 from lifedeploy.data.samples import photo_folder
+from lifedeploy.files import write_json
 from lifedeploy.machine import identity
 from lifedeploy.spec import GraphForm
+from lifedeploy.text import chained
 from lifedeploy.typed import COMPARED_AT
 
 HERE = Path(__file__).parent
-BACKBONE = "deit_s"
+BACKBONES = ("deit_s", "deit_b")
 KEEP_RATE = "0.7"
 METHODS = ("dense", "first-k", *methods.names(methods.SLIMMED))
 ENGINES = ("onnxruntime:fp32", "openvino:bf16" if BF16 else "openvino:fp32", "openvino:int8")
 SAME = COMPARED_AT[:2]
 BATCHES = "1,8,32"
+# Life at the GMACs of others, and batch sizes: methods that are brought to the first one's.
+DUELS = ((("tome", "life"), "8"), (("evo-vit", "life"), "8"), (("life", "evit", "topk", "dynamicvit"), "1"))
+DUEL_BUDGET = "60"
 PACKAGES = ("lifedeploy", "torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt-rtx")
 
 
@@ -58,18 +67,48 @@ def whole_memory() -> bool:
     return True
 
 
-def compared(work: Path, engine: str, at: str, budget: str) -> dict[str, Any]:
-    """One comparison; what was measured of it before is taken."""
-    name = f"{engine.replace(':', '-')}-{at}"
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One comparison."""
+
+    backbone: str
+    engine: str
+    at: str
+    methods: Sequence[str] = METHODS
+    modes: Sequence[str] = ("latency", "throughput")
+    batches: str = BATCHES
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        duel = "" if self.methods is METHODS else f"-{'-'.join(self.methods)}"
+        return f"{self.backbone}-{self.engine.replace(':', '-')}-{self.at}{duel}"
+
+
+def compared(work: Path, wanted: Wanted, budget: str) -> dict[str, Any]:
+    """One comparison; of one that is over what it wrote."""
+    written, folder = work / f"{wanted.name}.json", work / wanted.backbone
+    if written.is_file():
+        return read_json(written)
+    folder.mkdir(parents=True, exist_ok=True)
     whole = whole_memory()
-    more = ("--calibration-data", photo_folder()) if engine.endswith(":int8") else ()
+    more = ("--calibration-data", photo_folder()) if wanted.engine.endswith(":int8") else ()
+    modes = (word for mode in wanted.modes for word in ("--mode", mode))
     lifedeploy(
-        *("compare", "--backbone", BACKBONE, "--methods", ",".join(METHODS), "--rho", KEEP_RATE, "--at", at),
-        *("--engine", engine, "--mode", "latency", "--mode", "throughput", "--batch", BATCHES, "--budget", budget),
-        *("--weights", "random", "--json", f"{name}.json", "--plot", HERE / f"{name}.png", *more),
-        folder=work,
+        *("compare", "--backbone", wanted.backbone, "--methods", ",".join(wanted.methods), "--rho", KEEP_RATE),
+        *("--at", wanted.at, "--engine", wanted.engine, *modes, "--batch", wanted.batches, "--budget", budget),
+        *("--weights", "random", "--json", "report.json", "--plot", work / f"{wanted.name}.png", *more),
+        folder=folder,
     )
-    return read_json(work / f"{name}.json") | {"whole_memory": whole}
+    report = read_json(folder / "report.json") | {"whole_memory": whole}
+    write_json(written, report)
+    return report
+
+
+def without_engines(folder: Path, engine: str) -> None:
+    """Remove what was built of exports, which is made again where it is needed."""
+    for built in folder.glob(f"artifacts/*/{engine.replace(':', '-')}"):
+        shutil.rmtree(built)
 
 
 def kernels(work: Path) -> list[dict[str, Any]]:
@@ -77,8 +116,12 @@ def kernels(work: Path) -> list[dict[str, Any]]:
     from benchmarks.tensorrt.kernels import built
 
     rows: list[dict[str, Any]] = []
-    exports = [Artifact.read(path) for path in sorted((work / "artifacts").glob(f"*-r{KEEP_RATE}/model.json"))]
-    for export in sorted(exports, key=lambda export: METHODS.index(export.method)):
+    exports: dict[str, Artifact] = {}
+    for path in sorted((work / BACKBONES[0] / "artifacts").glob("*/model.json")):
+        export = Artifact.read(path)
+        if export.manifest.spec.schedule.keep_rate in (None, float(KEEP_RATE)):
+            exports[export.method] = export
+    for export in sorted(exports.values(), key=lambda export: METHODS.index(export.method)):
         dense = export.sibling(methods.baseline().name)
         assert dense is not None  # every export has one
         for graph in (dense, export) if not rows else (export,):
@@ -93,7 +136,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines = [
         "# The systems against each other",
         "",
-        f"DeiT-S, keep rate {KEEP_RATE}, random weights: speeds are valid, accuracy there is none. All methods of one",
+        f"Keep rate {KEEP_RATE}, random weights: speeds are valid, accuracy there is none. All methods of one",
         "engine took turns in one contest per mode and batch size. *Speed-up* is over dense, median of the rounds with",
         "its 95 % interval; *efficiency* is that over the ratio of the GMACs; *of life* is img/s over life's in the",
         "same rounds: below 1, life is faster. *first-k* keeps as many tokens as life, and looks at none. What all of",
@@ -111,10 +154,11 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
-    engine, _, at = name.partition(" ")
-    told = {"keep-rate": "each at its own keep rate 0.7", "macs": "all at the GMACs of life"}[at]
+    backbone, engine, at, *duel = name.split(" ")
+    like = report["like"]
+    told = {"keep-rate": "each at keep rate 0.7 or its own budget", "macs": f"all at the GMACs of {like}"}[at]
     whole = "File cache dropped and memory compacted before. " if report["whole_memory"] else ""
-    lines = [f"### {engine}, {told}", "", whole + source(report, *PACKAGES), ""]
+    lines = [f"### {backbone}, {engine}, {told}", "", whole + source(report, *PACKAGES), ""]
     models = {model["method"]: model for model in report["models"]}
     for mode in ("latency", "throughput"):
         rows = [row for row in report["rows"] if row["mode"] == mode]
@@ -124,17 +168,20 @@ def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
         streams = rows[0]["streams"]
         head = "method | tokens | GMACs"
         for batch in batches:
-            head += f" | batch {batch}: img/s | speed-up | efficiency | of life"
+            head += f" | batch {batch}: img/s | speed-up | efficiency | of {like}"
         cells = []
         for method, model in models.items():
-            cell = [method, "→".join(map(str, model["tokens"])), f"{model['gmacs']:.2f}"]
+            title = model["title"]
+            named = method if title.lower() == method or "," not in title else f"{method} ({title})"
+            cell = [named, chained(model["tokens"]), f"{model['gmacs']:.2f}"]
             for batch in batches:
                 row = next(row for row in rows if (row["method"], row["batch"]) == (method, batch))
                 cell += _cells(row)
             cells.append(cell)
         flight = f", {streams} requests in flight" if mode == "throughput" else ", one request at a time"
         lines += [f"{mode.capitalize()}{flight}:", "", *table(head, cells), ""]
-    return [*lines, f"![speed against GMACs]({engine.replace(':', '-')}-{at}.png)", ""]
+    picture = f"{backbone}-{engine.replace(':', '-')}-{at}.png"
+    return lines if duel else [*lines, f"![speed against GMACs]({picture})", ""]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -170,21 +217,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, write."""
     parser = new_parser(__doc__)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--backbones", default=",".join(BACKBONES))
     parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--budget", default="30")
+    parser.add_argument("--budget", default="10")
+    parser.add_argument("--duels", action="store_true")
     parser.add_argument("--kernels", action="store_true")
     given = parser.parse_args(arguments)
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     line = command_line("methods.systems", arguments, {"DIR": given.work})
     results = Results(HERE / "results.json")
-    for engine in given.engines.split(","):
-        for at in SAME:
-            report = compared(work, engine, at, given.budget)
-            kept = {name: report[name] for name in ("machine", "rows", "models", "contests", "whole_memory")}
-            kept |= {"command": line, "date": report["created"]}
-            results.keep("compare", kept, line, part=f"{engine} {at}")
-            (HERE / "RESULTS.md").write_text(markdown(results.read()), encoding="utf-8")
+
+    def keep(wanted: Wanted, budget: str, part: str) -> None:
+        report = compared(work, wanted, budget)
+        kept = {name: report[name] for name in ("machine", "rows", "models", "contests", "whole_memory", "like")}
+        results.keep("compare", kept | {"command": line, "date": report["created"]}, line, part=part)
+        (HERE / "RESULTS.md").write_text(markdown(results.read()), encoding="utf-8")
+
+    for backbone in given.backbones.split(","):
+        for engine in given.engines.split(","):
+            for at in SAME:
+                wanted = Wanted(backbone=backbone, engine=engine, at=at)
+                keep(wanted, given.budget, f"{backbone} {engine} {at}")
+                shutil.copy(work / f"{wanted.name}.png", HERE)
+            if backbone != BACKBONES[0]:
+                without_engines(work / backbone, engine)
+    for names, batches in DUELS if given.duels else ():
+        duel = Wanted(
+            backbone=BACKBONES[0], engine=ENGINES[1], at="macs", methods=names, modes=("latency",), batches=batches
+        )
+        keep(duel, DUEL_BUDGET, f"{duel.backbone} {duel.engine} macs {'-'.join(names)}")
     if given.kernels:
         results.keep("kernels", kernels(work), line)
         (HERE / "RESULTS.md").write_text(markdown(results.read()), encoding="utf-8")

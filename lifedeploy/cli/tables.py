@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from lifedeploy.text import printable
+from lifedeploy.text import chained, printable
 
 if TYPE_CHECKING:
     from lifedeploy.records import ParityRecord
@@ -48,7 +48,7 @@ def facts(pairs: dict[str, str], title: str | None = None) -> Table:
 
 def stages(spec: ModelSpec) -> str:
     """Patch tokens from drop to drop: ``196→137→96→67``."""
-    return "→".join(map(str, spec.stages))
+    return chained(spec.stages)
 
 
 def evidence(parity: ParityRecord | None) -> tuple[str, str, str]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lifedeploy import children, graphs
+from lifedeploy.engines.attention_nodes import AttentionNode, attention_nodes
 from lifedeploy.engines.lanes import buffers
 from lifedeploy.engines.onnxruntime import new_session, require_provider, specs_of
 from lifedeploy.errors import EngineError
@@ -24,7 +25,10 @@ from lifedeploy.records import FusionRecord
 VARIABLE = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
 UNFUSED = "MATH"  # what ONNX Runtime calls MatMul, Softmax, MatMul
 TIMEOUT_S = 120.0
-OPERATORS = ("Attention", "MultiHeadAttention")
+# Flash attention takes no bias; cuDNN's, preferred from SM 90 on, takes any; memory-efficient attention takes one over
+# multiples of so many keys (https://github.com/microsoft/onnxruntime/pull/27831 and, of the other operator, in
+# https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cuda/bert/multihead_attention.cc).
+ALIGNED = {"Attention": 4, "MultiHeadAttention": 8}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TOLD = re.compile(r"Operator=(?P<operator>\S+)(?: Node=(?P<node>.*?))? DataType=(?P<type>\S+)(?P<rest>[^\r\n]*)")
 _NAMED = re.compile(r"\bSdpaKernel=(\w+)")  # since ONNX Runtime 1.20
@@ -47,24 +51,45 @@ def parse(text: str) -> dict[str, str]:
     return kernels
 
 
-def report(operators: int, layers: int, topk: int, told: Mapping[str, str], silence: str) -> FusionRecord:
+def report(
+    nodes: Sequence[AttentionNode], layers: int, topk: int, told: Mapping[str, str], silence: str
+) -> FusionRecord:
     """What the nodes of a graph were computed by.
 
     Args:
-        operators: attentions in the graph that are one operator.
+        nodes: attentions in the graph that are one operator.
         layers: attentions in the model.
         topk: sorts in the graph.
         told: node → kernel.
         silence: why nothing may have been told.
     """
+    operators = len(nodes)
     kernels = dict(Counter(told.values()).most_common())
     fused: int | None = sum(number for kernel, number in kernels.items() if kernel != UNFUSED)
+    unfused = {node.layer: _why(node) for node in nodes if told.get(node.name) == UNFUSED}
     note = f"{kernels[UNFUSED]} of {layers} attentions are not fused by ONNX Runtime" if UNFUSED in kernels else ""
+    biased = [node.layer for node in nodes if node.layer in unfused and node.half and node.bias is not None]
+    if biased:
+        note += f"; for their bias on keys: {', '.join(biased)}"
     if not operators and not told:
         note = "attention is MatMul, Softmax, MatMul in this graph"
     elif len(told) < operators:
         fused, note = None, f"{len(told)} of {operators} attention kernels are known: {silence}"
-    return FusionRecord(attention=fused, of=layers, topk=topk, kernels=kernels, note=note, source="onnxruntime")
+    return FusionRecord(
+        attention=fused, of=layers, topk=topk, kernels=kernels, unfused=unfused, note=note, source="onnxruntime"
+    )
+
+
+def _why(node: AttentionNode) -> str:
+    """Why an attention is in several kernels."""
+    if not node.half:
+        return "FP32 has no fused kernel for so few tokens"
+    if node.bias is None:
+        return "no fused kernel was taken"
+    step = ALIGNED[node.operator]
+    if node.bias % step:
+        return f"{node.shape}: memory-efficient attention takes one over multiples of {step} keys, flash attention none"
+    return f"{node.shape}: flash attention takes none"
 
 
 def read_back(graph: Path, provider: str, layers: int) -> FusionRecord:
@@ -75,10 +100,11 @@ def read_back(graph: Path, provider: str, layers: int) -> FusionRecord:
         provider: ONNX Runtime's name of it.
         layers: attentions in the model.
     """
-    operator_counts = Counter(node.op_type for node in graphs.read(graph).graph.node)
-    operators, topk = sum(operator_counts[name] for name in OPERATORS), operator_counts["TopK"]
+    model = graphs.read(graph)
+    operators = [node for node in attention_nodes(model) if node.is_operator]
+    topk = sum(node.op_type == "TopK" for node in model.graph.node)
     if not operators:
-        return report(0, layers, topk, {}, "")
+        return report((), layers, topk, {}, "")
     try:
         told, silence = parse(_listen(graph, provider)), "this onnxruntime does not tell"
     except EngineError as error:

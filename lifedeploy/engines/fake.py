@@ -22,6 +22,7 @@ from msgspec import Meta
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.samples import digest
 from lifedeploy.engines import attention_kernels
+from lifedeploy.engines.attention_nodes import attention_nodes
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
 from lifedeploy.engines.lanes import Array, DeviceLane, FreshLane, Lane, buffers
 from lifedeploy.errors import EngineError
@@ -209,8 +210,9 @@ def _answers_of(script: Path) -> Path:
 
 def _operators(graph: Path, layers: int) -> FusionRecord:
     """A report of kernels, one per node of the graph."""
-    nodes = require("onnx", extra=Fake.extra).load(graph, load_external_data=False).graph.node
-    launches = Counter(node.op_type for node in nodes)
-    told = {node.name: "NUMPY" for node in nodes if node.op_type in attention_kernels.OPERATORS}
-    record = attention_kernels.report(len(told), layers, launches["TopK"], told, "")
+    model = require("onnx", extra=Fake.extra).load(graph, load_external_data=False)
+    launches = Counter(node.op_type for node in model.graph.node)
+    nodes = [node for node in attention_nodes(model) if node.is_operator]
+    told = {node.name: "NUMPY" for node in nodes}
+    record = attention_kernels.report(nodes, layers, launches["TopK"], told, "")
     return record.but(source="fake", launches=dict(launches.most_common()))

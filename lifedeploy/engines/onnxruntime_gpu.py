@@ -20,6 +20,7 @@ from lifedeploy import graphs
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.caches import private_cache
 from lifedeploy.engines import attention_kernels, cuda
+from lifedeploy.engines.attention_nodes import attention_nodes
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array, shape_at
@@ -50,7 +51,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     # The first version whose com.microsoft.MultiHeadAttention has a fused kernel (flash attention) in a precision:
     # https://github.com/microsoft/onnxruntime/pull/17227, https://github.com/microsoft/onnxruntime/pull/26083. Since
     # https://github.com/microsoft/onnxruntime/pull/28849 it prefers cuDNN's from SM 90 on. FP32 has none for so few
-    # tokens as a ViT's.
+    # tokens as a ViT's. With a bias that flash attention does not take see attention_kernels.ALIGNED.
     fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {"fp16": (1, 16), "bf16": (1, 24)}
     quantized: ClassVar[tuple[str, ...]] = ()  # its Q and DQ surround products in floating point
     eight_bits = None  # what TensorRT computes behind it, it does not tell
@@ -101,8 +102,10 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
             return DetailsRecord()  # another runtime computes, and does not tell
         layers = job.source.manifest.spec.schedule.depth
         fusion = attention_kernels.read_back(graph, cls.provider, layers)
-        # FP32 has no fused kernel to ask for, and products were asked for as they are.
-        unfused = attention_kernels.UNFUSED in fusion.kernels
+        # FP32 has no fused kernel to ask for, and products were asked for as they are; where a bias has none, no other
+        # form has one either.
+        biased = {node.layer for node in attention_nodes(graphs.read(graph)) if node.bias is not None}
+        unfused = fusion.kernels.get(attention_kernels.UNFUSED, 0) > len(biased & fusion.unfused.keys())
         if job.precision in cls.fused_since and unfused and not job.options.allow_unfused:
             raise EngineError(
                 f"{fusion.note}: {graph.name} in {job.precision.upper()} on {cls.processor(job.options)}",

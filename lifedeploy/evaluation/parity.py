@@ -26,7 +26,8 @@ from lifedeploy.writing import saving
 class Tolerance:
     """How far an engine may be off.
 
-    ``relative`` is the largest error over the largest logit of the batch, of images that kept the same tokens;
+    ``relative`` is the largest error over the largest logit of the batch, of images that kept the same tokens; where no
+    image did, what their tokens differ by comes on top, as a share of all;
     ``overlap`` the mean share of kept tokens that are the same, ``swaps`` how many of a batch may differ even where
     that is a larger share. A changed top-1 counts where the reference itself was decided: its margin over the runner-up
     exceeds twice the error allowed.
@@ -108,7 +109,8 @@ def _compare_one(sample: Sample, ours: Answer, theirs: Answer, tolerance: Tolera
     alike = errors
     if ours.kept is not None and theirs.kept is not None:
         kept_same = (np.sort(ours.kept, axis=1) == np.sort(theirs.kept, axis=1)).all(axis=1)
-        alike = errors[kept_same] if kept_same.any() else errors
+        others = np.array([1 - _share(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True)])
+        alike = errors[kept_same] if kept_same.any() else np.maximum(errors - others * scale, 0)
     same = reference.argmax(axis=1) == candidate.argmax(axis=1)
     best_two = np.sort(reference, axis=1)[:, -2:]
     decided = best_two[:, -1] - best_two[:, 0] > 2 * tolerance.relative * scale

@@ -4,22 +4,29 @@ There are two such operators. ONNX's ``Attention`` (opset 23) takes queries, key
 recommends it as the form that is sure to be fused. ONNX Runtime's own ``MultiHeadAttention`` takes them side by side as
 the projection gives them, so that nothing has to be moved before and after
 (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MultiHeadAttention).
+
+What is added to the logits, a bias on the keys (``Tokens.key_bias``), becomes an input of either. Both are given it for
+every query: ONNX would broadcast it, but ONNX Runtime and TensorRT promise that over images and heads only
+(https://docs.nvidia.com/deeplearning/tensorrt-rtx/1.1/_static/operators/Attention.html).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from lifedeploy.exporters import passes
+from lifedeploy.spec import BIAS_INPUT
 
 OPSET = 23  # the first with Attention, and with BF16 in every operator of a ViT (Conv: 22)
 CONTRIB = ("com.microsoft", "MultiHeadAttention")  # domain and operator
 _HEADS_FIRST = (2, 0, 3, 1, 4)  # (B, N, 3, H, D) → (3, B, H, N, D)
 _HEADS_BACK = (0, 2, 1, 3)  # (B, H, N, D) → (B, N, H, D)
+
+Size = int | ir.SymbolicDim
 
 
 def raise_opset(model: ir.Model) -> None:
@@ -33,33 +40,41 @@ def raise_opset(model: ir.Model) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
-    """The values around one attention of heads: (B, H, N, D) each."""
+    """The values around one attention."""
 
-    query: ir.Value
+    softmax: ir.Node
+    query: ir.Value  # (B, H, N, D), as key, value and output are
     key: ir.Value
     value: ir.Value
     scale: float
+    logits: ir.Value  # (B, H, N, N)
+    bias: ir.Value | None  # added to them; any but the last of its four sizes may be 1
     output: ir.Value
+
+    @property
+    def scope(self) -> str:
+        """The module that it was traced in."""
+        return (self.softmax.name or "").rpartition("/")[0]
 
 
 def fuse(model: ir.Model) -> int:
-    """Put an ``Attention`` node in the place of every unmasked MatMul → Softmax → MatMul; how many there were.
+    """Put an ``Attention`` node in the place of every MatMul → Softmax → MatMul, with the bias between the first two
+    where there is one; how many there were.
 
     Condition: the scale is a constant that multiplies the query, the key is transposed in front of the product, and
-    neither product is used elsewhere. What has another form stays as it is.
+    nothing between the products is used elsewhere. What has another form stays as it is.
     """
     fused = 0
-    for softmax in list(model.graph):
-        attention = _match(softmax) if softmax.op_type == "Softmax" else None
-        if attention is None:
-            continue
+    biases = _Biases(model)
+    for attention in _attentions(model):
+        bias = biases.per_query(attention)
         node = ir.node(
             "Attention",
-            [attention.query, attention.key, attention.value],
+            [attention.query, attention.key, attention.value, *([bias] if bias is not None else [])],
             {"scale": attention.scale},
-            name=f"{_scope(softmax)}/Attention",
+            name=f"{attention.scope}/Attention",
         )
-        _replace(model, [node], before=softmax, output=attention.output)
+        _replace(model, [node], before=attention.softmax, output=attention.output)
         fused += 1
     if fused:
         raise_opset(model)
@@ -84,26 +99,27 @@ def fuse_contrib(model: ir.Model) -> int:
     put side by side again afterwards. All of these nodes go. What has another form stays as it is.
     """
     fused = 0
-    for softmax in list(model.graph):
-        attention = _match(softmax) if softmax.op_type == "Softmax" else None
-        packed = _packed(attention) if attention is not None else None
-        if attention is None or packed is None:
+    biases = _Biases(model)
+    for attention in _attentions(model):
+        packed = _packed(attention)
+        if packed is None:
             continue
-        scope = _scope(softmax)
+        scope = attention.scope
         split = ir.node("Split", [packed.tokens], {"axis": 2, "num_outputs": 3}, num_outputs=3, name=f"{scope}/Split")
         for part, value in zip(("query", "key", "value"), split.outputs, strict=True):
             value.name = f"{scope}/{part}"
             if packed.output.dtype is not None:
                 value.type = ir.TensorType(packed.output.dtype)  # each its own: to change one is to change that one
         domain, operator = CONTRIB
+        bias = biases.per_query(attention)
         node = ir.node(
             operator,
-            split.outputs,
+            [*split.outputs, *([None, None, bias] if bias is not None else [])],  # no bias of projections, no mask
             {"num_heads": packed.heads, "scale": attention.scale},
             domain=domain,
             name=f"{scope}/{operator}",
         )
-        _replace(model, [split, node], before=softmax, output=packed.output)
+        _replace(model, [split, node], before=attention.softmax, output=packed.output)
         fused += 1
     if fused:
         model.graph.opset_imports[CONTRIB[0]] = 1
@@ -116,9 +132,19 @@ def is_contrib(node: ir.Node) -> bool:
     return (node.domain, node.op_type) == CONTRIB
 
 
+def is_operator(node: ir.Node) -> bool:
+    """Whether a node is an attention: ONNX's, or ONNX Runtime's own."""
+    return is_contrib(node) or (node.op_type == "Attention" and node.domain in ("", "ai.onnx"))
+
+
+def is_core(node: ir.Node, index: int) -> bool:
+    """Whether an input of a node is of the attention itself; its bias comes from elsewhere."""
+    return node.op_type == "Softmax" or (is_operator(node) and index != BIAS_INPUT[node.op_type])
+
+
 def count(model: ir.Model) -> int:
     """Attentions that are one operator."""
-    return sum(is_contrib(node) or (node.op_type == "Attention" and not node.domain) for node in model.graph)
+    return sum(is_operator(node) for node in model.graph)
 
 
 def _replace(model: ir.Model, nodes: Sequence[ir.Node], *, before: ir.Node, output: ir.Value) -> None:
@@ -131,11 +157,47 @@ def _replace(model: ir.Model, nodes: Sequence[ir.Node], *, before: ir.Node, outp
     output.name, result.name = None, name
 
 
+class _Biases:
+    """The biases of a graph as operators take them, with an entry for every query."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.expanded: dict[tuple[ir.Value, Size], ir.Value] = {}  # several layers may have the same
+
+    def per_query(self, attention: _Attention) -> ir.Value | None:
+        """The bias (B, 1, N, N); an Expand in front of the first attention that needs it makes it of (B, 1, 1, N)."""
+        bias = attention.bias
+        if bias is None:
+            return None
+        queries = _sizes(attention.logits)[2]
+        if _sizes(bias)[2] == queries:
+            return bias
+        key = (bias, queries)
+        if key not in self.expanded:
+            sizes = np.array([1, 1, queries, 1], dtype=np.int64)
+            repeats = passes.constant(self.model, f"int_1_1_{queries}_1", sizes)
+            node = ir.node("Expand", [bias, repeats], name=f"{attention.scope}/Expand")
+            node.outputs[0].name, node.outputs[0].type = f"{node.name}_output_0", bias.type
+            self.model.graph.insert_before(attention.softmax, node)
+            self.expanded[key] = node.outputs[0]
+        return self.expanded[key]
+
+
+def _attentions(model: ir.Model) -> Iterator[_Attention]:
+    """Those of a graph, in its order; the graph may be changed between them."""
+    for node in list(model.graph):
+        attention = _match(node) if node.op_type == "Softmax" else None
+        if attention is not None:
+            yield attention
+
+
 def _match(softmax: ir.Node) -> _Attention | None:
-    scores = _producer(softmax.inputs[0], "MatMul")
+    scores, bias = _logits(softmax)
     after = list(softmax.outputs[0].uses())
     last = after[0].node if len(after) == 1 and after[0].node.op_type == "MatMul" and after[0].idx == 0 else None
-    if scores is None or last is None or len(scores.outputs[0].uses()) != 1 or not _over_last_axis(softmax):
+    if scores is None or last is None or not _over_last_axis(softmax):
+        return None
+    if any(len(value.uses()) != 1 for value in (scores.outputs[0], softmax.inputs[0]) if value is not None):
         return None
     scaled, turned = _producer(scores.inputs[0], "Mul"), _producer(scores.inputs[1], "Transpose")
     if scaled is None or turned is None or _permutation(turned) != (0, 1, 3, 2):
@@ -145,7 +207,40 @@ def _match(softmax: ir.Node) -> _Attention | None:
     constant = factor.const_value if factor is not None else None
     if query is None or key is None or value is None or constant is None or constant.size != 1:
         return None
-    return _Attention(query=query, key=key, value=value, scale=float(constant.numpy().item()), output=last.outputs[0])
+    return _Attention(
+        softmax=softmax,
+        query=query,
+        key=key,
+        value=value,
+        scale=float(constant.numpy().item()),
+        logits=scores.outputs[0],
+        bias=bias,
+        output=last.outputs[0],
+    )
+
+
+def _logits(softmax: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
+    """The product that a Softmax is of, and the bias that is added to it; no product where it is of something else."""
+    logits = softmax.inputs[0]
+    added = _producer(logits, "Add")
+    if added is None:
+        return _producer(logits, "MatMul"), None
+    for product, bias in (added.inputs, added.inputs[::-1]):
+        scores = _producer(product, "MatMul")
+        if scores is not None and bias is not None and _is_bias(_sizes(bias), _sizes(scores.outputs[0])):
+            return scores, bias
+    return None, None
+
+
+def _is_bias(sizes: Sequence[Size], full: Sequence[Size]) -> bool:
+    """Whether ``sizes`` are those of a value for every key, and for each of heads and queries or for all of them."""
+    return (
+        len(sizes) == len(full) == 4
+        and all(isinstance(size, int) for size in full[1:])
+        and sizes[1] in (1, full[1])
+        and sizes[2] in (1, full[2])
+        and sizes[3] == full[3]
+    )
 
 
 def _packed(attention: _Attention) -> _Packed | None:
@@ -181,10 +276,6 @@ def _part(value: ir.Value) -> tuple[ir.Node | None, int | None]:
     return _producer(sliced.inputs[0], "Transpose"), begin[0]
 
 
-def _scope(softmax: ir.Node) -> str:
-    return (softmax.name or "").rpartition("/")[0]
-
-
 def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == operator else None
@@ -193,6 +284,10 @@ def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:
 def _only_user(value: ir.Value, operator: str) -> ir.Node | None:
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].node.op_type == operator else None
+
+
+def _sizes(value: ir.Value) -> tuple[Size, ...]:
+    return () if value.shape is None else tuple(value.shape)
 
 
 def _integers(value: ir.Value | None) -> tuple[int, ...]:

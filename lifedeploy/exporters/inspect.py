@@ -115,11 +115,13 @@ def _count_of(topk: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
 def _gathers_after_topk(graph: onnx.GraphProto) -> set[str]:
     """Gather-family nodes whose *indices* come from a TopK (through index arithmetic).
 
-    Not those that move indices: which patches the tokens are is moved along with them, and is no token.
+    Not those that move indices, or one number of each token: which patches the tokens are, and what else is known of
+    them, is moved along with them, and is no token.
     """
     reached = {node.output[1] for node in graph.node if node.op_type == "TopK" and len(node.output) > 1}
     values = (*graph.value_info, *graph.input, *graph.output)
     indices = {value.name for value in values if value.type.tensor_type.elem_type in _INDEX_TYPES}
+    indices |= {value.name for value in values if len(value.type.tensor_type.shape.dim) == 1}
     gathered: set[str] = set()
     for node in graph.node:  # in topological order, as the ONNX standard demands
         if node.op_type in GATHERS:

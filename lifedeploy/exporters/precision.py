@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from lifedeploy.errors import ExportError
 from lifedeploy.exporters import passes
-from lifedeploy.exporters.attention import is_contrib
+from lifedeploy.exporters.attention import is_contrib, is_core, is_operator
 from lifedeploy.exporters.ranking import ranking
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -83,12 +83,11 @@ def require_half(model: ir.Model, precision: str, islands: Sequence[Island] = IS
     for node in model.graph:
         if node.op_type == "Cast":
             source = node.inputs[0].producer() if node.inputs[0] is not None else None
-            if source is not None and source.op_type == "Cast" and _is_float(source.inputs[0]):
+            # What goes through integers or booleans is made of numbers: those are other numbers.
+            if source is not None and source.op_type == "Cast" and _is_float(source.inputs[0], source.outputs[0]):
                 raise ExportError(f"{node.name} casts what {source.name} cast")
-            around = [source, *(use.node for use in node.outputs[0].uses())]
-            if any(
-                near is not None and (near.op_type in ("Softmax", "Attention") or is_contrib(near)) for near in around
-            ):
+            behind = source is not None and (source.op_type == "Softmax" or is_operator(source))
+            if behind or any(is_core(use.node, use.idx) for use in node.outputs[0].uses()):
                 raise ExportError(f"{node.name} casts inside an attention: no runtime will fuse it")
             continue
         for value in node.outputs:
@@ -188,5 +187,5 @@ class _Converter:
             self.casts += 1
 
 
-def _is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype in (_FLOAT, *HALF.values())
+def _is_float(*values: ir.Value | None) -> bool:
+    return all(value is not None and value.dtype in (_FLOAT, *HALF.values()) for value in values)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 import onnx_ir as ir
 
-_INSIDE = re.compile(r"reducer[./]")
+from lifedeploy.kept import of_reducer
+
 # What goes in may be a float; what comes out is not made of its numbers.
 _OF_SHAPES = ("Shape", "Size")
 
 
 def is_inside(node: ir.Node) -> bool:
     """Whether a node of a graph of ours was traced inside the reducer."""
-    return _INSIDE.match(node.name or "") is not None
+    return of_reducer(node.name)
 
 
 def ranking(model: ir.Model) -> set[ir.Node]:

@@ -115,7 +115,7 @@ class Tokens:
         added = x.shape[1]
         return self.but(
             x=torch.cat((self.x, x), dim=1),
-            positions=F.pad(self.original, (0, added), value=NO_PATCH),
+            positions=torch.cat((self.original, no_patches(self.x, added)), dim=1),
             key_bias=None if self.key_bias is None else F.pad(self.key_bias, (0, added)),
             beside={name: torch.cat((value, beside[name]), dim=1) for name, value in self.beside.items()},
         )
@@ -145,6 +145,14 @@ class BlockAttention:
 def _bias(tokens: Tokens) -> Tensor:
     """The bias of each key, 0 where there is none: (B, 1, 1, L)."""
     return torch.zeros_like(tokens.x[:, None, None, :, 0]) if tokens.key_bias is None else tokens.key_bias
+
+
+def no_patches(x: Tensor, count: int) -> Tensor:
+    """Positions of ``count`` tokens that are no single patch, for each image of ``x``: (B, count).
+
+    To be joined to others: ONNX Runtime pads integers on the CPU only, which no CUDA graph holds.
+    """
+    return torch.full((1, 1), NO_PATCH, device=x.device).expand(x.shape[0], count)
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:

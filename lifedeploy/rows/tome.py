@@ -13,21 +13,30 @@ from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import ScheduleError
 from lifedeploy.method import Method, TrainingStage, option
 from lifedeploy.schedule import Schedule
+from lifedeploy.text import quoted
 
 _USUAL = "13"
-_NUMBERS = "([0-9]{1,5}(,[0-9]{1,5}){0,999})?"
+_NUMBERS = re.compile("([0-9]{1,5}(,[0-9]{1,5}){0,999})?")
 
 
 @dataclass(frozen=True)
 class TomeOptions:
-    """How many tokens are merged where."""
+    """How many tokens are merged where.
 
-    r: Annotated[str, Meta(pattern=rf"^{_NUMBERS}$(?!\n)")] = option(
+    Raises:
+        ValueError: r is no number, and no list of numbers.
+    """
+
+    r: Annotated[str, Meta(max_length=6000)] = option(
         "", f"Tokens merged in every layer: {_USUAL}, or a number for each: 16,16,14. [{_USUAL} without --rho]"
     )
     inflect: Annotated[float, Meta(ge=-1, le=1)] = option(
         0.0, "Merge more in early layers (-1: twice r in the first, none in the last) or in late ones (1)."
     )
+
+    def __post_init__(self) -> None:
+        if not _NUMBERS.fullmatch(self.r):
+            raise ValueError(f"r is {quoted(self.r)}: expected a number, or one for each layer, as 16,16,14")
 
 
 def _tome_schedule(

@@ -6,57 +6,56 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lifedeploy import methods
 from lifedeploy.bench.choices import by_setting
 from lifedeploy.bench.comparison import CompareReport
 from lifedeploy.bench.report import Row, Setting
 from lifedeploy.viz import choices
-from lifedeploy.viz.labels import Named, place
 from lifedeploy.viz.style import as_text, colour, new_figure, save, tidy, title
 
 _ACROSS = 3  # panels side by side
 
 
 def plot_comparison(report: CompareReport, path: Path) -> None:
-    """A panel per engine and setting: img/s against GMACs, with the line on which all are as efficient as dense; then
-    one per setting with top-1 against img/s.
+    """A panel per engine and setting: img/s of every method, and what its work alone would give; then one per setting
+    with top-1 against img/s.
 
     Raises:
         UsageError: a format that cannot be written.
     """
     speeds = _panels(report.rows)
-    settings = by_setting(report.bench.choices)
+    settings, engines = by_setting(report.bench.choices), {rows[0].subject.label for rows in speeds}
     columns = min(_ACROSS, max(len(speeds), len(settings)))
     lines = [-(-len(part) // columns) for part in (speeds, settings)]
-    figure = new_figure(path, 1.2 + 3.6 * columns, 0.9 + 3.4 * sum(lines))
-    grid = figure.add_gridspec(sum(lines), columns)
+    heights = [0.9 + 0.27 * max(map(len, speeds), default=0)] * lines[0] + [3.4] * lines[1]
+    figure = new_figure(path, 0.6 + 4.6 * columns, 0.9 + sum(heights))
+    grid = figure.add_gridspec(sum(lines), columns, height_ratios=heights)
     axes = [figure.add_subplot(grid[divmod(number, columns)]) for number in range(len(speeds))]
     for axis, rows in zip(axes, speeds, strict=True):
         _draw_speeds(axis, rows)
-        title(axis, f"{rows[0].subject.label} · {_setting(rows[0].setting)}")
+        engine = f"{rows[0].subject.label}\n" if len(engines) > 1 else ""
+        title(axis, f"{engine}batch {rows[0].setting.batch}, {_mode(rows[0].setting)}")
     below = [figure.add_subplot(grid[lines[0] + place // columns, place % columns]) for place in range(len(settings))]
     markers = choices.marked(report.bench.choices)
     for axis, picked in zip(below, settings, strict=True):
         choices.draw(axis, picked, markers)
         tidy(axis)
-        title(axis, f"{report.backbone} · {_setting(picked[0].row.setting)}")
+        title(axis, f"{report.backbone} · {_mode(picked[0].row.setting)}, batch {picked[0].row.setting.batch}")
     machine = report.bench.machine
     gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
     images = f"; one standard error of {report.bench.choices[0].images} images (below)" if settings else ""
     baseline = methods.baseline().name
     figure.suptitle(
-        f"{report.backbone} on {machine['cpu']}{gpu}, {machine['threads']} threads · interleaved rounds\n"
-        f"whiskers: 95 % interval of the ratio to {baseline}{images} · dashed: as efficient as {baseline}",
+        f"{report.backbone}, {' and '.join(sorted(engines))}, on {machine['cpu']}{gpu}, {machine['threads']} threads · "
+        "interleaved rounds\n"
+        f"whiskers: 95 % interval of the ratio to {baseline}{images} · black tick: as much faster than {baseline} as "
+        "there is less to compute · G: billion multiply-accumulates an image",
         fontsize=8,
         color="#555555",
     )
     with as_text(figure):
         figure.draw_without_rendering()  # lays it out
     figure.set_layout_engine("none")
-    for axis, rows in zip(axes, speeds, strict=True):
-        place(axis, [_named(row, rows) for row in rows], _equal_efficiency(axis, rows))
     several = len({choice.row.subject.label for choice in report.bench.choices}) > 1
     for axis, picked in zip(below, settings, strict=True):
         choices.label(axis, picked, engines=several)
@@ -82,60 +81,62 @@ def _panels(rows: Sequence[Row]) -> list[list[Row]]:
     return list(panels.values())
 
 
-def _setting(setting: Setting) -> str:
+def _mode(setting: Setting) -> str:
     moved = "" if setting.copies is None else ", with copies" if setting.copies else ", without copies"
     flight = f", {setting.streams} in flight" if setting.mode == "throughput" else ""
-    return f"{setting.mode}{flight}{moved} · batch {setting.batch}"
+    return f"{setting.mode}{flight}{moved}"
 
 
 def _draw_speeds(axis: Any, rows: Sequence[Row]) -> None:
-    for row in rows:
+    """A bar a model, the fastest on top, and a tick where its work alone would bring it."""
+    ordered = sorted(rows, key=lambda row: _speed(row, rows)[0])
+    base = next((row for row in rows if methods.role_of(row.subject.method) == methods.BASELINE), None)
+    longest = 0.0
+    for place, row in enumerate(ordered):
         middle, low, high = _speed(row, rows)
         bound = methods.role_of(row.subject.method) == methods.BOUND
-        axis.errorbar(
-            row.subject.gmacs,
+        axis.barh(
+            place,
             middle,
-            yerr=[[max(middle - low, 0)], [max(high - middle, 0)]],
-            fmt="D" if bound else "o",
-            markersize=5,
-            capsize=3,
-            elinewidth=1,
-            color=colour(row.subject.method),
-            markerfacecolor="white" if bound else None,
-            zorder=3,
+            height=0.66,
+            color="white" if bound else colour(row.subject.method),
+            edgecolor=colour(row.subject.method),
+            alpha=0.85,
         )
-    axis.margins(x=0.15, y=0.15)  # room for names
+        whisker = [[max(middle - low, 0)], [max(high - middle, 0)]]
+        axis.errorbar(middle, place, xerr=whisker, color="#222222", elinewidth=1, capsize=2, zorder=3)
+        allowed = _allowed(row, base)
+        if allowed is not None:
+            axis.plot([allowed, allowed], [place - 0.42, place + 0.42], color="#222222", linewidth=2, zorder=4)
+        longest = max(longest, high, allowed or 0)
+    for place, row in enumerate(ordered):
+        axis.text(1.03 * longest, place, _figures(row), fontsize=7.5, va="center")
+    axis.set_yticks(range(len(ordered)), [_name(row.subject.method) for row in ordered], fontsize=8)
+    axis.set_xlim(0, 1.36 * longest)  # room for the figures
     axis.locator_params(axis="x", nbins=5)
-    axis.set_xlabel("GMACs an image", fontsize=9)
-    axis.set_ylabel("images/s")
-    line = _equal_efficiency(axis, rows)
-    if line:
-        limits = axis.get_xlim(), axis.get_ylim()
-        axis.plot(*zip(*line, strict=True), color="#333333", linewidth=1, linestyle="--", zorder=2)
-        axis.set_xlim(limits[0])
-        axis.set_ylim(limits[1])
-    tidy(axis)
-    axis.grid(axis="x", color="#f0f0f0")
+    axis.set_xlabel("images/s", fontsize=8)
+    axis.set_axisbelow(True)
+    axis.grid(axis="x", color="#e6e6e6")
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.tick_params(axis="y", length=0)
 
 
-def _equal_efficiency(axis: Any, rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """Speeds as far above the baseline's as the work is below it; none where it took no part."""
-    for row in rows:
-        if methods.role_of(row.subject.method) == methods.BASELINE and row.subject.gmacs:
-            product = row.images_per_s * row.subject.gmacs
-            low, high = axis.get_xlim()
-            return [(x, product / x) for x in np.linspace(max(low, high / 100), high, 60)]
-    return []
+def _allowed(row: Row, base: Row | None) -> float | None:
+    """Images per second of a model that is as fast as its work is less than the baseline's; None: nobody knows."""
+    if base is None or base is row or not row.subject.gmacs or not base.subject.gmacs:
+        return None
+    return base.images_per_s * base.subject.gmacs / row.subject.gmacs
 
 
-def _named(row: Row, rows: Sequence[Row]) -> Named:
-    middle, low, high = _speed(row, rows)
-    assert row.subject.gmacs is not None
-    return Named(
-        x=row.subject.gmacs,
-        y=middle,
-        low=low,
-        high=high,
-        text=row.subject.method,
-        colour=colour(row.subject.method),
-    )
+def _figures(row: Row) -> str:
+    """The speed-up, and the work: ``1.37x · 3.13 G``."""
+    baseline = methods.role_of(row.subject.method) == methods.BASELINE
+    faster = "" if baseline or row.speedup is None else f"{row.speedup:.2f}×, "
+    return f"{faster}{row.subject.gmacs:.3g} G"
+
+
+def _name(method: str) -> str:
+    """What a bar is called: by its title where the name alone would promise more than there is."""
+    title = methods.title_of(method)
+    return title.replace(", ", ",\n") if "," in title else method

@@ -25,7 +25,9 @@ _WITHOUT_DATE: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"Cr
 _SAME_AGAIN: Any = {"svg.hashsalt": "lifedeploy"}
 
 _BASELINE, _BOUND, _USUAL = "#8c8c8c", "#6baed6", "#1b6ca8"
-_OTHERS = ("#c2571a", "#4f9d69", "#8c6bb1", "#d4a017", "#b5446e", "#3f8f8f", "#7a5c3e")
+_OTHERS = (
+    *("#c2571a", "#4f9d69", "#8c6bb1", "#d4a017", "#b5446e", "#3f8f8f", "#7a5c3e", "#e377c2", "#5254a3", "#9bb33b"),
+)
 
 
 def colour(method: str) -> str:
@@ -48,8 +50,9 @@ def tidy(axis: Any) -> None:
 
 
 def title(axis: Any, text: str) -> None:
-    """What a row of axes is about."""
-    axis.set_title(shortened(text, 100), loc="left", fontsize=10, fontweight="bold")
+    """What a row of axes is about, in a line or some."""
+    lines = (shortened(line, 100) for line in text.split("\n"))
+    axis.set_title("\n".join(lines), loc="left", fontsize=10, fontweight="bold")
 
 
 def check_format(path: Path) -> None:

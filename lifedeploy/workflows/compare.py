@@ -14,7 +14,8 @@ from lifedeploy.bench.measure import Stop
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.budget import Budget, Sized, at_keep_rate, at_macs, nearer
 from lifedeploy.data.unlabelled import read_unlabelled
-from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import BuildOptions, EngineOptions
 from lifedeploy.errors import UsageError
 from lifedeploy.files import now
 from lifedeploy.machine import cores, describe
@@ -57,6 +58,7 @@ class CompareRequest:
     bench: BenchRequest = field(default_factory=lambda: BenchRequest(memory=False))  # its engines, settings and data
     calibration_data: str = ""  # images to calibrate for INT8 and FP8 with, where that has not been done
     fresh: bool = False  # measure again what was measured here before
+    allow_unfused: bool = False  # keep engines whose attention is not fused, and say so
 
     def __post_init__(self) -> None:
         quantised = [name for name in self.bench.engines if name.rpartition(":")[2] in QUANTIZED]
@@ -292,8 +294,13 @@ class _Workshop:
 
     def _built(self, known: Artifact, engine: WantedEngine) -> Artifact:
         model, name = known.manifest_path, f"{known.name}, {engine.engine} {engine.plan.precision}"
-        request = BuildRequest(model=model, engine=engine.engine, precision=engine.precision)
-        return build(request, self.workspace, lambda what: self.say(f"{name}: {what}"), self.progress).engine
+        can = "allow_unfused" in registry.get(engine.engine).takes
+        how = BuildOptions(allow_unfused=self.request.allow_unfused and can)
+        request = BuildRequest(model=model, engine=engine.engine, precision=engine.precision, options=how)
+        built = build(request, self.workspace, lambda what: self.say(f"{name}: {what}"), self.progress)
+        fusion = built.record.details.fusion
+        self.warn(f"{name}: {fusion.note}" if fusion is not None and fusion.note else "")
+        return built.engine
 
     def _calibrated(self, known: Artifact, precision: str) -> None:
         """Calibrate an export, if that has not been done.

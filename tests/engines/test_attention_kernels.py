@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
 import pytest
 
 from lifedeploy.artifact import Artifact, Workspace
@@ -13,6 +14,7 @@ from lifedeploy.cli.commands import build_engine
 from lifedeploy.cli.console import out
 from lifedeploy.engines import attention_kernels, cuda, onnxruntime_gpu, registry
 from lifedeploy.engines.attention_kernels import parse, read_back, report
+from lifedeploy.engines.attention_nodes import AttentionNode, attention_nodes
 from lifedeploy.engines.base import Availability, BuildOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.engines.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxRuntimeTensorRT
@@ -20,11 +22,16 @@ from lifedeploy.engines.openvino import OpenVino
 from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.exporters import forms
+from lifedeploy.exporters import onnx as exporter
+from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.spec import GraphForm
 from lifedeploy.workflows.build import BuildRequest, build
+from tests.conftest import make_tiny
 from tests.engines.devices import FakeCuda
+from tests.model.other_methods import with_merging
 
 LAYERS = 6  # of timm's test_vit
+REASON = "memory-efficient attention takes one over multiples of {} keys, flash attention none"
 
 
 def line(node: str, kernel: str, operator: str = "MultiHeadAttention", dtype: str = "fp16") -> str:
@@ -70,18 +77,89 @@ def test_what_is_printed_is_read(text, expected):
 
 def test_fusion_is_only_claimed_of_what_was_told():
     told = {f"b{number}": "FLASH_ATTENTION" for number in range(4)}
-    every = report(4, 4, 1, told, "silent")
+    nodes = [AttentionNode(name=name, operator="MultiHeadAttention") for name in told]
+    every = report(nodes, 4, 1, told, "silent")
     assert (every.attention, every.of, every.topk, every.kernels, every.note) == (4, 4, 1, {"FLASH_ATTENTION": 4}, "")
-    some = report(4, 4, 1, told | {"b3": "MATH"}, "silent")
+    some = report(nodes, 4, 1, told | {"b3": "MATH"}, "silent")
     assert (some.attention, some.kernels["MATH"]) == (3, 1)
     assert some.note == "1 of 4 attentions are not fused by ONNX Runtime"
-    silent = report(4, 4, 1, {}, "this onnxruntime does not tell")
+    silent = report(nodes, 4, 1, {}, "this onnxruntime does not tell")
     assert (silent.attention, silent.kernels) == (None, {})
     assert silent.note == "0 of 4 attention kernels are known: this onnxruntime does not tell"
-    assert report(4, 4, 1, {"b0": "FLASH_ATTENTION"}, "silent").attention is None
-    products = report(0, 4, 0, {}, "silent")
+    assert report(nodes, 4, 1, {"b0": "FLASH_ATTENTION"}, "silent").attention is None
+    products = report((), 4, 0, {}, "silent")
     assert products.attention == 0 and "MatMul, Softmax, MatMul" in products.note
-    assert set(every.to_dict()) == {"attention", "of", "topk", "kernels", "note", "source"}
+    assert set(every.to_dict()) == {"attention", "of", "topk", "kernels", "unfused", "note", "source"}
+
+
+@pytest.mark.parametrize(("operator", "step", "aligned"), [("MultiHeadAttention", 8, 136), ("Attention", 4, 132)])
+def test_a_bias_that_is_not_fused_is_named_by_layer_with_the_reason(operator, step, aligned):
+    """On GPUs whose cuDNN is not asked: what flash attention does not take and memory-efficient attention may."""
+    biases = [None, None, 133, aligned, 133, 0]
+    nodes = [
+        AttentionNode(name=f"blocks.{block}.attn/{operator}", operator=operator, bias=bias)
+        for block, bias in enumerate(biases)
+    ]
+    kernels = ["FLASH_ATTENTION", "MATH", "MATH", "MATH", "EFFICIENT_ATTENTION", "MATH"]
+    record = report(nodes, 6, 1, dict(zip((node.name for node in nodes), kernels, strict=True)), "silent")
+    assert record.attention == 2
+    flash = "flash attention takes none"
+    assert record.unfused == {
+        "blocks.1.attn": "no fused kernel was taken",
+        "blocks.2.attn": "with a bias over 133 keys: " + REASON.format(step),
+        "blocks.3.attn": f"with a bias over {aligned} keys: {flash}",
+        "blocks.5.attn": f"with a bias: {flash}",
+    }
+    assert record.note == (
+        "4 of 6 attentions are not fused by ONNX Runtime; for their bias on keys: blocks.2.attn, blocks.3.attn, "
+        "blocks.5.attn"
+    )
+
+
+def test_the_attentions_of_a_graph_and_their_biases(tmp_path):
+    """A method's own softmax is none of them, and what no shape is known of has a bias all the same."""
+    source = tmp_path / "merging.onnx"
+    exporter.save(exporter.trace(*with_merging(*make_tiny(), 3, (1, 3)), GraphOptions()), source, metadata={})
+    for kind, operator in (("products", "Softmax"), ("operator", "Attention"), ("contrib", "MultiHeadAttention")):
+        forms.prepare(source, GraphForm("fp16", kind), tmp_path / "form.onnx")
+        model = onnx.load(tmp_path / "form.onnx")
+        nodes = attention_nodes(model)
+        assert [node.name for node in nodes] == [f"blocks.{block}.attn/{operator}" for block in range(4)]
+        assert [node.layer for node in nodes] == [f"blocks.{block}.attn" for block in range(4)]
+        assert [node.bias for node in nodes] == [None, 14, 14, 11]
+        assert {node.is_operator for node in nodes} == {kind != "products"}
+        assert all(node.half for node in nodes)
+        forms.prepare(source, GraphForm("fp32", kind), tmp_path / "fp32.onnx")
+        assert not any(node.half for node in attention_nodes(onnx.load(tmp_path / "fp32.onnx")))
+        del model.graph.value_info[:]
+        assert [node.bias for node in attention_nodes(model)] == [None, 0, 0, 0]
+    next(node for node in model.graph.node if node.name == "blocks.2.attn/MultiHeadAttention").name = "reducer/odd"
+    softmax = onnx.helper.make_node("Softmax", ["images"], ["odd"], name="reducer/Softmax")
+    model.graph.node.append(softmax)
+    assert len(attention_nodes(model)) == 4
+
+
+def test_an_unfused_bias_is_no_reason_to_refuse_what_no_other_form_would_fuse(built_with, monkeypatch):
+    names = [f"blocks.{block}.attn" for block in range(LAYERS)]
+
+    def biased(model):
+        return tuple(
+            AttentionNode(name=f"{name}/Attention", operator="MultiHeadAttention", bias=133 if block else None)
+            for block, name in enumerate(names)
+        )
+
+    monkeypatch.setattr(attention_kernels, "attention_nodes", biased)
+    monkeypatch.setattr(onnxruntime_gpu, "attention_nodes", biased)
+    with pytest.raises(EngineError, match=f"{LAYERS} of {LAYERS} attentions are not fused"):
+        built_with(printed("MATH"))  # the first layer has no bias
+    told = line(f"{names[0]}/Attention", "FLASH_ATTENTION")
+    told += "".join(line(f"{name}/Attention", "MATH") for name in names[1:])
+    report_of_build = built_with(told)
+    unfused = report_of_build.manifests["life"].engine.details.fusion.unfused
+    assert unfused == dict.fromkeys(names[1:], "with a bias over 133 keys: " + REASON.format(8))
+    text = shown(report_of_build)
+    assert f"1/{LAYERS}" in text
+    assert "not fused by ONNX Runtime; for their bias on keys: blocks.1.attn" in " ".join(text.split())
 
 
 @pytest.fixture
@@ -169,8 +247,8 @@ def shown(made) -> str:
 def test_the_manifest_says_which_kernels_ran(built_with):
     made = built_with(printed("FLASH_ATTENTION"))
     record = Artifact.read(made.engine.folder / "model.json").manifest.engine
-    fusion = {"attention": LAYERS, "of": LAYERS, "topk": 1, "kernels": {"FLASH_ATTENTION": LAYERS}, "note": ""}
-    assert record.details.fusion.to_dict() == fusion | {"source": "onnxruntime"}
+    fusion = {"attention": LAYERS, "of": LAYERS, "topk": 1, "kernels": {"FLASH_ATTENTION": LAYERS}}
+    assert record.details.fusion.to_dict() == fusion | {"unfused": {}, "note": "", "source": "onnxruntime"}
     assert record.graph.form.attention == "contrib"
     assert record.graph.attentions == LAYERS
     assert made.manifests["dense"].engine.details.fusion.topk == 0
@@ -205,3 +283,8 @@ def test_products_are_what_was_asked_for(built_with):
 def test_fp32_has_no_fused_kernel_to_ask_for(built_with):
     made = built_with(printed("MATH"), precision="fp32", attention="contrib")
     assert made.manifests["life"].engine.details.fusion.kernels == {"MATH": LAYERS}
+    layers = [f"blocks.{block}.attn" for block in range(LAYERS)]
+    nodes = [AttentionNode(name=f"{layer}/Attention", operator="Attention", half=False, bias=9) for layer in layers]
+    record = report(nodes, LAYERS, 0, {node.name: "MATH" for node in nodes}, "")
+    assert record.unfused == dict.fromkeys(layers, "FP32 has no fused kernel for so few tokens")
+    assert record.note == f"{LAYERS} of {LAYERS} attentions are not fused by ONNX Runtime"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.model.reducers import BlockAttention, Reducer, Tokens
+from lifedeploy.model.vit import SlimViT
 from lifedeploy.schedule import Schedule
+from lifedeploy.spec import ModelSpec
 
 
 class Evit(Reducer):
@@ -97,7 +101,7 @@ class Tome(Reducer):
         value, partner = alike.max(dim=-1)
         order = value.argsort(dim=1, descending=True)
         leave, stay = order[:, : self.merged], order[:, self.merged :].sort(dim=1).values
-        targets = torch.arange(1, tokens.patches, 2).expand(len(stay), -1)
+        targets = torch.arange(1, tokens.patches, 2).expand(stay.shape[0], -1)
         gone, left = tokens.take(2 * leave), tokens.take(torch.cat((2 * stay, targets), dim=1))
 
         into = F.one_hot(partner.gather(1, leave), alike.shape[2]).to(metric.dtype).transpose(1, 2)
@@ -110,3 +114,14 @@ class Tome(Reducer):
         self.sizes = size
         bias = size.log()[:, None, None, :] if self.weigh else None
         return left.but(x=x, positions=positions, key_bias=bias, beside={"size": size})
+
+
+def with_merging(
+    model: SlimViT, spec: ModelSpec, merged: int, layers: tuple[int, ...], **options: bool
+) -> tuple[SlimViT, ModelSpec]:
+    """The same backbone under ToMe, which has no row: that of a method that chooses at every drop stands in."""
+    patches, depth = spec.schedule.patches, spec.schedule.depth
+    counts = tuple(patches - merged * number for number in range(1, len(layers) + 1))
+    schedule = Schedule.from_counts(patches, depth, counts, layers)
+    reducer = Tome(schedule, merged, layers, **options)
+    return SlimViT(model.backbone, reducer).eval(), replace(spec, method="topk", schedule=schedule, options={})

@@ -71,6 +71,9 @@ def compare(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure again what was measured on this machine in these versions.")
     ] = False,
+    allow_unfused: Annotated[
+        bool, typer.Option("--allow-unfused", help="Keep engines whose attention is not fused, and say so.")
+    ] = False,
     markdown: Annotated[
         Path | None, options.option(paths.Output("--markdown"), metavar="FILE", help="Also write the tables as a page.")
     ] = None,
@@ -120,6 +123,7 @@ def compare(
             ),
             calibration_data=calibration_data or "",
             fresh=fresh,
+            allow_unfused=allow_unfused,
         )
         report = run(request, Workspace(workspace), say, progress)
     for warning in report.bench.warnings:

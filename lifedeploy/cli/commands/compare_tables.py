@@ -12,9 +12,9 @@ from rich.text import Text
 
 from lifedeploy import methods
 from lifedeploy.bench.comparison import CompareReport
-from lifedeploy.bench.report import Choice, Row
+from lifedeploy.bench.report import Choice, Row, Subject
 from lifedeploy.cli import tables
-from lifedeploy.text import printable
+from lifedeploy.text import chained, printable
 from lifedeploy.typed import RANDOM_WEIGHTS
 
 _LIKE = {
@@ -112,8 +112,8 @@ def _cells(row: Row, choice: Choice | None, like: str) -> dict[str, str]:
         interval = f"{row.speedup:.2f} ({row.speedup_low:.2f}–{row.speedup_high:.2f})"
     return {
         "method": subject.method,
-        "keep rate": "–" if subject.keep_rate is None else f"{subject.keep_rate:g}",
-        "tokens": "–" if subject.tokens is None else "→".join(map(str, subject.tokens[1:] or subject.tokens)),
+        "keep rate": _keep_rate(subject),
+        "tokens": "–" if subject.tokens is None else chained(subject.tokens[1:] or subject.tokens, most=4),
         "GMACs": "–"
         if subject.gmacs is None
         else f"{subject.gmacs:.2f}"
@@ -128,6 +128,12 @@ def _cells(row: Row, choice: Choice | None, like: str) -> dict[str, str]:
     }
 
 
+def _keep_rate(subject: Subject) -> str:
+    if subject.keep_rate is not None:
+        return f"{subject.keep_rate:g}"
+    return "own" if methods.role_of(subject.method) == methods.SLIMMED else "–"
+
+
 def _explained(report: CompareReport) -> Iterator[str]:
     """What is compared with what, and where."""
     first = report.rows[0]
@@ -138,6 +144,8 @@ def _explained(report: CompareReport) -> Iterator[str]:
         "median and 95 % interval; efficiency: speed-up over that of the GMACs; "
         f"of {report.like}: speed over its, in the same rounds."
     )
+    shown = (model for model in report.models if model.title.lower() != model.method)
+    yield f"Methods: {'; '.join(f'{model.method}: {model.title}' for model in shown)}."
     if (rounds := min(row.rounds for row in report.rows)) < _SURE:
         yield f"As few as {rounds} rounds: such intervals cover less than 95 % (speedup_coverage in the JSON)."
     again = [row.twin for row in report.rows if row.twin is not None]

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from lifedeploy import graphs
 from lifedeploy.artifact import EngineRecord, TensorSpec
 from lifedeploy.engines import cuda
+from lifedeploy.engines.attention_nodes import attention_nodes
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, EngineOptions, LayerTime
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array
@@ -29,6 +30,9 @@ from lifedeploy.reading import foreign
 from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import QUANTIZED, GraphForm
 from lifedeploy.writing import saving
+
+if TYPE_CHECKING:  # a heavy library
+    import onnx
 
 SHARED = ("attention", "remainder", "batch", "workspace_gib", "level", "strip_weights", "refittable", "allow_unfused")
 
@@ -103,8 +107,9 @@ class TensorRT(DeviceEngine):
         path = job.folder / f"{job.stem}.plan"
         with saving(path):
             path.write_bytes(plan.data)
-        report = cls._fusion(path, plan.data)
-        _require(report, job, cls.form(job.precision, options).precision)
+        graph = graphs.read(job.graph)
+        report = cls._fusion(path, plan.data).of_nodes(attention_nodes(graph))
+        _require(report, job, graph, cls.form(job.precision, options).precision)
         details = DetailsRecord(fusion=report.record, profile=plan.profile, warnings=plan.warnings)
         files = (path.name, job.graph.name) if job.graph.parent == job.folder else (path.name,)
         return Built(path.name, files, details)
@@ -246,7 +251,7 @@ class TensorRT(DeviceEngine):
         return f"it was built for batches {smallest[0]} to {largest[0]}"
 
 
-def _require(report: fusion.FusionReport, job: BuildJob, floating: str) -> None:
+def _require(report: fusion.FusionReport, job: BuildJob, graph: onnx.ModelProto, floating: str) -> None:
     """Hold the plan against what was asked for: precision, fused attention, sorts."""
     spec = job.source.manifest.spec
     what = f"{job.stem} ({spec.method})"
@@ -254,7 +259,7 @@ def _require(report: fusion.FusionReport, job: BuildJob, floating: str) -> None:
         raise EngineError(f"{what} was built in {report.floating}, though its graph is in {floating}")
     if job.precision in QUANTIZED:
         report.require_eight_bits(what, job.source.manifest.quantized_products, job.precision)
-    kinds = Counter(node.op_type for node in graphs.read(job.graph).graph.node)
+    kinds = Counter(node.op_type for node in graph.graph.node)
     # It may sort where the graph asks for the place of the largest; a method that counts its sorts has none of these.
     sorts = min(max(report.record.topk, kinds["TopK"]), kinds["TopK"] + kinds["ArgMax"] + kinds["ArgMin"])
     report.require(what, attentions=spec.schedule.depth, sorts=sorts, allow_unfused=job.options.allow_unfused)

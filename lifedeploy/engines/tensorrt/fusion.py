@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import msgspec
 
+from lifedeploy.engines.attention_nodes import AttentionNode
 from lifedeploy.errors import EngineError
 from lifedeploy.reading import decode_json
 from lifedeploy.records import FusionRecord
@@ -65,6 +66,18 @@ class FusionReport:
     record: FusionRecord  # its source is "plan" or "inspector"; launches are all kernels, matrix products included
     floating: str  # what most floating-point tensors are in; '' where the plan does not tell
     eight_bits: dict[str, str]  # ONNX node of a kernel that takes them → type
+    attentions: frozenset[str] = frozenset()  # ONNX nodes in attention kernels; none where the plan does not tell
+
+    def of_nodes(self, nodes: Collection[AttentionNode]) -> FusionReport:
+        """With those of a graph's attentions that are not one kernel, where there are fewer kernels than attentions."""
+        unfused = {}
+        if self.record.attention != len(nodes) and (self.attentions or not self.record.attention):
+            for node in nodes:
+                if node.name not in self.attentions:
+                    unfused[node.layer] = node.shape or "no fused kernel was taken"
+        biased = [node.layer for node in nodes if node.layer in unfused and node.bias is not None]
+        note = f"not fused with a bias on keys: {', '.join(biased)}" if biased else ""
+        return replace(self, record=self.record.but(unfused=unfused, note=note))
 
     def require_eight_bits(self, what: str, products: Collection[str], precision: str) -> None:
         """Make sure that the ONNX nodes ``products`` are in kernels that take their factors in 8 bits.
@@ -96,7 +109,8 @@ class FusionReport:
                 else "--fp16 or --bf16 (FP32 attention has no fused kernel)"
             )
             raise EngineError(
-                f"attention is fused in {kernels.attention} of {attentions} layers of {what}",
+                f"attention is fused in {kernels.attention} of {attentions} layers of {what}"
+                + (f": not in {_listed(kernels.unfused)}" if kernels.attention and kernels.unfused else ""),
                 hint=f"{other}; --allow-unfused keeps the plan",
             )
 
@@ -110,21 +124,24 @@ def of_plan(plan: bytes) -> FusionReport:
     tensors = {name.strip(b'"').decode(errors="replace"): kind.decode() for name, kind in _TENSOR.findall(plan)}
     launches: Counter[str] = Counter()
     eight_bits: dict[str, str] = {}
+    attentions: set[str] = set()
     for program in _MAIN.findall(plan):
         if b"function={" not in program:
             continue
         for kind, name, rest in _LAUNCH.findall(program):
-            launches[_LIBRARY.get(kind.decode(), name.decode(errors="replace"))] += 1
+            kernel, description = name.decode(errors="replace"), rest.decode(errors="replace")
+            launches[_LIBRARY.get(kind.decode(), kernel)] += 1
+            attentions.update(_NODE.findall(description) if _ATTENTION.search(kernel) else ())
             taken = [
                 tensors.get(entry.strip('"'), "")
                 for group in _INPUTS.findall(rest)
                 for entry in group.decode(errors="replace").split()
             ]
-            eight_bits |= _eight_bits(rest.decode(errors="replace"), taken)
+            eight_bits |= _eight_bits(description, taken)
     if not launches:
         raise EngineError("this plan names no kernels, so what was fused cannot be told from it")
     types = Counter(_PRECISIONS[kind] for kind in tensors.values() if kind in _PRECISIONS)
-    return _report("plan", launches, types, eight_bits)
+    return _report("plan", launches, types, eight_bits, attentions)
 
 
 def _eight_bits(description: str, taken: Collection[str]) -> dict[str, str]:
@@ -151,6 +168,7 @@ def of_inspector(information: str) -> FusionReport:
     launches: Counter[str] = Counter()
     types: Counter[str] = Counter()
     eight_bits: dict[str, str] = {}
+    attentions: set[str] = set()
     for layer in layers:
         if isinstance(layer, str):  # the engine was built without detailed verbosity
             launches[layer] += 1
@@ -158,13 +176,14 @@ def of_inspector(information: str) -> FusionReport:
         # Only without both does the name stand in: it holds names of ONNX nodes, where anything may be called anything.
         kernel = " ".join(filter(None, (layer.kind, layer.tactic)))
         launches[kernel or layer.name or "unnamed"] += 1
+        attentions.update(_NODE.findall(layer.metadata or "") if _ATTENTION.search(kernel) else ())
         for tensor in layer.outputs:
             name = next((precision for label, precision in _PRECISIONS.items() if label in tensor.type), "")
             if name:
                 types[name] += 1
         taken = [label for tensor in layer.inputs for label in _EIGHT_BITS if label in tensor.type]
         eight_bits |= _eight_bits(layer.metadata or "", taken)
-    return _report("inspector", launches, types, eight_bits)
+    return _report("inspector", launches, types, eight_bits, attentions)
 
 
 def origins(information: str) -> dict[str, tuple[str, str]]:
@@ -185,7 +204,13 @@ def _inspected(information: str) -> list[str | _Layer]:
     return decode_json(information, _Inspected, what, EngineError).layers
 
 
-def _report(source: str, launches: Counter[str], types: Counter[str], eight_bits: dict[str, str]) -> FusionReport:
+def _listed(unfused: Mapping[str, str]) -> str:
+    return ", ".join(f"{layer} ({why})" for layer, why in unfused.items())
+
+
+def _report(
+    source: str, launches: Counter[str], types: Counter[str], eight_bits: dict[str, str], attentions: Iterable[str]
+) -> FusionReport:
     floating = types.most_common(1)[0][0] if types else ""
     products = Counter(eight_bits.values())
     record = FusionRecord(
@@ -198,4 +223,4 @@ def _report(source: str, launches: Counter[str], types: Counter[str], eight_bits
         # 8 bits, if that is what kernels with products of quantised factors take.
         precision=products.most_common(1)[0][0] if products else floating,
     )
-    return FusionReport(record, floating, eight_bits)
+    return FusionReport(record, floating, eight_bits, frozenset(attentions))

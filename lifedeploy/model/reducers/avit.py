@@ -22,11 +22,10 @@ from lifedeploy.schedule import Schedule
 
 EPSILON = 0.01
 _MASKED = -30000.0  # added to a logit, nothing is left of its weight; half precision has this number
-_SUMS = "halting"  # of each token: its probabilities so far
-_LOG_SUMS = "log halting"
-_PREFIX_SUMS = "halting of prefix tokens"
-_OUTPUT = "output of prefix tokens"
-_LAYERS = "layers"  # of each token: in how many it took part
+_SUMS, _LAYERS = "halting", "layers"  # of each token: its probabilities so far; in how many layers it took part
+_LOG_SUMS = "log halting"  # of each token, up to the last drop
+_OUTPUT = "output"  # of prefix tokens, after each layer
+_FIRST = "first channel"  # of patches, after each layer since the last drop
 _PUBLISHED_CENTER = {192: 30.0}  # channels → β; of wider models 75
 
 
@@ -43,43 +42,46 @@ class _Adaptive(Reducer):
         published = _PUBLISHED_CENTER.get(plan.width, 75.0)
         return cls(plan.schedule, plan.options.scale, plan.options.center or published)
 
-    def logit(self, x: Tensor) -> Tensor:
-        """γ x - β of tokens: (B, L, C) → (B, L)."""
-        return x[..., 0] * self.scale - self.center
-
-    def halting(self, layer: int, x: Tensor) -> Tensor:
-        """h of tokens after a layer: (B, L, C) → (B, L)."""
-        return torch.ones_like(x[..., 0]) if layer == self.schedule.depth else self.logit(x).sigmoid()
-
-    def with_output(self, tokens: Tokens, before: Tensor, halting: Tensor) -> Tokens:
-        """Add to the output of prefix tokens what a layer gave, by the probabilities ``before`` it and its own: (B, P).
-
-        Of patches nothing is read, so nothing is added up.
-        """
-        x = tokens.x[:, : tokens.prefix]
-        weight = act_weight(before, halting)[..., None] * x
-        known = tokens.carry.get(_OUTPUT)
-        return tokens.but(carry={**tokens.carry, _OUTPUT: weight if known is None else known + weight})
+    def logit(self, first: Tensor) -> Tensor:
+        """γ x - β of first channels x of any shape."""
+        return first * self.scale - self.center
 
     def logits(self, backbone: Backbone, tokens: Tokens) -> Tensor:
-        """Of the mean of outputs.
+        """Of the mean of prefix tokens over layers. Of patches nothing is read, so nothing is added up.
+
+        All layers at once, at the end: after each of them it would be a dozen small operations.
 
         Raises:
             UnsupportedModelError: the backbone pools patches.
         """
         if not backbone.reads_prefix_alone:
             raise UnsupportedModelError("A-ViT reads classes from CLS, and this backbone pools patches")
-        return backbone.classify(tokens.but(x=tokens.carry[_OUTPUT]))
+        outputs = torch.stack(_noted(tokens, _OUTPUT), dim=2)  # (B, P, T, C)
+        halting = self.logit(outputs[:, :, :-1, 0]).sigmoid()  # (B, P, T - 1); at the last layer it is 1
+        weights = act_weights(F.pad(halting, (0, 1), value=1.0))[:, :, None]  # (B, P, 1, T)
+        return backbone.classify(tokens.but(x=(weights @ outputs).squeeze(2)))
 
     def at(self, schedule: Schedule) -> Self:
         return type(self)(schedule, self.scale, self.center)
 
 
-def act_weight(before: Tensor, halting: Tensor) -> Tensor:
-    """How much a layer's output counts: h, or what is left of 1 where that halts a token; of a halted one nothing."""
-    after = before + halting
-    weight = torch.where(after < 1 - EPSILON, halting, 1 - before)
-    return torch.where(before < 1 - EPSILON, weight, 0)
+def act_weights(halting: Tensor) -> Tensor:
+    """How much each layer's output counts, by the probabilities of halting there: (…, T) → (…, T), 1 in all.
+
+    h, or what is left of 1 in the layer in which a token halts, and nothing after that.
+    """
+    before = F.pad(halting.cumsum(dim=-1)[..., :-1], (1, 0))
+    weights = torch.where(before + halting < 1 - EPSILON, halting, 1 - before)
+    return torch.where(before < 1 - EPSILON, weights, 0)
+
+
+def _note(tokens: Tokens, what: str, layer: int, value: Tensor) -> Tokens:
+    return tokens.but(carry={**tokens.carry, f"{what} {layer}": value})
+
+
+def _noted(tokens: Tokens, what: str) -> list[Tensor]:
+    """What was noted after each layer, first layer first."""
+    return [value for name, value in tokens.carry.items() if name.startswith(what)]
 
 
 class AvitReducer(_Adaptive):
@@ -93,17 +95,14 @@ class AvitReducer(_Adaptive):
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
         """Add up, and mask for the next layer what has halted."""
+        tokens = _note(tokens, _OUTPUT, layer, tokens.x[:, : tokens.prefix])
         before, layers = tokens.beside[_SUMS], tokens.beside[_LAYERS]
-        halting = self.halting(layer, tokens.x)
-        tokens = self.with_output(tokens, before[:, : tokens.prefix], halting[:, : tokens.prefix])
         layers = layers + (before < 1 - EPSILON).to(layers.dtype)
-        after = before + halting
+        if layer == self.schedule.depth:
+            return tokens.but(scores=layers[:, tokens.prefix :])
+        after = before + self.logit(tokens.x[..., 0]).sigmoid()
         bias = torch.where(after < 1 - EPSILON, 0.0, _MASKED).to(tokens.x.dtype)
-        return tokens.but(
-            key_bias=bias[:, None, None, :],
-            beside={_SUMS: after, _LAYERS: layers},
-            scores=layers[:, tokens.prefix :],
-        )
+        return tokens.but(key_bias=bias[:, None, None, :], beside={_SUMS: after, _LAYERS: layers})
 
     def lives(self, tokens: Tokens) -> Tensor | None:
         """In how many layers each patch took part."""
@@ -119,29 +118,28 @@ class AvitRankedReducer(_Adaptive):
         self.sorts = len(self.take)
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
-        """Add up, and drop."""
-        prefix = tokens.x[:, : tokens.prefix]
-        before = tokens.carry.get(_PREFIX_SUMS)
-        before = torch.zeros_like(prefix[..., 0]) if before is None else before
-        halting = self.halting(layer, prefix)
-        tokens = self.with_output(tokens, before, halting)
-        tokens = tokens.but(carry={**tokens.carry, _PREFIX_SUMS: before + halting})
+        """Note what halting is made of, and drop."""
+        tokens = _note(tokens, _OUTPUT, layer, tokens.x[:, : tokens.prefix])
         if layer > max(map(int, self.take), default=0):
             return tokens  # who stays is decided
-        sums = self._log_sums(tokens)
+        tokens = _note(tokens, _FIRST, layer, tokens.x[..., 0])
         if str(layer) not in self.take:
-            return tokens.but(beside={_LOG_SUMS: sums})
+            return tokens
+        sums = self._log_sums(tokens)
+        left = {name: value for name, value in tokens.carry.items() if not name.startswith(_FIRST)}
         kept: Tokens
-        kept, _ = self.take[str(layer)](tokens.but(beside={_LOG_SUMS: sums}), -sums[:, tokens.prefix :])
+        kept, _ = self.take[str(layer)](tokens.but(beside={_LOG_SUMS: sums}, carry=left), -sums[:, tokens.prefix :])
         return kept
 
     def _log_sums(self, tokens: Tokens) -> Tensor:
         """Of each token the logarithm of its probabilities so far: (B, P + n).
 
-        Far from halting they are smaller than any number that is no zero, and would all be the same.
+        Far from halting they are smaller than any number that is no zero, and would all be the same. log sigmoid(z) is
+        min(z, 0) - log(1 + e^-|z|): as torch exports it, it ends where an engine's sigmoid does.
         """
-        latest = F.logsigmoid(self.logit(tokens.x))
-        known = tokens.beside.get(_LOG_SUMS)
-        if known is None:
-            return latest
-        return torch.maximum(known, latest) + F.softplus(-(known - latest).abs())
+        logits = self.logit(torch.stack(_noted(tokens, _FIRST), dim=1))  # (B, layers, P + n)
+        each = logits.clamp(max=0) - (1 + (-logits.abs()).exp()).log()
+        if _LOG_SUMS in tokens.beside:
+            each = torch.cat((each, tokens.beside[_LOG_SUMS][:, None]), dim=1)
+        largest = each.amax(dim=1, keepdim=True)
+        return ((each - largest).exp().sum(dim=1, keepdim=True).log() + largest).squeeze(1)

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lifedeploy.kept import NO_PATCH
 from lifedeploy.model.reducers.base import Plan, Reducer
-from lifedeploy.model.tokens import BlockAttention, Tokens
+from lifedeploy.model.tokens import BlockAttention, Tokens, no_patches
 from lifedeploy.schedule import Schedule
 
-SIZE = "size"  # of each token, in patches, once anything was merged
+# Of each token, once anything was merged: how many patches it stands for, and which of them began it.
+SIZE, SEED = "size", "seed"
 
 
 class TomeReducer(Reducer):
@@ -48,7 +50,8 @@ class TomeReducer(Reducer):
         targets = torch.arange(first_target, tokens.patches, 2, device=go.device).expand(go.shape[0], alike.shape[2])
         places = torch.cat((2 * stay + first_source, targets, 2 * go + first_source), dim=1)
         if SIZE not in tokens.beside:  # each token is one patch
-            tokens = tokens.but(beside={SIZE: torch.ones_like(tokens.x[..., 0])}, groups=tokens.original)
+            seeds = torch.cat((no_patches(tokens.x, prefix), tokens.original), dim=1)
+            tokens = tokens.but(beside={SIZE: torch.ones_like(tokens.x[..., 0]), SEED: seeds}, groups=tokens.original)
         return self._merged(tokens.take(places).park(left), target.gather(1, go), alike.shape[2])
 
     def _merged(self, kept: Tokens, target: Tensor, targets: int) -> Tokens:
@@ -60,7 +63,7 @@ class TomeReducer(Reducer):
         assert going is not None  # at least one is merged
         x, size = going.x, going.beside[SIZE]  # (B, r, C), (B, r)
         into = target[:, None, :] == torch.arange(targets, device=target.device)[:, None]  # (B, m, r)
-        apart = kept.x.shape[1] - targets  # in front of the targets
+        apart, seeds = kept.x.shape[1] - targets, kept.beside[SEED]  # tokens in front of the targets
         weights = torch.where(into, size[:, None, :], 0)  # (B, m, r)
         before = kept.beside[SIZE][:, apart:]
         after = before + weights.sum(dim=2)  # (B, m)
@@ -69,9 +72,10 @@ class TomeReducer(Reducer):
         sizes = torch.cat((kept.beside[SIZE][:, :apart], after), dim=1)  # (B, P + n - r)
         return kept.but(
             x=torch.cat((kept.x[:, :apart], mean), dim=1),
-            groups=_regrouped(kept.groups, going.original, kept.original[:, -targets:].gather(1, target)),
+            positions=torch.where(sizes[:, kept.prefix :] > 1, NO_PATCH, kept.original),
+            groups=_regrouped(kept.groups, going.beside[SEED], seeds[:, apart:].gather(1, target)),
             key_bias=sizes.log()[:, None, None, :],
-            beside={SIZE: sizes},
+            beside={SIZE: sizes, SEED: seeds},
             parked=None,
         )
 

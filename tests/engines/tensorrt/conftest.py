@@ -14,6 +14,7 @@ from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.spec import GraphForm
 from tests.conftest import make_tiny
+from tests.model.other_methods import with_merging
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,10 @@ def rtx():
 
 @pytest.fixture(scope="session")
 def graphs(tmp_path_factory, tracing_once):
-    """FP32 graphs of a tiny model under all methods, dynamic and static; FORM(name, …) gives one in another form."""
+    """FP32 graphs of a tiny model under all methods, dynamic and static; FORM(name, …) gives one in another form.
+
+    Of ``merging`` layers 2, 3 and 4 have a bias on their keys.
+    """
     folder = tmp_path_factory.mktemp("graphs")
     for label, batch in (("", None), ("-b4", 4)):
         model, spec = make_tiny()
@@ -40,6 +44,9 @@ def graphs(tmp_path_factory, tracing_once):
         exporter.save(graph, folder / f"life{label}.onnx", metadata={})
         literal = tracing_once(*make_tiny(ordering="per-stage"), GraphOptions(ordering="per-stage", batch_size=batch))
         exporter.save(literal, folder / f"per-stage{label}.onnx", metadata={})
+
+    merging = exporter.trace(*with_merging(*make_tiny(), 3, (1, 3)), GraphOptions())
+    exporter.save(merging, folder / "merging.onnx", metadata={})
 
     def form(name, precision="fp16", attention="operator"):
         target = folder / f"{name}.{precision}.{attention}.onnx"

@@ -6,6 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from lifedeploy.engines.attention_nodes import attention_nodes
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
@@ -23,6 +24,33 @@ def test_every_attention_is_one_kernel_and_order_once_sorts_once(rtx, graphs, na
     found = fusion.of_plan(plan.data).record
     assert (found.attention, found.topk, found.precision) == (LAYERS, sorts, precision)
     assert plan.profile == {"images": tuple((size, 3, 32, 32) for size in (1, 8, 128))}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("attention", ["operator", "products"])
+def test_attention_with_a_bias_on_its_keys_is_one_kernel_too(rtx, graphs, attention, precision):
+    """Mixed: the first layer has none."""
+    graph = graphs("merging", precision, attention)
+    nodes = attention_nodes(onnx.load(graph))
+    assert [node.bias for node in nodes] == [None, 14, 14, 11]
+    report = fusion.of_plan(build_plan(rtx, graph, BuildOptions(batch=(1, 8, 128))).data)
+    assert (report.record.attention, report.record.precision) == (LAYERS, precision)
+    assert {node.name for node in nodes} <= report.attentions
+    assert report.of_nodes(nodes).record.unfused == {}
+    if attention == "products":  # the sum is inside of the kernel
+        assert {f"blocks.{block}.attn/Add" for block in (1, 2, 3)} <= report.attentions
+
+
+def test_fp32_attention_with_a_bias_is_not_fused_and_every_layer_says_so(rtx, graphs):
+    graph = graphs("merging", "fp32", "products")
+    report = fusion.of_plan(build_plan(rtx, graph, BuildOptions()).data).of_nodes(attention_nodes(onnx.load(graph)))
+    assert report.record.attention == 0
+    assert report.record.unfused == {
+        "blocks.0.attn": "no fused kernel was taken",
+        "blocks.1.attn": "with a bias over 14 keys",
+        "blocks.2.attn": "with a bias over 14 keys",
+        "blocks.3.attn": "with a bias over 11 keys",
+    }
 
 
 def test_the_slices_of_order_once_are_no_kernels_of_their_own(rtx, graphs):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.calibration.batches import ImageBatches
 from lifedeploy.calibration.quantize import Recipe, Source, prepare, write
 from lifedeploy.data.unlabelled import read_unlabelled
+from lifedeploy.engines.attention_nodes import attention_nodes
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
@@ -19,6 +21,7 @@ from lifedeploy.model.weights import ModelRequest, load
 from lifedeploy.spec import GraphForm
 from tests.calibration.conftest import make_loose
 from tests.conftest import make_tiny
+from tests.model.other_methods import with_merging
 
 
 def graph(folder, model, spec):
@@ -62,6 +65,26 @@ def test_8_bits_are_computed_in_8_bits_and_attention_is_one_kernel(rtx, quantize
     report.require_eight_bits("it", names, precision)
     assert len(names) == (24 if precision == "fp8" else 16)
     assert report.record.eight_bits == {precision: 28 if precision == "fp8" else 16}  # with softmax, in FP8
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory):
+    """The same model under ToMe: of four layers the last three have a bias on their keys, over 137, 129 and 121."""
+    model, spec = make_tiny(img_size=96, embed_dim=64)
+    return graph(tmp_path_factory.mktemp("merging"), *with_merging(model, spec, 8, (1, 2, 3)))
+
+
+@pytest.mark.parametrize(("precision", "remainder"), [("int8", "fp16"), ("int8", "bf16"), ("fp8", "fp16")])
+def test_a_bias_on_keys_changes_nothing_of_that(rtx, merging, precision, remainder):
+    path, names = merging(precision, remainder)
+    report = fusion.of_plan(build_plan(rtx, path, BuildOptions(target=("sm89",), batch=(1, 2, 4))).data)
+    assert (report.record.precision, report.floating) == (precision, remainder)
+    assert report.record.attention == 4
+    report.require_eight_bits("it", names, precision)
+    assert len(names) == (24 if precision == "fp8" else 16)  # none of the method's own products
+    nodes = attention_nodes(onnx.load(path))
+    assert [node.bias for node in nodes] == [None, 137, 129, 121]
+    assert {node.name for node in nodes} <= report.attentions
 
 
 def test_a_product_that_is_not_in_8_bits_is_found_out(rtx, quantized):

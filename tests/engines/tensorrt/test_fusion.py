@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from lifedeploy.engines.attention_nodes import AttentionNode
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.errors import EngineError
 
@@ -56,6 +57,29 @@ def test_what_is_required():
     found.require("model", attentions=4, sorts=1, allow_unfused=True)
     with pytest.raises(EngineError, match="1 TopK kernels, expected 3"):  # sorting more or less is never allowed
         found.require("model", attentions=2, sorts=3, allow_unfused=True)
+
+
+def test_layers_that_are_not_fused_are_named_with_what_is_special_about_them():
+    nodes = [
+        AttentionNode(name=f"blocks.{block}.attn/Softmax", operator="Softmax", bias=bias)
+        for block, bias in enumerate([None, 14, 0])
+    ]
+    kernel = {"Name": "a", "TacticName": "_gemm_mha_v2", "Metadata": "[ONNX Layer: blocks.0.attn/Softmax]"}
+    others = [{"Name": "b", "TacticName": "softmax", "Metadata": "[ONNX Layer: blocks.1.attn/Softmax]"}]
+    report = fusion.of_inspector(json.dumps({"Layers": [kernel, *others]})).of_nodes(nodes)
+    assert report.attentions == {"blocks.0.attn/Softmax"}
+    assert report.record.unfused == {"blocks.1.attn": "with a bias over 14 keys", "blocks.2.attn": "with a bias"}
+    assert report.record.note == "not fused with a bias on keys: blocks.1.attn, blocks.2.attn"
+    with pytest.raises(
+        EngineError,
+        match=r"attention is fused in 1 of 3 layers of model: not in blocks\.1\.attn \(with a bias over 14 keys\), blo",
+    ):
+        report.require("model", attentions=3, sorts=0, allow_unfused=False)
+    # Where kernels do not say what they are of, nothing is said of layers.
+    silent = fusion.of_inspector(json.dumps({"Layers": [{"Name": "a", "TacticName": "_gemm_mha_v2"}]})).of_nodes(nodes)
+    assert (silent.record.unfused, silent.record.note) == ({}, "")
+    plain = fusion.of_inspector(json.dumps({"Layers": others})).of_nodes(nodes[:1])
+    assert (plain.record.unfused, plain.record.note) == ({"blocks.0.attn": "no fused kernel was taken"}, "")
 
 
 def test_the_inspector_says_the_same():
