@@ -14,7 +14,7 @@ from torch import Tensor
 from lifedeploy import methods
 from lifedeploy.errors import ScheduleError, UnsupportedModelError
 from lifedeploy.model.reducers import Plan, Tokens, build_reducer
-from lifedeploy.model.reducers.avit import EPSILON, act_weight
+from lifedeploy.model.reducers.avit import EPSILON, act_weights
 from lifedeploy.schedule import Schedule
 from tests.model.conftest import DEPTH, embed, images_for, slim, tiny_vit
 from tests.model.test_reducers import rows_of
@@ -110,26 +110,26 @@ def test_the_center_is_that_of_the_authors_models_unless_told(method, width, giv
     )
     reducer = build_reducer(row, plan)
     assert (reducer.scale, reducer.center) == (10.0, center)
-    x = torch.zeros(1, 2, width)
-    x[0, 1, 0], x[0, 1, 1:] = center / 10, 1000.0  # of the first channel alone
-    assert reducer.halting(1, x).tolist() == [[pytest.approx(math.exp(-center), abs=1e-12), 0.5]]
-    assert reducer.halting(12, x).tolist() == [[1.0, 1.0]]
+    halting = reducer.logit(torch.tensor([0.0, center / 10, center / 5])).sigmoid()
+    assert halting.tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-12)
 
 
 @settings(max_examples=200, deadline=None)
 @given(probabilities=st.lists(st.floats(0, 1), max_size=30))
 def test_weights_of_all_layers_add_up_to_one(probabilities):
     """Whatever the probabilities are; and each is h, but for the layer that halts the token and those behind it."""
-    before, weights = torch.zeros((), dtype=torch.float64), []
-    for h in (*probabilities, 1.0):
-        weights.append(float(act_weight(before, torch.tensor(h, dtype=torch.float64))))
+    halting = [*probabilities, 1.0]
+    weights = act_weights(torch.tensor([halting, halting], dtype=torch.float64))
+    assert torch.equal(*weights) and weights.shape == (2, len(halting))
+    before = 0.0
+    for h, weight in zip(halting, weights[0].tolist(), strict=True):
         if before + h < 1 - EPSILON:
-            assert weights[-1] == h
+            assert weight == h
         elif before >= 1 - EPSILON:
-            assert weights[-1] == 0
-        before = before + h
-    assert sum(weights) == pytest.approx(1, abs=1e-12)
-    assert min(weights) >= 0
+            assert weight == 0
+        before += h
+    assert float(weights[0].sum()) == pytest.approx(1, abs=1e-12)
+    assert float(weights.min()) >= 0
 
 
 @pytest.mark.parametrize("method", ["avit", "avit-ranked"])

@@ -92,18 +92,13 @@ def require_macs(model, method, options, images):
     """Make sure that what a row says of its work is what PyTorch counts.
 
     PyTorch counts products of matrices, and what is the same for every image. ``random`` scores each patch by a
-    direction of its own: N inner products that are no product of matrices. A-ViT weighs the prefix tokens of every
-    layer, which is none either. What IA-RED² makes of its policy token is the same for every image: three products of a
-    vector or a matrix with what is learned. Where there is a distillation token, Evo-ViT does not read it, nor runs its
-    head, which is part of what the backbone costs.
+    direction of its own: N inner products that are no product of matrices. What IA-RED² makes of its policy token is
+    the same for every image: three products of a vector or a matrix with what is learned. Where there is a distillation
+    token, Evo-ViT does not read it, nor runs its head, which is part of what the backbone costs.
     """
     cost, schedule = model.adapted.cost(tuple(images.shape[2:])), model.schedule
     work = methods.get(method).count_work(schedule, options, cost)
-    of_no_matrix = {
-        "random": cost.width * schedule.patches * schedule.prunes,
-        "avit": cost.width * cost.prefix * schedule.depth,
-        "avit-ranked": cost.width * cost.prefix * schedule.depth,
-    }.get(method, 0)
+    of_no_matrix = cost.width * schedule.patches if method == "random" and schedule.prunes else 0
     constant = (2 * cost.width + 1) * cost.width * len(schedule.leaving_layers) if method == "ia-red2" else 0
     assert of_no_matrix <= work.scoring
     unread = getattr(model.backbone, "head_dist", None) if method == "evo-vit" else None

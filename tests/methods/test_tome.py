@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lifedeploy import methods
 from lifedeploy.errors import UnsupportedModelError
 from lifedeploy.model.reducers import BlockAttention, Tokens
+from lifedeploy.model.reducers.tome import SEED, SIZE
 from lifedeploy.schedule import Schedule
 from tests.model.conftest import DEPTH, PRE_NORM, embed, images_for, slim, tiny_vit
 
@@ -53,7 +54,7 @@ class Walk:
             x = over_repeated(block, x, [1] * self.prefix + [len(patches) for patches in self.members.values()])
             if merged.get(layer):
                 x = self.merge(x, keys, merged[layer])
-                self.kept[layer] = list(self.members)
+                self.kept[layer] = [name if len(patches) == 1 else -1 for name, patches in self.members.items()]
             x = x + block.ls2(block.mlp(block.norm2(x)))
         self.logits, self.tokens = vit.forward_head(vit.norm(x[None]))[0], x
 
@@ -201,14 +202,16 @@ def test_no_patch_is_lost_and_no_sum_changes(counts, prefix, seed, alike):
         assert tokens.patches == schedule.after(layer)
     if not schedule.prunes:
         return
-    sizes = tokens.beside["size"]
+    sizes = tokens.beside[SIZE]
     assert sizes.sum(dim=1).tolist() == [prefix + counts[0]] * 2
     torch.testing.assert_close((sizes[..., None] * tokens.x).sum(dim=1), x.sum(dim=1), **CLOSE)
     torch.testing.assert_close(tokens.key_bias[:, 0, 0].exp(), sizes, **CLOSE)
     assert torch.equal(tokens.x[:, :prefix], x[:, :prefix]) and (sizes[:, :prefix] == 1).all()
     for image in range(2):
-        names, groups = tokens.positions[image].tolist(), tokens.groups[image]
+        names, groups = tokens.beside[SEED][image, prefix:].tolist(), tokens.groups[image]
         assert len(set(names)) == len(names)
+        alone = [name if size == 1 else -1 for name, size in zip(names, sizes[image, prefix:], strict=True)]
+        assert tokens.positions[image].tolist() == alone  # of a token of several, no patch is named
         for place, name in enumerate(names, start=prefix):
             members = (groups == name).nonzero().flatten()
             assert name in members.tolist()
