@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     """
     file = checkpoint.read(path)
     _require_method(file, request.method)
+    request = replace(request, options={**_trained_options(file, request.method), **request.options})
     state, file_spec, facts = file.state, file.spec, file.facts
     head = state.get("head.weight", state.get("backbone.head.weight"))
     held = file_spec.num_classes if file_spec else (head.shape[0] if head is not None and head.ndim else 0)
@@ -102,6 +103,21 @@ def _require_method(file: Checkpoint, method: str) -> None:
             f"{file.method} alone",
             hint=f"--method {' or '.join(authors.takers(file.method))}, or weights of a dense model",
         )
+
+
+def _trained_options(file: Checkpoint, name: str) -> dict[str, methods.Option]:
+    """The options of a method that its authors' file says it was trained with, as far as they are such options."""
+    method = methods.get(name)
+    if not file.authors or not method.takes(file.authors):
+        return {}
+    said: dict[str, methods.Option] = {}
+    for argument, option in methods.get(file.authors).published.options:
+        value = file.arguments.get(argument)
+        if option in method.usual_options and isinstance(value, (int, float)):
+            with suppress(UsageError):  # it is none: a line says with what it is used
+                method.settle({option: value})
+                said[option] = value
+    return said
 
 
 def _of_other_options(file: Checkpoint, spec: ModelSpec) -> str:

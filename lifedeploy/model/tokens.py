@@ -86,16 +86,20 @@ class Tokens:
         """All together: those that wait behind the others.
 
         Raises:
-            ValueError: none wait.
+            ValueError: none wait, or they and the others have different things beside them.
         """
         waiting = self.parked
         if waiting is None:
             raise ValueError("no tokens wait")
-        biases = [bias for bias in (self.key_bias, waiting.key_bias) if bias is not None]
+        if set(waiting.beside) != set(self.beside):
+            raise ValueError(
+                f"tokens come back with {sorted(waiting.beside)}, and the others have {sorted(self.beside)}"
+            )
+        biased = any(part.key_bias is not None for part in (self, waiting))
         return self.but(
             x=torch.cat((self.x, waiting.x), dim=1),
             positions=torch.cat((self.original, waiting.original), dim=1),
-            key_bias=torch.cat(biases, dim=3) if biases else None,
+            key_bias=torch.cat((_bias(self), _bias(waiting)), dim=3) if biased else None,
             beside={name: torch.cat((value, waiting.beside[name]), dim=1) for name, value in self.beside.items()},
             parked=None,
         )
@@ -136,6 +140,11 @@ class BlockAttention:
         if self.key_bias is not None:
             logits = logits + self.key_bias
         return logits.softmax(dim=-1).mean(dim=1).squeeze(1)
+
+
+def _bias(tokens: Tokens) -> Tensor:
+    """The bias of each key, 0 where there is none: (B, 1, 1, L)."""
+    return torch.zeros_like(tokens.x[:, None, None, :, 0]) if tokens.key_bias is None else tokens.key_bias
 
 
 def no_patches(x: Tensor, count: int) -> Tensor:

@@ -16,7 +16,7 @@ from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted
 
 _USUAL = "13"
-_NUMBERS = re.compile(r"(\d{1,5}(,\d{1,5}){0,999})?")
+_NUMBERS = re.compile("([0-9]{1,5}(,[0-9]{1,5}){0,999})?")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _tome_schedule(
             raise ScheduleError(
                 f"layer {layer} has {before} patch tokens, of which at most {before // 2} can be merged, and "
                 f"{before - after} are asked for",
-                hint="a smaller --r, or a larger --rho",
+                hint="a smaller --r" if keep_rate is None else "a larger --rho",
             )
     if keep_rate is None:
         return Schedule.from_counts(patches, depth, counts, drop_layers)
@@ -74,9 +74,15 @@ def _merged(options: TomeOptions, layers: int) -> list[int]:
     given = [int(number) for number in re.findall(r"\d+", options.r or _USUAL)]
     if len(given) > 1:
         if options.inflect:
-            raise ScheduleError("inflect says how r changes from layer to layer, and r has a number for each already")
+            raise ScheduleError(
+                "inflect says how r changes from layer to layer, and r has a number for each already",
+                hint="--inflect with a single number as --r, or no --inflect",
+            )
         if len(given) > layers:
-            raise ScheduleError(f"r has {len(given)} numbers ({options.r}), for {layers} layers that merge")
+            raise ScheduleError(
+                f"r has {len(given)} numbers, for {layers} layers that merge",
+                hint=f"a single number, or {layers} at most, the first layer's first",
+            )
         return given + [0] * (layers - len(given))
     least = int(given[0] * (1 - options.inflect))
     step = (2 * given[0] - 2 * least) / max(layers - 1, 1)

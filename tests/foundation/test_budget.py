@@ -12,6 +12,14 @@ from lifedeploy.model import backbones
 
 DEIT_S = backbones.sized("deit_s")
 SLIMMED = methods.names(methods.SLIMMED)
+FREE = [name for name in SLIMMED if methods.get(name).takes_keep_rate]  # the others have one budget
+PRUNING = [name for name in SLIMMED if name != "avit"]
+
+
+def at(name: str, keep_rate: float) -> int:
+    """The work of a method at a keep rate, whatever its own budget is."""
+    method = methods.get(name)
+    return DEIT_S.macs(method, DEIT_S.schedule(method, keep_rate, {}), {})
 
 
 def test_a_backbone_is_sized_without_weights():
@@ -23,27 +31,37 @@ def test_a_backbone_is_sized_without_weights():
 
 @pytest.mark.parametrize(
     ("method", "gmacs"),
-    [("dense", 4.60), ("life", 3.13), ("evit", 3.03), ("topk", 2.98), ("dynamicvit", 2.98), ("random", 3.13)],
+    [
+        *(("dense", 4.60), ("life", 3.13), ("evit", 3.03), ("topk", 2.98), ("dynamicvit", 2.98), ("random", 3.13)),
+        *(("evo-vit", 3.03), ("tome", 2.71), ("avit", 4.60), ("avit-ranked", 3.13), ("ia-red2", 3.13)),
+    ],
 )
 def test_keep_07_is_other_work_for_every_method(method, gmacs):
     found = at_keep_rate(methods.get(method), 0.7, DEIT_S)
     assert found.method == method
-    assert found.keep_rate == 0.7
+    assert found.keep_rate == (None if method in ("evo-vit", "tome", "avit") else 0.7)
     assert round(found.macs / 1e9, 2) == gmacs
 
 
-@pytest.mark.parametrize("name", SLIMMED)
-@pytest.mark.parametrize("like", SLIMMED)
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("like", PRUNING)
 def test_a_keep_rate_is_found_for_the_work_of_another_method(name, like):
     macs = at_keep_rate(methods.get(like), 0.7, DEIT_S).macs
     found = at_macs(methods.get(name), macs, DEIT_S)
-    assert found == at_keep_rate(methods.get(name), found.keep_rate, DEIT_S)
+    assert (found.method, found.macs) == (name, at(name, found.keep_rate))
     assert abs(found.macs / macs - 1) < 0.002
-    if name == like:
+    if name == like and not methods.get(name).own_budget:
         assert found.keep_rate == 0.7  # the roundest
     for step in (-1e-4, 1e-4):  # nothing beside it comes nearer
-        beside = at_keep_rate(methods.get(name), found.keep_rate + step, DEIT_S)
-        assert abs(beside.macs - macs) >= abs(found.macs - macs)
+        assert abs(at(name, found.keep_rate + step) - macs) >= abs(found.macs - macs)
+
+
+@pytest.mark.parametrize("name", sorted(set(SLIMMED) - set(FREE)))
+@pytest.mark.parametrize("macs", [1e9, 3e9, 1e12])
+def test_a_method_that_takes_no_keep_rate_has_its_own_work_alone(name, macs):
+    method = methods.get(name)
+    assert at_macs(method, macs, DEIT_S) == at_keep_rate(method, 0.3, DEIT_S)
+    assert at_macs(method, macs, DEIT_S).keep_rate is None
 
 
 def test_what_is_out_of_reach_is_the_nearest():
@@ -61,6 +79,7 @@ def test_a_method_with_a_budget_of_its_own_keeps_it():
         title="its own",
         reducer="a:B",
         takes_keep_rate=False,
+        own_budget="half of the patches",
         schedule=lambda patches, depth, rate, layers, options: methods.Schedule.from_counts(
             patches, depth, [98] * len(layers), layers
         ),
@@ -72,7 +91,7 @@ def test_a_method_with_a_budget_of_its_own_keeps_it():
 
 
 def test_where_no_token_is_left_at_any_rate_that_is_said():
-    cost = Cost(embed=1, projections=(1,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4)
+    cost = Cost(embed=1, projections=(1,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4, heads=2)
     none = Sized(patches=0, depth=12, cost=cost)
     with pytest.raises(UsageError, match="life leaves no token of 0 at any keep rate"):
         at_macs(methods.get("life"), 1.0, none)

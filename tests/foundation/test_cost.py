@@ -84,7 +84,7 @@ def test_macs_of_every_layer_match_a_hand_count(deit_s, rate):
 
 
 def test_attention_and_mlp_of_a_layer_are_counted_by_their_own_tokens():
-    cost = Cost(embed=7, projections=(10, 20), pairs=(1, 2), mlp=(100, 200), head=5, prefix=2, width=4)
+    cost = Cost(embed=7, projections=(10, 20), pairs=(1, 2), mlp=(100, 200), head=5, prefix=2, width=4, heads=2)
     mixed = Work(attention=(3, 1), mlp=(1, 0), scoring=9)
     assert cost.per_layer(mixed) == (10 * 5 + 1 * 25 + 100 * 3, 20 * 3 + 2 * 9 + 200 * 2)
     assert cost.total(mixed) == 7 + 375 + 478 + 9 + 5

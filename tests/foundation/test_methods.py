@@ -49,7 +49,7 @@ def refusal(call: Callable[[], object], error: type[UsageError] = UsageError) ->
 
 
 def test_the_built_in_methods_and_their_roles():
-    slimmed = ("life", "evit", "topk", "dynamicvit", "random")
+    slimmed = ("life", "evit", "topk", "dynamicvit", "evo-vit", "tome", "avit", "avit-ranked", "ia-red2", "random")
     assert methods.names() == (*slimmed, "dense", "first-k")
     assert methods.ROLES == (SLIMMED, BASELINE, BOUND)
     assert [methods.names(role) for role in methods.ROLES] == [slimmed, ("dense",), ("first-k",)]
@@ -74,6 +74,11 @@ def test_what_the_rows_of_the_built_in_methods_say():
         "evit": ("every drop", True, False, False, ["backbone"]),
         "topk": ("every drop", True, False, False, ["backbone"]),
         "dynamicvit": ("every drop", False, False, False, []),
+        "evo-vit": ("every drop", False, False, False, []),
+        "tome": ("every drop", True, False, False, ["backbone"]),
+        "avit": ("none", False, True, False, []),
+        "avit-ranked": ("every drop", False, False, False, []),
+        "ia-red2": ("every drop", False, False, False, []),
         "random": ("once", False, False, True, ["backbone"]),
         "dense": ("none", False, False, False, ["dense"]),
         "first-k": ("none", False, False, False, []),
@@ -83,9 +88,23 @@ def test_what_the_rows_of_the_built_in_methods_say():
     assert {row.name: row.plain_options({}) for row in BUILT_IN if row.options is not NoOptions} == {
         "life": {"temperature": 1.5},
         "evit": {"fuse": True},
+        "tome": {"r": "", "inflect": 0.0},
+        "avit": {"scale": 10.0, "center": 0.0},
+        "avit-ranked": {"scale": 10.0, "center": 0.0},
         "random": {"draw": 0},
         "first-k": {"inside": False},
     }
+    assert {row.name: row.fate for row in BUILT_IN if row.fate != "dropped"} == {
+        "evo-vit": "parked",
+        "tome": "merged",
+        "avit": "halted",
+    }
+    assert {row.name: (row.takes_keep_rate, row.takes_counts) for row in BUILT_IN if row.own_budget} == {
+        "evo-vit": (False, False),
+        "tome": (True, False),
+        "avit": (False, False),
+    }
+    assert [row.name for row in BUILT_IN if row.has_parameters] == ["life", "dynamicvit", "ia-red2"]
 
 
 def test_a_method_that_is_not_known_here_is_one_that_slims():
@@ -248,8 +267,43 @@ def test_options_and_keep_rates_that_cannot_be_make_no_schedule():
 
 def test_counts_of_a_method_that_takes_none_are_refused():
     error = refusal(lambda: OTHER.make_schedule(196, 12, counts=(9, 5, 3)), ScheduleError)
-    assert error.message == "other has a budget of its own and takes no token counts"
+    assert error.message == "other takes no token counts: a keep rate"
     assert error.hint == "--rho"
+    half = replace(OTHER, own_budget="half of the patches")
+    error = refusal(lambda: half.make_schedule(196, 12, counts=(9, 5, 3)), ScheduleError)
+    assert (error.message, error.hint) == ("other takes no token counts: half of the patches", "--rho")
+    error = refusal(lambda: replace(half, takes_keep_rate=False).make_schedule(196, 12, counts=(9,)), ScheduleError)
+    assert error.hint is None
+
+
+def test_a_keep_rate_of_a_method_that_takes_none_is_refused():
+    half = replace(OTHER, own_budget="half of the patches", takes_keep_rate=False)
+    error = refusal(lambda: half.make_schedule(196, 12, keep_rate=0.7), ScheduleError)
+    assert (error.message, error.hint) == ("other takes no keep rate: half of the patches", "leave it out")
+    with pytest.raises(UsageError, match="it takes no keep rate, and has no budget of its own"):
+        replace(OTHER, takes_keep_rate=False)
+
+
+def test_behind_the_last_layer_nothing_is_dropped_but_inside_it():
+    error = refusal(lambda: LIFE.make_schedule(196, 12, keep_rate=0.7, drop_layers=(4, 12)), ScheduleError)
+    assert error.message == (
+        "drop layer 12 is out of range: life drops behind a layer, and behind the last of 12 there is none; 1 to 11 "
+        "are allowed"
+    )
+    inside = methods.get("topk").make_schedule(196, 12, keep_rate=0.7, drop_layers=(4, 12))
+    assert (inside.tokens, inside.last, inside.counts) == ((196,) * 4 + (137,) * 8, 96, (137, 96))
+
+
+def test_a_fate_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="method 'other' cannot be: its fate 'burnt' is unknown"):
+        replace(OTHER, fate="burnt")
+
+
+def test_drop_layers_may_be_made_of_the_number_of_layers():
+    every = replace(OTHER, drop_layers=lambda depth: range(1, depth))
+    assert every.default_drop_layers(6) == (1, 2, 3, 4, 5)
+    broken = replace(OTHER, drop_layers=lambda depth: 1 / 0, package="lifedeploy-other 1.2")
+    assert "its drop_layers fails with ZeroDivisionError" in refusal(lambda: broken.default_drop_layers(6)).message
 
 
 # --- what it applies to -----------------------------------------------------------------------------------------
@@ -454,7 +508,7 @@ def test_an_entry_of_no_package_goes_by_its_place(plug):
 
 
 def test_work_of_a_method_is_made_of_its_options():
-    cost = Cost(embed=1, projections=(1,) * 4, pairs=(1,) * 4, mlp=(1,) * 4, head=1, prefix=1, width=10)
+    cost = Cost(embed=1, projections=(1,) * 4, pairs=(1,) * 4, mlp=(1,) * 4, head=1, prefix=1, width=10, heads=2)
     schedule = Schedule.from_counts(16, 4, (11,), (2,))
     assert OTHER.work(schedule, OTHER.settle({"merged": 3}), cost) == Work.of(schedule, 30)
     assert LIFE.work(schedule, LIFE.settle({}), cost) == Work.of(schedule, 10 * 10 + 10 * 16)
@@ -470,7 +524,7 @@ def test_a_broken_method_says_whose_it_is():
     assert isinstance(row, Method)
 
 
-COST = Cost(embed=1, projections=(1,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4)
+COST = Cost(embed=1, projections=(1,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4, heads=2)
 
 # --- what a row of another package may get wrong ----------------------------------------------------------------
 

@@ -123,7 +123,6 @@ REFUSED_RATES = [
     (0.001, (4,), "keep rate 0.001 leaves 0 of 196 patch tokens after layer 4", "at least 1"),
     (0.7, (0,), "drop layer 0 ", "1 to 11"),
     (0.7, (-1, 4), "drop layer -1 ", "1 to 11"),
-    (0.7, (4, 12), "drop layer 12 ", "1 to 11"),
     (0.7, (4, 13), "drop layer 13 ", "1 to 11"),
     (0.7, (7, 4, 10), "drop layers 7, 4, 10 ", "greater than the one before"),
     (0.7, (4, 4, 10), "drop layers 4, 4, 10 ", "greater than the one before"),
@@ -155,7 +154,6 @@ REFUSED_COUNTS = [
     ((137, 96), None, "2 token counts (137, 96) for 3 drop layers (4, 7, 10)", "one count per drop layer"),
     ((137, 96, 67, 50), None, "4 token counts (137, 96, 67, 50) for 3 drop layers", "one count per drop layer"),
     ((), None, "0 token counts", "one count per drop layer"),
-    ((137,), (12,), "drop layer 12 ", "1 to 11"),
     ((137,), (0,), "drop layer 0 ", "1 to 11"),
     ((137, 96), (7, 4), "drop layers 7, 4 ", "greater than the one before"),
     ((137, 96), (7, 7), "drop layers 7, 7 ", "greater than the one before"),
@@ -189,3 +187,33 @@ def test_a_schedule_written_out_by_hand_is_checked_too(tokens, layers, found, al
 def test_a_schedule_without_drop_layers_has_no_base_layer():
     with pytest.raises(ScheduleError, match=re.escape("no layer to predict lives after")):
         _ = Schedule.dense(N, T).base_layer
+
+
+# --- inside the last layer --------------------------------------------------------------------------------------
+
+
+def test_tokens_may_leave_inside_the_last_layer():
+    schedule = Schedule.from_counts(196, 4, (100, 50, 49), (2, 3, 4))
+    assert (schedule.tokens, schedule.last) == ((196, 196, 100, 50), 49)
+    assert [schedule.after(layer) for layer in (1, 2, 3, 4)] == [196, 100, 50, 49]
+    assert (schedule.counts, schedule.leaving_layers) == ((100, 50, 49), (2, 3, 4))
+    assert Schedule.from_counts(196, 4, (100, 100), (2, 4)).leaving_layers == (2,)
+    assert Schedule.from_counts(16, 2, (9,), (2,)).prunes
+    assert not Schedule.from_counts(16, 2, (16,), (2,)).prunes
+    # Where none do, it says nothing of them.
+    assert Schedule.from_counts(196, 4, (100,), (2,)).last is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (((16, 9), (1, 2), None, 10), "token counts grow from 9 to 10 after layer 2"),
+        (((16, 9), (1,), None, 5), "token counts change after layer 2, which is not a drop layer"),
+        (((16, 9), (1, 2), None, 0), "layer 2 would have 0 patch tokens; at least 1 is needed"),
+        (((16, 9), (1, 3), None, 5), "drop layer 3 is out of range: this backbone has 2 layers, so 1 to 2 are allowed"),
+        (((16, 9), (1, 2)), "drop layer 2 is out of range: this backbone has 2 layers, so 1 to 1 are allowed"),
+    ],
+)
+def test_what_cannot_leave_the_last_layer_is_refused(words, said):
+    with pytest.raises(ScheduleError, match=re.escape(said)):
+        Schedule(*words)

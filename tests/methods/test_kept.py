@@ -16,7 +16,7 @@ from lifedeploy.errors import ScheduleError, UsageError
 from lifedeploy.method import Method
 from lifedeploy.model.vit import SlimOutput
 from lifedeploy.schedule import Schedule
-from tests.methods.cases import CASES, UNFUSED
+from tests.methods.cases import CASES, DROPPING, UNFUSED
 from tests.model.conftest import DEPTH, embed, images_for, slim, tiny_vit
 from tests.model.test_reducers import cls_row_by_hand
 
@@ -96,7 +96,7 @@ def require_sound(output: SlimOutput, schedule: Schedule, *, fuses: bool) -> Non
             before[image] = set(patches)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DROPPING)
 @SOME
 @given(prefix=prefixes, schedule=schedules())
 @torch.no_grad()
@@ -122,7 +122,7 @@ def made(row: Method, rate: float, layers: list[int], options: dict[str, methods
         return None
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DROPPING)
 @SOME
 @given(prefix=prefixes, rate=st.floats(0.01, 1.0), layers=drops)
 @torch.no_grad()
@@ -145,7 +145,7 @@ def test_any_keep_rate_gives_counts_that_its_method_can_keep(case, prefix, rate,
 
 
 @pytest.mark.parametrize("family", FAMILY.values())
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DROPPING)
 @torch.no_grad()
 def test_keep_rate_1_is_the_backbone_itself(case, family):
     vit, (method, options) = tiny_vit(family), CASES[case]
@@ -192,7 +192,14 @@ def test_evit_refuses_a_fused_token_alone_under_another_schedule_too():
 @torch.no_grad()
 def test_a_drop_layer_after_which_nothing_leaves_scores_nothing():
     vit, schedule = tiny_vit(), Schedule.from_counts(16, DEPTH, (16, 9, 9, 5), (1, 2, 3, 5))
-    for case, sorts in (("evit", 2), ("evit-no-fuse", 2), ("topk", 2), ("dynamicvit", 2), ("random", 1)):
+    for case, sorts in (
+        ("evit", 2),
+        ("evit-no-fuse", 2),
+        ("topk", 2),
+        ("dynamicvit", 2),
+        ("random", 1),
+        ("ia-red2", 2),
+    ):
         method, options = CASES[case]
         model = slim(vit, method, schedule, **options)
         output = model(images_for(vit))

@@ -454,7 +454,9 @@ def test_a_reducer_starts_from_the_same_parameters_wherever_it_is_made():
     for seed in (1, 2):
         torch.manual_seed(seed)
         drawn.append(
-            build_reducer(method, Plan(schedule=Schedule.from_keep_rate(100, 6, 0.7), width=64, prefix=1)).weight
+            build_reducer(
+                method, Plan(schedule=Schedule.from_keep_rate(100, 6, 0.7), width=64, heads=2, prefix=1)
+            ).weight
         )
         after = torch.rand(1)
         torch.manual_seed(seed)

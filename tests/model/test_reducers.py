@@ -212,7 +212,10 @@ def test_take_ordered_keeps_the_prefix_then_the_best_in_order(prefix):
 def life(ordering: str = "order-once") -> Any:
     row = methods.get("life")
     return build_reducer(
-        row, Plan(schedule=SCHEDULE, width=24, prefix=1, ordering=ordering, options=row.settle({"temperature": 2.5}))
+        row,
+        Plan(
+            schedule=SCHEDULE, width=24, heads=3, prefix=1, ordering=ordering, options=row.settle({"temperature": 2.5})
+        ),
     )
 
 
@@ -270,7 +273,11 @@ def test_a_life_far_past_or_far_ahead_gives_a_finite_mask():
 def test_every_method_of_the_table_can_be_built_in_every_form_of_it(name):
     row = methods.get(name)
     kinds = {
-        type(build_reducer(row, Plan(schedule=SCHEDULE, width=24, prefix=1, ordering=ordering, options=row.settle({}))))
+        type(
+            build_reducer(
+                row, Plan(schedule=SCHEDULE, width=24, heads=3, prefix=1, ordering=ordering, options=row.settle({}))
+            )
+        )
         for ordering in row.orderings
     }
     assert [f"{kind.__module__}:{kind.__name__}" for kind in kinds] == [row.reducer]
@@ -279,10 +286,14 @@ def test_every_method_of_the_table_can_be_built_in_every_form_of_it(name):
 def test_a_form_that_a_method_cannot_have_is_refused():
     row = methods.get("life")
     with pytest.raises(UsageError, match=re.escape("graph form 'twice' is unknown; there are: order-once, per-stage")):
-        build_reducer(row, Plan(schedule=SCHEDULE, width=24, prefix=1, ordering="twice", options=row.settle({})))
+        build_reducer(
+            row, Plan(schedule=SCHEDULE, width=24, heads=3, prefix=1, ordering="twice", options=row.settle({}))
+        )
     row = replace(row, selection="every drop", derives=False)
     with pytest.raises(UsageError) as refusal:
-        build_reducer(row, Plan(schedule=SCHEDULE, width=24, prefix=1, ordering="order-once", options=row.settle({})))
+        build_reducer(
+            row, Plan(schedule=SCHEDULE, width=24, heads=3, prefix=1, ordering="order-once", options=row.settle({}))
+        )
     assert refusal.value.message == (
         "life chooses anew at every drop, so its graph cannot be order-once; expected per-stage"
     )
@@ -303,7 +314,7 @@ def test_a_form_that_a_method_cannot_have_is_refused():
 def test_a_reducer_that_cannot_be_had_is_said_with_whose_it_is(place, said):
     row = replace(methods.get("dense"), reducer=place, package="other 1.2")
     with pytest.raises(UsageError) as refusal:
-        build_reducer(row, Plan(schedule=SCHEDULE, width=24, prefix=1))
+        build_reducer(row, Plan(schedule=SCHEDULE, width=24, heads=3, prefix=1))
     assert refusal.value.message.startswith(f"method dense of other 1.2 cannot be used: {said}")
     assert "\n" not in refusal.value.message
 
