@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import UsageError
-from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Method, NoOptions, Option, TrainingStage, option
+from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Method, TrainingStage
+from lifedeploy.options import NoOptions, Option, option
 from lifedeploy.published import Published, Renamed
 from lifedeploy.reading import reason
 from lifedeploy.rows.avit import AVIT, AVIT_RANKED
