@@ -276,7 +276,10 @@ def _read(core: Any, path: Path, names: Sequence[str]) -> Any:
         if not missing:
             return model
         if path.suffix != ".onnx":
-            raise EngineError(f"{path} has no tensor {missing[0]}")
+            raise EngineError(
+                f"{path} has no tensor {missing[0]}: OpenVINO keeps what outputs need",
+                hint="the ONNX model that it was built of has it",
+            )
         # Of an ONNX graph it converts what outputs need, and nothing else.
         return core.read_model(graphs.with_outputs(path, require_sound(path), missing, EngineError))
     except RuntimeError as error:

@@ -22,7 +22,7 @@ from lifedeploy.progress import Say, silent
 from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, ModelSpec
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import Target, named
-from lifedeploy.text import shortened
+from lifedeploy.text import chained, shortened
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.viz.style import check_format
@@ -247,8 +247,7 @@ def _guess(logits: NDArray[Any], spec: ModelSpec) -> str:
 def _caption(target: Target, spec: ModelSpec) -> str:
     trained = {"trained": "trained predictor", "identity": "untrained predictor"}.get(spec.provenance.predictor, "")
     weights = "random weights" if spec.provenance.weights == RANDOM_WEIGHTS else trained
-    counts = ", ".join(map(str, spec.schedule.counts))
-    tokens = f"{spec.schedule.patches} → {counts}" if counts else f"{spec.schedule.patches} patches"
+    tokens = chained(spec.stages) if spec.schedule.counts else f"{spec.schedule.patches} patches"
     what = f"{methods.title_of(target.method)} of {spec.backbone}, {target.engine.name} {target.precision}"
     return " · ".join(filter(None, (what, spec.own_budget, tokens, weights)))
 
