@@ -6,17 +6,25 @@ place and imported when a model is made.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-from zlib import crc32
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import LifedeployError, ScheduleError, UnsupportedModelError, UsageError
+from lifedeploy.options import (
+    NoOptions,
+    Option,
+    has_defaults,
+    is_frozen,
+    label,
+    misnamed,
+    option_fields,
+    settle,
+)
 from lifedeploy.published import Published
 from lifedeploy.reading import reason
 from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate
@@ -28,25 +36,9 @@ SLIMMED: Role = "slimmed"
 BASELINE: Role = "baseline"
 BOUND: Role = "bound"
 ROLES = (SLIMMED, BASELINE, BOUND)
-Option = bool | int | float | str  # what an option of a method may be
-_OPTION = re.compile(r"(?!debug$|help$|version$)[a-z][a-z0-9]*(_[a-z0-9]+)*")  # those are lifedeploy's everywhere
 _OURS = "lifedeploy"
 Counting = Callable[[int, int, float | None, Sequence[int], Any], Schedule]
 Fate = Literal["dropped", "merged", "parked", "halted"]
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """The options of a method that has none."""
-
-
-def option(default: Option, help: str, *, training: bool = False) -> Any:
-    """A field of a method's options: ``merged: Annotated[int, Meta(ge=1, le=64)] = option(8, "Tokens a layer.")``.
-
-    On the command line it is ``--merged N``; its type, annotated with msgspec's ``Meta``, is its range. ``training``:
-    it decides nothing but how the method trains, so that only ``train`` takes it.
-    """
-    return field(default=default, metadata={"help": help, "training": training})
 
 
 def _by_keep_rate(
@@ -110,8 +102,8 @@ class Method:
             (f"its name {quoted(self.name)} is no lower-case word", not _is_name(self.name)),
             (f"its role {quoted(self.role)} is unknown", self.role not in ROLES),
             (f"its reducer {quoted(self.reducer)} is no MODULE:CLASS", self.reducer.count(":") != 1),
-            ("its options are no frozen dataclass", not _is_frozen(self.options)),
-            ("an option of it has no default", _is_frozen(self.options) and not _has_defaults(self.options)),
+            ("its options are no frozen dataclass", not is_frozen(self.options)),
+            ("an option of it has no default", is_frozen(self.options) and not has_defaults(self.options)),
             (f"it has {len(self.stages)} stages of training; expected 0 to 2", len(self.stages) > 2),
             ("a slimmed model's files are called model", self.role == SLIMMED and self.stem != "model"),
             (
@@ -134,13 +126,13 @@ class Method:
         self._require_options()
 
     def _require_options(self) -> None:
-        names = [item.name for item in fields(self.options)]
-        odd = [name for name in names if not _OPTION.fullmatch(name) or name.removeprefix("no_") in {*names} - {name}]
+        odd = misnamed(self.options)
         if odd:
-            raise UsageError(f"method {quoted(self.name)} cannot be: an option cannot be called {quoted(odd[0])}")
-        odd = [name for _, name in self.published.options if name not in names]
+            raise UsageError(f"method {quoted(self.name)} cannot be: an option cannot be called {quoted(odd)}")
+        known = [item.name for item in fields(self.options)]
+        odd = next((name for _, name in self.published.options if name not in known), "")
         if odd:
-            raise UsageError(f"method {quoted(self.name)} cannot be: published files name an option {quoted(odd[0])}")
+            raise UsageError(f"method {quoted(self.name)} cannot be: published files name an option {quoted(odd)}")
         with self.blamed("its options"):
             get_type_hints(self.options, include_extras=True)
         try:
@@ -297,21 +289,7 @@ class Method:
         Raises:
             UsageError: one is unknown, of another type or out of range.
         """
-        known = [item.name for item in fields(self.options)]
-        for name in given:
-            if name not in known:
-                there = f"there are: {', '.join(known)}" if known else "it has none"
-                raise UsageError(f"{quoted(name)} is no option of {self.name}; {there}")
-        try:
-            return msgspec.convert(dict(given), self.options)
-        except msgspec.ValidationError as error:
-            said, _, place = str(error).replace("`", "").rpartition(" - at $.")
-            subject = f"{place} is {quoted(given.get(place))}: " if said else ""
-            said = said or place
-            kind = get_type_hints(self.options).get(place)
-            if get_origin(kind) is Literal:  # msgspec does not tell what there is
-                said = f"expected one of {', '.join(map(str, get_args(kind)))}"
-            raise UsageError(f"{subject}{said[0].lower()}{said[1:]}") from error
+        return settle(self.options, given, self.name)
 
     def plain_options(self, given: Mapping[str, Any]) -> dict[str, Option]:
         """All its options as plain data, those ``given`` and the others at their defaults."""
@@ -324,29 +302,15 @@ class Method:
 
     def option_fields(self, *, training: bool) -> dict[str, tuple[Any, Any]]:
         """Name → field and type of its options; of those that decide nothing but training only if ``training``."""
-        kinds = get_type_hints(self.options, include_extras=True)
-        chosen = [item for item in fields(self.options) if training or not item.metadata.get("training")]
-        return {item.name: (item, kinds[item.name]) for item in chosen}
+        return option_fields(self.options, training=training)
 
     def label(self, options: Mapping[str, Any]) -> str:
         """What its options add to the name of an export: those that are not at their defaults."""
-        words = []
-        for name, (item, _) in self.option_fields(training=False).items():
-            value = options.get(name, item.default)
-            if value != item.default:
-                plain = name.replace("_", "-")
-                words.append(("" if value else "no-") + plain if isinstance(value, bool) else plain + _word(value))
-        return "-".join(words)
+        return label(self.option_fields(training=False), options)
 
     def broken(self, why: str) -> UsageError:
         """The error that says that it cannot be used, and why."""
         return UsageError(f"method {self.name} of {self.package} cannot be used: {why}")
-
-
-def _word(value: Option) -> str:
-    """A value as part of a folder's name: as it is, if it is short and plain, else a digest of it."""
-    text = str(value)
-    return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,31}", text) else f"-{crc32(text.encode()):08x}"
 
 
 def _is_stage(stage: Any) -> bool:
@@ -359,12 +323,3 @@ def _is_name(text: str) -> bool:
     except msgspec.ValidationError:
         return False
     return True
-
-
-def _is_frozen(options: Any) -> bool:
-    parameters = getattr(options, "__dataclass_params__", None)
-    return is_dataclass(options) and bool(getattr(parameters, "frozen", False))
-
-
-def _has_defaults(options: Any) -> bool:
-    return all(item.default is not MISSING for item in fields(options))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import UsageError
-from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Method, NoOptions, Option, TrainingStage, option
+from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Fate, Method, TrainingStage
+from lifedeploy.options import NoOptions, Option, option
 from lifedeploy.published import Published, Renamed
 from lifedeploy.reading import reason
 from lifedeploy.rows.avit import AVIT, AVIT_RANKED
@@ -50,7 +51,9 @@ __all__ = [
     "baseline",
     "bound",
     "built_in",
+    "fate_of",
     "get",
+    "known",
     "names",
     "option",
     "plugins",
@@ -131,12 +134,24 @@ def get(name: str, *roles: str) -> Method:
     return method
 
 
+def known(name: str) -> Method | None:
+    """A method that a file names, of another package too; None where it is not there, or cannot be used."""
+    try:
+        return get(name)
+    except UsageError:
+        return None
+
+
 def title_of(name: str) -> str:
     """The title of a method that a file names; its name, where it is not known here."""
-    try:
-        return get(name).title
-    except UsageError:
-        return name
+    method = known(name)
+    return name if method is None else method.title
+
+
+def fate_of(name: str) -> Fate:
+    """What becomes of tokens under a method that a file names; where it is not known here, they are dropped."""
+    method = known(name)
+    return "dropped" if method is None else method.fate
 
 
 @cache

@@ -162,6 +162,11 @@ class Schedule:
             raise ScheduleError("a schedule without drop layers has no layer to predict lives after")
         return self.drop_layers[0]
 
+    @property
+    def shortest_life(self) -> int:
+        """The least number of layers that a patch lives: t_base, and 1 where only patches themselves can say so."""
+        return self.drop_layers[0] if self.drop_layers else 1
+
     def after(self, layer: int) -> int:
         """Patch tokens that leave layer ``layer``, and go on to the next one where there is one."""
         if layer < self.depth:

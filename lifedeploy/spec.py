@@ -143,6 +143,18 @@ class ModelSpec:
         """Patch tokens from drop to drop: 196, 137, 96, 67; of a baseline all of them."""
         return (self.schedule.patches, *(self.schedule.counts if self.drops else ()))
 
+    @property
+    def own_budget(self) -> str:
+        """What its method does of its own accord, in words; '' where its schedule is another one."""
+        method = methods.known(self.method)
+        if method is None or not method.own_budget or self.schedule.keep_rate is not None:
+            return ""
+        try:
+            usual = method.make_schedule(self.schedule.patches, self.schedule.depth)
+        except UsageError:  # as of too few patches: so other numbers were asked for
+            return ""
+        return method.own_budget if usual == self.schedule else ""
+
     def under(self, method: str) -> ModelSpec:
         """The same weights under another method, whose options are those that it has beside this one.
 

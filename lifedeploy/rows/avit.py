@@ -10,7 +10,8 @@ from msgspec import Meta
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import ScheduleError
-from lifedeploy.method import Method, option
+from lifedeploy.method import Method
+from lifedeploy.options import option
 from lifedeploy.published import Published
 from lifedeploy.schedule import Schedule
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.method import Method, NoOptions
+from lifedeploy.method import Method
+from lifedeploy.options import NoOptions
 from lifedeploy.published import Published
 from lifedeploy.schedule import Schedule
 

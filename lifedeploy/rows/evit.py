@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.method import Method, NoOptions, TrainingStage, option
+from lifedeploy.method import Method, TrainingStage
+from lifedeploy.options import NoOptions, option
 from lifedeploy.published import Published
 from lifedeploy.schedule import Schedule
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.method import Method, NoOptions
+from lifedeploy.method import Method
+from lifedeploy.options import NoOptions
 from lifedeploy.published import Published, Renamed
 from lifedeploy.schedule import Schedule
 

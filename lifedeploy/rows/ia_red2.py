@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.method import Method, NoOptions
+from lifedeploy.method import Method
+from lifedeploy.options import NoOptions
 from lifedeploy.published import Published
 from lifedeploy.schedule import Schedule
 

@@ -8,7 +8,8 @@ from typing import Annotated
 from msgspec import Meta
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.method import Method, TrainingStage, option
+from lifedeploy.method import Method, TrainingStage
+from lifedeploy.options import option
 from lifedeploy.schedule import Schedule
 
 

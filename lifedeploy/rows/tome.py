@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import ScheduleError
-from lifedeploy.method import Method, TrainingStage, option
+from lifedeploy.method import Method, TrainingStage
+from lifedeploy.options import option
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted
 

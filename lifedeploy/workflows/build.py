@@ -51,6 +51,12 @@ class BuildReport:
         assert record is not None  # an engine's manifest always has one
         return record
 
+    @property
+    def fusion_note(self) -> str:
+        """What there is to say of how attention is computed; '' where all is fused, or nobody knows."""
+        fusion = self.record.details.fusion
+        return fusion.note if fusion is not None else ""
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         engines = {method: manifest.to_dict() for method, manifest in self.manifests.items()}

@@ -294,12 +294,11 @@ class _Workshop:
 
     def _built(self, known: Artifact, engine: WantedEngine) -> Artifact:
         model, name = known.manifest_path, f"{known.name}, {engine.engine} {engine.plan.precision}"
-        can = "allow_unfused" in registry.get(engine.engine).takes
-        how = BuildOptions(allow_unfused=self.request.allow_unfused and can)
+        asked = self.request.allow_unfused and "allow_unfused" in registry.get(engine.engine).takes
+        how = BuildOptions(allow_unfused=asked)
         request = BuildRequest(model=model, engine=engine.engine, precision=engine.precision, options=how)
         built = build(request, self.workspace, lambda what: self.say(f"{name}: {what}"), self.progress)
-        fusion = built.record.details.fusion
-        self.warn(f"{name}: {fusion.note}" if fusion is not None and fusion.note else "")
+        self.warn(built.fusion_note and f"{name}: {built.fusion_note}")
         return built.engine
 
     def _calibrated(self, known: Artifact, precision: str) -> None:
@@ -343,13 +342,6 @@ class _Workshop:
             like=like,
             twin=True,
         )
-        streams = how.streams if mode == "throughput" else 1
-        return held(
-            chosen,
-            (mode, batch, streams),
-            rules,
-            self._contests,
-            fresh=self.request.fresh,
-            say=self.say,
-            progress=progress,
-        )
+        setting = mode, batch, how.streams if mode == "throughput" else 1
+        fresh = self.request.fresh
+        return held(chosen, setting, rules, self._contests, fresh=fresh, say=self.say, progress=progress)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Manifest, Workspace
 from lifedeploy.engines import registry
 from lifedeploy.errors import ArtifactError, UsageError
@@ -31,7 +32,20 @@ class InspectReport:
             "path": self.path,
             "manifest": self.manifest.to_dict() if self.manifest else None,
             "spec": self.spec.to_dict() if self.spec else None,
+            "method": self.method,
             "graph": {**asdict(self.graph), "precision": self.graph.precision} if self.graph else None,
+        }
+
+    @property
+    def method(self) -> dict[str, str] | None:
+        """Title of its method, what becomes of tokens, and the method's own budget, where it is that."""
+        if self.spec is None:
+            return None
+        name = self.spec.method
+        return {
+            "title": methods.title_of(name),
+            "fate": methods.fate_of(name),
+            "own_budget": self.spec.own_budget,
         }
 
 

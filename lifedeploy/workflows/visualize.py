@@ -19,7 +19,7 @@ from lifedeploy.evaluation.lives import alive as who_is_alive
 from lifedeploy.kept import NO_PATCH
 from lifedeploy.limits import MOST_IMAGES, require_within
 from lifedeploy.progress import Say, silent
-from lifedeploy.spec import SCORES_NAME, ModelSpec
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, ModelSpec
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import Target, named
 from lifedeploy.text import shortened
@@ -29,6 +29,8 @@ from lifedeploy.viz.style import check_format
 
 _BATCH = 16
 _ROWS = 100  # images in a picture: with more, it is higher than programs open
+# What random weights decide, by what becomes of tokens.
+_DECIDED = {"dropped": "stay", "merged": "are merged", "parked": "wait", "halted": "live longest"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class VisualizeReport:
     images: int
     mean_life: float | None = None  # over all patches drawn, in layers
     std_life: float | None = None
-    granted_mean: float | None = None  # μ and σ of the schedule
+    granted_mean: float | None = None  # μ and σ of the schedule; None: it drops nothing, so it grants nothing
     granted_std: float | None = None
     warning: str = ""
     left_out: tuple[str, ...] = ()  # of the data set: what is not used, and why
@@ -51,8 +53,8 @@ class VisualizeReport:
 
 
 def visualize(model: Path, images: Sequence[Path], output: Path, say: Say = silent) -> VisualizeReport:
-    """The paper's Figure 4: image, life per patch where the model predicts lives, and what is left after every drop; a
-    row per image.
+    """The paper's Figure 4: image, life per patch where the model says how long each lives, what is left after drops,
+    and the groups of a model that merges; a row per image.
 
     Raises:
         UsageError: the model chooses no tokens, or the output is no picture file.
@@ -81,7 +83,7 @@ def visualize(model: Path, images: Sequence[Path], output: Path, say: Say = sile
 
 
 def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, say: Say = silent) -> VisualizeReport:
-    """Lives over a data set, against what the schedule grants.
+    """Lives over a data set, against what the schedule grants, if it grants any.
 
     Raises:
         UsageError: as for :func:`visualize`; or the model predicts no lives.
@@ -98,7 +100,7 @@ def histogram(model: Path, data: str, output: Path, *, split: str, limit: int, s
         for part in _parts(len(chosen), target, say):
             pixels = np.stack([to_pixels(images.image(int(index)), spec.preprocess) for index in chosen[part]])
             names = [images.filename(int(index)) for index in chosen[part]]
-            collected.append(lives(_tensors(session, spec, pixels, names)[SCORES_NAME], spec.schedule))
+            collected.append(_lives(_tensors(session, spec, pixels, names), spec))
     say("drawing")
     from lifedeploy.viz.lives import draw_histogram
 
@@ -128,7 +130,7 @@ def curves(run: Path, output: Path) -> VisualizeReport:
 
 
 def _target(path: Path, *, lives_needed: bool = False) -> tuple[Target, ModelSpec]:
-    """The model at ``path``, which has to say what it keeps, and predict lives where they are needed."""
+    """The model at ``path``, which has to say what it keeps or how long patches live; the latter where it is needed."""
     target = named(path)
     if target.spec is None:
         raise UsageError(f"{path} was not exported by lifedeploy: which tokens it keeps is unknown")
@@ -136,9 +138,10 @@ def _target(path: Path, *, lives_needed: bool = False) -> tuple[Target, ModelSpe
         raise UsageError(
             f"{path} is a {target.method} model and chooses no tokens", hint="name the slimmed one beside it"
         )
-    if not target.spec.schedule.prunes:
+    counts = target.predicts_lives and _counts_lives(target.spec)
+    if not (target.spec.schedule.prunes or counts):
         raise UsageError(f"{path} drops nothing, so nothing lives shorter than anything else: keep rate 1")
-    if not target.kept:
+    if not (target.kept or counts):
         raise UsageError(f"{path} does not say which tokens it keeps: they have no names in its graph")
     if lives_needed and not target.predicts_lives:
         raise UsageError(
@@ -159,10 +162,10 @@ def _parts(count: int, target: Target, say: Say) -> Iterator[slice]:
 def _tensors(
     session: Session, spec: ModelSpec, pixels: NDArray[np.uint8], names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
-    """Logits, kept tokens and scores of some images.
+    """Logits, kept tokens, scores and groups of some images.
 
     Raises:
-        EngineError: logits or scores are not all numbers, or scores and ranking are none of the spec's patches.
+        EngineError: logits or scores are not all numbers, or scores, ranking and groups are none of the spec's patches.
     """
     tensors = session.ask(pixels, names)
     _require_fitting(tensors, session.target, spec)
@@ -172,8 +175,8 @@ def _tensors(
 def _require_fitting(tensors: dict[str, NDArray[Any]], target: Target, spec: ModelSpec) -> None:
     patches = spec.schedule.patches
     least = {name: spec.schedule.after(layer) for layer, name in target.kept.names.items()}
-    if target.predicts_lives:
-        least[SCORES_NAME] = patches
+    told = {SCORES_NAME: target.predicts_lives, GROUPS_NAME: target.tells_groups}
+    least |= {name: patches for name, tells in told.items() if tells}
     for name, size in least.items():
         shape = tensors[name].shape
         if len(shape) != 2 or not size <= shape[1] <= patches:
@@ -182,6 +185,18 @@ def _require_fitting(tensors: dict[str, NDArray[Any]], target: Target, spec: Mod
         kept = tensors[name]
         if kept.size and not NO_PATCH <= kept.min() <= kept.max() < patches:
             raise EngineError(f"{target.path} keeps a patch {int(kept.max())}; there are 0 to {patches - 1}")
+    if target.tells_groups and not 0 <= tensors[GROUPS_NAME].min() <= tensors[GROUPS_NAME].max() < patches:
+        raise EngineError(f"{target.path} merges patches into what is none; there are 0 to {patches - 1}")
+
+
+def _counts_lives(spec: ModelSpec) -> bool:
+    """Whether the scores of its method are lives already."""
+    method = methods.known(spec.method)
+    return method is not None and method.counts_lives
+
+
+def _lives(tensors: dict[str, NDArray[Any]], spec: ModelSpec) -> NDArray[np.float64]:
+    return lives(tensors[SCORES_NAME], spec.schedule, counted=_counts_lives(spec))
 
 
 def _patch_lives(
@@ -189,9 +204,13 @@ def _patch_lives(
 ) -> list[PatchLives]:
     target, tensors = session.target, _tensors(session, spec, pixels, names)
     logits = session.read(tensors).logits
-    kept = {layer: target.kept.after(layer, tensors) for layer in target.kept.counts}
+    fate = methods.fate_of(spec.method)
+    # One that parks tokens chooses anew at every drop, whether more leave there or not.
+    chose = spec.schedule.drop_layers if fate == "parked" else spec.schedule.leaving_layers
+    kept = {layer: target.kept.after(layer, tensors) for layer in chose if layer in target.kept.counts}
     alive = {layer: who_is_alive(tokens, spec.schedule.patches) for layer, tokens in kept.items()}
-    life = lives(tensors[SCORES_NAME], spec.schedule) if target.predicts_lives else None
+    life = _lives(tensors, spec) if target.predicts_lives else None
+    groups = tensors[GROUPS_NAME].astype(np.int64) if target.tells_groups else None
     grid = _grid(spec)
     return [
         PatchLives(
@@ -201,6 +220,8 @@ def _patch_lives(
             life=None if life is None else life[index],
             alive={layer: mask[index] for layer, mask in alive.items()},
             fused={layer: int((tokens[index] == NO_PATCH).sum()) for layer, tokens in kept.items()},
+            fate=fate,
+            groups=None if groups is None else groups[index],
             guess=_guess(logits[index], spec),
         )
         for index, name in enumerate(names)
@@ -227,21 +248,22 @@ def _caption(target: Target, spec: ModelSpec) -> str:
     trained = {"trained": "trained predictor", "identity": "untrained predictor"}.get(spec.provenance.predictor, "")
     weights = "random weights" if spec.provenance.weights == RANDOM_WEIGHTS else trained
     counts = ", ".join(map(str, spec.schedule.counts))
+    tokens = f"{spec.schedule.patches} → {counts}" if counts else f"{spec.schedule.patches} patches"
     what = f"{methods.title_of(target.method)} of {spec.backbone}, {target.engine.name} {target.precision}"
-    return " · ".join(filter(None, (what, f"{spec.schedule.patches} → {counts}", weights)))
+    return " · ".join(filter(None, (what, spec.own_budget, tokens, weights)))
 
 
 def _warning(target: Target) -> str:
     if target.weights == RANDOM_WEIGHTS:
-        what = "live longest" if target.predicts_lives else "stay"
-        return f"Random weights: which patches {what} says nothing about the image."
+        what = "live longest" if target.predicts_lives else _DECIDED[methods.fate_of(target.method)]
+        return f"Random weights: which patches {what} says nothing about a trained model."
     return ""
 
 
 def _report(output: Path, kind: str, life: NDArray[Any], spec: ModelSpec, warning: str) -> VisualizeReport:
     schedule = spec.schedule
     # As drawn. Unclamped, every image's lives have the schedule's mean and deviation by construction.
-    life = life.clip(schedule.base_layer, schedule.depth)
+    life = life.clip(schedule.shortest_life, schedule.depth)
     mean, std = float(life.mean()), float(life.std())
     return VisualizeReport(
         file=output,
@@ -249,7 +271,7 @@ def _report(output: Path, kind: str, life: NDArray[Any], spec: ModelSpec, warnin
         images=len(life),
         mean_life=mean,
         std_life=std,
-        granted_mean=schedule.mean_life,
-        granted_std=schedule.std_life,
+        granted_mean=schedule.mean_life if schedule.prunes else None,
+        granted_std=schedule.std_life if schedule.prunes else None,
         warning=warning,
     )

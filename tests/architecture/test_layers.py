@@ -24,6 +24,7 @@ FOUNDATION = {
     "schedule",
     "cost",
     "budget",
+    "options",
     "method",
     "methods",
     "kept",

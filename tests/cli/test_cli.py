@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from lifedeploy import optional
+from lifedeploy import methods, optional
 from lifedeploy.artifact import Workspace
+from lifedeploy.cli.commands.inspect import _identity
 from lifedeploy.data.samples import photo_folder
 from lifedeploy.model.weights import ModelRequest
 from lifedeploy.workflows import export as exporting
 from lifedeploy.workflows.export import ExportRequest, export
+from lifedeploy.workflows.inspect import InspectReport
 from tests.conftest import TINY, TINY_SIZE
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -65,6 +70,32 @@ def test_inspect_shows_the_schedule_and_the_graph(workspace, lifedeploy):
     assert "1 TopK (k = 11), 1 Gather fed by it" in ended.out
     engine = lifedeploy("inspect", next(workspace.glob("*/onnxruntime-fp32")), "--json", "-")
     assert json.loads(engine.out)["manifest"]["engine"]["name"] == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("method", "fate", "words"),
+    [
+        ("tome", "merged", ("tome: ToMe (", "are merged into others", "its own: it merges 13 tokens in every layer")),
+        ("evo-vit", "parked", ("wait, and come back", "its own: half of the patches, from a third of the layers on")),
+        ("avit", "halted", ("are masked, and none is dropped", "1 to 12 layers, as the image has it")),
+        ("avit-ranked", "dropped", ("A-ViT scores, fixed budget", "tokens that do not go on are dropped")),
+    ],
+)
+def test_inspect_says_what_becomes_of_tokens_and_by_whose_budget(workspace, method, fate, words):
+    row = methods.get(method)
+    artifact = Workspace(workspace).latest_export()
+    schedule = row.make_schedule(196, 12, keep_rate=None if row.own_budget else 0.7)
+    spec = replace(artifact.manifest.spec, method=method, schedule=schedule, options=row.plain_options({}))
+    report = InspectReport("x", replace(artifact.manifest, spec=spec), None, spec)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(_identity(report.spec, report.manifest))
+    shown = console.export_text()
+    for word in words:
+        assert word in shown
+    assert report.to_dict()["method"] == {"title": row.title, "fate": fate, "own_budget": row.own_budget}
+    if row.takes_keep_rate and row.own_budget:
+        rated = replace(spec, schedule=row.make_schedule(196, 12, keep_rate=0.7))
+        assert InspectReport("x", None, None, rated).method["own_budget"] == ""
 
 
 def test_inspect_takes_a_foreign_onnx_file(workspace, lifedeploy, tmp_path):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lifedeploy.evaluation.lives import PatchLives, alive, granted, lives, patch_grid
+from lifedeploy.evaluation.lives import PatchLives, alive, granted, group_means, lives, patch_grid
 from lifedeploy.kept import NOTHING_KEPT, KeptTokens, is_kept_name, kept_layer, kept_name
 from lifedeploy.model.lives import lives as torch_lives
 from lifedeploy.schedule import Schedule
-from lifedeploy.viz.lives import dimmed, spread
+from lifedeploy.viz.panels import kept as drawn_kept
+from lifedeploy.viz.panels import spread
 
 SCHEDULE = Schedule.from_keep_rate(196, 12, 0.7)
 
@@ -20,6 +21,18 @@ def test_lives_are_those_of_the_model():
     expected = torch_lives(torch.from_numpy(scores), SCHEDULE).numpy()
     assert np.allclose(lives(scores, SCHEDULE), expected, atol=1e-4)
     assert np.allclose(lives(np.ones((2, 196)), SCHEDULE), SCHEDULE.mean_life)
+
+
+def test_counted_lives_are_taken_as_they_are():
+    counts = np.array([[1, 12, 5, 7]], dtype=np.float32)
+    assert lives(counts, Schedule.dense(4, 12), counted=True).tolist() == [[1.0, 12.0, 5.0, 7.0]]
+
+
+def test_a_group_has_the_mean_colour_of_its_patches_wherever_they_are():
+    colours = np.array([[0, 10, 20], [40, 30, 20], [100, 100, 100], [200, 0, 6]], dtype=np.uint8)
+    pixels = colours.reshape(2, 2, 3).repeat(3, axis=0).repeat(4, axis=1)
+    means = group_means(pixels, (2, 2), np.array([3, 1, 2, 3]))
+    assert means.tolist() == [[100, 5, 13], [40, 30, 20], [100, 100, 100], [100, 5, 13]]
 
 
 def test_where_one_ranking_tells_all_the_survivors_of_every_drop_are_a_prefix_of_it():
@@ -100,7 +113,7 @@ def test_dropped_patches_are_dark_and_the_others_as_they_were():
     pixels = generator.integers(60, 256, (24, 32, 3), dtype=np.uint8)
     alive = np.array([True, False, True, True, False, True, True, True, True, True, True, False])
     one = PatchLives(name="x", pixels=pixels, grid=(3, 4), life=np.arange(12.0), alive={4: alive}, fused={4: 0})
-    picture = dimmed(one, 4)
+    picture = drawn_kept(one, 4)
     assert np.array_equal(picture[:8, :8], pixels[:8, :8])
     assert picture[:8, 8:16].max() <= 0.15 * 256
     assert picture[16:, 24:].max() <= 0.15 * 256

@@ -184,6 +184,11 @@ def test_a_schedule_written_out_by_hand_is_checked_too(tokens, layers, found, al
     assert_refusal(refused.value, found, allowed)
 
 
+def test_the_shortest_life_ends_at_the_first_drop_and_is_one_layer_where_there_is_none():
+    assert Schedule.from_keep_rate(N, T, 0.7).shortest_life == 4
+    assert Schedule.dense(N, T).shortest_life == 1
+
+
 def test_a_schedule_without_drop_layers_has_no_base_layer():
     with pytest.raises(ScheduleError, match=re.escape("no layer to predict lives after")):
         _ = Schedule.dense(N, T).base_layer

@@ -108,7 +108,8 @@ def test_its_work_without_fusing_is_what_is_computed(outside, by_outside):
 def reducer(schedule: methods.Schedule, **options: object):
     method = methods.get("outside")
     return build_reducer(
-        method, Plan(schedule=schedule, width=64, prefix=1, ordering="per-stage", options=method.settle(options))
+        method,
+        Plan(schedule=schedule, width=64, heads=4, prefix=1, ordering="per-stage", options=method.settle(options)),
     )
 
 

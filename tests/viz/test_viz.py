@@ -26,7 +26,8 @@ from lifedeploy.evaluation.lives import PatchLives
 from lifedeploy.schedule import Schedule
 from lifedeploy.training.log import LogRow
 from lifedeploy.viz.curves import draw_curves
-from lifedeploy.viz.lives import draw_histogram, draw_lives
+from lifedeploy.viz.lives import draw_histogram, draw_lives, spaced
+from lifedeploy.viz.panels import borders, draw_groups, kept
 from lifedeploy.viz.style import as_text, check_format, colour, save
 
 SCHEDULE = Schedule.from_counts(16, 4, (11, 6), (2, 3))
@@ -122,6 +123,104 @@ def test_lives_are_drawn_where_there_are_any_and_fused_tokens_are_counted(
     assert [[axis.get_xlabel() for axis in row[-2:]] for row in (first, second)] == [left] * 2
     bars = [axis.get_ylabel() for axis in drawn[0].axes[len(panels) :]]
     assert bars == ["last layer that a patch takes part in"] * lived
+
+
+def merging() -> PatchLives:
+    """Of 2x2 patches in four colours, the first went into the last one, and the others are as they were."""
+    colours = np.array([[0, 10, 20], [40, 30, 20], [100, 100, 100], [200, 0, 6]], dtype=np.uint8)
+    pixels = colours.reshape(2, 2, 3).repeat(8, axis=0).repeat(8, axis=1)
+    alive = {1: np.array([False, True, True, True])}
+    groups = np.array([3, 1, 2, 3])
+    return PatchLives(
+        name="x", pixels=pixels, grid=(2, 2), life=None, alive=alive, fused={1: 0}, fate="merged", groups=groups
+    )
+
+
+def corners(pixels: np.ndarray) -> list[list[int]]:
+    """The colours of 2x2 patches, each of which has but one."""
+    patches = [pixels[y : y + 8, x : x + 8].reshape(-1, 3) for y in (0, 8) for x in (0, 8)]
+    assert all((patch == patch[0]).all() for patch in patches)
+    return [patch[0].tolist() for patch in patches]
+
+
+def test_a_merged_patch_has_the_colour_of_its_group_and_the_others_stay_as_they_are(tmp_path, monkeypatch):
+    assert corners(kept(merging(), 1)) == [[100, 5, 13], [40, 30, 20], [100, 100, 100], [200, 0, 6]]
+    drawn = []
+    monkeypatch.setattr("lifedeploy.viz.lives.save", lambda made, path: drawn.append(made))
+    draw_lives([merging()], Schedule.from_counts(4, 2, (3,), (1,)), tmp_path / "x.png")
+    assert drawn[0].get_supxlabel() == "in the colour of its group: merged"
+    _, left, groups = drawn[0].axes
+    assert (left.get_title(), left.get_xlabel()) == ("after layer 1", "3 tokens of 4 patches")
+    assert (groups.get_title(), groups.get_xlabel()) == ("groups", "3 groups, the largest of 2 patches")
+    shown = corners(groups.images[0].get_array())
+    assert shown == [[100, 5, 13], [40, 30, 20], [100, 100, 100], [100, 5, 13]]
+
+
+def test_groups_have_borders_where_they_meet():
+    everywhere = borders(merging(), np.ones(4, dtype=bool))
+    assert sorted(everywhere) == [
+        ((-0.5, 7.5), (7.5, 7.5)),
+        ((7.5, -0.5), (7.5, 7.5)),
+        ((7.5, 7.5), (7.5, 15.5)),
+        ((7.5, 7.5), (15.5, 7.5)),
+    ]
+    # Among patches that are as they were, there is nothing to see.
+    assert sorted(borders(merging(), ~merging().alive[1])) == sorted(everywhere)[:2]
+    together = PatchLives(**{**vars(merging()), "groups": np.zeros(4, dtype=np.int64)})
+    assert borders(together, np.ones(4, dtype=bool)) == []
+
+
+def test_borders_are_seen_in_the_picture():
+    made = Figure(figsize=(2, 2), dpi=160)
+    FigureCanvasAgg(made)
+    axis = made.add_axes((0, 0, 1, 1))
+    axis.axis("off")
+    draw_groups(axis, merging())
+    made.canvas.draw()
+    pixels = np.asarray(made.canvas.buffer_rgba())[..., :3]
+    assert pixels[160, 40:120].min() > 120  # nearly white, between the first patch and the one below
+    assert pixels[80, 80].tolist() == [100, 5, 13]
+
+
+def test_a_patch_that_waits_is_dim_and_not_as_dark_as_a_dropped_one(tmp_path, monkeypatch):
+    dropped = image("x", lived=False)
+    parked = PatchLives(**{**vars(dropped), "fate": "parked"})
+    away = np.kron(~dropped.alive[2].reshape(4, 4), np.ones((8, 8), dtype=bool))
+    dark, dim = (kept(one, 2)[away].mean() / one.pixels[away].mean() for one in (dropped, parked))
+    assert dark < 0.16 and 0.4 < dim < 0.6
+    assert np.array_equal(kept(parked, 2)[~away], parked.pixels[~away])
+    drawn = []
+    monkeypatch.setattr("lifedeploy.viz.lives.save", lambda made, path: drawn.append(made))
+    draw_lives([parked], SCHEDULE, tmp_path / "x.png")
+    assert drawn[0].get_supxlabel() == "dim: waits, and comes back"
+    assert [axis.get_xlabel() for axis in drawn[0].axes[1:]] == ["11 of 16 patches, 5 wait", "6 of 16 patches, 10 wait"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "drawn"),
+    [
+        ([], []),
+        ([4], [4]),
+        ([2, 5, 7, 9], [2, 5, 7, 9]),
+        ([2, 3, 4, 5, 6], [3, 4, 5, 6]),
+        (list(range(1, 13)), [3, 6, 9, 12]),
+        (list(range(1, 25)), [6, 12, 18, 24]),
+    ],
+)
+def test_of_many_layers_four_are_drawn_and_the_last_one_is_among_them(layers, drawn):
+    assert spaced(layers) == drawn
+
+
+def test_a_long_caption_goes_on_in_the_next_line(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("lifedeploy.viz.lives.save", lambda made, path: drawn.append(made))
+    halted = PatchLives(**{**vars(image("x")), "fate": "halted", "alive": {}, "fused": {}})
+    draw_lives([halted], Schedule.dense(16, 4), tmp_path / "x.png", note="a word " * 20)
+    made = drawn[0]
+    lines = made.get_supxlabel().split("\n")
+    assert len(lines) > 1 and lines[-1].endswith("its last layer, then it halts and is masked")
+    made.draw_without_rendering()
+    assert made._supxlabel.get_window_extent().x1 < made.bbox.x1
 
 
 def test_every_method_has_a_colour_of_its_own_and_the_built_in_ones_keep_theirs():

@@ -107,6 +107,105 @@ def test_a_histogram_over_a_data_set(workspace, tmp_path):
     assert report.file.stat().st_size > 5000
 
 
+def exported_by(method: str, workspace: Path, weights: Path, **options) -> Path:
+    """The tiny model under a method with a budget of its own, exported."""
+    model = ModelRequest(backbone=TINY, method=method, options=options, weights=str(weights), image_size=TINY_SIZE)
+    return export(ExportRequest(model, GraphOptions()), Workspace(workspace)).folder
+
+
+def painted(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Figures, as they are written."""
+    from lifedeploy.viz import lives as painter
+
+    figures, save = [], painter.save
+    monkeypatch.setattr(painter, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    return figures
+
+
+@pytest.mark.parametrize("form", ["", "weights.safetensors"])
+def test_what_is_merged_is_drawn_in_groups(workspace, tmp_path, weights_file, monkeypatch, form):
+    folder = exported_by("tome", workspace, weights_file, r="1")
+    figures = painted(monkeypatch)
+    for picture in drawn_by(monkeypatch, folder / form, tmp_path / "x.png"):
+        assert (picture.fate, picture.life, set(picture.fused.values())) == ("merged", None, {0})
+        assert [int(mask.sum()) for mask in picture.alive.values()] == [15, 14, 13, 12, 11, 10]
+        assert set(picture.groups) == set(np.flatnonzero(picture.alive[6]))  # who is left stands for all
+    first = figures[0].axes[:6]
+    assert [axis.get_title() for axis in first] == [
+        "image",
+        *(f"after layer {layer}" for layer in (2, 3, 5, 6)),
+        "groups",
+    ]
+    assert [axis.get_xlabel() for axis in first[1:5]] == [f"{left} tokens of 16 patches" for left in (14, 13, 11, 10)]
+    assert first[5].get_xlabel().startswith("10 groups, the largest of ")
+    caption = figures[0].get_supxlabel()
+    assert caption.startswith(f"ToMe of {TINY}, ") and caption.endswith(" · in the colour of its group: merged")
+    assert "13 tokens" not in caption  # one was asked for, so it is not its own budget
+    report = workflow.visualize(folder / form, [CAT], tmp_path / "x.png")
+    assert (report.kind, report.mean_life, report.granted_mean) == ("kept", None, None)
+
+
+@pytest.mark.parametrize("form", ["", "weights.safetensors"])
+def test_what_waits_is_drawn_after_every_choice(workspace, tmp_path, weights_file, monkeypatch, form):
+    folder = exported_by("evo-vit", workspace, weights_file)
+    figures = painted(monkeypatch)
+    for picture in drawn_by(monkeypatch, folder / form, tmp_path / "x.png"):
+        assert (picture.fate, picture.groups) == ("parked", None)
+        assert {layer: int(mask.sum()) for layer, mask in picture.alive.items()} == {2: 8, 4: 8}
+    titles = [axis.get_title() for axis in figures[0].axes[:3]]
+    assert titles == ["image", "after layer 2", "after layer 4"]
+    assert figures[0].axes[2].get_xlabel() == "8 of 16 patches, 8 wait"
+    budget = "half of the patches, from a third of the layers on"
+    caption = " ".join(figures[0].get_supxlabel().split())
+    assert f" · {budget} · 16 → 8, 8 · " in caption and caption.endswith(" · dim: waits, and comes back")
+
+
+@pytest.mark.parametrize("form", ["", "weights.safetensors"])
+def test_what_halts_by_itself_is_drawn_by_its_layer(workspace, tmp_path, weights_file, monkeypatch, form):
+    folder = exported_by("avit", workspace, weights_file, scale=0.5, center=1.0)
+    figures = painted(monkeypatch)
+    pictures = drawn_by(monkeypatch, folder / form, tmp_path / "x.png")
+    for picture in pictures:
+        assert (picture.fate, picture.alive) == ("halted", {})
+        assert np.array_equal(picture.life, picture.life.round())
+    assert 1 < len(np.unique([picture.life for picture in pictures])) <= 6
+    image, life = figures[0].axes[:2]
+    assert (image.get_title(), life.get_title(), len(figures[0].axes)) == ("image", "life, in layers", 2 * 4 + 1)
+    assert [text.get_text() for text in life.texts] == [f"{layers:.0f}" for layers in pictures[0].life]
+    bar = figures[0].axes[-1]
+    assert bar.get_ylim() == (1, 6)
+    assert " it computes every token, and masks those that halted · 16 patches" in figures[0].get_supxlabel()
+    report = workflow.visualize(folder / form, ALL, tmp_path / "x.png")
+    assert (report.kind, report.granted_mean, report.granted_std) == ("lives", None, None)
+    assert report.mean_life == pytest.approx(np.mean([picture.life for picture in pictures]), abs=0.1)
+
+
+def test_a_histogram_of_counted_lives_has_nothing_that_was_granted(
+    workspace, tmp_path, weights_file, monkeypatch, lifedeploy
+):
+    folder = exported_by("avit", workspace, weights_file, scale=0.5, center=1.0)
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "data" / "cat" / CAT.name).write_bytes(CAT.read_bytes())
+    figures = painted(monkeypatch)
+    ended = lifedeploy("visualize", folder, "--histogram", "--data", "data", "-o", "h.png", "--json", "h.json")
+    assert ended.code == 0, ended.err
+    assert "lives of 1 image: mean" in ended.out and "grants" not in ended.out
+    assert '"granted_mean": null' in Path("h.json").read_text()
+    (axis,) = figures[0].axes
+    (label,) = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert label.startswith("counted: mean ")
+    assert sum(bar.get_height() for bar in axis.patches) == pytest.approx(100)
+
+
+def test_a_method_of_a_package_that_is_not_installed_is_drawn_as_one_that_drops(workspace, tmp_path, monkeypatch):
+    artifact = Workspace(workspace).latest_export()
+    spec = replace(artifact.manifest.spec, method="of-somebody")
+    replace(artifact.manifest, spec=spec).write(artifact.manifest_path)
+    for picture in drawn_by(monkeypatch, artifact.folder, tmp_path / "x.png"):
+        assert (picture.fate, picture.groups) == ("dropped", None)
+        assert [int(mask.sum()) for mask in picture.alive.values()] == [11, 8, 5]
+
+
 def rows() -> list[LogRow]:
     train = [
         LogRow(
@@ -205,8 +304,11 @@ def test_what_chooses_no_tokens_is_refused(workspace, tmp_path):
 
 def test_answers_that_are_of_other_patches_are_refused():
     spec = SimpleNamespace(schedule=Schedule.from_counts(16, 4, (11, 6), (2, 3)), image_size=(30, 32))
-    target = SimpleNamespace(path=Path("m"), kept=KeptTokens.of(spec.schedule, (2, 3)), predicts_lives=True)
+    target = SimpleNamespace(
+        path=Path("m"), kept=KeptTokens.of(spec.schedule, (2, 3)), predicts_lives=True, tells_groups=True
+    )
     fitting = {"life_scores": np.zeros((2, 16)), "kept_2": np.full((2, 11), 15), "kept_3": np.full((2, 6), -1)}
+    fitting["groups"] = np.zeros((2, 16), dtype=np.int64)
     workflow._require_fitting(fitting, target, spec)
     for name, value, message in (
         ("life_scores", np.zeros((2, 15)), r"m gives life_scores of shape \(2, 15\); expected 16"),
@@ -215,6 +317,9 @@ def test_answers_that_are_of_other_patches_are_refused():
         ("kept_3", np.zeros((2, 5), dtype=np.int64), r"m gives kept_3 of shape \(2, 5\); expected 6"),
         ("kept_2", np.full((2, 11), 16), "m keeps a patch 16; there are 0 to 15"),
         ("kept_3", np.full((2, 6), -2), "m keeps a patch -2; there are 0 to 15"),
+        ("groups", np.zeros((2, 15), dtype=np.int64), r"m gives groups of shape \(2, 15\); expected 16"),
+        ("groups", np.full((2, 16), 16), "m merges patches into what is none; there are 0 to 15"),
+        ("groups", np.full((2, 16), -1), "m merges patches into what is none; there are 0 to 15"),
     ):
         with pytest.raises(EngineError, match=message):
             workflow._require_fitting(fitting | {name: value}, target, spec)

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from lifedeploy.workflows.inspect import InspectReport
 
 
+_FATES = {
+    "dropped": "tokens that do not go on are dropped",
+    "merged": "tokens that do not go on are merged into others",
+    "parked": "tokens that do not go on wait, and come back",
+    "halted": "tokens that halted are masked, and none is dropped",
+}
+_LEAVING = {"dropped": "dropped after", "merged": "merged in", "parked": "chosen after", "halted": "dropped after"}
 _PREDICTORS = {"identity": "identity: its start, not trained", "none": "none: the method has none of its own"}
 
 
@@ -69,17 +76,21 @@ def _quantization(facts: QuantizationRecord) -> Table:
 
 def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
     height, width = spec.image_size
+    fate = methods.fate_of(spec.method)
     origin = spec.provenance
     facts = {
         "backbone": f"{spec.backbone} ({spec.timm_name}), {height}x{width} px, {spec.num_classes} classes",
         "method": _method(spec),
+        **_treatment(spec),
         "weights": " ".join(part for part in (origin.weights, origin.source, origin.sha256[:12]) if part),
         "predictor": _PREDICTORS.get(origin.predictor, origin.predictor),
-        "tokens": f"{tables.stages(spec)}, and {spec.prefix_tokens} prefix; dropped after layers "
+        "tokens": f"{tables.stages(spec)}, and {spec.prefix_tokens} prefix; {_LEAVING[fate]} layers "
         f"{', '.join(map(str, spec.schedule.drop_layers)) or 'none'}",
     }
     if manifest is not None and manifest.predicts_lives:
-        facts["lives"] = f"mean {spec.schedule.mean_life:.2f}, deviation {spec.schedule.std_life:.2f} layers"
+        mean, deviation = spec.schedule.mean_life, spec.schedule.std_life
+        counted = f"{spec.schedule.shortest_life} to {spec.schedule.depth} layers, as the image has it"
+        facts["lives"] = f"mean {mean:.2f}, deviation {deviation:.2f} layers" if spec.schedule.prunes else counted
     if manifest is not None:
         tools = {name: manifest.versions.get(name, "?") for name in ("lifedeploy", "torch", "timm")}
         facts["made"] = f"{manifest.created} with {', '.join(f'{name} {version}' for name, version in tools.items())}"
@@ -100,8 +111,16 @@ def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
 def _method(spec: ModelSpec) -> str:
     """Name, title, and the options that it was made with."""
     title = methods.title_of(spec.method)
-    options = ", ".join(f"{name} {value}" for name, value in spec.options.items())
+    options = ", ".join(f"{name} {value}" for name, value in spec.options.items() if value != "")
     return spec.method + (f": {title}" if title != spec.method else "") + (f" ({options})" if options else "")
+
+
+def _treatment(spec: ModelSpec) -> dict[str, str]:
+    """What becomes of tokens, and the budget that the method has by itself, where it is that."""
+    if methods.role_of(spec.method) != methods.SLIMMED:
+        return {}
+    fate = {"fate": _FATES[methods.fate_of(spec.method)]}
+    return fate | {"budget": f"its own: {spec.own_budget}"} if spec.own_budget else fate
 
 
 def _layers(manifest: Manifest) -> Table:

@@ -30,7 +30,7 @@ def visualize(
     max_pixels: options.MaxPixelsOption = None,
     json: options.JsonOption = None,
 ) -> None:
-    """Draw which patches stay: image, what is left after every drop, and life per patch where the model predicts it."""
+    """Draw what becomes of patches: image, what is left after drops, life per patch or groups, as the model tells."""
     if histogram and curves:
         raise UsageError("--histogram and --curves exclude each other: each is a picture of its own")
     if (histogram or curves) and images:
@@ -59,8 +59,11 @@ def visualize(
     lines = [printable(f"wrote {report.file}")]
     if report.mean_life is not None:
         plural = "" if report.images == 1 else "s"
+        grants = ""
+        if report.granted_mean is not None:
+            grants = f"; the schedule grants {report.granted_mean:.2f} and {report.granted_std:.2f}"
         lines.append(
             f"lives of {report.images} image{plural}: mean {report.mean_life:.2f}, deviation {report.std_life:.2f} "
-            f"layers; the schedule grants {report.granted_mean:.2f} and {report.granted_std:.2f}"
+            f"layers{grants}"
         )
     console.report(json, report.to_dict, lambda: "\n".join(lines))

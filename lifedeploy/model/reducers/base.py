@@ -33,9 +33,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lifedeploy.errors import UnsupportedModelError
-from lifedeploy.method import NoOptions
 from lifedeploy.model.blocks import Backbone
 from lifedeploy.model.tokens import BlockAttention, Tokens
+from lifedeploy.options import NoOptions
 from lifedeploy.schedule import Schedule
 
 
