@@ -27,7 +27,7 @@ from lifedeploy.options import (
 )
 from lifedeploy.published import Published
 from lifedeploy.reading import reason
-from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate
+from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate, require_layers
 from lifedeploy.text import quoted, shortened
 from lifedeploy.typed import ORDERINGS, MethodName
 
@@ -192,6 +192,10 @@ class Method:
         """Whether files of weights of ``method`` are files of this one too."""
         return method in (self.name, *self.published.of)
 
+    def goes_on_with(self, method: str) -> bool:
+        """Whether weights of ``method`` keep their schedule under this one: what has a budget of its own takes that."""
+        return method == self.name or not self.own_budget
+
     def options_beside(self, other: Method) -> dict[str, Option]:
         """Options of ``other`` where it stands beside this method: the bound cuts where this method drops."""
         return {"inside": self.inside} if other.role == BOUND else {}
@@ -233,9 +237,11 @@ class Method:
                 f"drop layer {depth} is out of range: {self.name} drops behind a layer, and behind the last of "
                 f"{depth} there is none; 1 to {depth - 1} are allowed"
             )
+        if self.inside:
+            require_layers(layers, depth, depth)
         if counts is not None:
             if not self.takes_counts:
-                hint = "--rho" if self.takes_keep_rate else None
+                hint = "--rho" if self.takes_keep_rate else "leave them out"
                 raise ScheduleError(f"{self.name} takes no token counts: {self.own_budget or 'a keep rate'}", hint=hint)
             return Schedule.from_counts(patches, depth, counts, layers)
         if keep_rate is None:

@@ -45,13 +45,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if not self.tokens:
             raise ScheduleError("the schedule has no layers")
-        most = self.depth - (self.last is None)
-        for layer in self.drop_layers:
-            if not 1 <= layer <= most:
-                raise ScheduleError(
-                    f"drop layer {layer} is out of range: this backbone has {self.depth} layers, so 1 to {most} are "
-                    "allowed"
-                )
+        require_layers(self.drop_layers, self.depth, self.depth - (self.last is None))
         if any(later <= earlier for earlier, later in pairwise(self.drop_layers)):
             layers = _join(self.drop_layers)
             raise ScheduleError(f"drop layers {layers} do not rise; each must be greater than the one before")
@@ -194,6 +188,19 @@ def require_keep_rate(keep_rate: float) -> None:
     """
     if not (math.isfinite(keep_rate) and 0 < keep_rate <= 1):
         raise ScheduleError(f"keep rate {keep_rate:g} is out of range: it must be in (0, 1]")
+
+
+def require_layers(drop_layers: Sequence[int], depth: int, most: int) -> None:
+    """Make sure that drop layers are layers of a backbone of ``depth``, up to the layer ``most``.
+
+    Raises:
+        ScheduleError: one is not.
+    """
+    for layer in drop_layers:
+        if not 1 <= layer <= most:
+            raise ScheduleError(
+                f"drop layer {layer} is out of range: this backbone has {depth} layers, so 1 to {most} are allowed"
+            )
 
 
 def _spread(patches: int, depth: int, counts: Sequence[int], layers: Sequence[int]) -> tuple[int, ...]:

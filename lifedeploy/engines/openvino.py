@@ -22,7 +22,7 @@ from lifedeploy.kept import is_kept_name
 from lifedeploy.machine import fast_int8, memory_limit
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.reading import read_text
-from lifedeploy.spec import GraphForm
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, GraphForm
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving
 
@@ -87,7 +87,10 @@ class OpenVino(Engine):
         ov = require("openvino", extra=cls.extra)
         # It converts what outputs need, and nothing of a graph that only says what was kept: that becomes an output,
         # which is shown to those alone who ask for it.
-        model = _read(ov.Core(), job.graph, job.source.manifest.kept.taps)
+        manifest = job.source.manifest
+        told = {SCORES_NAME: manifest.predicts_lives, GROUPS_NAME: manifest.graph.groups}
+        names = (*manifest.kept.taps, *(name for name, tells in told.items() if tells))
+        model = _read(ov.Core(), job.graph, names)
         main = job.folder / f"{job.stem}.xml"
         with saving(main.with_suffix(".bin")):
             # FP32 weights in the file: the precision of the arithmetic is chosen when it is compiled.
@@ -114,6 +117,7 @@ class OpenVino(Engine):
         try:
             model = _read(core, self.path, self.options.taps)
             self._require_memory(model)
+            _forget_told(model, self.options.taps)
             if self.options.taps:
                 model.add_outputs(list(self.options.taps))
             if self.options.batch is not None:
@@ -284,6 +288,13 @@ def _read(core: Any, path: Path, names: Sequence[str]) -> Any:
         return core.read_model(graphs.with_outputs(path, require_sound(path), missing, EngineError))
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot read {path}: {_reason(error)}") from error
+
+
+def _forget_told(model: Any, taps: Sequence[str]) -> None:
+    """Take out what a model tells of its patches, unless it is asked for: nothing else needs it."""
+    for port, result in zip(model.outputs, model.get_results(), strict=True):
+        if port.names & {SCORES_NAME, GROUPS_NAME} and not port.names & set(taps):
+            model.remove_result(result)
 
 
 def choose_precision(requested: str, *, bf16: bool) -> PrecisionPlan:

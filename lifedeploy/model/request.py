@@ -113,11 +113,12 @@ def describe(
     if method.role == methods.SLIMMED and not method.has_parameters:
         provenance = replace(provenance, predictor="none")
     options = request.all_options(weights_spec)
+    trained = weights_spec.schedule if weights_spec and method.goes_on_with(weights_spec.method) else None
     return ModelSpec(
         backbone=request.backbone,
         timm_name=backbones.timm_name(request.backbone),
         method=method.name,
-        schedule=request.schedule(view.patches, view.depth, weights_spec.schedule if weights_spec else None, options),
+        schedule=request.schedule(view.patches, view.depth, trained, options),
         preprocess=backbones.preprocess_of(vit, request.image_size),
         num_classes=view.classes,
         prefix_tokens=view.prefix,

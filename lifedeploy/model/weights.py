@@ -93,7 +93,8 @@ def _trained(request: ModelRequest, workspace: Workspace) -> tuple[Path | None, 
         if any(options[name] != spec.options.get(name, options[name]) for name in decisive):
             continue
         same_drops = wanted.drop_layers == spec.schedule.drop_layers
-        if wanted.tokens == spec.schedule.tokens or (spec.provenance.elastic and same_drops):
+        same_tokens = (wanted.tokens, wanted.last) == (spec.schedule.tokens, spec.schedule.last)
+        if same_tokens or (spec.provenance.elastic and same_drops):
             return path, ""
     return None, near
 

@@ -99,7 +99,7 @@ def test_what_every_export_holds_is_no_method_to_slim_by(lifedeploy):
         (("train", "--temperature", "0"), "Invalid value for '--temperature': 0 is not allowed"),
         (
             ("export", "--method", "other", "--counts", "8,4,2"),
-            "other has a budget of its own and takes no token counts",
+            "other takes no token counts: a keep rate",
         ),
         (("export", "--method", "other", "--graph", "order-once"), "other chooses anew at every drop, so its graph"),
         (("export", "--method", "other", "--with-life"), "other predicts no lives, so its graph can give none"),

@@ -273,7 +273,7 @@ def test_counts_of_a_method_that_takes_none_are_refused():
     error = refusal(lambda: half.make_schedule(196, 12, counts=(9, 5, 3)), ScheduleError)
     assert (error.message, error.hint) == ("other takes no token counts: half of the patches", "--rho")
     error = refusal(lambda: replace(half, takes_keep_rate=False).make_schedule(196, 12, counts=(9,)), ScheduleError)
-    assert error.hint is None
+    assert error.hint == "leave them out"
 
 
 def test_a_keep_rate_of_a_method_that_takes_none_is_refused():
@@ -292,6 +292,10 @@ def test_behind_the_last_layer_nothing_is_dropped_but_inside_it():
     )
     inside = methods.get("topk").make_schedule(196, 12, keep_rate=0.7, drop_layers=(4, 12))
     assert (inside.tokens, inside.last, inside.counts) == ((196,) * 4 + (137,) * 8, 96, (137, 96))
+    error = refusal(
+        lambda: methods.get("topk").make_schedule(196, 12, keep_rate=0.7, drop_layers=(4, 13)), ScheduleError
+    )
+    assert error.message == "drop layer 13 is out of range: this backbone has 12 layers, so 1 to 12 are allowed"
 
 
 def test_a_fate_that_is_none_is_refused():

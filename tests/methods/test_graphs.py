@@ -26,7 +26,7 @@ from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.kept import kept_name
 from lifedeploy.model import checkpoint
 from lifedeploy.model.weights import ModelRequest, load
-from lifedeploy.spec import GraphForm
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, GraphForm
 from lifedeploy.targets.evidence import check_graph
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import named
@@ -34,104 +34,10 @@ from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate
 from lifedeploy.workflows.export import ExportRequest, export
 from tests.conftest import TINY, TINY_SIZE
-from tests.methods.cases import CASES
+from tests.methods.cases import asked
+from tests.methods.operators import CASES, DENSE, DEPTH, FURTHER, RANKING, SORTS, TOPK
 from tests.once import made_once, shared_folder
 from tests.workflows.test_evaluate import make_images
-
-DEPTH = 6
-# Operators of a graph that drops nothing.
-DENSE = {
-    "Add": 37,
-    "Concat": 2,
-    "Conv": 1,
-    "Expand": 1,
-    "Gather": 1,
-    "Gelu": 6,
-    "Gemm": 1,
-    "LayerNormalization": 13,
-    "MatMul": 36,
-    "Mul": 6,
-    "Reshape": 13,
-    "Shape": 1,
-    "Slice": 18,
-    "Softmax": 6,
-    "Squeeze": 18,
-    "Transpose": 19,
-}
-_BY_CLS = {  # three drops: scores, a TopK, a Gather of tokens; places that are known beforehand are made once
-    "Add": 6,
-    "Concat": 4,
-    "Expand": 1,
-    "Gather": 3,
-    "GatherElements": 2,
-    "MatMul": 3,
-    "Mul": 6,
-    "Range": 1,
-    "ReduceMean": 3,
-    "Reshape": 9,
-    "Slice": 6,
-    "Softmax": 3,
-    "Squeeze": 4,
-    "TopK": 3,
-    "Unsqueeze": 1,
-}
-# What a method adds to that.
-FURTHER = {
-    "evit": _BY_CLS | {"Concat": 7, "MatMul": 6, "Pad": 3, "Slice": 18, "Unsqueeze": 4},  # a weighted sum
-    "evit-no-fuse": _BY_CLS,
-    "topk": _BY_CLS,
-    "dynamicvit": {
-        "Add": 18,
-        "Concat": 10,
-        "Expand": 4,
-        "Gather": 9,
-        "GatherElements": 2,
-        "Gelu": 9,
-        "LayerNormalization": 3,
-        "MatMul": 12,
-        "Mul": 3,
-        "Range": 1,
-        "ReduceMean": 3,
-        "Reshape": 9,
-        "Slice": 3,
-        "Split": 3,
-        "Squeeze": 1,
-        "Sub": 3,
-        "TopK": 3,
-        "Unsqueeze": 1,
-    },
-    "random": {  # once, and two cuts
-        "Add": 2,
-        "Clip": 1,
-        "Concat": 3,
-        "Div": 1,
-        "Expand": 2,
-        "Gather": 1,
-        "Mul": 2,
-        "Range": 1,
-        "ReduceL2": 1,
-        "ReduceMean": 1,
-        "ReduceSum": 1,
-        "Reshape": 3,
-        "Slice": 3,
-        "Squeeze": 1,
-        "Sub": 1,
-        "TopK": 1,
-        "Unsqueeze": 1,
-    },
-}
-SORTS = {"evit": 3, "evit-no-fuse": 3, "topk": 3, "dynamicvit": 3, "random": 1}
-# What decides, and stays in FP32: no products of the backbone, no moving of tokens.
-_CLS_RANKING = {"MatMul", "Mul", "ReduceMean", "Slice", "Softmax", "Squeeze", "TopK"}
-RANKING = {
-    "evit": _CLS_RANKING,
-    "evit-no-fuse": _CLS_RANKING,
-    "topk": _CLS_RANKING,
-    "dynamicvit": {"Add", "Concat", "Expand", "Gather", "Gelu", "MatMul", "ReduceMean", "Sub", "TopK"},
-    "random": {
-        *("Clip", "Concat", "Div", "Expand", "Mul", "ReduceL2", "ReduceMean", "ReduceSum", "Slice", "Sub", "TopK"),
-    },
-}
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +49,7 @@ def exported_by(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) ->
         method, options = CASES[case]
         model = ModelRequest(
             backbone=TINY,
-            keep_rate=0.7,
+            **asked(case),
             weights=str(weights_file),
             image_size=TINY_SIZE,
             method=method,
@@ -174,13 +80,14 @@ def own(exported_by: Callable[[str], Path], case: str) -> Artifact:
 
 def test_its_graph_holds_these_operators_and_no_others(own, case):
     assert own.manifest.graph.operators == dict(Counter(DENSE) + Counter(FURTHER[case]))
-    assert own.manifest.graph.operators["TopK"] == SORTS[case]
-    assert own.manifest.graph.form == ("order-once" if case == "random" else "per-stage")
+    assert own.manifest.graph.operators.get("TopK", 0) == TOPK[case]
+    assert own.manifest.graph.form == ("order-once" if case in ("random", "avit") else "per-stage")
 
 
 def test_it_passed_the_gate_with_every_token_kept_that_pytorch_keeps(own, case):
     manifest = own.manifest
-    assert manifest.parity.passed and (manifest.parity.overlap, manifest.parity.top1) == (1.0, 1.0)
+    overlap = None if case == "avit" else 1.0  # it keeps all
+    assert manifest.parity.passed and (manifest.parity.overlap, manifest.parity.top1) == (overlap, 1.0)
     schedule = manifest.spec.schedule
     named_after = schedule.drop_layers[:1] if case == "random" else schedule.drop_layers
     assert manifest.graph.kept == named_after
@@ -188,20 +95,38 @@ def test_it_passed_the_gate_with_every_token_kept_that_pytorch_keeps(own, case):
     shapes = {value.name: value.shape[1] for node in graph.graph for value in node.outputs if "kept" in value.name}
     assert shapes == {kept_name(layer): schedule.after(layer) for layer in named_after}
     assert [output.name for output in manifest.outputs] == ["logits"]
-    assert not manifest.predicts_lives
-    # What it would have to learn, and has not: DynamicViT's predictors are as they start.
-    assert manifest.spec.provenance.predictor == ("identity" if case == "dynamicvit" else "none")
+    assert (manifest.predicts_lives, manifest.graph.groups) == (case == "avit", case == "tome")
+    # What it would have to learn, and has not: predictors and interpreters are as they start.
+    assert manifest.spec.provenance.predictor == ("identity" if case in ("dynamicvit", "ia-red2") else "none")
 
 
 def test_openvino_keeps_after_every_drop_what_pytorch_keeps(exported_by, case):
     folder = exported_by(case)
     report = build(BuildRequest(model=folder, engine="openvino"), Workspace(folder.parent))
     (manifest,) = report.manifests.values()
-    assert manifest.parity.passed and manifest.parity.overlap == 1.0
+    assert manifest.parity.passed and manifest.parity.overlap == (None if case == "avit" else 1.0)
     images = np.random.default_rng(0).standard_normal((3, 3, *TINY_SIZE)).astype(np.float32)
     found, wanted = (kept_by(path, images) for path in (report.engine.folder, folder / "weights.safetensors"))
     assert list(found) == list(wanted) == list(manifest.spec.schedule.drop_layers)
     assert all(np.array_equal(found[layer], wanted[layer]) for layer in wanted)
+
+
+@pytest.mark.parametrize(("case", "name"), [("tome", GROUPS_NAME), ("avit", SCORES_NAME)], indirect=["case"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_groups_and_lives_are_those_of_pytorch_in_every_runtime(exported_by, case, name, engine):
+    folder = exported_by(case)
+    report = build(BuildRequest(model=folder, engine="openvino"), Workspace(folder.parent))
+    path = report.engine.folder if engine == "openvino" else folder / "model.onnx"
+    images = np.random.default_rng(0).standard_normal((3, 3, *TINY_SIZE)).astype(np.float32)
+    answers = []
+    for model in (path, folder / "weights.safetensors"):
+        with Session(named(model), "all") as session:
+            answers.append(session.tensors(images)[name])
+    assert answers[0].shape == (3, 16) and np.array_equal(*answers)
+    if case == "tome":  # twelve of sixteen patches are in another's token
+        assert [len(set(row)) for row in answers[0].tolist()] == [4, 4, 4]
+    else:
+        assert len(np.unique(answers[0])) > 1 and answers[0].min() >= 1 and answers[0].max() <= DEPTH
 
 
 def kept_by(path: Path, images: np.ndarray) -> dict[int, np.ndarray]:
@@ -235,18 +160,26 @@ def test_in_half_precision_its_ranking_alone_stays_fp32(own, case, tmp_path):
     assert evidence.max_rel > 0 and not reach.overflows
 
 
-# Products of each drop: the CLS row with the keys, and a weighted sum; or the four layers of a predictor.
-@pytest.mark.parametrize(("case", "each"), [("evit", 2), ("dynamicvit", 4)], indirect=["case"])
-def test_its_ranking_is_never_quantised(own, case, each, tmp_path, monkeypatch):
+# Products of three drops: the CLS row with the keys, and a weighted sum; the four layers of a predictor; patches with
+# what is made of the policy token. The CLS row of three layers. In six layers sources with targets, and a weighted sum.
+# One weighted sum, of all layers.
+@pytest.mark.parametrize(
+    ("case", "count"),
+    [("evit", 6), ("dynamicvit", 12), ("ia-red2", 3), ("evo-vit", 3), ("tome", 12), ("avit", 1), ("avit-ranked", 1)],
+    indirect=["case"],
+)
+def test_its_ranking_is_never_quantised(own, case, count, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(own.folder, tmp_path / "copy"))
     monkeypatch.chdir(tmp_path)
     data = make_images(tmp_path / "data", count=3)
     request = CalibrateRequest(model=folder, data=str(data), images=4, check_images=2, cache=tmp_path / "cache")
     report = calibrate(request, Workspace(tmp_path))
-    assert report.members[CASES[case][0]].overlap > 0.5
+    overlap = report.members[CASES[case][0]].overlap
+    assert overlap is None if case == "avit" else overlap > 0.5
     quantised = Artifact.read(folder / "int8" / "model.json")
     ranking = [product for product in policy.products_in(quantised.path) if product.part == "ranking"]
-    assert len(ranking) == each * 3
+    assert len(ranking) == count
+    assert not {product.name for product in ranking} & set(quantised.manifest.quantized_products)
     places = {name.rpartition("/")[0] for name in quantised.manifest.quantized_products}
     assert places == {
         f"blocks.{layer}.{part}" for layer in range(DEPTH) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -255,11 +188,13 @@ def test_its_ranking_is_never_quantised(own, case, each, tmp_path, monkeypatch):
     assert not [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
 
 
-@pytest.mark.parametrize("case", ["evit", "topk", "dynamicvit", "random"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["evit", "topk", "dynamicvit", "random", "ia-red2", "avit-ranked", "evo-vit"], indirect=True
+)
 def test_of_a_real_backbone_every_attention_is_fused(rtx, case, tmp_path):
     """At the size of DeiT-T; a fixed batch, which takes the builder half the time of a dynamic one."""
     method, options = CASES[case]
-    request = ModelRequest(backbone="deit_t", keep_rate=0.7, weights="random", method=method, options=options)
+    request = ModelRequest(backbone="deit_t", weights="random", method=method, options=options, **asked(case))
     loaded = load(request, Workspace(tmp_path), ordering=methods.get(method).orderings[0])
     traced = exporter.trace(loaded.model, loaded.spec, GraphOptions(batch_size=8))
     exporter.save(traced, tmp_path / "graph.onnx", metadata={})

@@ -1,12 +1,10 @@
-"""Files whose backbone the authors call otherwise, that two methods take, or that are of use to one method alone.
-
-The rows are made for these tests, with the names that Evo-ViT's and A-ViT's public code gives to things.
-"""
+"""Files whose backbone the authors call otherwise, that two methods take, or that are of use to one method alone: with
+the names that Evo-ViT's and A-ViT's public code gives to things."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +14,9 @@ from torch import Tensor
 
 from lifedeploy import methods
 from lifedeploy.errors import UsageError
-from lifedeploy.methods import Method, Published, Renamed, option
+from lifedeploy.methods import Method, Published, Renamed
 from lifedeploy.model import checkpoint
+from lifedeploy.schedule import Schedule
 from tests.conftest import TINY_SIZE
 from tests.model.test_checkpoint import small_model
 from tests.model.test_published import FORMS, backbone, dynamicvit, load, of_evit, path_for, refused, write
@@ -25,18 +24,8 @@ from tests.model.test_published import FORMS, backbone, dynamicvit, load, of_evi
 QKV = Renamed("blocks.*.attn.qkv", ("qks.*.qk", "vs.*.v"), rows=(2, 1))
 PROJ = Renamed("blocks.*.attn.proj", ("projs.*",))
 NORM = Renamed("blocks.*.norm1", ("norms.*",))
-EVO_VIT = Published(renamed=(QKV, PROJ, NORM), unused=("head_cls.", "norm_cls."), backbone_alone=False)
-A_VIT = Published(
-    arguments=("gate_scale", "gate_center", "ponder_token_scale", "distr_prior_alpha"),
-    options=(("gate_scale", "scale"), ("gate_center", "center")),
-    backbone_alone=False,
-)
-
-
-@dataclass(frozen=True)
-class Halting:
-    scale: float = option(10.0, "How steep.")
-    center: float = option(30.0, "From where on.")
+A_VIT = methods.get("avit").published
+FEW = {"r": "2"}  # of 16 patches
 
 
 def row(name: str, title: str, published: Published, options: type[Any] = methods.NoOptions) -> Method:
@@ -48,19 +37,6 @@ def row(name: str, title: str, published: Published, options: type[Any] = method
         options=options,
         work=lambda schedule, options, cost: methods.Work.of(schedule),
     )
-
-
-ROWS = (
-    row("evo-vit", "Evo-ViT", EVO_VIT),
-    row("avit", "A-ViT", A_VIT, Halting),
-    row("avit-ranked", "A-ViT ranked", Published(of=("avit",), backbone_alone=False), Halting),
-    row("tome", "ToMe", Published()),
-)
-
-
-@pytest.fixture(autouse=True)
-def with_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "_TABLE", {**methods._TABLE, **{method.name: method for method in ROWS}})
 
 
 def evo_vit(*, heads: bool = True) -> dict[str, Tensor]:
@@ -244,6 +220,7 @@ def test_two_methods_take_a_file(tmp_path, method, as_dict):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({}, ""),
         ({"scale": 5.0, "center": 75.0}, "gate_scale 10.0, gate_center 30.0, and is used with scale 5.0, center 75.0"),
         ({"center": 75.0}, "gate_center 30.0, and is used with center 75.0"),
         ({"scale": 10.0}, ""),
@@ -251,7 +228,9 @@ def test_two_methods_take_a_file(tmp_path, method, as_dict):
 )
 def test_options_that_it_was_not_trained_with_are_said(tmp_path, method, options, said):
     path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_avit())
-    notes = load(path, method, options=options).notes
+    loaded = load(path, method, options=options)
+    notes = loaded.notes
+    assert loaded.spec.options == {"scale": 10.0, "center": 30.0} | options  # the file's, where nobody says others
     assert notes[1:] == ((f"theirs.pth was trained with {said}",) if said else ())
 
 
@@ -264,7 +243,7 @@ def test_a_value_that_is_no_number_is_shown_as_it_stands(tmp_path, value, shown)
     path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_avit(gate_center=value))
     first, second = load(path, "avit").notes
     assert f"gate_center {shown}" in first
-    assert second == f"theirs.pth was trained with gate_center {shown}, and is used with center 30.0"
+    assert second == f"theirs.pth was trained with gate_center {shown}, and is used with center 0.0"
 
 
 def test_whole_numbers_are_numbers(tmp_path):
@@ -272,9 +251,16 @@ def test_whole_numbers_are_numbers(tmp_path):
     assert len(load(path, "avit").notes) == 1
 
 
+def test_a_value_that_is_no_such_option_is_not_taken(tmp_path):
+    path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_avit(gate_center=5000.0))
+    loaded = load(path, "avit")
+    assert loaded.spec.options == {"scale": 10.0, "center": 0.0}
+    assert loaded.notes[1] == "theirs.pth was trained with gate_center 5000.0, and is used with center 0.0"
+
+
 def test_without_its_arguments_it_is_a_plain_state_dict(tmp_path):
     path = write(tmp_path / "tiny-10-30.pth", backbone().state_dict())
-    assert load(path, "avit").notes == load(path, "tome").notes == ("tiny-10-30.pth: model",)
+    assert load(path, "avit").notes == load(path, "tome", options=FEW).notes == ("tiny-10-30.pth: model",)
 
 
 def test_a_checkpoint_of_ours_is_taken_by_both_with_the_options_it_was_trained_with(tmp_path):
@@ -315,12 +301,32 @@ def test_weights_that_are_of_use_to_one_method_alone_are_refused_under_others(
 def test_so_are_checkpoints_of_ours(tmp_path, method, asked):
     path = tmp_path / "ours.safetensors"
     options = methods.get(method).usual_options
-    checkpoint.save(path, *small_model(method=method, options=options))
+    own = {"schedule": methods.get(method).make_schedule(16, 6)} if methods.get(method).own_budget else {}
+    checkpoint.save(path, *small_model(method=method, options=options, **own))
     assert load(path, method).notes == ()
     assert f"is a checkpoint of {method}, and {asked} is asked for" in refused(path, asked).message
 
 
-def test_a_method_takes_files_of_another_and_not_the_other_way_round(tmp_path):
+def test_a_checkpoint_for_a_fixed_budget_is_taken_without_its_budget(tmp_path):
+    path = tmp_path / "ours.safetensors"
+    checkpoint.save(path, *small_model(method="avit-ranked", options={"scale": 5.0, "center": 75.0}))
+    loaded = load(path, "avit")
+    assert loaded.spec.options == {"scale": 5.0, "center": 75.0}
+    assert loaded.spec.schedule == Schedule.dense(16, 6)
+
+
+def test_weights_that_were_trained_at_a_keep_rate_are_merged_as_any_others(tmp_path):
+    path = tmp_path / "ours.safetensors"
+    checkpoint.save(path, *small_model(method="topk", options={}))
+    schedule = load(path, "tome", options=FEW).spec.schedule
+    assert (schedule.counts, schedule.keep_rate) == ((14, 12, 10, 8, 6, 4), None)
+    assert load(path, "evo-vit").spec.schedule.counts == (8, 8)
+    assert load(path, "evit").spec.schedule.keep_rate == 0.7
+
+
+def test_a_method_takes_files_of_another_and_not_the_other_way_round(tmp_path, monkeypatch):
+    alone = replace(methods.get("avit"), published=replace(A_VIT, of=()))
+    monkeypatch.setattr(methods, "_TABLE", {**methods._TABLE, "avit": alone})
     path = tmp_path / "ours.safetensors"
     checkpoint.save(path, *small_model(method="avit-ranked", options={"scale": 5.0, "center": 75.0}))
     assert refused(path, "avit").hint == "--method avit-ranked, or weights of a dense model"
@@ -328,7 +334,7 @@ def test_a_method_takes_files_of_another_and_not_the_other_way_round(tmp_path):
 
 def test_a_backbone_that_stands_alone_is_lent_and_that_is_said(tmp_path):
     path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_evit())
-    loaded = load(path, "tome")
+    loaded = load(path, "tome", options=FEW)
     assert loaded.notes[1:] == ("theirs.pth is a checkpoint of evit, and tome is asked for",)
     tensors = loaded.model.backbone.state_dict()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in backbone().state_dict().items())
@@ -340,7 +346,7 @@ def test_weights_of_no_method_are_taken_by_all(tmp_path, method):
     deit = checkpoint.read(write(tmp_path / "deit.pth", backbone().state_dict(), args=said))
     assert (deit.method, deit.layout) == ("", "DeiT training checkpoint, model")
     plain = write(tmp_path / "plain.safetensors", backbone().state_dict(), "safetensors")
-    assert load(plain, method).notes == ()
+    assert load(plain, method, options=FEW if method == "tome" else {}).notes == ()
 
 
 # --- what a row can say -----------------------------------------------------------------------------------------

@@ -59,7 +59,11 @@ class _Adaptive(Reducer):
         outputs = torch.stack(_noted(tokens, _OUTPUT), dim=2)  # (B, P, T, C)
         halting = self.logit(outputs[:, :, :-1, 0]).sigmoid()  # (B, P, T - 1); at the last layer it is 1
         weights = act_weights(F.pad(halting, (0, 1), value=1.0))[:, :, None]  # (B, P, 1, T)
-        return backbone.classify(tokens.but(x=(weights @ outputs).squeeze(2)))
+        return backbone.classify(tokens.but(x=self("mean", weights, outputs)))
+
+    def mean(self, weights: Tensor, outputs: Tensor) -> Tensor:
+        """Of outputs, called as a seam: what the reducer multiplies is never quantised."""
+        return (weights @ outputs).squeeze(2)
 
     def at(self, schedule: Schedule) -> Self:
         return type(self)(schedule, self.scale, self.center)
