@@ -291,9 +291,10 @@ def _read(core: Any, path: Path, names: Sequence[str]) -> Any:
 
 
 def _forget_told(model: Any, taps: Sequence[str]) -> None:
-    """Take out what a model tells of its patches, unless it is asked for: nothing else needs it."""
+    """Take out what a model tells of its patches, unless it is asked for: it would be computed for nobody."""
     for port, result in zip(model.outputs, model.get_results(), strict=True):
-        if port.names & {SCORES_NAME, GROUPS_NAME} and not port.names & set(taps):
+        tells = any(name in (SCORES_NAME, GROUPS_NAME) or is_kept_name(name) for name in port.names)
+        if tells and not port.names & set(taps):
             model.remove_result(result)
 
 
