@@ -232,9 +232,10 @@ class Method:
             UsageError: the options cannot be.
         """
         layers = self.default_drop_layers(depth) if drop_layers is None else tuple(drop_layers)
-        if layers[-1:] == (depth,) and not self.inside:
+        beyond = next((layer for layer in layers if layer >= depth), None)
+        if beyond is not None and not self.inside:
             raise ScheduleError(
-                f"drop layer {depth} is out of range: {self.name} drops behind a layer, and behind the last of "
+                f"drop layer {beyond} is out of range: {self.name} drops behind a layer, and behind the last of "
                 f"{depth} there is none; 1 to {depth - 1} are allowed"
             )
         if self.inside:

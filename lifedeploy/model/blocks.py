@@ -83,8 +83,9 @@ class Backbone:
 
     @property
     def heads(self) -> int:
-        """Heads of the first layer's attention; 0 without layers."""
-        return int(self.model.blocks[0].attn.num_heads) if self.depth else 0
+        """Heads of the first layer's attention; 0 without layers, or where a block has no attention of its own."""
+        attention = getattr(self.model.blocks[0], "attn", None) if self.depth else None
+        return int(attention.num_heads) if attention is not None else 0
 
     @property
     def classes(self) -> int:

@@ -16,7 +16,7 @@ from lifedeploy.options import option
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted
 
-_USUAL = "13"
+_PUBLISHED = 13, 196, 12  # of DeiT-S: tokens merged in every layer, patches, layers
 _NUMBERS = re.compile("([0-9]{1,5}(,[0-9]{1,5}){0,999})?")
 
 
@@ -29,7 +29,9 @@ class TomeOptions:
     """
 
     r: Annotated[str, Meta(max_length=6000)] = option(
-        "", f"Tokens merged in every layer: {_USUAL}, or a number for each: 16,16,14. [{_USUAL} without --rho]"
+        "",
+        "Tokens merged in every layer: 13, or a number for each: 16,16,14.  [without --rho: 13 of 196 in 12 layers, and "
+        "as many of others in proportion]",
     )
     inflect: Annotated[float, Meta(ge=-1, le=1)] = option(
         0.0, "Merge more in early layers (-1: twice r in the first, none in the last) or in late ones (1)."
@@ -48,12 +50,13 @@ def _tome_schedule(
     By a keep rate: as many as it takes that ρ³ N are left at the end, as of methods that drop three times, evenly.
     """
     if keep_rate is None:
-        merged = _merged(options, len(drop_layers))
+        merged = _merged(options.r or str(_usual(patches, depth)), options.inflect, len(drop_layers))
         counts = [patches - sum(merged[: number + 1]) for number in range(len(drop_layers))]
     else:
         if options.r or options.inflect:
             raise ScheduleError(
-                f"r {options.r or _USUAL} and keep rate {keep_rate:g} both say how many tokens are merged",
+                f"r {options.r or _usual(patches, depth)} and keep rate {keep_rate:g} both say how many tokens are "
+                "merged",
                 hint="--r or --rho, not both",
             )
         leave = patches - round(patches * keep_rate**3)
@@ -70,11 +73,17 @@ def _tome_schedule(
     return Schedule.of_keep_rate(patches, depth, keep_rate, counts, drop_layers)
 
 
-def _merged(options: TomeOptions, layers: int) -> list[int]:
+def _usual(patches: int, depth: int) -> int:
+    """r of a backbone, unless told otherwise: as large a share of its tokens in all as of DeiT-S."""
+    merged, of, layers = _PUBLISHED
+    return merged * layers * patches // (of * depth)
+
+
+def _merged(r: str, inflect: float, layers: int) -> list[int]:
     """Tokens to merge in each of so many layers, as the paper's authors make them of r and its inflection."""
-    given = [int(number) for number in re.findall(r"\d+", options.r or _USUAL)]
+    given = [int(number) for number in re.findall(r"\d+", r)]
     if len(given) > 1:
-        if options.inflect:
+        if inflect:
             raise ScheduleError(
                 "inflect says how r changes from layer to layer, and r has a number for each already",
                 hint="--inflect with a single number as --r, or no --inflect",
@@ -85,7 +94,7 @@ def _merged(options: TomeOptions, layers: int) -> list[int]:
                 hint=f"a single number, or {layers} at most, the first layer's first",
             )
         return given + [0] * (layers - len(given))
-    least = int(given[0] * (1 - options.inflect))
+    least = int(given[0] * (1 - inflect))
     step = (2 * given[0] - 2 * least) / max(layers - 1, 1)
     return [int(least + step * number) for number in range(layers)]
 
@@ -112,7 +121,7 @@ TOME = Method(
     stages=(TrainingStage("backbone", reducer=False, backbone=True),),
     work=_tome_work,
     schedule=_tome_schedule,
-    own_budget=f"it merges {_USUAL} tokens in every layer",
+    own_budget="it merges as many tokens in every layer as 13 of 196 in 12",
     drop_layers=lambda depth: tuple(range(1, depth + 1)),
     takes_counts=False,
 )

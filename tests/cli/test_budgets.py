@@ -6,7 +6,7 @@ import pytest
 
 EVERY = "it computes every token, and masks those that halted"
 HALF = "half of the patches, from a third of the layers on"
-MERGE = "it merges 13 tokens in every layer"
+MERGE = "it merges as many tokens in every layer as 13 of 196 in 12"
 
 
 def behind(method: str) -> str:

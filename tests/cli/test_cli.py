@@ -75,7 +75,15 @@ def test_inspect_shows_the_schedule_and_the_graph(workspace, lifedeploy):
 @pytest.mark.parametrize(
     ("method", "fate", "words"),
     [
-        ("tome", "merged", ("tome: ToMe (", "are merged into others", "its own: it merges 13 tokens in every layer")),
+        (
+            "tome",
+            "merged",
+            (
+                "tome: ToMe (",
+                "are merged into others",
+                "its own: it merges as many tokens in every layer as 13 of 196 in 12",
+            ),
+        ),
         ("evo-vit", "parked", ("wait, and come back", "its own: half of the patches, from a third of the layers on")),
         ("avit", "halted", ("are masked, and none is dropped", "1 to 12 layers, as the image has it")),
         ("avit-ranked", "dropped", ("A-ViT scores, fixed budget", "tokens that do not go on are dropped")),

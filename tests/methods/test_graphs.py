@@ -189,7 +189,9 @@ def test_its_ranking_is_never_quantised(own, case, count, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "case", ["evit", "topk", "dynamicvit", "random", "ia-red2", "avit-ranked", "evo-vit"], indirect=True
+    "case",
+    ["evit", "topk", "dynamicvit", "random", "ia-red2", "avit-ranked", "avit", "evo-vit", "tome"],
+    indirect=True,
 )
 def test_of_a_real_backbone_every_attention_is_fused(rtx, case, tmp_path):
     """At the size of DeiT-T; a fixed batch, which takes the builder half the time of a dynamic one."""
@@ -200,5 +202,6 @@ def test_of_a_real_backbone_every_attention_is_fused(rtx, case, tmp_path):
     exporter.save(traced, tmp_path / "graph.onnx", metadata={})
     forms.prepare(tmp_path / "graph.onnx", GraphForm("fp16", "operator", with_order=True), tmp_path / "half.onnx")
     found = fusion.of_plan(build_plan(rtx, tmp_path / "half.onnx", BuildOptions()).data).record
-    assert (found.attention, found.topk, found.precision) == (12, SORTS[case], "fp16")
+    sorts = 24 if case == "tome" else SORTS[case]  # in every layer one of all sources, and one back into order
+    assert (found.attention, found.topk, found.precision) == (12, sorts, "fp16")
     assert loaded.model.reducer.sorts == SORTS[case]

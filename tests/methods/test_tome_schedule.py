@@ -99,7 +99,11 @@ def test_drop_layers_are_those_that_merge():
         ),
         ({"options": {"r": "13"}, "keep_rate": 0.7}, "r 13 and keep rate 0.7 both", "--r or --rho, not both"),
         ({"options": {"inflect": 0.5}, "keep_rate": 0.7}, "both say how many tokens", "--r or --rho, not both"),
-        ({"counts": (100, 50)}, "tome takes no token counts: it merges 13 tokens in every layer", "--rho"),
+        (
+            {"counts": (100, 50)},
+            "tome takes no token counts: it merges as many tokens in every layer as 13 of 196 in 12",
+            "--rho",
+        ),
         ({"drop_layers": (0, 4)}, "drop layer 0 is out of range", None),
         ({"drop_layers": (13,)}, "drop layer 13 is out of range", None),
         (

@@ -169,7 +169,7 @@ def output(
     lives: torch.Tensor | None = None,
     kept: dict[int, torch.Tensor] | None = None,
 ) -> SlimOutput:
-    return SlimOutput(logits, kept or {}, lives, None, tokens)
+    return SlimOutput(logits, kept or {}, lives, None, None, tokens)
 
 
 def test_distillation_counts_surviving_tokens_and_logits():

@@ -145,7 +145,7 @@ def test_what_is_merged_is_drawn_in_groups(workspace, tmp_path, weights_file, mo
     assert first[5].get_xlabel().startswith("10 groups, the largest of ")
     caption = figures[0].get_supxlabel()
     assert caption.startswith(f"ToMe of {TINY}, ") and caption.endswith(" · in the colour of its group: merged")
-    assert "13 tokens" not in caption  # one was asked for, so it is not its own budget
+    assert "13 of 196" not in caption  # one was asked for, so it is not its own budget
     report = workflow.visualize(folder / form, [CAT], tmp_path / "x.png")
     assert (report.kind, report.mean_life, report.granted_mean) == ("kept", None, None)
 
