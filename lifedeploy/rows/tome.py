@@ -30,8 +30,8 @@ class TomeOptions:
 
     r: Annotated[str, Meta(max_length=6000)] = option(
         "",
-        "Tokens merged in every layer: 13, or a number for each: 16,16,14.  [without --rho: 13 of 196 in 12 layers, and "
-        "as many of others in proportion]",
+        "Tokens merged in every layer: 13, or a number for each: 16,16,14.  [without --rho: 13 of 196 in 12 layers, "
+        "and as many of others in proportion]",
     )
     inflect: Annotated[float, Meta(ge=-1, le=1)] = option(
         0.0, "Merge more in early layers (-1: twice r in the first, none in the last) or in late ones (1)."
