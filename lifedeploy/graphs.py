@@ -7,14 +7,14 @@ over, or loop for ever. What can be told without running it is told here, in one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lifedeploy.errors import ArtifactError
 from lifedeploy.machine import memory_limit
-from lifedeploy.reading import Failure, foreign, require_regular
+from lifedeploy.reading import foreign, require_regular
 from lifedeploy.text import quoted
 
 if TYPE_CHECKING:  # a heavy library
@@ -75,7 +75,7 @@ def has_loops(model: onnx.ModelProto) -> bool:
 def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """All nodes: of the graph, of those in it, and of functions."""
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        yield from _nodes(nodes)
+        yield from flattened(nodes)
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -93,27 +93,6 @@ def is_outside(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == tensor.EXTERNAL)
 
 
-def with_outputs(path: Path, model: onnx.ModelProto, names: Sequence[str], failure: Failure = ArtifactError) -> bytes:
-    """A model that was read from ``path``, inner tensors as further outputs; weights in other files are taken in.
-
-    Raises:
-        ``failure``: there is no such tensor, or the weights cannot be read.
-    """
-    import onnx
-
-    computed = {name for node in model.graph.node for name in node.output}
-    typed = {value.name: value for value in model.graph.value_info}
-    for name in names:
-        if name not in computed:
-            raise failure(f"{path} has no tensor {name}")
-        if name not in {output.name for output in model.graph.output}:
-            model.graph.output.append(typed.get(name) or onnx.ValueInfoProto(name=name))
-    with foreign(str(path), failure):
-        if any(is_outside(tensor) for tensor in tensors_of(model)):
-            onnx.load_external_data_for_model(model, str(path.parent))
-        return bytes(model.SerializeToString())
-
-
 def dtype_name(kind: int) -> str:
     """What numpy, or ml_dtypes, calls a type of elements; what neither has, as ONNX calls it."""
     import onnx
@@ -126,11 +105,12 @@ def dtype_name(kind: int) -> str:
     return f"type {kind}"
 
 
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def flattened(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those in them: of branches and loops."""
     for node in nodes:
         yield node
         for graph in graphs_in(node):
-            yield from _nodes(graph.node)
+            yield from flattened(graph.node)
 
 
 def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -299,7 +279,7 @@ class _Reader:
         busy: set[tuple[str, str]] = set()
 
         def size(nodes: Iterable[onnx.NodeProto]) -> int:
-            return sum(1 + called((node.domain, node.op_type)) for node in _nodes(nodes))
+            return sum(1 + called((node.domain, node.op_type)) for node in flattened(nodes))
 
         def called(key: tuple[str, str]) -> int:
             if key not in bodies:

@@ -26,6 +26,7 @@ from lifedeploy.engines.base import (
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.engines.onnxruntime_trace import WARM_UP, times
 from lifedeploy.errors import ArtifactError, EngineError
+from lifedeploy.graph_outputs import asked_for, serialised, unneeded
 from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.records import DetailsRecord
@@ -150,8 +151,8 @@ class OnnxRuntime(Engine):
         model = read_sound(self.path)
         self._loops = graphs.has_loops(model)
         source: Path | bytes = self.path
-        if self.options.taps:
-            source = graphs.with_outputs(self.path, model, self.options.taps, EngineError)
+        if self.options.taps or unneeded(model):
+            source = asked_for(self.path, model, self.options.taps, EngineError)
         del model
         self._session = self._cpu_session(ort, source, self._session_options(ort, self.options))
         require_provider(self._session, self.provider)
@@ -241,7 +242,7 @@ def new_session(
         EngineError: ONNX Runtime refused.
     """
     if isinstance(source, Path) and not is_utf8(source):
-        source = graphs.with_outputs(source, read_sound(source), (), EngineError)
+        source = serialised(source, read_sound(source), EngineError)
     try:
         what = source if isinstance(source, bytes) else str(source)
         # Without a fallback a provider that fails says why; with it another one takes over, and the reason is lost.

@@ -26,6 +26,7 @@ from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array, shape_at
 from lifedeploy.engines.onnxruntime import OnnxRuntime, new_session, read_sound, require_askable, require_provider
 from lifedeploy.errors import EngineError
+from lifedeploy.graph_outputs import asked_for
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.reading import reason
 from lifedeploy.records import DetailsRecord
@@ -116,7 +117,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ort: Any = require("onnxruntime", extra=self.extra)
         model = read_sound(self.path)
-        self._model = graphs.with_outputs(self.path, model, self.options.taps, EngineError)
+        self._model = asked_for(self.path, model, self.options.taps, EngineError)
         specs = self._read(model.graph)
         require_askable(self.path, *specs)
         self._prepare()

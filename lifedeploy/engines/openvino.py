@@ -18,6 +18,7 @@ from lifedeploy.bounds import require_sound
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, LayerTime, PrecisionPlan
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
+from lifedeploy.graph_outputs import asked_for
 from lifedeploy.kept import is_kept_name
 from lifedeploy.machine import fast_int8, memory_limit
 from lifedeploy.optional import installed, pip_line, require
@@ -285,7 +286,7 @@ def _read(core: Any, path: Path, names: Sequence[str]) -> Any:
                 hint="the ONNX model that it was built of has it",
             )
         # Of an ONNX graph it converts what outputs need, and nothing else.
-        return core.read_model(graphs.with_outputs(path, require_sound(path), missing, EngineError))
+        return core.read_model(asked_for(path, require_sound(path), missing, EngineError))
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot read {path}: {_reason(error)}") from error
 

@@ -16,6 +16,7 @@ FOUNDATION = {
     "text",
     "children",
     "graphs",
+    "graph_outputs",
     "bounds",
     "reading",
     "temporary",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lifedeploy.model.reducers.base import Plan, Reducer, TakeOrdered
+from lifedeploy.model.reducers.base import Reducer, TakeOrdered
 from lifedeploy.model.tokens import BlockAttention, Tokens
 from lifedeploy.schedule import Schedule
 
@@ -22,10 +22,6 @@ class ByClsAttention(Reducer):
         counts = {t: schedule.tokens[t - 1] if all_ordered else schedule.after(t) for t in schedule.leaving_layers}
         self.take = nn.ModuleDict({str(layer): TakeOrdered(count) for layer, count in counts.items()})
         self.sorts = len(self.take)
-
-    @classmethod
-    def build(cls, plan: Plan) -> Reducer:
-        return cls(plan.schedule)
 
     @property
     def inside_layers(self) -> frozenset[int]:

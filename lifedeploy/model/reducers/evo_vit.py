@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lifedeploy.model.blocks import Backbone
-from lifedeploy.model.reducers.base import Plan, Reducer, TakeOrdered
+from lifedeploy.model.reducers.base import Reducer, TakeOrdered
 from lifedeploy.model.tokens import BlockAttention, Tokens
 from lifedeploy.schedule import Schedule
 
@@ -29,10 +29,6 @@ class EvoVitReducer(Reducer):
         layers = schedule.drop_layers if schedule.prunes else ()
         self.take = nn.ModuleDict({str(layer): TakeOrdered(schedule.patches) for layer in layers})
         self.sorts = len(self.take)
-
-    @classmethod
-    def build(cls, plan: Plan) -> Reducer:
-        return cls(plan.schedule)
 
     @property
     def inside_layers(self) -> frozenset[int]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lifedeploy.kept import NO_PATCH
-from lifedeploy.model.reducers.base import Plan, Reducer
+from lifedeploy.model.reducers.base import Reducer
 from lifedeploy.model.tokens import BlockAttention, Tokens, no_patches
 from lifedeploy.schedule import Schedule
 
@@ -25,10 +25,6 @@ SIZE, SEED = "size", "seed"
 
 class TomeReducer(Reducer):
     """Merges in every drop layer as many tokens as the schedule says."""
-
-    @classmethod
-    def build(cls, plan: Plan) -> Reducer:
-        return cls(plan.schedule)
 
     @property
     def inside_layers(self) -> frozenset[int]:
