@@ -29,6 +29,11 @@ class Work:
         return cls(schedule.tokens, schedule.tokens, scoring)
 
     @classmethod
+    def inside(cls, schedule: Schedule, scoring: int = 0) -> Work:
+        """The work of a method that drops between attention and MLP: the MLP of a drop layer has fewer tokens."""
+        return cls(schedule.tokens, tuple(map(schedule.after, range(1, schedule.depth + 1))), scoring)
+
+    @classmethod
     def dense(cls, schedule: Schedule) -> Work:
         """The work of a method that drops nothing, whatever the schedule says."""
         return cls.of(Schedule.dense(schedule.patches, schedule.depth))

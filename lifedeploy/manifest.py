@@ -226,8 +226,7 @@ class Manifest:
         """Where its graph, and every engine of it, says which tokens it kept."""
         schedule = self.spec.schedule
         if self.graph.kept is not None:
-            row = methods.built_in(self.spec.method)  # another package's is not imported to read a file
-            return KeptTokens.of(schedule, self.graph.kept, parks=row is not None and row.parks)
+            return KeptTokens.of(schedule, self.graph.kept, parks=self.graph.parks)
         # Written before there were other methods: it ranks once, and says so under another name.
         if methods.role_of(self.spec.method) != methods.SLIMMED or not schedule.prunes:
             return KeptTokens.of(schedule, ())

@@ -24,6 +24,7 @@ from lifedeploy.options import (
     misnamed,
     option_fields,
     settle,
+    without_budget,
 )
 from lifedeploy.published import Published
 from lifedeploy.reading import reason
@@ -188,13 +189,18 @@ class Method:
         """Whether it has parameters of its own, trained here or by its authors."""
         return self.trains_reducer or bool(self.published.parameters)
 
-    def takes(self, method: str) -> bool:
+    def reads_files_of(self, method: str) -> bool:
         """Whether files of weights of ``method`` are files of this one too."""
         return method in (self.name, *self.published.of)
 
-    def goes_on_with(self, method: str) -> bool:
-        """Whether weights of ``method`` keep their schedule under this one: what has a budget of its own takes that."""
-        return method == self.name or not self.own_budget
+    def keeps_schedule_of(self, other: Method | None) -> bool:
+        """Whether weights of another method keep their schedule under this one: not where either has a budget of its
+        own, which means nothing to the other."""
+        return other is None or other.name == self.name or not (self.own_budget or other.own_budget)
+
+    def without_budget(self, given: Mapping[str, Option]) -> dict[str, Option]:
+        """Of its options ``given`` those that leave the number of tokens to a keep rate."""
+        return without_budget(self.options, given)
 
     def options_beside(self, other: Method) -> dict[str, Option]:
         """Options of ``other`` where it stands beside this method: the bound cuts where this method drops."""

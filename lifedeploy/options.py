@@ -22,13 +22,20 @@ class NoOptions:
     """The options of a method that has none."""
 
 
-def option(default: Option, help: str, *, training: bool = False) -> Any:
+def option(default: Option, help: str, *, training: bool = False, budget: bool = False) -> Any:
     """A field of a method's options: ``merged: Annotated[int, Meta(ge=1, le=64)] = option(8, "Tokens a layer.")``.
 
     On the command line it is ``--merged N``; its type, annotated with msgspec's ``Meta``, is its range. ``training``:
-    it decides nothing but how the method trains, so that only ``train`` takes it.
+    it decides nothing but how the method trains, so that only ``train`` takes it. ``budget``: it says how many tokens
+    go on, in the place of a keep rate.
     """
-    return field(default=default, metadata={"help": help, "training": training})
+    return field(default=default, metadata={"help": help, "training": training, "budget": budget})
+
+
+def without_budget(options: type[Any], given: Mapping[str, Option]) -> dict[str, Option]:
+    """Of the options ``given`` those that leave the number of tokens to a keep rate."""
+    budget = {item.name for item in fields(options) if item.metadata.get("budget")}
+    return {name: value for name, value in given.items() if name not in budget}
 
 
 def settle(options: type[Any], given: Mapping[str, Any], whose: str) -> Any:

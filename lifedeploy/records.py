@@ -49,6 +49,7 @@ class GraphRecord(Section):
     kept: Maybe[Annotated[tuple[Layer, ...], Meta(max_length=1000)]] = absent()  # it names its kept tokens after these
     scores: Maybe[bool] = absent()  # whether it names the scores of all patches, which lives are made of: life_scores
     groups: bool = False  # whether it names the groups that tokens were merged to: groups
+    parks: bool = False  # whether tokens that do not go on come back, so that every drop chooses from all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from lifedeploy import graphs
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.caches import private_cache
 from lifedeploy.engines import attention_kernels, cuda
-from lifedeploy.engines.attention_nodes import attention_nodes
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, LayerTime
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array, shape_at
@@ -103,10 +102,8 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
             return DetailsRecord()  # another runtime computes, and does not tell
         layers = job.source.manifest.spec.schedule.depth
         fusion = attention_kernels.read_back(graph, cls.provider, layers)
-        # FP32 has no fused kernel to ask for, and products were asked for as they are; where a bias has none, no other
-        # form has one either.
-        biased = {node.layer for node in attention_nodes(graphs.read(graph)) if node.bias is not None}
-        unfused = fusion.kernels.get(attention_kernels.UNFUSED, 0) > len(biased & fusion.unfused.keys())
+        # FP32 has no fused kernel to ask for, and products were asked for as they are.
+        unfused = attention_kernels.UNFUSED in fusion.kernels
         if job.precision in cls.fused_since and unfused and not job.options.allow_unfused:
             raise EngineError(
                 f"{fusion.note}: {graph.name} in {job.precision.upper()} on {cls.processor(job.options)}",

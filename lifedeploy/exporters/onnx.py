@@ -23,7 +23,7 @@ from lifedeploy.limits import MOST_IN_BATCH, require_within
 from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.progress import quiet_loggers
-from lifedeploy.spec import LIVES_NAME, ORDERINGS, SCORES_NAME, ModelSpec
+from lifedeploy.spec import GROUPS_NAME, LIVES_NAME, ORDERINGS, SCORES_NAME, ModelSpec
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving
 
@@ -118,6 +118,8 @@ def _require_kept(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> N
             raise ExportError(f"{spec.method} keeps {size} tokens after layer {layer}, and its schedule says {wanted}")
     if method.gives_lives(schedule) and SCORES_NAME not in sizes:
         raise ExportError(f"{spec.method} is said to predict lives, and gives none")
+    if method.fate == "merged" and leaving and GROUPS_NAME not in sizes:
+        raise ExportError(f"{spec.method} is said to merge tokens, and does not say which: no groups")
 
 
 def derive(graph: ir.Model, spec: ModelSpec, method: methods.Method) -> ir.Model:

@@ -40,7 +40,7 @@ def author_of(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> methods.
 
 def takers(name: str) -> list[str]:
     """The methods that take files of the method ``name``; itself first."""
-    return [name, *(method.name for method in _known() if method.name != name and method.takes(name))]
+    return [name, *(method.name for method in _known() if method.name != name and method.reads_files_of(name))]
 
 
 def _known() -> Iterator[methods.Method]:

@@ -47,7 +47,7 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     as_the_file_says = request.image_size is None and file.image_size is not None
     with checkpoint.declared(file) if as_the_file_says else nullcontext():
         vit = backbones.create(name, image_size=size, num_classes=classes)
-    same_method = methods.get(request.method).takes(file.method)
+    same_method = methods.get(request.method).reads_files_of(file.method)
     if file_spec and same_method:
         with checkpoint.declared(file):
             methods.get(file_spec.method).settle(file_spec.options)
@@ -97,7 +97,7 @@ def _require_method(file: Checkpoint, method: str) -> None:
         lends = not file.method or methods.get(file.method).published.lends_backbone
     except UsageError:  # of a method that is not installed: nothing is known of it
         return
-    if not lends and not methods.get(method).takes(file.method):
+    if not lends and not methods.get(method).reads_files_of(file.method):
         raise WeightsError(
             f"{file.path} is a checkpoint of {file.method}, and {method} is asked for: its weights are of use to "
             f"{file.method} alone",
@@ -108,7 +108,7 @@ def _require_method(file: Checkpoint, method: str) -> None:
 def _trained_options(file: Checkpoint, name: str) -> dict[str, methods.Option]:
     """The options of a method that its authors' file says it was trained with, as far as they are such options."""
     method = methods.get(name)
-    if not file.authors or not method.takes(file.authors):
+    if not file.authors or not method.reads_files_of(file.authors):
         return {}
     said: dict[str, methods.Option] = {}
     for argument, option in methods.get(file.authors).published.options:
@@ -124,10 +124,11 @@ def _of_other_options(file: Checkpoint, spec: ModelSpec) -> str:
     """A line about options that a method's authors trained its weights with and that are others here; '' of none."""
     pairs = methods.get(file.authors).published.options if file.authors else ()
     trained = {option: (argument, file.arguments[argument]) for argument, option in pairs if argument in file.arguments}
+    usual = methods.get(spec.method).usual_options
     others = [
-        (f"{argument} {quoted(value)}", f"{option} {quoted(spec.options[option])}")
+        (f"{argument} {quoted(value)}", f"the usual {option}" if here == usual[option] else f"{option} {quoted(here)}")
         for option, (argument, value) in trained.items()
-        if option in spec.options and not _equal(value, spec.options[option])
+        if option in spec.options and not _equal(value, here := spec.options[option])
     ]
     if not others:
         return ""

@@ -48,8 +48,10 @@ class ModelRequest:
         method, known = methods.get(self.method), {}
         if weights_spec is not None and weights_spec.method == self.method:
             known = dict(weights_spec.options)
-        elif weights_spec is not None and method.takes(weights_spec.method):
+        elif weights_spec is not None and method.reads_files_of(weights_spec.method):
             known = {name: value for name, value in weights_spec.options.items() if name in method.usual_options}
+        if self.keep_rate is not None:  # it is asked for, and says how many tokens go on
+            known = method.without_budget(known)
         return method.plain_options({**known, **self.options})
 
     def schedule(
@@ -80,7 +82,11 @@ class ModelRequest:
                 )
             return make(counts=trained.counts, drop_layers=layers)
         usual = None if method.own_budget else DEFAULT_KEEP_RATE
-        if trained is not None and trained.keep_rate is not None:
+        if (
+            trained is not None
+            and trained.keep_rate is not None
+            and method.without_budget(self.options) == self.options
+        ):
             usual = trained.keep_rate
         return make(keep_rate=usual if self.keep_rate is None else self.keep_rate, drop_layers=layers)
 
@@ -113,7 +119,8 @@ def describe(
     if method.role == methods.SLIMMED and not method.has_parameters:
         provenance = replace(provenance, predictor="none")
     options = request.all_options(weights_spec)
-    trained = weights_spec.schedule if weights_spec and method.goes_on_with(weights_spec.method) else None
+    other = methods.built_in(weights_spec.method) if weights_spec else None
+    trained = weights_spec.schedule if weights_spec and method.keeps_schedule_of(other) else None
     return ModelSpec(
         backbone=request.backbone,
         timm_name=backbones.timm_name(request.backbone),

@@ -21,8 +21,8 @@ class AvitOptions:
     """How readily tokens halt: h = sigmoid(scale · x - center) of a token's first channel x."""
 
     scale: Annotated[float, Meta(ge=0.001, le=1000)] = option(10.0, "γ.")
-    center: Annotated[float, Meta(ge=0, le=1000)] = option(
-        0.0, "β. [as published: 30 for 192 channels (DeiT-T), 75 for others (DeiT-S)]"
+    center: Annotated[float, Meta(ge=-1, le=1000)] = option(
+        -1.0, "β; -1: as published, 30 for 192 channels (DeiT-T) and 75 for others (DeiT-S)."
     )
 
 

@@ -43,7 +43,7 @@ def _evit_work(schedule: Schedule, options: EvitOptions, cost: Cost) -> Work:
         scoring += cost.width * (cost.prefix + before)  # q_cls Kᵀ
         if options.fuse:
             scoring += cost.width * (before - after + 1)  # the weighted sum of those that are dropped
-    return Work(schedule.tokens, tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1)), scoring)
+    return Work.inside(schedule, scoring)
 
 
 def _topk_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:

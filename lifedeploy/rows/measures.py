@@ -21,8 +21,7 @@ class FirstKOptions:
 
 
 def _first_k_work(schedule: Schedule, options: FirstKOptions, cost: Cost) -> Work:
-    behind = tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1))
-    return Work(schedule.tokens, behind if options.inside else schedule.tokens)
+    return Work.inside(schedule) if options.inside else Work.of(schedule)
 
 
 @dataclass(frozen=True)

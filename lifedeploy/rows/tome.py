@@ -14,7 +14,7 @@ from lifedeploy.errors import ScheduleError
 from lifedeploy.method import Method, TrainingStage
 from lifedeploy.options import option
 from lifedeploy.schedule import Schedule
-from lifedeploy.text import quoted
+from lifedeploy.text import quoted, shortened
 
 _PUBLISHED = 13, 196, 12  # of DeiT-S: tokens merged in every layer, patches, layers
 _NUMBERS = re.compile("([0-9]{1,5}(,[0-9]{1,5}){0,999})?")
@@ -32,9 +32,12 @@ class TomeOptions:
         "",
         "Tokens merged in every layer: 13, or a number for each: 16,16,14.  [without --rho: 13 of 196 in 12 layers, "
         "and as many of others in proportion]",
+        budget=True,
     )
     inflect: Annotated[float, Meta(ge=-1, le=1)] = option(
-        0.0, "Merge more in early layers (-1: twice r in the first, none in the last) or in late ones (1)."
+        0.0,
+        "Merge more in early layers (-1: twice r in the first, none in the last) or in late ones (1).",
+        budget=True,
     )
 
     def __post_init__(self) -> None:
@@ -50,14 +53,13 @@ def _tome_schedule(
     By a keep rate: as many as it takes that ρ³ N are left at the end, as of methods that drop three times, evenly.
     """
     if keep_rate is None:
-        merged = _merged(options.r or str(_usual(patches, depth)), options.inflect, len(drop_layers))
-        counts = [patches - sum(merged[: number + 1]) for number in range(len(drop_layers))]
+        counts = _counts(patches, options.r or str(_usual(patches, depth)), options.inflect, len(drop_layers))
     else:
         if options.r or options.inflect:
+            said = f"r {options.r}" if options.r else f"inflect {options.inflect:g}"
             raise ScheduleError(
-                f"r {options.r or _usual(patches, depth)} and keep rate {keep_rate:g} both say how many tokens are "
-                "merged",
-                hint="--r or --rho, not both",
+                f"{said} and keep rate {keep_rate:g} both say how many tokens are merged",
+                hint="--r and --inflect, or --rho",
             )
         leave = patches - round(patches * keep_rate**3)
         counts = [patches - round(leave * number / len(drop_layers)) for number in range(1, len(drop_layers) + 1)]
@@ -71,6 +73,25 @@ def _tome_schedule(
     if keep_rate is None:
         return Schedule.from_counts(patches, depth, counts, drop_layers)
     return Schedule.of_keep_rate(patches, depth, keep_rate, counts, drop_layers)
+
+
+def _counts(patches: int, r: str, inflect: float, layers: int) -> list[int]:
+    """Tokens that are left after each of so many layers: less r, of a single number at most half of what there is, as
+    the paper's authors have it.
+
+    Raises:
+        ScheduleError: it cannot be meant.
+    """
+    merged, counts, left = _merged(r, inflect, layers), [], patches
+    if sum(merged) >= patches:
+        raise ScheduleError(
+            f"r {shortened(r, 40)} merges {sum(merged)} tokens in {layers} layers, and there are {patches}",
+            hint=f"--r {(patches - 1) // layers} at most, in every layer",
+        )
+    for number in merged:
+        left -= number if "," in r or left == patches else min(number, left // 2)
+        counts.append(left)
+    return counts
 
 
 def _usual(patches: int, depth: int) -> int:
@@ -108,7 +129,7 @@ def _tome_work(schedule: Schedule, options: TomeOptions, cost: Cost) -> Work:
         tokens, merged = schedule.tokens[layer - 1], schedule.tokens[layer - 1] - schedule.after(layer)
         targets = (tokens + cost.prefix % 2) // 2
         scoring += (tokens - targets) * targets * (cost.width // cost.heads) + targets * merged * cost.width
-    return Work(schedule.tokens, tuple(schedule.after(layer) for layer in range(1, schedule.depth + 1)), scoring)
+    return Work.inside(schedule, scoring)
 
 
 TOME = Method(

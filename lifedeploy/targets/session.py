@@ -74,6 +74,14 @@ class Session:
             self._probe: Engine | None = None
             if taps and not shared:
                 self._probe = stack.enter_context(kind(self.target.path, replace(self.options, taps=taps)))
+            there = {spec.name for spec in (self._probe or self.engine).outputs}
+            missing = next((tap for tap in taps if tap in (SCORES_NAME, GROUPS_NAME) and tap not in there), None)
+            if missing is not None:
+                raise EngineError(
+                    f"{self.target.path} does not tell {missing}: what no output needs is in no engine of "
+                    f"{self.target.engine.name}",
+                    hint="the ONNX model that it was built of does",
+                )
             self._stack = stack.pop_all()
         return self
 

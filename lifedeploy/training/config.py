@@ -181,6 +181,12 @@ class TrainConfig:
         """All options of what is trained."""
         return self.trained_method.plain_options({} if self.dense else self.options)
 
+    @property
+    def has_own_budget(self) -> bool:
+        """Whether the method's options say how many tokens go on, or it takes no keep rate."""
+        method = self.trained_method
+        return not method.takes_keep_rate or method.without_budget(self.options) != self.options
+
     def schedule_at(self, keep_rate: float, schedule: Schedule) -> Schedule:
         """The schedule of another keep rate, at the drop layers of a model's own ``schedule``."""
         return self.trained_method.make_schedule(

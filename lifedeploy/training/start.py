@@ -55,7 +55,7 @@ def load_start(config: TrainConfig, classes: Sequence[str], workspace: Workspace
     """
     request = ModelRequest(
         backbone=config.backbone,
-        keep_rate=None if config.counts or not config.trained_method.takes_keep_rate else config.keep_rate,
+        keep_rate=None if config.counts or config.has_own_budget else config.keep_rate,
         counts=config.counts or None,
         drop_layers=config.drop_layers or None,
         method=config.trained_method.name,

@@ -158,6 +158,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                     operators=facts.operators,
                     kept=tuple(kept.names),
                     scores=inspect.names_tensor(graph, SCORES_NAME),
+                    parks=variant.method.parks,
                     groups=inspect.names_tensor(graph, GROUPS_NAME),
                 ),
                 inputs=facts.inputs,

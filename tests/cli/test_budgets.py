@@ -22,11 +22,11 @@ def behind(method: str) -> str:
         # test_vit has 6 layers and 100 patches.
         (
             "tome --r 200",
-            "layer 1 has 100 patch tokens, of which at most 50 can be merged, and 200 are asked for",
-            "a smaller --r",
+            "r 200 merges 1200 tokens in 6 layers, and there are 100",
+            "--r 16 at most, in every layer",
         ),
         (
-            "tome --r 30",
+            "tome --r 30,30,30",
             "layer 3 has 40 patch tokens, of which at most 20 can be merged, and 30 are asked for",
             "a smaller --r",
         ),
@@ -48,7 +48,7 @@ def behind(method: str) -> str:
         (
             "tome --r 13 --rho 0.7",
             "r 13 and keep rate 0.7 both say how many tokens are merged",
-            "--r or --rho, not both",
+            "--r and --inflect, or --rho",
         ),
         ("tome --r x", "r is 'x': expected a number, or one for each layer, as 16,16,14", None),
         ("tome --r -5", "r is '-5': expected a number, or one for each layer, as 16,16,14", None),

@@ -89,8 +89,8 @@ def test_what_the_rows_of_the_built_in_methods_say():
         "life": {"temperature": 1.5},
         "evit": {"fuse": True},
         "tome": {"r": "", "inflect": 0.0},
-        "avit": {"scale": 10.0, "center": 0.0},
-        "avit-ranked": {"scale": 10.0, "center": 0.0},
+        "avit": {"scale": 10.0, "center": -1.0},
+        "avit-ranked": {"scale": 10.0, "center": -1.0},
         "random": {"draw": 0},
         "first-k": {"inside": False},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_as_published_the_center_is_far_and_nothing_halts_in_a_model_that_was_no
 
 @pytest.mark.parametrize("method", ["avit", "avit-ranked"])
 @pytest.mark.parametrize(
-    ("width", "given", "center"), [(192, 0.0, 30.0), (384, 0.0, 75.0), (768, 0.0, 75.0), (192, 75.0, 75.0)]
+    ("width", "given", "center"), [(192, -1.0, 30.0), (384, -1.0, 75.0), (768, -1.0, 75.0), (192, 75.0, 75.0)]
 )
 def test_the_center_is_that_of_the_authors_models_unless_told(method, width, given, center):
     row = methods.get(method)
@@ -110,6 +111,8 @@ def test_the_center_is_that_of_the_authors_models_unless_told(method, width, giv
     )
     reducer = build_reducer(row, plan)
     assert (reducer.scale, reducer.center) == (10.0, center)
+    none = build_reducer(row, replace(plan, options=row.options(center=0.0)))
+    assert none.center == 0.0  # is a center too
     halting = reducer.logit(torch.tensor([0.0, center / 10, center / 5])).sigmoid()
     assert halting.tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-12)
 

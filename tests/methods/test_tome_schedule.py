@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from lifedeploy import methods
 from lifedeploy.errors import ScheduleError, UsageError
+from lifedeploy.model.request import ModelRequest
 from lifedeploy.schedule import Schedule
 
 TOME = methods.get("tome")
@@ -79,11 +81,16 @@ def test_drop_layers_are_those_that_merge():
     [
         (
             {"options": {"r": "200"}},
-            "layer 1 has 196 patch tokens, of which at most 98 can be merged, and 200 are asked for",
-            "a smaller --r",
+            "r 200 merges 2400 tokens in 12 layers, and there are 196",
+            "--r 16 at most, in every layer",
         ),
         (
-            {"options": {"r": "16"}},
+            {"options": {"r": "17"}},
+            "r 17 merges 204 tokens in 12 layers, and there are 196",
+            "--r 16 at most, in every layer",
+        ),
+        (
+            {"options": {"r": ",".join(["16"] * 12)}},
             "layer 12 has 20 patch tokens, of which at most 10 can be merged, and 16 are asked for",
             "a smaller --r",
         ),
@@ -97,8 +104,12 @@ def test_drop_layers_are_those_that_merge():
             "inflect says how r changes from layer to layer, and r has a number for each already",
             "--inflect with a single number as --r, or no --inflect",
         ),
-        ({"options": {"r": "13"}, "keep_rate": 0.7}, "r 13 and keep rate 0.7 both", "--r or --rho, not both"),
-        ({"options": {"inflect": 0.5}, "keep_rate": 0.7}, "both say how many tokens", "--r or --rho, not both"),
+        ({"options": {"r": "13"}, "keep_rate": 0.7}, "r 13 and keep rate 0.7 both", "--r and --inflect, or --rho"),
+        (
+            {"options": {"inflect": 0.5}, "keep_rate": 0.7},
+            "inflect 0.5 and keep rate 0.7 both say how many tokens",
+            "--r and --inflect, or --rho",
+        ),
         (
             {"counts": (100, 50)},
             "tome takes no token counts: it merges as many tokens in every layer as 13 of 196 in 12",
@@ -123,3 +134,32 @@ def test_what_cannot_be_merged_is_refused(words, said, hint):
 def test_what_is_no_number_or_list_of_them_is_refused(r):
     with pytest.raises(UsageError, match="r is "):
         TOME.settle({"r": r})
+
+
+def test_a_single_r_merges_half_where_there_is_no_more():
+    """As the authors have it, whose own settings need it: DeiT-S r 16, ViT-B at 384 px r 45, ViT-L r 8."""
+    tome = methods.get("tome")
+    assert tome.make_schedule(196, 12, options={"r": "16"}).counts[-3:] == (36, 20, 10)
+    assert tome.make_schedule(576, 12, options={"r": "45"}).counts[-3:] == (126, 81, 41)
+    assert tome.make_schedule(196, 24, options={"r": "8"}).counts[-3:] == (20, 12, 6)
+
+
+def test_weights_and_what_is_asked_for_say_the_budget_together_only_where_they_agree():
+    def schedule(trained, trained_options, **asked):
+        row = methods.get("tome")
+        known = row.make_schedule(196, 12, options=trained_options, **trained)
+        spec = SimpleNamespace(method="tome", options=row.plain_options(trained_options))
+        request = ModelRequest(backbone="deit_s", method="tome", **asked)
+        return request.schedule(196, 12, known, request.all_options(spec)).counts[-1]
+
+    assert schedule({"keep_rate": 0.7}, {}) == 67  # as trained
+    assert schedule({"keep_rate": 0.7}, {}, options={"r": "8"}) == 100  # r is asked for, and not the weights' rate
+    assert schedule({}, {"r": "12"}) == 52
+    assert schedule({}, {"r": "12"}, keep_rate=0.7) == 67  # a rate is asked for, and not the weights' r
+
+
+@pytest.mark.parametrize("method", ["life", "evit", "topk", "dynamicvit", "avit-ranked", "evo-vit"])
+def test_weights_of_tome_bring_its_layers_to_no_other_method(method):
+    tome, row = methods.get("tome"), methods.get(method)
+    assert not row.keeps_schedule_of(tome) and not tome.keeps_schedule_of(row)
+    assert row.keeps_schedule_of(row) and row.keeps_schedule_of(None)

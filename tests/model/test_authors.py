@@ -243,7 +243,7 @@ def test_a_value_that_is_no_number_is_shown_as_it_stands(tmp_path, value, shown)
     path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_avit(gate_center=value))
     first, second = load(path, "avit").notes
     assert f"gate_center {shown}" in first
-    assert second == f"theirs.pth was trained with gate_center {shown}, and is used with center 0.0"
+    assert second == f"theirs.pth was trained with gate_center {shown}, and is used with the usual center"
 
 
 def test_whole_numbers_are_numbers(tmp_path):
@@ -254,8 +254,8 @@ def test_whole_numbers_are_numbers(tmp_path):
 def test_a_value_that_is_no_such_option_is_not_taken(tmp_path):
     path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_avit(gate_center=5000.0))
     loaded = load(path, "avit")
-    assert loaded.spec.options == {"scale": 10.0, "center": 0.0}
-    assert loaded.notes[1] == "theirs.pth was trained with gate_center 5000.0, and is used with center 0.0"
+    assert loaded.spec.options == {"scale": 10.0, "center": -1.0}
+    assert loaded.notes[1] == "theirs.pth was trained with gate_center 5000.0, and is used with the usual center"
 
 
 def test_without_its_arguments_it_is_a_plain_state_dict(tmp_path):

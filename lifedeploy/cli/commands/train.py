@@ -153,6 +153,6 @@ def trained(report: TrainReport) -> RenderableType:
     last.append(f"lifedeploy export --backbone {report.config.backbone}")
     if report.config.slims and report.config.method != methods.DEFAULT:
         last.append(f" --method {report.config.method}")
-    if report.config.slims and not report.config.counts and report.config.trained_method.takes_keep_rate:
+    if report.config.slims and not report.config.counts and not report.config.has_own_budget:
         last.append(f" --rho {report.config.keep_rate:g}")
     return Group(table, last)

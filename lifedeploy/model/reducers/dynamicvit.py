@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lifedeploy.errors import UsageError
-from lifedeploy.model.reducers.base import Plan, Reducer, TakeOrdered
-from lifedeploy.model.tokens import Tokens
+from lifedeploy.model.reducers.base import Plan, Reducer
+from lifedeploy.model.reducers.scorers import ByScorers
 from lifedeploy.schedule import Schedule
 
 
@@ -42,7 +42,7 @@ class ScorePredictor(nn.Module):
         return logits[..., 0] - logits[..., 1]
 
 
-class DynamicVitReducer(Reducer):
+class DynamicVitReducer(ByScorers):
     """Drops before the block behind each drop layer, with a predictor for each.
 
     Args:
@@ -53,8 +53,6 @@ class DynamicVitReducer(Reducer):
     def __init__(self, schedule: Schedule, predictors: nn.ModuleList) -> None:
         super().__init__(schedule)
         self.score_predictor = predictors
-        self.take = nn.ModuleDict({str(t): TakeOrdered(schedule.after(t)) for t in schedule.leaving_layers})
-        self.sorts = len(self.take)
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:
@@ -67,15 +65,9 @@ class DynamicVitReducer(Reducer):
             raise UsageError(f"dynamicvit halves the channels of a token twice, and this backbone has {plan.width}")
         return cls(plan.schedule, nn.ModuleList(ScorePredictor(plan.width) for _ in plan.schedule.drop_layers))
 
-    def before_block(self, layer: int, tokens: Tokens) -> Tokens:
-        """Score the patches there are, and keep the best."""
-        behind = layer - 1
-        if str(behind) not in self.take:
-            return tokens
-        predictor = self.score_predictor[self.schedule.drop_layers.index(behind)]
-        kept: Tokens
-        kept, _ = self.take[str(behind)](tokens, predictor(tokens.x[:, tokens.prefix :]))
-        return kept
+    @property
+    def scorers(self) -> nn.ModuleList:
+        return self.score_predictor
 
     def at(self, schedule: Schedule) -> Reducer:
         return DynamicVitReducer(schedule, self.score_predictor)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lifedeploy.errors import UsageError
-from lifedeploy.model.reducers.base import Plan, Reducer, TakeOrdered
-from lifedeploy.model.tokens import Tokens
+from lifedeploy.model.reducers.base import Plan, Reducer
+from lifedeploy.model.reducers.scorers import ByScorers
 from lifedeploy.schedule import Schedule
 
 
@@ -39,7 +39,7 @@ class Interpreter(nn.Module):
         return logits.sigmoid().mean(dim=-1)
 
 
-class IaRed2Reducer(Reducer):
+class IaRed2Reducer(ByScorers):
     """Drops before the block behind each drop layer, with an interpreter for each.
 
     Args:
@@ -50,8 +50,6 @@ class IaRed2Reducer(Reducer):
     def __init__(self, schedule: Schedule, interpreters: nn.ModuleList) -> None:
         super().__init__(schedule)
         self.interpreters = interpreters
-        self.take = nn.ModuleDict({str(t): TakeOrdered(schedule.after(t)) for t in schedule.leaving_layers})
-        self.sorts = len(self.take)
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:
@@ -64,15 +62,9 @@ class IaRed2Reducer(Reducer):
             raise UsageError(f"ia-red2 shares {plan.width} channels among {plan.heads} heads, which is not even")
         return cls(plan.schedule, nn.ModuleList(Interpreter(plan.width, plan.heads) for _ in plan.schedule.drop_layers))
 
-    def before_block(self, layer: int, tokens: Tokens) -> Tokens:
-        """Score the patches there are, and keep the best."""
-        behind = layer - 1
-        if str(behind) not in self.take:
-            return tokens
-        interpreter = self.interpreters[self.schedule.drop_layers.index(behind)]
-        kept: Tokens
-        kept, _ = self.take[str(behind)](tokens, interpreter(tokens.x[:, tokens.prefix :]))
-        return kept
+    @property
+    def scorers(self) -> nn.ModuleList:
+        return self.interpreters
 
     def at(self, schedule: Schedule) -> Reducer:
         return IaRed2Reducer(schedule, self.interpreters)

@@ -42,7 +42,9 @@ class TomeReducer(Reducer):
         ranked = closest.topk(closest.shape[1], dim=1).indices
         go = ranked[:, :merged]
         # Those that stay keep their order: it decides who is dealt to whom in the next layer.
-        stay = ranked[:, merged:].int().topk(ranked.shape[1] - merged, dim=1, largest=False).values.long()
+        stay = ranked[:, merged:]
+        if stay.shape[1]:
+            stay = stay.int().topk(stay.shape[1], dim=1, largest=False).values.long()
         targets = torch.arange(first_target, tokens.patches, 2, device=go.device).expand(go.shape[0], alike.shape[2])
         places = torch.cat((2 * stay + first_source, targets, 2 * go + first_source), dim=1)
         if SIZE not in tokens.beside:  # each token is one patch
