@@ -69,6 +69,7 @@ class Method:
 
     name: str  # on the command line, in specs and manifests: "life"
     title: str  # in full, for people
+    shown_by_title: bool = False  # in tables and pictures: its name alone would promise more than there is
     reducer: str  # MODULE:CLASS, a lifedeploy.model.reducers.base.Reducer
     role: Role = SLIMMED
     stem: str = "model"  # of its files in an export's folder

@@ -11,21 +11,21 @@ takes a minute or two, not eight. Random weights: speeds are valid, accuracy the
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.common import command_line, new_parser, read_json, record_of, run_python
+from benchmarks.common import command_line, new_parser, publish, read_json, record_of, run_python
 from lifedeploy import methods
 from lifedeploy.budget import at_keep_rate, at_macs
 from lifedeploy.engines import registry
-from lifedeploy.files import write_json
 from lifedeploy.machine import gpu_state
 from lifedeploy.model import backbones
+from lifedeploy.schedule import DEFAULT_KEEP_RATE
 
 HERE = Path(__file__).parent
-KEEP_RATE = 0.7
 MOST_S = 200.0  # for the export and the engines of one method
 
 
@@ -33,13 +33,13 @@ def prepared(work: Path, backbone: str, names: Sequence[str], at: str, engine: s
     """Export and build what ``compare`` will ask for; what failed, in a line each."""
     sized = backbones.sized(backbone)
     first, *_ = (row for name in names if (row := methods.get(name)).role == methods.SLIMMED)
-    macs = at_keep_rate(first, KEEP_RATE, sized).macs
+    macs = at_keep_rate(first, DEFAULT_KEEP_RATE, sized).macs
     kind, _, precision = engine.partition(":")
 
     def make(name: str) -> str:
         row = methods.get(name)
         same = at == "keep-rate" or row is first
-        budget = at_keep_rate(row, KEEP_RATE, sized) if same else at_macs(row, macs, sized)
+        budget = at_keep_rate(row, DEFAULT_KEEP_RATE, sized) if same else at_macs(row, macs, sized)
         rate = [] if budget.keep_rate is None else ["--rho", str(budget.keep_rate)]
         export = ["-m", "lifedeploy", "export", "--backbone", backbone, "--method", name, *rate]
         code, said = run_python([*export, "--weights", "random", "-o", f"artifacts/{name}"], work, MOST_S)
@@ -78,15 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         left = [name for name in names if not any(line.startswith(f"{name}:") for line in failed)]
         words = ["-m", "lifedeploy", "compare", "--backbone", given.backbone, "--methods", ",".join(left)]
         words += ["--at", given.at, "--engine", given.engine, "--batch", given.batches, "--budget", given.budget]
-        words += ["--weights", "random", "--allow-unfused", "--json", "compare.json", "--rho", str(KEEP_RATE)]
-        words += ["--markdown", str(out / "METHODS.md"), "--plot", str(out / "methods.png")]
+        words += ["--weights", "random", "--allow-unfused", "--json", "compare.json", "--rho", str(DEFAULT_KEEP_RATE)]
+        words += ["--markdown", "compare.md", "--plot", "compare.png"]
         code, said = run_python(words, work, 60 * given.minutes)
         print("\n".join(said[-20:]), flush=True)
-        record = record_of(command_line("gpu.methods", arguments)) | {"failed": failed, "gpu_state": gpu_state()}
         if code != 0:
-            write_json(out / "methods.json", record | {"said": said[-5:]})
-            raise SystemExit("error: the comparison did not end well")
-        write_json(out / "methods.json", record | {"compare": read_json(work / "compare.json")})
+            raise SystemExit(
+                f"error: the comparison did not end well; before it: {'; '.join(failed) or 'all was made'}"
+            )
+        command = command_line("gpu.methods", arguments)
+        record = record_of(command) | {"failed": failed, "gpu_state": gpu_state()}
+        page = (work / "compare.md").read_text(encoding="utf-8") + "".join(f"- not there: {line}\n" for line in failed)
+        publish(out, "methods", record | {"compare": read_json(work / "compare.json")}, f"`{command}`\n\n{page}")
+        shutil.copyfile(work / "compare.png", out / "methods.png")
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ class Wanted:
         return f"{self.backbone}-{self.engine.replace(':', '-')}-{self.at}{duel}"
 
 
-def compared(work: Path, wanted: Wanted, budget: str) -> dict[str, Any]:
-    """One comparison; of one that is over what it wrote."""
+def compared(work: Path, wanted: Wanted, budget: str, command: str) -> dict[str, Any]:
+    """One comparison, with the ``command`` that measured it; of one that is over what it wrote."""
     written, folder = work / f"{wanted.name}.json", work / wanted.backbone
     if written.is_file():
         return read_json(written)
@@ -100,7 +100,7 @@ def compared(work: Path, wanted: Wanted, budget: str) -> dict[str, Any]:
         *("--weights", "random", "--json", "report.json", "--plot", work / f"{wanted.name}.png", *more),
         folder=folder,
     )
-    report = read_json(folder / "report.json") | {"whole_memory": whole}
+    report = read_json(folder / "report.json") | {"whole_memory": whole, "by": command}
     write_json(written, report)
     return report
 
@@ -158,8 +158,9 @@ def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
     like = report["like"]
     told = {"keep-rate": "each at keep rate 0.7 or its own budget", "macs": f"all at the GMACs of {like}"}[at]
     whole = "File cache dropped and memory compacted before. " if report["whole_memory"] else ""
-    lines = [f"### {backbone}, {engine}, {told}", "", whole + source(report, *PACKAGES), ""]
     models = {model["method"]: model for model in report["models"]}
+    among = f", {' and '.join(name for name in models if name != 'dense')} alone" if duel else ""
+    lines = [f"### {backbone}, {engine}, {told}{among}", "", whole + source(report, *PACKAGES), ""]
     for mode in ("latency", "throughput"):
         rows = [row for row in report["rows"] if row["mode"] == mode]
         if not rows:
@@ -171,8 +172,7 @@ def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
             head += f" | batch {batch}: img/s | speed-up | efficiency | of {like}"
         cells = []
         for method, model in models.items():
-            title = model["title"]
-            named = method if title.lower() == method or "," not in title else f"{method} ({title})"
+            named = f"{method} ({model['title']})" if methods.get(method).shown_by_title else method
             cell = [named, chained(model["tokens"]), f"{model['gmacs']:.2f}"]
             for batch in batches:
                 row = next(row for row in rows if (row["method"], row["batch"]) == (method, batch))
@@ -181,7 +181,7 @@ def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
         flight = f", {streams} requests in flight" if mode == "throughput" else ", one request at a time"
         lines += [f"{mode.capitalize()}{flight}:", "", *table(head, cells), ""]
     picture = f"{backbone}-{engine.replace(':', '-')}-{at}.png"
-    return lines if duel else [*lines, f"![speed against GMACs]({picture})", ""]
+    return lines if duel else [*lines, f"![img/s of every method]({picture})", ""]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -229,9 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Results(HERE / "results.json")
 
     def keep(wanted: Wanted, budget: str, part: str) -> None:
-        report = compared(work, wanted, budget)
+        report = compared(work, wanted, budget, line)
         kept = {name: report[name] for name in ("machine", "rows", "models", "contests", "whole_memory", "like")}
-        results.keep("compare", kept | {"command": line, "date": report["created"]}, line, part=part)
+        results.keep("compare", kept | {"command": report["by"], "date": report["created"]}, line, part=part)
         (HERE / "RESULTS.md").write_text(markdown(results.read()), encoding="utf-8")
 
     for backbone in given.backbones.split(","):

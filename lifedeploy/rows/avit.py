@@ -66,6 +66,7 @@ AVIT = Method(
 AVIT_RANKED = Method(
     name="avit-ranked",
     title="A-ViT scores, fixed budget",
+    shown_by_title=True,
     reducer="lifedeploy.model.reducers.avit:AvitRankedReducer",
     options=AvitOptions,
     work=_avit_work,

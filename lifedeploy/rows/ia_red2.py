@@ -17,6 +17,7 @@ def _ia_red2_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:
 IA_RED2 = Method(
     name="ia-red2",
     title="IA-RED² scores, fixed budget",
+    shown_by_title=True,
     reducer="lifedeploy.model.reducers.ia_red2:IaRed2Reducer",
     work=_ia_red2_work,
     published=Published(parameters=("interpreters.",)),

@@ -138,5 +138,5 @@ def _figures(row: Row) -> str:
 
 def _name(method: str) -> str:
     """What a bar is called: by its title where the name alone would promise more than there is."""
-    title = methods.title_of(method)
-    return title.replace(", ", ",\n") if "," in title else method
+    row = methods.known(method)
+    return row.title.replace(", ", ",\n") if row is not None and row.shown_by_title else method

@@ -25,9 +25,7 @@ _WITHOUT_DATE: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"Cr
 _SAME_AGAIN: Any = {"svg.hashsalt": "lifedeploy"}
 
 _BASELINE, _BOUND, _USUAL = "#8c8c8c", "#6baed6", "#1b6ca8"
-_OTHERS = (
-    *("#c2571a", "#4f9d69", "#8c6bb1", "#d4a017", "#b5446e", "#3f8f8f", "#7a5c3e", "#e377c2", "#5254a3", "#9bb33b"),
-)
+_OTHERS = ["#c2571a", "#4f9d69", "#8c6bb1", "#d4a017", "#b5446e", "#3f8f8f", "#7a5c3e", "#e377c2", "#5254a3", "#9bb33b"]
 
 
 def colour(method: str) -> str:

@@ -53,9 +53,9 @@ class BuildReport:
 
     @property
     def fusion_note(self) -> str:
-        """What there is to say of how attention is computed; '' where all is fused, or nobody knows."""
+        """What there is to say of attentions that are not fused though they could be; '' of none."""
         fusion = self.record.details.fusion
-        return fusion.note if fusion is not None else ""
+        return fusion.note if fusion is not None and fusion.unfused else ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
