@@ -49,7 +49,13 @@ def serialised(path: Path, model: onnx.ModelProto, failure: Failure = ArtifactEr
 
 
 def unneeded(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes of a graph that its outputs do not need, last one first: ONNX Runtime computes them all the same."""
+    """The nodes of a graph that its outputs do not need, last one first: ONNX Runtime computes them all the same.
+
+    None of a model that is none (without outputs, or with a name given twice), which is for the engine to refuse.
+    """
+    given = [name for node in model.graph.node for name in node.output if name]
+    if not model.graph.output or len(given) > len(set(given)):
+        return []
     needed, left = {output.name for output in model.graph.output}, []
     for node in reversed(model.graph.node):
         if needed.isdisjoint(node.output):

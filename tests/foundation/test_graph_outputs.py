@@ -58,3 +58,10 @@ def test_what_is_asked_for_stays_and_becomes_an_output(names, left):
 def test_what_is_not_there_is_named():
     with pytest.raises(ArtifactError, match=r"m\.onnx has no tensor v"):
         asked_for(Path("m.onnx"), branching(), ("v",))
+
+
+def test_a_model_that_is_none_is_left_to_the_engine_to_refuse():
+    without, twice = branching(), branching()
+    without.graph.output.pop()
+    twice.graph.node.append(twice.graph.node[0])
+    assert unneeded(without) == unneeded(twice) == []
