@@ -120,6 +120,10 @@ class Method:
             ("two stages of it have one name", len({stage.name for stage in self.stages}) < len(self.stages)),
             (f"its fate {quoted(self.fate)} is unknown", self.fate not in get_args(Fate)),
             ("it takes no keep rate, and has no budget of its own", not (self.takes_keep_rate or self.own_budget)),
+            (
+                "it has a budget of its own, and no schedule that makes it",
+                self.own_budget and self.schedule is _by_keep_rate,
+            ),
             ("what it says of published files is no Published", not isinstance(self.published, Published)),
             ("its work or its schedule is no function", not (callable(self.work) and callable(self.schedule))),
         ):

@@ -16,6 +16,7 @@ import torch
 from lifedeploy import __version__, methods
 from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import passes
+from lifedeploy.exporters.simplification import simplify
 from lifedeploy.exporters.wrapper import ExportModel
 from lifedeploy.files import compact_json
 from lifedeploy.kept import kept_layer
@@ -85,11 +86,13 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
                 input_names=[INPUT],
                 dynamic_shapes=dynamic,
                 verbose=False,
+                optimize=False,
             )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(f"torch could not export {spec.backbone}: {str(error).splitlines()[0]}") from error
     assert program is not None  # with dynamo=True it always is one
     graph = program.model
+    simplify(graph)
     for value, name in zip(graph.graph.outputs, told[-1], strict=True):
         value.name = name
     passes.relative_reshapes(graph)

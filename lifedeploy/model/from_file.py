@@ -98,10 +98,11 @@ def _require_method(file: Checkpoint, method: str) -> None:
     except UsageError:  # of a method that is not installed: nothing is known of it
         return
     if not lends and not methods.get(method).reads_files_of(file.method):
+        takers = authors.takers(file.method)
         raise WeightsError(
             f"{file.path} is a checkpoint of {file.method}, and {method} is asked for: its weights are of use to "
-            f"{file.method} alone",
-            hint=f"--method {' or '.join(authors.takers(file.method))}, or weights of a dense model",
+            f"{' and '.join(takers)} alone",
+            hint=f"--method {' or '.join(takers)}, or weights of a dense model",
         )
 
 

@@ -276,12 +276,19 @@ def test_counts_of_a_method_that_takes_none_are_refused():
     assert error.hint == "leave them out"
 
 
+def halved(patches, depth, keep_rate, drop_layers, options):
+    return Schedule.from_counts(patches, depth, (patches // 2,) * len(drop_layers), drop_layers)
+
+
 def test_a_keep_rate_of_a_method_that_takes_none_is_refused():
-    half = replace(OTHER, own_budget="half of the patches", takes_keep_rate=False)
+    half = replace(OTHER, own_budget="half of the patches", takes_keep_rate=False, schedule=halved)
     error = refusal(lambda: half.make_schedule(196, 12, keep_rate=0.7), ScheduleError)
     assert (error.message, error.hint) == ("other takes no keep rate: half of the patches", "leave it out")
     with pytest.raises(UsageError, match="it takes no keep rate, and has no budget of its own"):
         replace(OTHER, takes_keep_rate=False)
+    with pytest.raises(UsageError, match="it has a budget of its own, and no schedule that makes it"):
+        replace(OTHER, own_budget="half of the patches")
+    assert half.make_schedule(196, 12).counts == (98, 98, 98)
 
 
 def test_behind_the_last_layer_nothing_is_dropped_but_inside_it():

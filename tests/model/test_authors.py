@@ -273,28 +273,29 @@ def test_a_checkpoint_of_ours_is_taken_by_both_with_the_options_it_was_trained_w
 
 # --- of another method than asked for ---------------------------------------------------------------------------
 
-AVIT_ALONE = "--method avit or avit-ranked, or weights of a dense model"
-
 
 @pytest.mark.parametrize("asked", ["topk", "life", "tome", "dense"])
 @pytest.mark.parametrize(
-    ("method", "state", "given", "hint"),
+    ("method", "state", "given", "users"),
     [
-        ("evo-vit", evo_vit(), None, "--method evo-vit, or weights of a dense model"),
-        ("avit", backbone().state_dict(), of_avit(), AVIT_ALONE),
-        ("dynamicvit", dynamicvit(), None, "--method dynamicvit, or weights of a dense model"),
+        ("evo-vit", evo_vit(), None, "evo-vit"),
+        ("avit", backbone().state_dict(), of_avit(), "avit and avit-ranked"),
+        ("dynamicvit", dynamicvit(), None, "dynamicvit"),
     ],
     ids=["evo-vit", "avit", "dynamicvit"],
 )
 def test_weights_that_are_of_use_to_one_method_alone_are_refused_under_others(
-    tmp_path, method, state, given, hint, asked
+    tmp_path, method, state, given, users, asked
 ):
     path = write(tmp_path / "theirs.pth", state, **({} if given is None else {"args": given}))
     error = refused(path, asked)
     assert error.message == (
-        f"{path} is a checkpoint of {method}, and {asked} is asked for: its weights are of use to {method} alone"
+        f"{path} is a checkpoint of {method}, and {asked} is asked for: its weights are of use to {users} alone"
     )
-    assert (error.hint, error.exit_code) == (hint, 1)
+    assert (error.hint, error.exit_code) == (
+        f"--method {users.replace(' and ', ' or ')}, or weights of a dense model",
+        1,
+    )
 
 
 @pytest.mark.parametrize(("method", "asked"), [("evo-vit", "tome"), ("avit-ranked", "topk"), ("dynamicvit", "evit")])

@@ -1,0 +1,131 @@
+"""The README's tables of methods, from ``results.json`` beside this file and ``../gpu/methods.json``.
+
+python -m benchmarks.methods.readme      # puts them between their marks
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.common import new_parser, read_json, table
+from benchmarks.methods.systems import BACKBONES, HERE, METHODS, named
+from lifedeploy import methods
+from lifedeploy.text import chained
+
+README = HERE.parents[1] / "README.md"
+GPU = HERE.parent / "gpu" / "methods.json"
+SHOWN = {"deit_s": "DeiT-S", "deit_b": "DeiT-B"}
+SHOWN |= {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "onnxruntime-cuda": "ONNX Runtime"}
+FASTEST = "openvino:bf16"  # in floating point, on that processor
+BATCHES = (1, 8, 32)
+SURE = 0.1  # of a ratio: an interval that reaches further to a side is marked
+
+Report = Mapping[str, Any]
+
+
+def _reports() -> dict[str, Report]:
+    """What ``compare`` found on the processor that was measured first, by backbone, engine and budget."""
+    compared: Mapping[str, Any] = read_json(HERE / "results.json")["compare"]
+    reports: dict[str, Report] = next(iter(compared.values()))["result"]
+    return reports
+
+
+def _row(report: Report, method: str, batch: int) -> Report | None:
+    """Of one request at a time, without copies to a GPU; None: the method is not there."""
+    wanted = (method, batch, "latency")
+    rows = (row for row in report["rows"] if (row["method"], row["batch"], row["mode"]) == wanted)
+    return next((row for row in rows if not row["copies"]), None)
+
+
+def _model(report: Report, method: str) -> Report:
+    return next(model for model in report["models"] if model["method"] == method)
+
+
+def _is_dense(method: str) -> bool:
+    return methods.role_of(method) == methods.BASELINE
+
+
+def _rate(row: Report | None) -> str:
+    return "–" if row is None else f"{row['images_per_s']:,.0f} img/s"
+
+
+def _ratio(row: Report | None, name: str) -> str:
+    """A ratio, marked where little is known of it; a dash where it was not measured."""
+    if row is None or row[name] is None:
+        return "–"
+    half = max(row[f"{name}_high"] / row[name] - 1, 1 - row[f"{name}_low"] / row[name])
+    return f"{'≈' if half > SURE else ''}{row[name]:.2f}"
+
+
+def speedups() -> list[str]:
+    """Speed over dense in every engine, all methods at life's GMACs, batch 8 (128 on a GPU)."""
+    reports = _reports()
+    columns = {
+        f"{SHOWN[backbone]}, {_engine(engine)}": (report, 8)
+        for backbone in BACKBONES
+        for engine in dict.fromkeys(name.split()[1] for name in reports)
+        if (report := reports.get(f"{backbone} {engine} macs"))
+    }
+    gpu = read_json(GPU)
+    name = gpu["machine"]["gpu"][0].split()[1]
+    columns[f"{SHOWN[gpu['compare']['backbone']]}, {name}, {_engine('onnxruntime-cuda:fp16')}"] = (gpu["compare"], 128)
+    first = next(iter(columns.values()))[0]
+    rows = []
+    for method in METHODS:
+        model = _model(first, method)
+        rows.append([named(method, model["title"]), chained(model["tokens"]), f"{model['gmacs']:.2f}"])
+        for report, batch in columns.values():
+            row = _row(report, method, batch)
+            rows[-1].append(_rate(row) if _is_dense(method) else _ratio(row, "speedup"))
+    return table(" | ".join(["", "tokens", "GMACs", *columns]), rows)
+
+
+def _engine(engine: str) -> str:
+    name, _, precision = engine.partition(":")
+    return f"{SHOWN[name]} {precision.upper()}"
+
+
+def same_rounds() -> list[str]:
+    """Speed over life's in the fastest float precision, at the same keep rate and at the same GMACs."""
+    reports = _reports()
+    same_rate, same_work = (reports[f"{BACKBONES[0]} {FASTEST} {at}"] for at in ("keep-rate", "macs"))
+    rows = []
+    for method in (*METHODS[2:], *METHODS[1::-1]):
+        if method == same_work["like"]:
+            continue
+        rate = _model(same_work, method)["keep_rate"]
+        rows.append([f"`{method}`", f"{_model(same_rate, method)['gmacs']:.2f}"])
+        rows[-1].append(" · ".join(_ratio(_row(same_rate, method, batch), "over_like") for batch in BATCHES))
+        rows[-1].append("–" if _is_dense(method) else "its own" if rate is None else f"{rate:g}")
+        rows[-1].append(" · ".join(_ratio(_row(same_work, method, batch), "over_like") for batch in BATCHES))
+    batches = " · ".join(map(str, BATCHES))
+    return table(f" | GMACs at ρ 0.7 | batch {batches} | keep rate at life's GMACs | batch {batches}", rows)
+
+
+TABLES: Mapping[str, Callable[[], Sequence[str]]] = {"speedups": speedups, "same_rounds": same_rounds}
+
+
+def filled(text: str) -> str:
+    """The README with its tables as they have to be.
+
+    Raises:
+        ValueError: a mark is missing, or there twice.
+    """
+    for name, made in TABLES.items():
+        begin, end = f"<!-- benchmarks.methods.readme: {name} -->", "<!-- end -->"
+        text, times = re.subn(f"{re.escape(begin)}.*?{end}", "\n".join((begin, *made(), end)), text, flags=re.DOTALL)
+        if times != 1:
+            raise ValueError(f"{begin} is in the README {times} times")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, write."""
+    new_parser(__doc__).parse_args(arguments)
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
