@@ -11,7 +11,7 @@ CASES  ?= 2000
 KILLS  ?= 60
 SEED   ?= 0
 
-.PHONY: demo test fuzz kill env clean
+.PHONY: demo test lint suite fuzz kill env clean
 
 env: $(VENV)/.installed
 
@@ -34,11 +34,15 @@ demo: env
 	cd demo && $(BIN)/lifedeploy visualize artifacts/test_vit-life-r0.7-64x64px digits/val/3/digit0060.png -o lives.png
 	@echo "the pictures: demo/lives.png, demo/bench.png"
 
-# Python keeps its bytecode even where the environment forbids it: some hundred processes would compile the package each.
-test: env
+test: lint suite
+
+lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Python keeps its bytecode even where the environment forbids it: some hundred processes would compile the package each.
+suite: env
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 fuzz: env

@@ -41,7 +41,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "hub_obstacle", lambda name: "no hub in a test")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(pictures: Path) -> Callable[..., TrainConfig]:
     """A small configuration with some settings changed: 7 images held out, 3 steps an epoch."""
 

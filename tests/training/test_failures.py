@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,10 +32,19 @@ from tests.model.test_foreign_files import mutated
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="session")
+def finished_once(settings, tmp_path_factory) -> Path:
+    """A workspace with a dense run of two epochs in it, with three steps each. Read only: copy it (``finished``)."""
+    workspace = Workspace(tmp_path_factory.mktemp("finished") / "artifacts")
+    train(TrainRequest(config=settings(dense=True, epochs=2, log_every=1), name="run"), workspace)
+    return workspace.root
+
+
 @pytest.fixture
-def finished(settings, workspace) -> Path:
-    """A dense run of two epochs, with three steps each."""
-    return train(TrainRequest(config=settings(dense=True, epochs=2, log_every=1), name="run"), workspace).folder
+def finished(finished_once, workspace) -> Path:
+    """The run in a copy of that workspace."""
+    shutil.copytree(finished_once, workspace.root)
+    return run_folder(workspace, "run")
 
 
 def refused(folder: Path, workspace: Workspace) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -121,11 +122,25 @@ RECIPES = {
 }
 
 
+@pytest.fixture(scope="session")
+def unbroken_run(settings, tmp_path_factory):
+    """The run of a recipe that nothing stopped."""
+
+    @cache
+    def unbroken_run(recipe: str) -> Path:
+        config = settings(checkpoint_every=1, **RECIPES[recipe])
+        return train(TrainRequest(config=config, name="unbroken"), Workspace(tmp_path_factory.mktemp(recipe))).folder
+
+    return unbroken_run
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, monkeypatch, recipe, stop_after):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    settings, workspace, monkeypatch, unbroken_run, recipe, stop_after
+):
     config = settings(checkpoint_every=1, **RECIPES[recipe])
-    unbroken = train(TrainRequest(config=config, name="unbroken"), workspace).folder
+    unbroken = unbroken_run(recipe)
 
     class Stopped(Exception):
         pass

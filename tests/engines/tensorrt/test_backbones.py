@@ -35,8 +35,8 @@ LARGE = (
 )  # their dense graphs are the layers of life before its first drop
 STATIC = 8
 # A fixed batch changes constants of shapes, and sorting at every drop adds the same nodes, whatever the width.
-CASES = [(name, None, tuple(SORTS) if name == "deit_t" or "dinov2" in name else ("order-once",)) for name in BACKBONES]
-CASES += [("deit_t", STATIC, tuple(SORTS))]
+CASES = [(name, None, tuple(SORTS) if name == "deit_t" else ("order-once",)) for name in BACKBONES]
+CASES += [("deit_t", STATIC, ("order-once",))]
 
 
 @pytest.mark.parametrize(("one", "other"), TWINS.items())
