@@ -18,10 +18,10 @@ from lifedeploy.schedule import Schedule
 
 @dataclass(frozen=True)
 class AvitOptions:
-    """How readily tokens halt: h = sigmoid(scale · x - center) of a token's first channel x."""
+    """How readily tokens halt: h = sigmoid(gate_scale · x - gate_center) of a token's first channel x."""
 
-    scale: Annotated[float, Meta(ge=0.001, le=1000)] = option(10.0, "γ.")
-    center: Annotated[float, Meta(ge=-1, le=1000)] = option(
+    gate_scale: Annotated[float, Meta(ge=0.001, le=1000)] = option(10.0, "γ.")
+    gate_center: Annotated[float, Meta(ge=-1, le=1000)] = option(
         -1.0, "β; -1: as published, 30 for 192 channels (DeiT-T) and 75 for others (DeiT-S)."
     )
 
@@ -53,7 +53,7 @@ AVIT = Method(
     schedule=_avit_schedule,
     published=Published(
         arguments=("gate_scale", "gate_center", "ponder_token_scale", "distr_prior_alpha"),
-        options=(("gate_scale", "scale"), ("gate_center", "center")),
+        options=(("gate_scale", "gate_scale"), ("gate_center", "gate_center")),
         of=("avit-ranked",),
         backbone_alone=False,
     ),

@@ -68,8 +68,8 @@ def behind(method: str) -> str:
         ("avit --counts 9,5", f"avit takes no token counts: {EVERY}", "leave them out"),
         ("avit --drop-layers 2,4", "avit drops nothing, so it has no drop layers", "--method avit-ranked"),
         (
-            "avit --scale 0",
-            "Invalid value for '--scale': 0 is not allowed; it must be in [0.001, 1,000]",
+            "avit --gate-scale 0",
+            "Invalid value for '--gate-scale': 0 is not allowed; it must be in [0.001, 1,000]",
             None,
         ),
         ("avit-ranked --drop-layers 2,6", behind("avit-ranked"), None),

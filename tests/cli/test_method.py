@@ -57,6 +57,15 @@ def test_help_shows_the_options_of_the_method_that_the_line_names(lifedeploy, ot
     assert "--sharpness" in trained and "Must be in (0, 10]." in trained and "--temperature" not in trained
 
 
+@pytest.mark.parametrize("command", ["export", "train"])
+@pytest.mark.parametrize("name", methods.names(methods.SLIMMED))
+def test_no_option_of_a_method_is_called_like_one_of_a_command(command, name, lifedeploy):
+    ended = lifedeploy(command, "--method", name, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    for option in methods.get(name).option_fields(training=command == "train"):
+        assert f"-{option.replace('_', '-')} " in " ".join(ended.out.split()), option
+
+
 @pytest.mark.parametrize("command", ["export", "train", "calibrate"])
 def test_an_unknown_method_is_refused_with_near_names_and_the_list(command, lifedeploy):
     ended = lifedeploy(command, "--method", "lief")

@@ -89,8 +89,8 @@ def test_what_the_rows_of_the_built_in_methods_say():
         "life": {"temperature": 1.5},
         "evit": {"fuse": True},
         "tome": {"r": "", "inflect": 0.0},
-        "avit": {"scale": 10.0, "center": -1.0},
-        "avit-ranked": {"scale": 10.0, "center": -1.0},
+        "avit": {"gate_scale": 10.0, "gate_center": -1.0},
+        "avit-ranked": {"gate_scale": 10.0, "gate_center": -1.0},
         "random": {"draw": 0},
         "first-k": {"inside": False},
     }
@@ -287,7 +287,7 @@ def test_a_keep_rate_of_a_method_that_takes_none_is_refused():
     with pytest.raises(UsageError, match="it takes no keep rate, and has no budget of its own"):
         replace(OTHER, takes_keep_rate=False)
     with pytest.raises(UsageError, match="it has a budget of its own, and no schedule that makes it"):
-        replace(OTHER, own_budget="half of the patches")
+        replace(LIFE, own_budget="half of the patches")
     assert half.make_schedule(196, 12).counts == (98, 98, 98)
 
 

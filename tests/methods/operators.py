@@ -7,7 +7,7 @@ from tests.methods import cases
 
 DEPTH = 6
 # Of 16 patches, in a model that was trained for none of them.
-HERE: dict[str, dict[str, methods.Option]] = {"tome": {"r": "2"}, "avit": {"scale": 3.0, "center": 1.0}}
+HERE: dict[str, dict[str, methods.Option]] = {"tome": {"r": "2"}, "avit": {"gate_scale": 3.0, "gate_center": 1.0}}
 CASES = {
     case: (method, HERE.get(case, options))
     for case, (method, options) in cases.CASES.items()

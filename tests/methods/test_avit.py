@@ -61,7 +61,7 @@ def test_what_is_masked_might_as_well_not_be_there(family):
     vit = tiny_vit(family).double()
     patches = vit.patch_embed.num_patches
     images = images_for(vit, batch=4).double()
-    output = slim(vit, "avit", Schedule.dense(patches, DEPTH), scale=SCALE, center=CENTER)(images)
+    output = slim(vit, "avit", Schedule.dense(patches, DEPTH), gate_scale=SCALE, gate_center=CENTER)(images)
     assert (output.kept, output.groups) == ({}, None)
     assert output.lives.dtype == torch.float32 and torch.equal(output.lives, output.scores.float())
     for number, image in enumerate(images):
@@ -78,7 +78,7 @@ def test_a_prefix_token_halts_too_and_patches_go_on_without_it(family):
     vit = tiny_vit(family).double()
     vit.cls_token[..., 0] += 2
     images = images_for(vit, batch=4).double()
-    output = slim(vit, "avit", Schedule.dense(16, DEPTH), scale=SCALE, center=CENTER)(images)
+    output = slim(vit, "avit", Schedule.dense(16, DEPTH), gate_scale=SCALE, gate_center=CENTER)(images)
     for number, image in enumerate(images):
         walk = Halted(vit, image, SCALE, CENTER)
         assert walk.of_prefix[0] < max(walk.lives)
@@ -107,11 +107,11 @@ def test_the_center_is_that_of_the_authors_models_unless_told(method, width, giv
         heads=3,
         prefix=1,
         ordering=row.orderings[0],
-        options=row.options(center=given),
+        options=row.options(gate_center=given),
     )
     reducer = build_reducer(row, plan)
     assert (reducer.scale, reducer.center) == (10.0, center)
-    none = build_reducer(row, replace(plan, options=row.options(center=0.0)))
+    none = build_reducer(row, replace(plan, options=row.options(gate_center=0.0)))
     assert none.center == 0.0  # is a center too
     halting = reducer.logit(torch.tensor([0.0, center / 10, center / 5])).sigmoid()
     assert halting.tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-12)
@@ -184,7 +184,7 @@ def test_what_is_least_likely_to_have_halted_goes_on(family, scale, center):
     images = images_for(vit, batch=4).double()
     patches = vit.patch_embed.num_patches
     schedule = Schedule.from_counts(patches, DEPTH, (12, 9, 5), (2, 3, 5))
-    output = slim(vit, "avit-ranked", schedule, scale=scale, center=center)(images)
+    output = slim(vit, "avit-ranked", schedule, gate_scale=scale, gate_center=center)(images)
     assert output.lives is output.scores is output.groups is None
     for number, image in enumerate(images):
         logits, kept = ranked(vit, image, schedule, scale, center)
@@ -197,7 +197,7 @@ def test_its_answer_is_the_weighted_mean_of_all_layers_also_where_nothing_is_dro
     vit = tiny_vit().double()
     images = images_for(vit).double()
     schedule = Schedule.from_counts(16, DEPTH, (16, 16), (2, 4))
-    model = slim(vit, "avit-ranked", schedule, scale=SCALE, center=CENTER)
+    model = slim(vit, "avit-ranked", schedule, gate_scale=SCALE, gate_center=CENTER)
     output = model(images)
     assert (output.kept, model.reducer.sorts) == ({}, 0)
     for number, image in enumerate(images):
@@ -214,7 +214,7 @@ def test_probabilities_that_are_too_small_for_a_number_are_told_apart():
         assert (x[..., 0] * 10 - 75).sigmoid().lt(1e-30).all()  # nothing is left of the smallest
     assert (layers[2][..., 0] * 10 - 75).sigmoid().eq(0).all()
     schedule = Schedule.from_counts(16, DEPTH, (7,), (3,))
-    reducer = slim(tiny_vit(), "avit-ranked", schedule, scale=10.0, center=75.0).reducer
+    reducer = slim(tiny_vit(), "avit-ranked", schedule, gate_scale=10.0, gate_center=75.0).reducer
     tokens = Tokens(x=layers[0], prefix=1)
     for layer, x in enumerate(layers, start=1):
         tokens = reducer.after_block(layer, tokens.but(x=x))

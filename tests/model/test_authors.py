@@ -221,16 +221,21 @@ def test_two_methods_take_a_file(tmp_path, method, as_dict):
     ("options", "said"),
     [
         ({}, ""),
-        ({"scale": 5.0, "center": 75.0}, "gate_scale 10.0, gate_center 30.0, and is used with scale 5.0, center 75.0"),
-        ({"center": 75.0}, "gate_center 30.0, and is used with center 75.0"),
-        ({"scale": 10.0}, ""),
+        (
+            {"gate_scale": 5.0, "gate_center": 75.0},
+            "gate_scale 10.0, gate_center 30.0, and is used with gate_scale 5.0, gate_center 75.0",
+        ),
+        ({"gate_center": 75.0}, "gate_center 30.0, and is used with gate_center 75.0"),
+        ({"gate_scale": 10.0}, ""),
     ],
 )
 def test_options_that_it_was_not_trained_with_are_said(tmp_path, method, options, said):
     path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_avit())
     loaded = load(path, method, options=options)
     notes = loaded.notes
-    assert loaded.spec.options == {"scale": 10.0, "center": 30.0} | options  # the file's, where nobody says others
+    assert (
+        loaded.spec.options == {"gate_scale": 10.0, "gate_center": 30.0} | options
+    )  # the file's, where nobody says others
     assert notes[1:] == ((f"theirs.pth was trained with {said}",) if said else ())
 
 
@@ -243,7 +248,7 @@ def test_a_value_that_is_no_number_is_shown_as_it_stands(tmp_path, value, shown)
     path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_avit(gate_center=value))
     first, second = load(path, "avit").notes
     assert f"gate_center {shown}" in first
-    assert second == f"theirs.pth was trained with gate_center {shown}, and is used with the usual center"
+    assert second == f"theirs.pth was trained with gate_center {shown}, and is used with the usual gate_center"
 
 
 def test_whole_numbers_are_numbers(tmp_path):
@@ -254,8 +259,8 @@ def test_whole_numbers_are_numbers(tmp_path):
 def test_a_value_that_is_no_such_option_is_not_taken(tmp_path):
     path = write(tmp_path / "theirs.pth", backbone().state_dict(), args=of_avit(gate_center=5000.0))
     loaded = load(path, "avit")
-    assert loaded.spec.options == {"scale": 10.0, "center": -1.0}
-    assert loaded.notes[1] == "theirs.pth was trained with gate_center 5000.0, and is used with the usual center"
+    assert loaded.spec.options == {"gate_scale": 10.0, "gate_center": -1.0}
+    assert loaded.notes[1] == "theirs.pth was trained with gate_center 5000.0, and is used with the usual gate_center"
 
 
 def test_without_its_arguments_it_is_a_plain_state_dict(tmp_path):
@@ -265,10 +270,13 @@ def test_without_its_arguments_it_is_a_plain_state_dict(tmp_path):
 
 def test_a_checkpoint_of_ours_is_taken_by_both_with_the_options_it_was_trained_with(tmp_path):
     path = tmp_path / "ours.safetensors"
-    checkpoint.save(path, *small_model(method="avit", options={"scale": 5.0, "center": 75.0}))
+    checkpoint.save(path, *small_model(method="avit", options={"gate_scale": 5.0, "gate_center": 75.0}))
     ranked = load(path, "avit-ranked")
-    assert (ranked.notes, ranked.spec.options) == ((), {"scale": 5.0, "center": 75.0})
-    assert load(path, "avit-ranked", options={"scale": 2.0}).spec.options == {"scale": 2.0, "center": 75.0}
+    assert (ranked.notes, ranked.spec.options) == ((), {"gate_scale": 5.0, "gate_center": 75.0})
+    assert load(path, "avit-ranked", options={"gate_scale": 2.0}).spec.options == {
+        "gate_scale": 2.0,
+        "gate_center": 75.0,
+    }
 
 
 # --- of another method than asked for ---------------------------------------------------------------------------
@@ -310,9 +318,9 @@ def test_so_are_checkpoints_of_ours(tmp_path, method, asked):
 
 def test_a_checkpoint_for_a_fixed_budget_is_taken_without_its_budget(tmp_path):
     path = tmp_path / "ours.safetensors"
-    checkpoint.save(path, *small_model(method="avit-ranked", options={"scale": 5.0, "center": 75.0}))
+    checkpoint.save(path, *small_model(method="avit-ranked", options={"gate_scale": 5.0, "gate_center": 75.0}))
     loaded = load(path, "avit")
-    assert loaded.spec.options == {"scale": 5.0, "center": 75.0}
+    assert loaded.spec.options == {"gate_scale": 5.0, "gate_center": 75.0}
     assert loaded.spec.schedule == Schedule.dense(16, 6)
 
 
@@ -329,7 +337,7 @@ def test_a_method_takes_files_of_another_and_not_the_other_way_round(tmp_path, m
     alone = replace(methods.get("avit"), published=replace(A_VIT, of=()))
     monkeypatch.setattr(methods, "_TABLE", {**methods._TABLE, "avit": alone})
     path = tmp_path / "ours.safetensors"
-    checkpoint.save(path, *small_model(method="avit-ranked", options={"scale": 5.0, "center": 75.0}))
+    checkpoint.save(path, *small_model(method="avit-ranked", options={"gate_scale": 5.0, "gate_center": 75.0}))
     assert refused(path, "avit").hint == "--method avit-ranked, or weights of a dense model"
 
 
@@ -390,7 +398,7 @@ def test_what_cannot_be_published_is_refused(words, said):
 
 
 def test_an_option_that_files_name_is_an_option_of_the_method():
-    with pytest.raises(UsageError, match="published files name an option 'scale'"):
+    with pytest.raises(UsageError, match="published files name an option 'gate_scale'"):
         row("avit", "A-ViT", A_VIT)
 
 

@@ -170,7 +170,7 @@ def test_what_waits_is_drawn_after_every_choice(workspace, tmp_path, weights_fil
 
 @pytest.mark.parametrize("form", ["", "weights.safetensors"])
 def test_what_halts_by_itself_is_drawn_by_its_layer(workspace, tmp_path, weights_file, monkeypatch, form):
-    folder = exported_by("avit", workspace, weights_file, scale=0.5, center=1.0)
+    folder = exported_by("avit", workspace, weights_file, gate_scale=0.5, gate_center=1.0)
     figures = painted(monkeypatch)
     pictures = drawn_by(monkeypatch, folder / form, tmp_path / "x.png")
     for picture in pictures:
@@ -191,7 +191,7 @@ def test_what_halts_by_itself_is_drawn_by_its_layer(workspace, tmp_path, weights
 def test_a_histogram_of_counted_lives_has_nothing_that_was_granted(
     workspace, tmp_path, weights_file, monkeypatch, lifedeploy
 ):
-    folder = exported_by("avit", workspace, weights_file, scale=0.5, center=1.0)
+    folder = exported_by("avit", workspace, weights_file, gate_scale=0.5, gate_center=1.0)
     (tmp_path / "data" / "cat").mkdir(parents=True)
     (tmp_path / "data" / "cat" / CAT.name).write_bytes(CAT.read_bytes())
     figures = painted(monkeypatch)

@@ -39,8 +39,8 @@ class _Adaptive(Reducer):
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:
-        published, center = _PUBLISHED_CENTER.get(plan.width, 75.0), plan.options.center
-        return cls(plan.schedule, plan.options.scale, published if center < 0 else center)
+        published, center = _PUBLISHED_CENTER.get(plan.width, 75.0), plan.options.gate_center
+        return cls(plan.schedule, plan.options.gate_scale, published if center < 0 else center)
 
     def logit(self, first: Tensor) -> Tensor:
         """γ x - β of first channels x of any shape."""

@@ -18,7 +18,16 @@ from pathlib import Path
 
 from tests.robustness import forked, inputs
 from tests.robustness.forked import Command, Ended, Running
-from tests.robustness.fuzz import graphs, images, manifests, options, places, runs, weights  # noqa: F401 (their kinds)
+from tests.robustness.fuzz import (  # noqa: F401 (their kinds)
+    graphs,
+    images,
+    manifests,
+    method_options,
+    options,
+    places,
+    runs,
+    weights,
+)
 from tests.robustness.fuzz.case import KINDS, Case, Place
 from tests.robustness.fuzz.judge import FAULTS, Fault, Listing, judged
 
