@@ -2,7 +2,7 @@
 beside this file, and a picture per comparison.
 
     python -m benchmarks.methods.systems --work DIR [--backbones deit_s,deit_b] [--engines NAME:PRECISION,…]
-                                         [--budget SECONDS] [--duels] [--kernels]
+                                         [--at keep-rate,macs] [--budget SECONDS] [--duels] [--kernels]
 
 Keep rate 0.7, random weights (speed does not depend on them): all methods by ``lifedeploy compare``, at the same keep
 rate and at the same GMACs, in latency and throughput mode, at batch 1, 8 and 32. ``--duels``: also life against single
@@ -225,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--backbones", default=",".join(BACKBONES))
     parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--at", default=",".join(SAME))
     parser.add_argument("--budget", default="10")
     parser.add_argument("--duels", action="store_true")
     parser.add_argument("--kernels", action="store_true")
@@ -242,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for backbone in given.backbones.split(","):
         for engine in given.engines.split(","):
-            for at in SAME:
+            for at in given.at.split(","):
                 wanted = Wanted(backbone=backbone, engine=engine, at=at)
                 keep(wanted, given.budget, f"{backbone} {engine} {at}")
                 shutil.copy(work / f"{wanted.name}.png", HERE)
