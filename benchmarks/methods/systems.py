@@ -2,7 +2,8 @@
 beside this file, and a picture per comparison.
 
     python -m benchmarks.methods.systems --work DIR [--backbones deit_s,deit_b] [--engines NAME:PRECISION,…]
-                                         [--at keep-rate,macs] [--budget SECONDS] [--duels] [--kernels]
+                                         [--at keep-rate,macs] [--without METHOD,…] [--budget SECONDS]
+                                         [--duels] [--kernels]
 
 Keep rate 0.7, random weights (speed does not depend on them): all methods by ``lifedeploy compare``, at the same keep
 rate and at the same GMACs, in latency and throughput mode, at batch 1, 8 and 32. ``--duels``: also life against single
@@ -79,9 +80,14 @@ class Wanted:
     batches: str = BATCHES
 
     @property
+    def is_duel(self) -> bool:
+        """Whether it is of few methods, without the baseline that each of the others has."""
+        return methods.baseline().name not in self.methods
+
+    @property
     def name(self) -> str:
         """Of its files."""
-        duel = "" if self.methods is METHODS else f"-{'-'.join(self.methods)}"
+        duel = f"-{'-'.join(self.methods)}" if self.is_duel else ""
         return f"{self.backbone}-{self.engine.replace(':', '-')}-{self.at}{duel}"
 
 
@@ -161,6 +167,8 @@ def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
     whole = "File cache dropped and memory compacted before. " if report["whole_memory"] else ""
     models = {model["method"]: model for model in report["models"]}
     among = f", {' and '.join(name for name in models if name != 'dense')} alone" if duel else ""
+    missing = ", ".join(name for name in METHODS if name not in models and not duel)
+    whole += f"Without {missing} ([why](FINDINGS.md)). " if missing else ""
     lines = [f"### {backbone}, {engine}, {told}{among}", "", whole + source(report, *PACKAGES), ""]
     for mode in ("latency", "throughput"):
         rows = [row for row in report["rows"] if row["mode"] == mode]
@@ -226,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbones", default=",".join(BACKBONES))
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--at", default=",".join(SAME))
+    parser.add_argument("--without", default="", help="methods to leave out: that do not pass the gate, say")
     parser.add_argument("--budget", default="10")
     parser.add_argument("--duels", action="store_true")
     parser.add_argument("--kernels", action="store_true")
@@ -234,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     line = command_line("methods.systems", arguments, {"DIR": given.work})
     results = Results(HERE / "results.json")
+    left = tuple(name for name in METHODS if name not in given.without.split(","))
 
     def keep(wanted: Wanted, budget: str, part: str) -> None:
         report = compared(work, wanted, budget, line)
@@ -244,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for backbone in given.backbones.split(","):
         for engine in given.engines.split(","):
             for at in given.at.split(","):
-                wanted = Wanted(backbone=backbone, engine=engine, at=at)
+                wanted = Wanted(backbone=backbone, engine=engine, at=at, methods=left)
                 keep(wanted, given.budget, f"{backbone} {engine} {at}")
                 shutil.copy(work / f"{wanted.name}.png", HERE)
             if backbone != BACKBONES[0]:
