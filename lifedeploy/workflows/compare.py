@@ -16,7 +16,7 @@ from lifedeploy.budget import Budget, Sized, at_keep_rate, at_macs, nearer
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildOptions, EngineOptions
-from lifedeploy.errors import UsageError
+from lifedeploy.errors import EngineError, ParityError, UsageError
 from lifedeploy.files import now
 from lifedeploy.machine import cores, describe
 from lifedeploy.method import Method
@@ -293,11 +293,14 @@ class _Workshop:
         return chosen
 
     def _built(self, known: Artifact, engine: WantedEngine) -> Artifact:
-        model, name = known.manifest_path, f"{known.name}, {engine.engine} {engine.plan.precision}"
+        method, name = known.method, f"{known.name}, {engine.engine} {engine.plan.precision}"
         asked = self.request.allow_unfused and "allow_unfused" in registry.get(engine.engine).takes
         how = BuildOptions(allow_unfused=asked)
-        request = BuildRequest(model=model, engine=engine.engine, precision=engine.precision, options=how)
-        built = build(request, self.workspace, lambda what: self.say(f"{name}: {what}"), self.progress)
+        request = BuildRequest(model=known.manifest_path, engine=engine.engine, precision=engine.precision, options=how)
+        try:
+            built = build(request, self.workspace, lambda what: self.say(f"{name}: {what}"), self.progress)
+        except (EngineError, ParityError) as error:
+            raise type(error)(f"{method}: {error.message}", hint=error.hint or f"--methods without {method}") from error
         self.warn(built.fusion_note and f"{name}: {built.fusion_note}")
         return built.engine
 

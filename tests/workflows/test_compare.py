@@ -15,7 +15,7 @@ from lifedeploy.artifact import Workspace
 from lifedeploy.bench.measure import measure
 from lifedeploy.engines import fake, registry
 from lifedeploy.engines.fake import Fake
-from lifedeploy.errors import UsageError
+from lifedeploy.errors import EngineError, ParityError, UsageError
 from lifedeploy.model.weights import ModelRequest
 from lifedeploy.targets import held as holding
 from lifedeploy.targets.reuse import exported_as
@@ -116,6 +116,23 @@ def test_all_methods_in_one_contest(clock, workspace, weights):
     assert rows["life"].subject.tokens == (16, 11, 8, 5)
     assert rows["evit"].subject.tokens == (16, 13, 11, 9)
     assert {rows[name].subject.keep_rate for name in ("life", "evit", "random")} == {0.7}
+
+
+@pytest.mark.parametrize("hint", [None, "--allow-unfused"])
+@pytest.mark.parametrize("kind", [ParityError, EngineError])
+def test_what_an_engine_refuses_says_of_which_method_it_is(workspace, weights, monkeypatch, kind, hint):
+    build = workflow.build
+
+    def refusing(request, *rest):
+        if "evit" in str(request.model):
+            raise kind("model on fake fp32 is not what it should be", hint=hint)
+        return build(request, *rest)
+
+    monkeypatch.setattr(workflow, "build", refusing)
+    with pytest.raises(kind) as told:
+        compare(request(weights), workspace)
+    assert told.value.message == "evit: model on fake fp32 is not what it should be"
+    assert told.value.hint == (hint or "--methods without evit")
 
 
 def test_a_bound_is_one_only_of_what_drops_where_it_does(clock, workspace, weights):
