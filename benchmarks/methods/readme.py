@@ -79,7 +79,7 @@ def speedups() -> list[str]:
         for report, batch in columns.values():
             row = _row(report, method, batch)
             rows[-1].append(_rate(row) if _is_dense(method) else _ratio(row, "speedup"))
-    return table(" | ".join(["", "tokens", "GMACs", *columns]), rows)
+    return table(" | ".join(["", "tokens", "GMACs of DeiT-S", *columns]), rows)
 
 
 def _engine(engine: str) -> str:
