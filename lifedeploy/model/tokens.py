@@ -152,7 +152,7 @@ def no_patches(x: Tensor, count: int) -> Tensor:
 
     To be joined to others: ONNX Runtime pads integers on the CPU only, which no CUDA graph holds.
     """
-    return torch.full((1, 1), NO_PATCH, device=x.device).expand(x.shape[0], count)
+    return torch.full((1, 1), NO_PATCH, dtype=torch.int64, device=x.device).expand(x.shape[0], count)
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
