@@ -1,6 +1,8 @@
 """The README's tables of methods, from ``results.json`` beside this file and ``../gpu/methods.json``.
 
-python -m benchmarks.methods.readme      # puts them between their marks
+    python -m benchmarks.methods.readme
+
+puts them between their marks; a further table is a further line of ``TABLES``, and its mark in the README.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.common import new_parser, read_json, table
-from benchmarks.methods.systems import BACKBONES, HERE, METHODS, named
+from benchmarks.methods.systems import BACKBONES, BATCHES, HERE, METHODS, named
 from lifedeploy import methods
 from lifedeploy.text import chained
 
@@ -19,7 +21,6 @@ GPU = HERE.parent / "gpu" / "methods.json"
 SHOWN = {"deit_s": "DeiT-S", "deit_b": "DeiT-B"}
 SHOWN |= {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "onnxruntime-cuda": "ONNX Runtime"}
 FASTEST = "openvino:bf16"  # in floating point, on that processor
-BATCHES = (1, 8, 32)
 SURE = 0.1  # of a ratio: an interval that reaches further to a side is marked
 
 Report = Mapping[str, Any]
@@ -91,17 +92,18 @@ def same_rounds() -> list[str]:
     """Speed over life's in the fastest float precision, at the same keep rate and at the same GMACs."""
     reports = _reports()
     same_rate, same_work = (reports[f"{BACKBONES[0]} {FASTEST} {at}"] for at in ("keep-rate", "macs"))
+    batches = list(map(int, BATCHES.split(",")))
     rows = []
     for method in (*METHODS[2:], *METHODS[1::-1]):
         if method == same_work["like"]:
             continue
         rate = _model(same_work, method)["keep_rate"]
         rows.append([f"`{method}`", f"{_model(same_rate, method)['gmacs']:.2f}"])
-        rows[-1].append(" · ".join(_ratio(_row(same_rate, method, batch), "over_like") for batch in BATCHES))
+        rows[-1].append(" · ".join(_ratio(_row(same_rate, method, batch), "over_like") for batch in batches))
         rows[-1].append("–" if _is_dense(method) else "its own" if rate is None else f"{rate:g}")
-        rows[-1].append(" · ".join(_ratio(_row(same_work, method, batch), "over_like") for batch in BATCHES))
-    batches = " · ".join(map(str, BATCHES))
-    return table(f" | GMACs at ρ 0.7 | batch {batches} | keep rate at life's GMACs | batch {batches}", rows)
+        rows[-1].append(" · ".join(_ratio(_row(same_work, method, batch), "over_like") for batch in batches))
+    each = f"batch {' · '.join(map(str, batches))}"
+    return table(f" | GMACs at ρ 0.7 | {each} | keep rate at life's GMACs | {each}", rows)
 
 
 TABLES: Mapping[str, Callable[[], Sequence[str]]] = {"speedups": speedups, "same_rounds": same_rounds}

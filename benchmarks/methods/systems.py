@@ -164,12 +164,12 @@ def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
     backbone, engine, at, *duel = name.split(" ")
     like = report["like"]
     told = {"keep-rate": "each at keep rate 0.7 or its own budget", "macs": f"all at the GMACs of {like}"}[at]
-    whole = "File cache dropped and memory compacted before. " if report["whole_memory"] else ""
+    notes = "File cache dropped and memory compacted before. " if report["whole_memory"] else ""
     models = {model["method"]: model for model in report["models"]}
     among = f", {' and '.join(name for name in models if name != 'dense')} alone" if duel else ""
     missing = ", ".join(name for name in METHODS if name not in models and not duel)
-    whole += f"Without {missing} ([why](FINDINGS.md)). " if missing else ""
-    lines = [f"### {backbone}, {engine}, {told}{among}", "", whole + source(report, *PACKAGES), ""]
+    notes += f"Without {missing} ([why](FINDINGS.md)). " if missing else ""
+    lines = [f"### {backbone}, {engine}, {told}{among}", "", notes + source(report, *PACKAGES), ""]
     for mode in ("latency", "throughput"):
         rows = [row for row in report["rows"] if row["mode"] == mode]
         if not rows:
