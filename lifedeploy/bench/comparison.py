@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from lifedeploy import methods
 from lifedeploy.artifact import Artifact
 from lifedeploy.bench.contests import Contest
 from lifedeploy.bench.report import BenchReport, Row
+from lifedeploy.errors import EngineError, ParityError
 
 _EQUAL = 0.02  # an engine is as fast as itself within this share
 
@@ -74,6 +76,19 @@ class Measured:
             kept=kept,
             gpu_state=contest.gpu_state,
         )
+
+
+@contextmanager
+def said_of(method: str) -> Iterator[None]:
+    """Whatever a gate or an engine refuses says of which of the methods it is, and how to go on without it.
+
+    Raises:
+        EngineError, ParityError: the same one, with the method's name in front.
+    """
+    try:
+        yield
+    except (EngineError, ParityError) as error:
+        raise type(error)(f"{method}: {error.message}", hint=error.hint or f"--methods without {method}") from error
 
 
 def inequality(rows: Sequence[Row], setting: str) -> str:

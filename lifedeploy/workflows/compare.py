@@ -8,7 +8,7 @@ from itertools import product
 
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Workspace
-from lifedeploy.bench.comparison import Compared, CompareReport, Measured, Trial, inequality
+from lifedeploy.bench.comparison import Compared, CompareReport, Measured, Trial, inequality, said_of
 from lifedeploy.bench.contests import Contest, Contests
 from lifedeploy.bench.measure import Stop
 from lifedeploy.bench.report import BenchReport, Row
@@ -16,7 +16,7 @@ from lifedeploy.budget import Budget, Sized, at_keep_rate, at_macs, nearer
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildOptions, EngineOptions
-from lifedeploy.errors import EngineError, ParityError, UsageError
+from lifedeploy.errors import UsageError
 from lifedeploy.files import now
 from lifedeploy.machine import cores, describe
 from lifedeploy.method import Method
@@ -266,7 +266,8 @@ class _Workshop:
         def say(what: str) -> None:
             self.say(f"exporting {method.name}{at}: {what}")
 
-        report = export(ExportRequest(model=wanted, output=output), self.workspace, say)
+        with said_of(method.name):
+            report = export(ExportRequest(model=wanted, output=output), self.workspace, say)
         self.warn(report.warning)
         for note in report.notes:
             self.warn(f"{method.name}: {note}")
@@ -280,12 +281,14 @@ class _Workshop:
             self.warn(f"the weights are not of one kind ({each}): accuracy is of these too, not of the methods alone")
         for precision in {engine.plan.precision for engine in engines} & set(QUANTIZED):
             for known in exports:
-                self._calibrated(known, precision)
+                with said_of(known.method):
+                    self._calibrated(known, precision)
         chosen = []
         for engine in engines:
             targets: list[Target] = []
             for known in exports:
-                built = variants_of(prove(self._built(known, engine))).targets
+                with said_of(known.method):
+                    built = variants_of(prove(self._built(known, engine))).targets
                 beside = {methods.BASELINE} | ({methods.BOUND} if self.request.takes_bound else set())
                 taken = {methods.SLIMMED} | (set() if targets else beside)
                 targets += [target for target in built if methods.role_of(target.method) in taken]
@@ -293,14 +296,11 @@ class _Workshop:
         return chosen
 
     def _built(self, known: Artifact, engine: WantedEngine) -> Artifact:
-        method, name = known.method, f"{known.name}, {engine.engine} {engine.plan.precision}"
+        name = f"{known.name}, {engine.engine} {engine.plan.precision}"
         asked = self.request.allow_unfused and "allow_unfused" in registry.get(engine.engine).takes
         how = BuildOptions(allow_unfused=asked)
         request = BuildRequest(model=known.manifest_path, engine=engine.engine, precision=engine.precision, options=how)
-        try:
-            built = build(request, self.workspace, lambda what: self.say(f"{name}: {what}"), self.progress)
-        except (EngineError, ParityError) as error:
-            raise type(error)(f"{method}: {error.message}", hint=error.hint or f"--methods without {method}") from error
+        built = build(request, self.workspace, lambda what: self.say(f"{name}: {what}"), self.progress)
         self.warn(built.fusion_note and f"{name}: {built.fusion_note}")
         return built.engine
 

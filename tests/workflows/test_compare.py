@@ -120,15 +120,18 @@ def test_all_methods_in_one_contest(clock, workspace, weights):
 
 @pytest.mark.parametrize("hint", [None, "--allow-unfused"])
 @pytest.mark.parametrize("kind", [ParityError, EngineError])
-def test_what_an_engine_refuses_says_of_which_method_it_is(workspace, weights, monkeypatch, kind, hint):
-    build = workflow.build
+@pytest.mark.parametrize("step", ["export", "build"])
+def test_what_a_gate_or_an_engine_refuses_says_of_which_method_it_is(workspace, weights, monkeypatch, step, kind, hint):
+    done = getattr(workflow, step)
 
     def refusing(request, *rest):
         if "evit" in str(request.model):
             raise kind("model on fake fp32 is not what it should be", hint=hint)
-        return build(request, *rest)
+        return done(request, *rest)
 
-    monkeypatch.setattr(workflow, "build", refusing)
+    monkeypatch.setattr(workflow, step, refusing)
+    if step == "export":
+        shutil.rmtree(next(workspace.root.glob("*-evit-*")))
     with pytest.raises(kind) as told:
         compare(request(weights), workspace)
     assert told.value.message == "evit: model on fake fp32 is not what it should be"
