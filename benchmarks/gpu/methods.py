@@ -1,5 +1,5 @@
-"""All methods against each other on one NVIDIA GPU, by ``lifedeploy compare``; writes ``methods.json``, ``METHODS.md``
-and ``methods.png``.
+"""All methods against each other on one NVIDIA GPU, by ``lifedeploy compare``; writes ``methods-BACKBONE.json``,
+``METHODS-BACKBONE.md`` and ``methods-BACKBONE.png``; what they say is in ``METHODS.md``.
 
     python -m benchmarks.gpu.methods [--out DIR] [--engine onnxruntime-cuda:fp16] [--backbone deit_s] [--at macs]
                                      [--batches 128,8] [--budget SECONDS] [--methods NAME,NAME] [--workers 6]
@@ -89,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = command_line("gpu.methods", arguments)
         record = record_of(command) | {"failed": failed, "gpu_state": gpu_state()}
         page = (work / "compare.md").read_text(encoding="utf-8") + "".join(f"- not there: {line}\n" for line in failed)
-        publish(out, "methods", record | {"compare": read_json(work / "compare.json")}, f"`{command}`\n\n{page}")
-        shutil.copyfile(work / "compare.png", out / "methods.png")
+        name = f"methods-{given.backbone}"
+        publish(out, name, record | {"compare": read_json(work / "compare.json")}, f"`{command}`\n\n{page}")
+        shutil.copyfile(work / "compare.png", out / f"{name}.png")
 
 
 if __name__ == "__main__":

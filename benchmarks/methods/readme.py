@@ -1,4 +1,4 @@
-"""The README's tables of methods, from ``results.json`` beside this file and ``../gpu/methods.json``.
+"""The README's tables of methods, from ``results.json`` beside this file and ``../gpu/methods-*.json``.
 
     python -m benchmarks.methods.readme
 
@@ -17,7 +17,7 @@ from lifedeploy import methods
 from lifedeploy.text import chained
 
 README = HERE.parents[1] / "README.md"
-GPU = HERE.parent / "gpu" / "methods.json"
+GPU = HERE.parent / "gpu"
 SHOWN = {"deit_s": "DeiT-S", "deit_b": "DeiT-B"}
 SHOWN |= {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "onnxruntime-cuda": "ONNX Runtime"}
 FASTEST = "openvino:bf16"  # in floating point, on that processor
@@ -31,6 +31,16 @@ def _reports() -> dict[str, Report]:
     compared: Mapping[str, Any] = read_json(HERE / "results.json")["compare"]
     reports: dict[str, Report] = next(iter(compared.values()))["result"]
     return reports
+
+
+def _on_gpus() -> list[tuple[str, str, Report]]:
+    """What ``benchmarks.gpu.methods`` found: backbone, the GPU's short name, report."""
+    records = ((name, GPU / f"methods-{name}.json") for name in BACKBONES)
+    return [
+        (name, record["machine"]["gpu"][0].split()[1], record["compare"])
+        for name, path in records
+        if path.is_file() and (record := read_json(path))
+    ]
 
 
 def _row(report: Report, method: str, batch: int) -> Report | None:
@@ -69,9 +79,8 @@ def speedups() -> list[str]:
         for engine in dict.fromkeys(name.split()[1] for name in reports)
         if (report := reports.get(f"{backbone} {engine} macs"))
     }
-    gpu = read_json(GPU)
-    name = gpu["machine"]["gpu"][0].split()[1]
-    columns[f"{SHOWN[gpu['compare']['backbone']]}, {name}, {_engine('onnxruntime-cuda:fp16')}"] = (gpu["compare"], 128)
+    for backbone, card, report in _on_gpus():
+        columns[f"{SHOWN[backbone]}, {card}, {_engine('onnxruntime-cuda:fp16')}"] = (report, 128)
     first = next(iter(columns.values()))[0]
     rows = []
     for method in METHODS:
@@ -106,7 +115,24 @@ def same_rounds() -> list[str]:
     return table(f" | GMACs at ρ 0.7 | {each} | keep rate at life's GMACs | {each}", rows)
 
 
-TABLES: Mapping[str, Callable[[], Sequence[str]]] = {"speedups": speedups, "same_rounds": same_rounds}
+def on_a_gpu() -> list[str]:
+    """Speed over life's on a GPU, at the same GMACs, without copies."""
+    columns = {
+        f"{SHOWN[backbone]}, batch {batch}": (report, batch)
+        for backbone, _, report in _on_gpus()
+        for batch in dict.fromkeys(row["batch"] for row in report["rows"])
+    }
+    rows = []
+    for method in METHODS[1:] + METHODS[:1]:
+        ratios = [_ratio(_row(report, method, batch), "over_like") for report, batch in columns.values()]
+        like = next(iter(columns.values()))[0]["like"]
+        if method != like and set(ratios) != {"–"}:
+            rows.append([f"`{method}`", *ratios])
+    return table(" | ".join(["", *columns]), rows)
+
+
+Made = Callable[[], Sequence[str]]
+TABLES: Mapping[str, Made] = {"speedups": speedups, "same_rounds": same_rounds, "on_a_gpu": on_a_gpu}
 
 
 def filled(text: str) -> str:
