@@ -66,6 +66,12 @@ class Artifact:
         return path
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that it is opened from, the main one first."""
+        others = self.manifest.engine.files if self.manifest.engine else {}
+        return (self.path, *(self.folder / name for name in others if name != self.manifest.file))
+
+    @property
     def name(self) -> str:
         """The export's name: its folder's, whether this is the export or was made of it."""
         return self.folder.name if self.manifest.kind == "model" else self.folder.parent.name

@@ -22,6 +22,7 @@ from lifedeploy.cli.commands.doctor import doctor
 from lifedeploy.cli.commands.evaluate import evaluate
 from lifedeploy.cli.commands.export import export
 from lifedeploy.cli.commands.inspect import inspect
+from lifedeploy.cli.commands.package import package
 from lifedeploy.cli.commands.predict import predict
 from lifedeploy.cli.commands.train import train
 from lifedeploy.cli.commands.verify import verify
@@ -66,6 +67,7 @@ app.command()(calibrate)
 app.command("build-engine")(build_engine)
 app.command()(bench)
 app.command()(compare)
+app.command()(package)
 app.command()(inspect)
 app.command()(verify)
 app.command()(predict)

@@ -1,11 +1,11 @@
 """The contract of an engine.
 
-The base class checks, the subclass works. Three ways in:
+The base class checks, the subclass works. Two ways in:
 
 * ``run`` takes and gives dictionaries of arrays, checks every name, dtype and shape first, and suits everyone, from any
   number of threads at once.
 * ``lane`` gives preallocated buffers and an ``infer`` that does nothing but infer: for measuring and for serving.
-* several lanes may infer at the same time, from one thread each, if the engine was opened with as many ``streams``.
+  Several may infer at the same time, from one thread each, if the engine was opened with as many ``streams``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class EngineOptions:
     literal: bool = False  # compute Q and DQ as they stand, in FP32: the reference of a quantised graph (ONNX Runtime)
     method: str = ""  # for engines that make the model from a checkpoint
     cuda_binding: str = ""  # cuda-python or pycuda; '': what is installed
+    url: str = ""  # of a model that a server answers for; '': the file is opened here
     # Open executable code although no manifest vouches for it: the user says so, or this process has just built it.
     trust: bool = False
 
@@ -145,6 +146,7 @@ class Engine(ABC):
     endings: ClassVar[tuple[str, ...]] = (".onnx",)  # of the files that it opens
     opens_onnx: ClassVar[bool] = False  # whether it opens any ONNX file as it is; others open what they have built
     keeps_graph_precision: ClassVar[bool] = False  # whether it computes in the graph's precision, whatever it is told
+    prefers_fixed_batch: ClassVar[bool] = False  # whether a dynamic batch costs speed, so that each size is compiled
     benchmark_tool: ClassVar[str] = ""  # the vendor's own program that measures what was built, if there is one
     concurrent: ClassVar[bool] = False  # whether `_run` may be in several threads at once; else they take turns
 

@@ -20,7 +20,7 @@ from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.errors import EngineError
 from lifedeploy.graph_outputs import asked_for
 from lifedeploy.kept import is_kept_name
-from lifedeploy.machine import fast_int8, memory_limit
+from lifedeploy.machine import cores, fast_int8, memory_limit
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.reading import read_text
 from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, GraphForm
@@ -56,6 +56,7 @@ class OpenVino(Engine):
     endings: ClassVar[tuple[str, ...]] = (".xml", ".onnx")
     opens_onnx: ClassVar[bool] = True
     concurrent: ClassVar[bool] = True
+    prefers_fixed_batch: ClassVar[bool] = True
     quantized: ClassVar[tuple[str, ...]] = ("int8",)
 
     @classmethod
@@ -166,6 +167,9 @@ class OpenVino(Engine):
         }
         if self.options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = self.options.threads
+            if self.options.threads < cores():
+                # Threads would be bound to the first cores, and so would those of the process beside this one.
+                config["ENABLE_CPU_PINNING"] = False
         return config
 
     def _hint(self) -> str:

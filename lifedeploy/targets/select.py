@@ -131,6 +131,27 @@ def for_prediction(model: Path | None, workspace: Workspace) -> Artifact:
     return artifact
 
 
+def for_packaging(model: Path | None, engine: str, workspace: Workspace) -> Artifact:
+    """The engine ``NAME`` or ``NAME:PRECISION`` that was built of a model; without a name the artifact that is meant.
+
+    Raises:
+        ArtifactError: there is none, or it is a file of another tool.
+        UsageError: there is no such engine or precision.
+    """
+    if not engine:
+        return for_prediction(model, workspace)
+    export, (name, precision) = export_of(model, workspace), _parse(engine)
+    wanted = "" if name == registry.AUTO else registry.get(name).name
+    for built in Workspace.engines_of(export):
+        record = built.manifest.engine
+        if record is not None and wanted in ("", record.name) and precision in ("", record.precision):
+            return built
+    asked = f" --{precision}" if precision else ""
+    raise ArtifactError(
+        f"{export.folder}/ holds no engine {engine}", hint=f"lifedeploy build-engine {export.folder} -e {name}{asked}"
+    )
+
+
 def variants_of(engine: Artifact) -> Variants:
     """A built engine with its baseline and bound.
 

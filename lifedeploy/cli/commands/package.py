@@ -1,0 +1,126 @@
+"""``lifedeploy package``: its options, and what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lifedeploy.artifact import WORKSPACE, Workspace
+from lifedeploy.cli import console, options, paths, tables, values
+from lifedeploy.limits import MOST_IN_BATCH, MOST_STREAMS
+from lifedeploy.text import printable
+
+if TYPE_CHECKING:
+    from lifedeploy.serving.record import PackageRecord
+
+_SERVERS = ("triton", "ovms", "kserve", "docker")
+_BACKENDS = ("python", "onnxruntime", "openvino", "tensorrt")
+
+
+def package(
+    target: Annotated[
+        str, options.option(values.OneOf("--for", *_SERVERS), help="The server, or a container without one.")
+    ],
+    out: Annotated[Path, options.option(paths.Folder("--out"), "-o", metavar="DIR", help="Where the package goes.")],
+    model: options.ModelArgument = None,
+    engine: Annotated[
+        str | None,
+        options.option(
+            values.EngineName("--engine", precision=True),
+            "-e",
+            metavar="NAME[:PRECISION]",
+            help="Which of its engines.  [default: what was built last]",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        options.option(
+            values.OneOf("--backend", *_BACKENDS), help="Triton's backend.  [default: what suits the engine]"
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        options.option(
+            values.Name("--name"), metavar="NAME", help="What the server calls it.  [default: backbone and method]"
+        ),
+    ] = None,
+    top: Annotated[
+        int, options.whole("--top", low=0, high=options.CLASSES, help="Name so many classes for each image.")
+    ] = 0,
+    max_batch: Annotated[
+        int | None,
+        options.whole(
+            "--max-batch",
+            low=1,
+            high=MOST_IN_BATCH,
+            help="Images that a batch may have.  [default: what the engine was built for, else 8]",
+        ),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        options.whole(
+            "--instances",
+            low=1,
+            high=MOST_STREAMS,
+            help="Copies of the model, which share the cores.  [default: as --bench says, else 1]",
+        ),
+    ] = None,
+    bench: Annotated[
+        Path | None,
+        options.path("--bench", help="A report of bench --json: batches, delay and instances are read off it."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there, whatever it is.")] = False,
+    workspace: options.WorkspaceOption = WORKSPACE,
+    json: options.JsonOption = None,
+) -> None:
+    """Put an engine into a folder that a model server starts from, with an ensemble from image files to classes.
+
+    The engine has passed its parity gate. `lifedeploy inspect DIR` says what is in it, and whether it is out of date;
+    `lifedeploy verify MODEL URL` asks the running server.
+    """
+    options.require_apart({"--json": json}, [model, bench, out])
+    with console.working() as say:
+        from lifedeploy.workflows.package import PackageRequest
+        from lifedeploy.workflows.package import package as run
+
+        request = PackageRequest(
+            target=target,
+            out=out,
+            model=model,
+            engine=engine or "",
+            backend=backend or "",
+            name=name or "",
+            top=top,
+            max_batch=max_batch,
+            instances=instances,
+            bench=bench,
+            force=force,
+        )
+        report = run(request, Workspace(workspace), say)
+    for warning in report.warnings:
+        console.warn(warning)
+    console.report(json, report.to_dict, lambda: Group(packaged(report.record), Text(f"wrote {printable(str(out))}/")))
+
+
+def packaged(record: PackageRecord) -> RenderableType:
+    """What is in a package."""
+    plan = record.plan
+    table = tables.plain_table("", "")
+    rows = {
+        "models": ", ".join(record.models),
+        "method": record.method,
+        "engine": f"{record.engine} {record.precision}, by {record.backend}",
+        "batches": f"up to {plan.get('max_batch')}, preferred {', '.join(map(str, plan.get('preferred', ())))}",
+        "a request waits": f"{plan.get('delay_us', 0) / 1000:g} ms at most",
+        "instances": str(plan.get("instances")),
+        "read off": plan.get("measured") or "nothing: not measured",
+        "needs": ", ".join(f"{name} {version}" for name, version in record.needs.items()),
+        "files": str(len(record.files)),
+    }
+    for name, value in rows.items():
+        table.add_row(name, printable(str(value)))
+    return Group(Text(f"for {record.target}, by lifedeploy {record.version}", style="dim"), table)

@@ -1,0 +1,140 @@
+"""What stands in a package about itself, ``lifedeploy.json``: what it was made of, and a digest of every file in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from lifedeploy import __version__
+from lifedeploy.artifact import Artifact
+from lifedeploy.errors import ArtifactError
+from lifedeploy.files import now, sha256, write_json
+from lifedeploy.reading import read_json, require_regular
+from lifedeploy.text import quoted
+from lifedeploy.typed import Digest, Name, Text
+
+NAME = "lifedeploy.json"
+KINDS = ("triton", "ovms", "kserve", "docker")
+Place = Annotated[str, Meta(min_length=1, max_length=1024)]
+_MOST_FILES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """An export or engine that a package was made of; ``path`` is where its manifest was."""
+
+    path: Text
+    what: Text
+    sha256: Digest  # of its main file
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageRecord:
+    """What a package is."""
+
+    schema: Literal[1] = 1
+    kind: Literal["package"] = "package"
+    target: Literal["triton", "ovms", "kserve", "docker"]
+    created: Text = field(default_factory=now)
+    version: Text = __version__  # of lifedeploy
+    models: tuple[Name, ...]  # as the server calls them; the model itself first
+    method: Name
+    engine: Name
+    precision: Name
+    backend: Name
+    plan: dict[str, Any] = field(default_factory=dict)
+    needs: dict[Name, Text] = field(default_factory=dict)  # what has to be on the server, and which version of it
+    sources: tuple[SourceRecord, ...]
+    files: Annotated[dict[Place, Digest], Meta(max_length=_MOST_FILES)] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def source_of(artifact: Artifact) -> SourceRecord:
+    """What a package says of an artifact that it is made of."""
+    what = "export" if artifact.manifest.kind == "model" else artifact.manifest.kind
+    path = str(artifact.manifest_path.absolute())
+    return SourceRecord(path=path, what=what, sha256=artifact.manifest.sha256)
+
+
+def write(folder: Path, record: PackageRecord) -> PackageRecord:
+    """Write the record of what lies in ``folder`` by now."""
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)}
+    whole = PackageRecord(**{**vars(record), "files": dict(sorted(files.items()))})
+    write_json(folder / NAME, whole.to_dict())
+    return whole
+
+
+def read(folder: Path) -> PackageRecord:
+    """The record of a package.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    record = read_json(folder / NAME, PackageRecord)
+    for place in record.files:
+        parts = place.split("/")
+        if "\\" in place or "\0" in place or any(part in ("", ".", "..") for part in parts):
+            raise ArtifactError(f"{folder / NAME} names the file {quoted(place)}, which is none below {folder}/")
+    return record
+
+
+def check(folder: Path, record: PackageRecord) -> None:
+    """Make sure that a package holds what it says, and nothing else.
+
+    Raises:
+        ArtifactError: a file is missing, another one, not named, or leads out of the folder.
+    """
+    home = folder.resolve()
+    for place, digest in record.files.items():
+        path = folder / place
+        require_regular(path, hint="package it again")
+        if not path.resolve().is_relative_to(home):
+            raise ArtifactError(f"{path} leads out of {folder}/", hint="package it again")
+        if sha256(path) != digest:
+            raise ArtifactError(
+                f"{path} is not the file that was packaged: its SHA-256 differs", hint="package it again"
+            )
+    strange = sorted(
+        place for path in _files(folder) if (place := path.relative_to(folder).as_posix()) not in record.files
+    )
+    if strange:
+        more = f" and {len(strange) - 1} more" if strange[1:] else ""
+        raise ArtifactError(
+            f"{folder}/ holds {quoted(strange[0])}{more}, which was not packaged",
+            hint="a server might run it: remove it",
+        )
+
+
+def outdated(record: PackageRecord) -> tuple[str, ...]:
+    """What a package was made of and is another one by now, in words; what is gone says nothing."""
+    stale = []
+    for source in record.sources:
+        path = Path(source.path)
+        if not path.is_file():
+            continue
+        try:
+            current = Artifact.read(path).manifest.sha256
+        except ArtifactError:
+            current = ""
+        if current != source.sha256:
+            stale.append(f"the {source.what} {path.parent} has changed since it was packaged")
+    return tuple(stale)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files and links below, but the record itself and what Python leaves of bytecode."""
+    for path in sorted(folder.rglob("*")):
+        if (path.is_file() or path.is_symlink()) and path != folder / NAME and "__pycache__" not in path.parts:
+            yield path
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values as text, for parameters of a server; what is empty is left out."""
+    return {name: str(value) for name, value in values.items() if value not in ("", None)}

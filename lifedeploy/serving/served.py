@@ -1,0 +1,80 @@
+"""A model as a server is to have it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lifedeploy.artifact import Artifact, TensorSpec
+from lifedeploy.errors import ArtifactError, UsageError
+from lifedeploy.serving.plan import USUAL_MAX_BATCH, Plan
+from lifedeploy.targets.target import Target
+from lifedeploy.text import quoted
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # what folders, URLs and servers all take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A model as a server is to have it."""
+
+    name: str
+    target: Target
+    artifact: Artifact  # the target's
+    plan: Plan
+    top: int = 0  # classes to name for each image; 0: none
+
+    @property
+    def input(self) -> TensorSpec:
+        """Its images."""
+        return self.artifact.manifest.inputs[0]
+
+    @property
+    def logits(self) -> TensorSpec:
+        """Its answers."""
+        return self.artifact.manifest.outputs[0]
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives; its kept tokens too, where asking for them leaves the engine as it is."""
+        given = self.artifact.manifest.outputs
+        if self.target.engine.taps_change_plan:
+            return given
+        kept = self.target.kept
+        told = {spec.name for spec in given}
+        counts = {name: kept.counts[layer] for layer, name in kept.names.items() if name not in told}
+        return (*given, *(TensorSpec(name, "int64", (None, count)) for name, count in counts.items()))
+
+
+def name_of(artifact: Artifact, name: str = "") -> str:
+    """What the server calls a model: ``name``, or backbone and method.
+
+    Raises:
+        UsageError: no server takes that name.
+    """
+    spec = artifact.manifest.spec
+    chosen = name or f"{spec.backbone}_{spec.method}"
+    if not name:
+        chosen = re.sub(r"[^A-Za-z0-9_.-]", "_", chosen)
+    if not _NAME.fullmatch(chosen):
+        raise UsageError(
+            f"--name {quoted(chosen)} is not allowed: expected letters, digits, '_', '-' and '.', at most 128"
+        )
+    return chosen
+
+
+def largest_batch(artifact: Artifact, asked: int | None) -> int:
+    """Images that a request may have at most: as many as asked for, as the profile of an engine or its batch allows.
+
+    Raises:
+        UsageError: more than the engine takes were asked for.
+        ArtifactError: it has no input to ask.
+    """
+    manifest = artifact.manifest
+    if not manifest.inputs or not manifest.outputs:
+        raise ArtifactError(f"{artifact.manifest_path} tells no inputs and outputs", hint="export or build it again")
+    profile = manifest.engine.details.profile.get(manifest.inputs[0].name) if manifest.engine else None
+    built = profile[-1][0] if profile else manifest.graph.batch_size
+    if asked is not None and built is not None and asked > built:
+        raise UsageError(f"--max-batch {asked} is more than the {built} images that {artifact.path} was built for")
+    return asked or built or USUAL_MAX_BATCH

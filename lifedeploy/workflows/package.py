@@ -1,0 +1,172 @@
+"""``package``: an engine in; a folder out that a model server, or a container, starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lifedeploy import __version__
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.errors import ArtifactError, UsageError
+from lifedeploy.optional import versions
+from lifedeploy.progress import Say, silent
+from lifedeploy.serving import plan as plans
+from lifedeploy.serving import record as records
+from lifedeploy.serving import triton
+from lifedeploy.serving.record import KINDS, NAME, PackageRecord
+from lifedeploy.serving.served import Served, largest_batch, name_of
+from lifedeploy.targets import select
+from lifedeploy.targets.evidence import require_current, require_passed
+from lifedeploy.targets.target import of_artifact
+from lifedeploy.text import quoted
+from lifedeploy.typed import MOST_CLASSES
+from lifedeploy.writing import atomic_folder, in_use
+
+Writer = Callable[[Path, Served, str, dict[str, str]], tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageRequest:
+    """What to package, and for which server."""
+
+    target: str  # "triton", "ovms", "kserve", "docker"
+    out: Path
+    model: Path | None = None  # None: what was built last
+    engine: str = ""  # NAME or NAME:PRECISION; '': what is named, or was built last
+    backend: str = ""  # Triton's; '': what suits the engine
+    name: str = ""  # as the server calls the model; '': backbone and method
+    top: int = 0  # classes to name for each image
+    max_batch: int | None = None
+    instances: int | None = None
+    bench: Path | None = None  # report of `bench --json`: batches, delay and instances are read off it
+    force: bool = False  # replace what is at ``out`` and is no package
+
+    def __post_init__(self) -> None:
+        if self.target not in KINDS:
+            raise UsageError(f"--for {quoted(self.target)} is unknown; there are: {', '.join(KINDS)}")
+        if self.backend and self.target != "triton":
+            raise UsageError(f"--backend is of Triton, and this is for {self.target}")
+        if self.backend and self.backend not in triton.BACKENDS:
+            raise UsageError(f"backend {quoted(self.backend)} is unknown; there are: {', '.join(triton.BACKENDS)}")
+        if not 0 <= self.top <= MOST_CLASSES:
+            raise UsageError(f"--top {self.top} is not allowed: at most {MOST_CLASSES:,} classes are named")
+
+
+@dataclass(frozen=True)
+class PackageReport:
+    """What was written."""
+
+    folder: str
+    record: PackageRecord
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {"schema": 1, "folder": self.folder, "warnings": list(self.warnings), "package": self.record.to_dict()}
+
+
+def package(request: PackageRequest, workspace: Workspace, say: Say = silent) -> PackageReport:
+    """Write a package, as a whole or not at all.
+
+    Raises:
+        ArtifactError: there is no such engine, it is damaged or out of date, or something else lies at ``out``.
+        ParityError: the engine did not pass its gate.
+        UsageError: the server cannot have this engine in this way.
+    """
+    _require_free(request.out, force=request.force)
+    with in_use(select.for_packaging(request.model, request.engine, workspace).folder):
+        return _package(request, workspace, say)
+
+
+def _package(request: PackageRequest, workspace: Workspace, say: Say) -> PackageReport:
+    artifact = select.for_packaging(request.model, request.engine, workspace)
+    say(f"packaging {artifact.path}")
+    served = _served(request, artifact)
+    backend = request.backend or triton.USUAL.get(served.target.engine.name, "python")
+    needs = _needs(served, backend if request.target == "triton" else "")
+    with atomic_folder(request.out) as folder:
+        models = _WRITERS[request.target](folder, served, backend, needs)
+        record = records.write(
+            folder,
+            PackageRecord(
+                target=request.target,  # type: ignore[arg-type]  # one of KINDS
+                models=models,
+                method=served.target.method,
+                engine=served.target.engine.name,
+                precision=served.target.precision,
+                backend=backend if request.target == "triton" else request.target,
+                plan=asdict(served.plan),
+                needs=needs,
+                sources=tuple(map(records.source_of, _sources(artifact))),
+            ),
+        )
+    return PackageReport(str(request.out), record, _warnings(served, request))
+
+
+def _served(request: PackageRequest, artifact: Artifact) -> Served:
+    """The model as the server is to have it; it passed its gate."""
+    if artifact.manifest.kind == "engine":
+        require_current(artifact)
+        require_passed(artifact)
+    target = of_artifact(artifact)
+    spec = artifact.manifest.spec
+    if request.top and not spec.num_classes:
+        raise UsageError(f"--top {request.top}: {artifact.path} has no classification head, so no classes to name")
+    if request.top > (spec.num_classes or 0):
+        raise UsageError(f"--top {request.top} is more than the {spec.num_classes} classes of {artifact.path}")
+    most = largest_batch(artifact, request.max_batch)
+    if request.bench is None:
+        plan = plans.usual(most)
+    else:
+        plan = plans.measured(request.bench, target.engine.name, target.precision, target.method, most)
+    if request.instances is not None:
+        plan = plans.Plan(**{**asdict(plan), "instances": request.instances})
+    return Served(name=name_of(artifact, request.name), target=target, artifact=artifact, plan=plan, top=request.top)
+
+
+def _needs(served: Served, backend: str) -> dict[str, str]:
+    """What has to be on the server: the runtime, in the version that it was built by, and lifedeploy for our code."""
+    engine = served.artifact.manifest.engine
+    runtime = {}
+    if engine is not None and engine.runtime:
+        runtime = {served.target.engine.name: engine.runtime}
+    if backend in ("", "python"):
+        return {"lifedeploy": __version__, **runtime}
+    # The preprocessing of the ensemble is our code.
+    return {"lifedeploy": __version__, **runtime, **versions(("numpy", "pillow"))}
+
+
+def _sources(artifact: Artifact) -> list[Artifact]:
+    """The artifact, and what it was made of, as far as it is there."""
+    if artifact.manifest.kind == "model":
+        return [artifact]
+    try:
+        return [artifact, artifact.export]
+    except ArtifactError:
+        return [artifact]
+
+
+def _warnings(served: Served, request: PackageRequest) -> tuple[str, ...]:
+    lines = []
+    if served.target.weights == "random":
+        lines.append(f"{served.artifact.path} has random weights: any class it named would be made up")
+    if request.bench is None and request.target == "triton":
+        lines.append("batches, delay and instances are not measured: --bench FILE takes a report of lifedeploy bench")
+    return tuple(lines)
+
+
+def _require_free(out: Path, *, force: bool) -> None:
+    """Make sure that nothing of the user's is replaced: nothing there, an empty folder, or a package.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    if not out.exists() or force:
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / NAME).is_file()):
+        raise UsageError(f"{out} is there and is no package of lifedeploy", hint="--force replaces it")
+
+
+_WRITERS: Mapping[str, Writer] = {"triton": triton.write}
