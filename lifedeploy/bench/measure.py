@@ -8,7 +8,7 @@ alike. Teams differ in how many requests make a turn that can be timed: one runt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -44,6 +44,7 @@ class Stop:
     half_width: float = 0.01  # of every ratio's interval, relative
     min_rounds: int = 7
     max_rounds: int = 200
+    round_s: float = MIN_ROUND_S  # of a turn, about
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def measure(
     began = clock()
     with ExitStack() as stack:
         crews = _crews(contenders, stack)
-        requests = _warm_up(contenders, crews, clock)
+        requests = _warm_up(contenders, crews, stop.round_s, clock)
         samples = Samples({contender.name: [] for contender in contenders})
         while True:
             order = contenders if samples.count % 2 == 0 else tuple(reversed(contenders))
@@ -144,7 +145,7 @@ def _crews(contenders: Sequence[Contender], stack: ExitStack) -> Crews:
     return crews
 
 
-def _warm_up(contenders: Sequence[Contender], crews: Crews, clock: Clock) -> dict[str, int]:
+def _warm_up(contenders: Sequence[Contender], crews: Crews, round_s: float, clock: Clock) -> dict[str, int]:
     """Run everyone, and find out how many requests of each team make a round that can be timed."""
     shortest: dict[str, float] = {}
     for contender in contenders:
@@ -154,18 +155,17 @@ def _warm_up(contenders: Sequence[Contender], crews: Crews, clock: Clock) -> dic
         again = _turn(contender, crew, 1 if first > 1 else 5, clock)
         seconds = again.seconds / len(again.latencies_s) * len(contender.lanes)
         shortest[contender.team] = min(seconds, shortest.get(contender.team, seconds))
-    return {team: max(1, round(MIN_ROUND_S / max(seconds, 1e-6))) for team, seconds in shortest.items()}
+    return {team: max(1, round(round_s / max(seconds, 1e-6))) for team, seconds in shortest.items()}
 
 
 def _turn(contender: Contender, crew: Sequence[ThreadPoolExecutor], requests: int, clock: Clock) -> Turn:
-    """``requests`` requests on every lane, all lanes at the same time."""
+    """``requests`` requests for every lane, all lanes at the same time; each takes its next as soon as it can."""
     began = clock()
+    left = iter(range(requests * len(contender.lanes)))  # shared: no lane waits for one that is slower
     if not crew:
-        latencies = _drive(contender.lanes[0], requests, clock)
+        latencies = _drive(contender.lanes[0], left, clock)
     else:
-        jobs = [
-            thread.submit(_drive, lane, requests, clock) for thread, lane in zip(crew, contender.lanes, strict=True)
-        ]
+        jobs = [thread.submit(_drive, lane, left, clock) for thread, lane in zip(crew, contender.lanes, strict=True)]
         latencies = [latency for job in jobs for latency in job.result()]
     seconds = clock() - began
     # Apart from the requests that are timed, which nothing should disturb.
@@ -181,9 +181,9 @@ def _device_ms(lane: DeviceLane, count: int) -> list[float]:
     return [lane.device_ms(copies=True) for _ in range(count)]
 
 
-def _drive(lane: Lane, requests: int, clock: Clock) -> list[float]:
+def _drive(lane: Lane, left: Iterator[int], clock: Clock) -> list[float]:
     latencies = []
-    for _ in range(requests):
+    for _ in left:
         began = clock()
         lane.infer()
         latencies.append(clock() - began)

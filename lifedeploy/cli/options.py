@@ -104,9 +104,9 @@ def picture(flag: str, *flags: str, help: str) -> Any:
     return option(paths.Output(flag, endings=paths.PICTURES), *flags, help=help, metavar="FILE")
 
 
-def argument(metavar: str, help: str) -> Any:
-    """An argument that is a file or folder to read."""
-    return typer.Argument(metavar=metavar, help=help, parser=paths.Input(metavar))
+def argument(metavar: str, help: str, kind: type[values.Value] = paths.Input) -> Any:
+    """An argument that is a file or folder to read; or another ``kind`` of value."""
+    return typer.Argument(metavar=metavar, help=help, parser=kind(metavar))
 
 
 def workspace(*, written: bool) -> Any:

@@ -27,6 +27,27 @@ class Source(Value):
         return _path(text, self.flag)
 
 
+class Place(Source):
+    """A path, or the address of a model behind a server."""
+
+    def read(self, text: str) -> str:
+        place = super().read(text)
+        if "://" in place:
+            from lifedeploy.engines.wire import address_of
+
+            address_of(place)  # raises
+        return place
+
+
+class Url(Place):
+    """The address of a model behind a server."""
+
+    def read(self, text: str) -> str:
+        if "://" not in text:
+            raise UsageError(f"{self.flag} {quoted(text)} is no address; expected http://HOST:PORT/MODEL, or grpc")
+        return super().read(text)
+
+
 class Input(Value):
     """A path to read from; whether it is there is found out by who reads it."""
 

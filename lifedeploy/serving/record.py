@@ -13,7 +13,7 @@ from lifedeploy import __version__
 from lifedeploy.artifact import Artifact
 from lifedeploy.errors import ArtifactError
 from lifedeploy.files import now, sha256, write_json
-from lifedeploy.reading import read_json, require_regular
+from lifedeploy.reading import foreign, read_json, require_regular
 from lifedeploy.text import quoted
 from lifedeploy.typed import Digest, Name, Text
 
@@ -69,6 +69,12 @@ def write(folder: Path, record: PackageRecord) -> PackageRecord:
     whole = PackageRecord(**{**vars(record), "files": dict(sorted(files.items()))})
     write_json(folder / NAME, whole.to_dict())
     return whole
+
+
+def is_package(path: Path) -> bool:
+    """Whether a folder is a package of ours."""
+    with foreign(quoted(str(path))):  # names that the system does not take
+        return (path / NAME).is_file()
 
 
 def read(folder: Path) -> PackageRecord:

@@ -75,7 +75,7 @@ def match(
         else:
             entry = Matched(session, target.spec.preprocess, target.spec.num_classes, maps[number])
             if target.weights == RANDOM_WEIGHTS:
-                warnings.append(f"{target.path} has random weights: its accuracy means nothing")
+                warnings.append(f"{target.place} has random weights: its accuracy means nothing")
         if entry.map.warning and entry.map.warning not in warnings:  # of several models the same
             warnings.append(entry.map.warning)
         matched.append(entry)
@@ -87,8 +87,8 @@ def _own_map(target: Target, images: ImageSet) -> ClassMap:
     assert spec is not None
     if spec.num_classes < 2:
         has = "one output" if spec.num_classes else f"no classification head: {spec.backbone} gives features"
-        raise WeightsError(f"{target.path} has {has}; an evaluation needs at least 2 classes")
-    return map_classes(images.classes, spec.classes, spec.num_classes, source=images.source, model=str(target.path))
+        raise WeightsError(f"{target.place} has {has}; an evaluation needs at least 2 classes")
+    return map_classes(images.classes, spec.classes, spec.num_classes, source=images.source, model=target.place)
 
 
 def _foreign(session: Session, targets: Sequence[Target], images: ImageSet) -> tuple[Matched, str]:

@@ -51,7 +51,7 @@ class Session:
         self.preprocess = target.spec.preprocess if target.spec else None  # None: of another tool, until it is known
         self.seconds = 0.0  # spent in the engine
         self._watched, self._proof = watched, proof
-        opened = replace(options or EngineOptions(), precision=target.precision, method=target.method)
+        opened = replace(options or EngineOptions(), precision=target.precision, method=target.method, url=target.url)
         self.options = replace(opened, batch=opened.batch or target.batch_size)
 
     @property
@@ -78,7 +78,7 @@ class Session:
             missing = next((tap for tap in taps if tap in (SCORES_NAME, GROUPS_NAME) and tap not in there), None)
             if missing is not None:
                 raise EngineError(
-                    f"{self.target.path} does not tell {missing}: what no output needs is in no engine of "
+                    f"{self.target.place} does not tell {missing}: what no output needs is in no engine of "
                     f"{self.target.engine.name}",
                     hint="the ONNX model that it was built of does",
                 )
@@ -150,13 +150,13 @@ class Session:
                 if tensors[name].shape[:1] != (size,):
                     shape = tensors[name].shape
                     raise EngineError(
-                        f"{self.target.path} gives {name} of shape {shape}; expected a row for each image"
+                        f"{self.target.place} gives {name} of shape {shape}; expected a row for each image"
                     )
                 parts[name].append(tensors[name][: len(batch)])
         tensors = {name: np.concatenate(arrays) for name, arrays in parts.items()}
         for name in (wanted[0], *(name for name in self.taps if name == SCORES_NAME)):
             require_finite(
-                tensors[name], names, f"{self.target.path} on {self.target.engine.name} {self.target.precision}"
+                tensors[name], names, f"{self.target.place} on {self.target.engine.name} {self.target.precision}"
             )
         return tensors
 

@@ -37,6 +37,12 @@ class Target:
     tells_groups: bool = False  # which tokens its method merged
     artifact: Artifact | None = None
     note: str = ""  # why it is in another precision than was asked for
+    url: str = ""  # where a server answers for it; '': it is opened here
+
+    @property
+    def place(self) -> str:
+        """Where it is: a file, or a server's address."""
+        return self.url or str(self.path)
 
     @property
     def shown_method(self) -> str:
@@ -51,7 +57,7 @@ class Target:
     @property
     def is_checkpoint(self) -> bool:
         """Whether it is weights, which run under any method."""
-        return self.spec is not None and self.artifact is None
+        return self.spec is not None and self.artifact is None and not self.url
 
     def under(self, method: str) -> Target:
         """The same checkpoint under another method."""

@@ -27,6 +27,7 @@ from lifedeploy.processes import Processes, here
 from lifedeploy.progress import Progress, Say, Step, silent, unwatched
 from lifedeploy.targets import select
 from lifedeploy.targets.match import Matched, comparable, match
+from lifedeploy.targets.served import served
 from lifedeploy.targets.target import Target
 
 ON_ERROR = ("skip", "fail")
@@ -42,6 +43,7 @@ class EvaluateRequest:
     batch: int = 32
     on_error: str = "fail"  # what a broken image does: "skip" or "fail"
     engine: str = ""  # runtime of ONNX files; "": onnxruntime
+    urls: tuple[str, ...] = ()  # of the first model behind servers
     limit: int | None = None  # at most so many images, evenly over the set
     threads: int | None = None
     workers: int | None = None  # threads that decode; None: as many as cores
@@ -135,6 +137,7 @@ def evaluate(
     processes = here()
     say("looking at the models")
     targets = targets or select.for_evaluation(request.models, request.engine, workspace)
+    targets = [*targets, *(served(url, targets[0]) for url in request.urls)]
     if images is None:
         images = listed(request, say)
     with ExitStack() as stack:
@@ -240,7 +243,7 @@ def _merged(shards: list[_Shard]) -> _Shard:
 def _row(entry: Matched, precision: str, tally: Tally, seconds: float) -> Row:
     target, accuracy = entry.target, tally.result(entry.map.names)
     return Row(
-        model=str(target.path),
+        model=target.place,
         name=target.name,
         engine=target.engine.name,
         precision=precision,

@@ -12,8 +12,11 @@ from lifedeploy.engines import registry
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.exporters import inspect as onnx_inspect
 from lifedeploy.exporters.inspect import GraphFacts
+from lifedeploy.serving import record as records
+from lifedeploy.serving.record import PackageRecord, is_package
 from lifedeploy.spec import ModelSpec
 from lifedeploy.targets.find import find, unchanged
+from lifedeploy.writing import in_use
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class InspectReport:
     manifest: Manifest | None
     graph: GraphFacts | None
     spec: ModelSpec | None
+    package: PackageRecord | None = None
+    outdated: tuple[str, ...] = ()  # what a package was made of and is another one by now
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -34,6 +39,8 @@ class InspectReport:
             "spec": self.spec.to_dict() if self.spec else None,
             "method": self.method,
             "graph": {**asdict(self.graph), "precision": self.graph.precision} if self.graph else None,
+            "package": self.package.to_dict() if self.package else None,
+            "outdated": list(self.outdated),
         }
 
     @property
@@ -50,7 +57,7 @@ class InspectReport:
 
 
 def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
-    """Look into a model.
+    """Look into a model, or a package: whether it is what it was, and of what it was made.
 
     Raises:
         ArtifactError: missing or damaged.
@@ -59,6 +66,11 @@ def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
     if model is None:
         artifact = workspace.latest_export()
         return _artifact(artifact)
+    if is_package(model):
+        with in_use(model):
+            record = records.read(model)
+            records.check(model, record)
+            return InspectReport(str(model), None, None, None, record, records.outdated(record))
     with unchanged(model):
         file = find(model)
         if file.artifact is not None:

@@ -15,7 +15,7 @@ from lifedeploy.progress import Say, silent
 from lifedeploy.serving import plan as plans
 from lifedeploy.serving import record as records
 from lifedeploy.serving import triton
-from lifedeploy.serving.record import KINDS, NAME, PackageRecord
+from lifedeploy.serving.record import KINDS, PackageRecord, is_package
 from lifedeploy.serving.served import Served, largest_batch, name_of
 from lifedeploy.targets import select
 from lifedeploy.targets.evidence import require_current, require_passed
@@ -165,7 +165,7 @@ def _require_free(out: Path, *, force: bool) -> None:
     """
     if not out.exists() or force:
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / NAME).is_file()):
+    if not out.is_dir() or (any(out.iterdir()) and not is_package(out)):
         raise UsageError(f"{out} is there and is no package of lifedeploy", hint="--force replaces it")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.samples import Sample, parity_samples
+from lifedeploy.engines.wire import address_of, is_url
 from lifedeploy.errors import UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.parity import Answer
@@ -19,16 +20,17 @@ from lifedeploy.progress import Say, silent
 from lifedeploy.records import ParityRecord
 from lifedeploy.spec import ModelSpec
 from lifedeploy.targets.find import find, unchanged
+from lifedeploy.targets.served import answers_to_files, asked, photographs, served
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import Target, target_of
 
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """What to compare; ``first`` is the reference."""
+    """What to compare; ``first`` is the reference. ``second`` may be the address of a model behind a server."""
 
     first: Path
-    second: Path
+    second: Path | str
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,37 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
     """Compare two models, within the tolerance of the less precise of the two.
 
     Raises:
+        EngineError: a server cannot be reached, or refuses.
         ArtifactError, WeightsError: one of them is missing or damaged.
         UsageError: they are not forms of the same model.
     """
-    with unchanged(request.first, request.second):
-        return _verify(request, say)
+    if is_url(str(request.second)):
+        with unchanged(request.first):
+            return _verify_served(request, say)
+    second = Path(request.second)
+    with unchanged(request.first, second):
+        return _verify(target_of(find(request.first)), target_of(find(second)), say)
 
 
-def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
-    first, second = (target_of(find(path)) for path in (request.first, request.second))
+def _verify_served(request: VerifyRequest, say: Say) -> VerifyReport:
+    """A model here against its service; an ensemble that takes files is asked with those of the photographs."""
+    first, url = target_of(find(request.first)), str(request.second)
+    say(f"asking {url}")
+    if not asked(address_of(url)).takes_files:
+        return _verify(first, served(url, first), say)
+    if first.spec is None:
+        raise UsageError(f"{first.place} has no manifest, so how images are prepared for it is unknown")
+    theirs = answers_to_files(url, first)
+    samples = photographs(first.spec)
+    say(f"asking {first.place}")
+    with Session(first, "drops", proof=True) as session:
+        ours = [session.read(session.ask(sample.pixels)) for sample in samples]
+    if any(answer.kept is None for answer in theirs):
+        ours = [replace(answer, kept=None) for answer in ours]
+    return VerifyReport(first.place, url, parity.compare(ours, theirs, samples, first.precision))
+
+
+def _verify(first: Target, second: Target, say: Say) -> VerifyReport:
     first, second = _like(first, second), _like(second, first)
     spec = first.spec or second.spec
     if first.spec and second.spec:
@@ -66,7 +90,7 @@ def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
     samples = parity_samples(spec.preprocess, batch_size) if spec else None
     answers = []
     for target in (first, second):
-        say(f"asking {target.path}")
+        say(f"asking {target.place}")
         with Session(target, "drops", proof=True) as session:
             if samples is None or spec is None:
                 inputs = _noise(session.engine.inputs[0], batch_size)
@@ -79,7 +103,7 @@ def _verify(request: VerifyRequest, say: Say) -> VerifyReport:
         answers = [[replace(answer, kept=None) for answer in given] for given in answers]
     coarser = max((first.precision, second.precision), key=list(parity.TOLERANCES).index)
     comparison = parity.compare(answers[0], answers[1], samples or _blank(answers[0]), coarser)
-    return VerifyReport(str(first.path), str(second.path), comparison)
+    return VerifyReport(first.place, second.place, comparison)
 
 
 def _require_same_model(first: ModelSpec, second: ModelSpec) -> None:

@@ -9,6 +9,8 @@ import typer
 
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, options, paths, values
+from lifedeploy.cli.commands import bench_server
+from lifedeploy.limits import MOST_BATCHES, MOST_CLIENTS
 
 _WAYS = {"with": (True,), "without": (False,), "both": (True, False)}
 _BINDINGS = ("cuda-python", "pycuda")
@@ -26,7 +28,10 @@ def bench(
             "is not.  [default: what was built last]",
         ),
     ] = None,
-    batch: Annotated[values.Numbers, options.batches("--batch", "Batch sizes.")] = values.Numbers((1, 8, 32)),
+    batch: Annotated[
+        values.Numbers | None,
+        options.batches("--batch", "Batch sizes.  [default: 1,8,32; of a server's requests 1]"),
+    ] = None,
     mode: options.ModeOption = None,
     streams: options.StreamsOption = 2,
     threads: options.ThreadsOption = None,
@@ -69,6 +74,22 @@ def bench(
         Path | None, options.option(paths.Output("--csv"), metavar="FILE", help="Also write the rows as CSV.")
     ] = None,
     plot: Annotated[Path | None, options.picture("--plot", help="Also draw them: .png, .svg or .pdf.")] = None,
+    url: Annotated[
+        str | None,
+        options.option(
+            paths.Url("--url"),
+            metavar="URL",
+            help="Measure the model behind a server, http://HOST:PORT/MODEL or grpc, against its engine without one.",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        values.Numbers,
+        options.option(
+            values.WholeList("--concurrency", 1, MOST_CLIENTS, MOST_BATCHES),
+            metavar="N,N",
+            help="With --url: clients that ask at the same time.",
+        ),
+    ] = values.Numbers((1, 4, 16)),
     workspace: options.WorkspaceOption = WORKSPACE,
     json: options.JsonOption = None,
 ) -> None:
@@ -79,6 +100,12 @@ def bench(
     """
     options.require_apart({"--json": json, "--csv": csv, "--plot": plot}, [model, data, split])
     options.limit_pixels(max_pixels)
+    if url is not None:
+        useless: dict[str, object] = {"--engine": engine, "--mode": mode, "--profile": profile, "--data": data}
+        useless |= {"--trust": trust, "--csv": csv, "--plot": plot, "--cuda-binding": cuda_binding}
+        bench_server.require_alone(flag for flag, given in useless.items() if given)
+        bench_server.bench(url, model, batch or (1,), concurrency, streams, threads, budget, Workspace(workspace), json)
+        return
     with console.watching() as (say, progress):
         say("looking for engines")
         from lifedeploy.bench.measure import Stop
@@ -89,7 +116,7 @@ def bench(
         request = BenchRequest(
             model=model,
             engines=tuple(engine or ()),
-            batches=batch,
+            batches=batch or (1, 8, 32),
             modes=tuple(mode or ("latency",)),
             streams=streams,
             threads=threads,

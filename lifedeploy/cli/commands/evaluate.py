@@ -47,6 +47,14 @@ def evaluate(
             values.EngineName("--engine"), "-e", metavar="NAME", help="What runs ONNX files.  [default: onnxruntime]"
         ),
     ] = None,
+    url: Annotated[
+        list[str] | None,
+        options.option(
+            paths.Url("--url"),
+            metavar="URL",
+            help="The first model behind a server too, http://HOST:PORT/MODEL or grpc; repeatable.",
+        ),
+    ] = None,
     limit: options.LimitOption = None,
     max_pixels: options.MaxPixelsOption = None,
     threads: options.ThreadsOption = None,
@@ -78,6 +86,7 @@ def evaluate(
             batch=batch,
             on_error=on_error,
             engine=engine or "",
+            urls=tuple(url or ()),
             limit=limit,
             threads=threads,
             command=options.command_line(),

@@ -11,6 +11,7 @@ from rich.text import Text
 from lifedeploy import methods
 from lifedeploy.artifact import WORKSPACE, Manifest, Workspace
 from lifedeploy.cli import console, options, tables
+from lifedeploy.cli.commands.package import packaged
 from lifedeploy.text import printable
 
 if TYPE_CHECKING:
@@ -35,17 +36,24 @@ def inspect(
     workspace: options.WorkspaceOption = WORKSPACE,
     json: options.JsonOption = None,
 ) -> None:
-    """Show tokens and MACs per layer, the graph's TopK, Gather and Slice nodes, precision and provenance."""
+    """Show tokens and MACs per layer, the graph's TopK, Gather and Slice nodes, precision and provenance.
+
+    Of a package: what is in it, whether that is what was packaged, and whether it is out of date.
+    """
     options.require_apart({"--json": json}, [model])
     from lifedeploy.workflows.inspect import inspect as run
 
     report = run(model, Workspace(workspace))
+    for line in report.outdated:
+        console.warn(f"{line}: package it again", title="out of date")
     console.report(json, report.to_dict, lambda: inspected(report))
 
 
 def inspected(report: InspectReport) -> RenderableType:
     """What ``inspect`` found."""
     parts: list[RenderableType] = [Text(printable(report.path), style="bold")]
+    if report.package is not None:
+        return Group(*parts, packaged(report.package))
     if report.spec is not None:
         parts.append(_identity(report.spec, report.manifest))
     if report.manifest is not None and report.manifest.quantization:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
 from lifedeploy.artifact import WORKSPACE, Workspace
@@ -106,21 +107,19 @@ def package(
     console.report(json, report.to_dict, lambda: Group(packaged(report.record), Text(f"wrote {printable(str(out))}/")))
 
 
-def packaged(record: PackageRecord) -> RenderableType:
+def packaged(record: PackageRecord) -> Table:
     """What is in a package."""
     plan = record.plan
-    table = tables.plain_table("", "")
-    rows = {
+    pairs = {
+        "for": f"{record.target}, by lifedeploy {record.version}",
         "models": ", ".join(record.models),
         "method": record.method,
         "engine": f"{record.engine} {record.precision}, by {record.backend}",
         "batches": f"up to {plan.get('max_batch')}, preferred {', '.join(map(str, plan.get('preferred', ())))}",
-        "a request waits": f"{plan.get('delay_us', 0) / 1000:g} ms at most",
+        "waits": f"{plan.get('delay_us', 0) / 1000:g} ms at most for a preferred batch",
         "instances": str(plan.get("instances")),
-        "read off": plan.get("measured") or "nothing: not measured",
+        "measured": plan.get("measured") or "nothing was: --bench FILE takes a report",
         "needs": ", ".join(f"{name} {version}" for name, version in record.needs.items()),
         "files": str(len(record.files)),
     }
-    for name, value in rows.items():
-        table.add_row(name, printable(str(value)))
-    return Group(Text(f"for {record.target}, by lifedeploy {record.version}", style="dim"), table)
+    return tables.facts({name: str(value) for name, value in pairs.items()})

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lifedeploy.cli import console, options, tables
+from lifedeploy.cli import console, options, paths, tables
 from lifedeploy.text import printable
 
 if TYPE_CHECKING:
@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 def verify(
     first: Annotated[Path, options.argument("A", "The reference: a checkpoint, ONNX file or engine.")],
-    second: Annotated[Path, options.argument("B", "What is held against it.")],
+    second: Annotated[
+        str,
+        options.argument(
+            "B|URL", "What is held against it: another one, or a served model: http://HOST:PORT/MODEL.", paths.Place
+        ),
+    ],
     json: options.JsonOption = None,
 ) -> None:
-    """Compare any two of checkpoint, ONNX file and engine on the same images."""
+    """Compare any two of checkpoint, ONNX file, engine and served model on the same images.
+
+    Of an ensemble that takes image files its preprocessing is held against ours too.
+    """
     options.require_apart({"--json": json}, [first, second])
     with console.working() as say:
         from lifedeploy.workflows.verify import VerifyRequest
