@@ -2,16 +2,18 @@
 #             digits: a few minutes, ending in accuracy, speed and a picture of which patches live
 # make test   environment, then linters, types, tests, the README's own commands
 # make fuzz   bad inputs for every command: mutated files, values of all options; CASES=2000 SEED=0, about ten minutes
+# make serve-env   an environment with NVIDIA's Triton server, which tests/serving starts (part of make test)
 # make kill   every command that writes, killed at random moments and run again; KILLS=60 SEED=0, about ten minutes
 
 PYTHON ?= python3
 VENV   ?= .venv
+SERVE  ?= .venv-serve
 BIN    := $(abspath $(VENV))/bin
 CASES  ?= 2000
 KILLS  ?= 60
 SEED   ?= 0
 
-.PHONY: demo test lint suite fuzz kill env clean
+.PHONY: demo test lint suite fuzz kill env serve-env clean
 
 env: $(VENV)/.installed
 
@@ -21,6 +23,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,tensorrt-rtx,dev]'
 	touch $@
+
+serve-env: $(SERVE)/.installed
+
+$(SERVE)/.installed: tests/serving/requirements.txt tests/serving/environment.sh
+	PYTHON=$(PYTHON) tests/serving/environment.sh $(SERVE)
 
 demo: env
 	mkdir -p demo
@@ -42,7 +49,7 @@ lint: env
 	$(BIN)/mypy
 
 # Python keeps its bytecode even where the environment forbids it: some hundred processes would compile the package each.
-suite: env
+suite: env serve-env
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 fuzz: env
@@ -52,4 +59,4 @@ kill: env
 	$(BIN)/python -m tests.robustness.kill --kills $(KILLS) --seed $(SEED)
 
 clean:
-	rm -rf $(VENV) demo artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) demo artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -44,7 +44,7 @@ class Stop:
     half_width: float = 0.01  # of every ratio's interval, relative
     min_rounds: int = 7
     max_rounds: int = 200
-    round_s: float = MIN_ROUND_S  # of a turn, about
+    round_s: float | None = None  # of a turn, about; None: MIN_ROUND_S
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def measure(
     began = clock()
     with ExitStack() as stack:
         crews = _crews(contenders, stack)
-        requests = _warm_up(contenders, crews, stop.round_s, clock)
+        requests = _warm_up(contenders, crews, stop.round_s or MIN_ROUND_S, clock)
         samples = Samples({contender.name: [] for contender in contenders})
         while True:
             order = contenders if samples.count % 2 == 0 else tuple(reversed(contenders))

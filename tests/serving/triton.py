@@ -1,0 +1,208 @@
+"""NVIDIA's Triton Inference Server, started from the environment of ``make serve-env`` and ended by its process id."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = ROOT / os.environ.get("SERVE", ".venv-serve")
+PYTHON = ENVIRONMENT / "bin" / "python"
+_READY_S = 120
+_ENDED_S = 30
+
+
+def require_environment() -> None:
+    """Skip where there is no server; in continuous integration there must be one."""
+    if (ENVIRONMENT / ".installed").is_file():
+        return
+    reason = f"{ENVIRONMENT}/ is not there: make serve-env makes it"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def command(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in the server's environment, which has no torch."""
+    line = [str(PYTHON), "-m", "lifedeploy", *map(str, words)]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def python(script: str, *words: object) -> str:
+    """What a script prints in the server's environment."""
+    line = [str(PYTHON), "-c", script, *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Triton:
+    """A server that runs."""
+
+    process: subprocess.Popen[bytes]
+    http: int  # port
+    grpc: int
+
+    def url(self, model: str, scheme: str = "http") -> str:
+        return f"{scheme}://127.0.0.1:{self.grpc if scheme == 'grpc' else self.http}/{model}"
+
+    def ask(self, model: str, name: str, array: np.ndarray) -> tuple[int, dict[str, Any], bytes]:
+        """Status, JSON and binary tail of one request, by KServe's protocol with arrays as bytes."""
+        body, headers = request(name, array)
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=60)
+        try:
+            connection.request("POST", f"/v2/models/{model}/infer", body, headers)
+            answer = connection.getresponse()
+            data = answer.read()
+            length = int(answer.headers.get("Inference-Header-Content-Length", len(data)))
+            return answer.status, json.loads(data[:length]), data[length:]
+        finally:
+            connection.close()
+
+    def array(self, model: str, name: str, images: np.ndarray, output: str = "logits") -> np.ndarray:
+        """One float output of a request that is answered."""
+        status, facts, tail = self.ask(model, name, images)
+        assert status == 200, facts
+        begin = 0
+        for tensor in facts["outputs"]:
+            size = tensor["parameters"]["binary_data_size"]
+            if tensor["name"] == output:
+                return np.frombuffer(tail[begin : begin + size], np.float32).reshape(tensor["shape"])
+            begin += size
+        raise AssertionError(f"no {output} in {facts}")
+
+    def processes(self) -> list[int]:
+        """The server, and those that it started."""
+        found = []
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                pid, _, rest = status.read_text().partition(" ")
+                group = int(rest.rpartition(")")[2].split()[2])
+            except (OSError, ValueError, IndexError):
+                continue
+            if group == self.process.pid:
+                found.append(int(pid))
+        return found
+
+    def memory_mib(self) -> float:
+        """Memory of all its processes that nobody else has."""
+        total = 0
+        for pid in self.processes():
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_"))
+        return total / 1024
+
+    def listeners(self) -> set[str]:
+        """Addresses that its processes listen at."""
+        sockets = set()
+        for pid in self.processes():
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                target = os.readlink(descriptor)
+                if target.startswith("socket:["):
+                    sockets.add(target[8:-1])
+        addresses = set()
+        for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                local, state, inode = line.split()[1], line.split()[3], line.split()[9]
+                if state == "0A" and inode in sockets:
+                    raw = bytes.fromhex(local.partition(":")[0])
+                    words = struct.unpack(f"<{len(raw) // 4}I", raw)
+                    addresses.add(socket.inet_ntop(family, struct.pack(f">{len(words)}I", *words)))
+        return addresses
+
+
+def request(name: str, array: np.ndarray) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of one request with one array."""
+    types = {"uint8": "UINT8", "float32": "FP32", "object": "BYTES"}
+    if array.dtype == object:
+        data = b"".join(struct.pack("<I", len(item)) + item for item in array.reshape(-1))
+    else:
+        data = array.tobytes()
+    facts = {
+        "inputs": [
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "datatype": types[array.dtype.name],
+                "parameters": {"binary_data_size": len(data)},
+            }
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    head = json.dumps(facts).encode()
+    return head + data, {"Inference-Header-Content-Length": str(len(head)), "Content-Length": str(len(head) + len(data))}
+
+
+@contextmanager
+def serving(log: Path, *repositories: Path) -> Iterator[Triton]:
+    """The server on repositories, ready; it has ended when the block does."""
+    home = ENVIRONMENT / "triton" / "pytriton" / "tritonserver"
+    ports = free_ports(3)
+    line = [
+        str(home / "bin" / "tritonserver"),
+        *(f"--model-repository={repository}" for repository in repositories),
+        f"--backend-directory={home / 'backends'}",
+        *(f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")),
+        *(f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
+    ]
+    environment = {**os.environ, "VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{PYTHON.parent}:{os.environ['PATH']}"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            line, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+        server = Triton(process, http=ports[0], grpc=ports[1])
+        try:
+            _wait(server, log)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(_ENDED_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _wait(server: Triton, log: Path) -> None:
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server ended:\n{log.read_text(errors='replace')[-3000:]}")
+        connection = http.client.HTTPConnection("127.0.0.1", server.http, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    raise AssertionError(f"the server is not ready:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, all at once, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
