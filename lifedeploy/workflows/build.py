@@ -10,16 +10,13 @@ from typing import Any
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, Workspace
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildJob, BuildOptions
-from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, UsageError
-from lifedeploy.exporters import forms
-from lifedeploy.exporters.precision import HALF
 from lifedeploy.files import now, sha256
 from lifedeploy.optional import versions
 from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.records import FormedRecord, OptionsRecord
-from lifedeploy.spec import QUANTIZED, GraphForm
-from lifedeploy.targets.evidence import check, check_graph, compiled, complete, proven
+from lifedeploy.spec import HALVES, QUANTIZED, GraphForm
+from lifedeploy.targets.evidence import check, compiled, complete, proven
 from lifedeploy.targets.find import export_of, graphs_of, quantized_precision
 from lifedeploy.text import printable
 from lifedeploy.writing import atomic_folder, in_use
@@ -174,16 +171,12 @@ def _plain(options: BuildOptions) -> OptionsRecord:
 
 
 def _in_form(graph: Artifact, form: GraphForm, destination: Path) -> tuple[Path, FormedRecord]:
-    """The file to compile, and what was done to it and proven about it."""
+    """The file to compile, and what was done to it and proven of it."""
     if form.as_exported:
         return graph.path, FormedRecord()
-    formed = forms.prepare(graph.path, form, destination)
-    if form.precision != "fp32" and registry.examine(OnnxRuntime).ok:
-        precision = graph.precision if graph.precision in QUANTIZED else form.precision
-        evidence, reach = check_graph(destination, graph, precision, form.precision)
-        evidence.require(f"{graph.path.name} turned into {form.precision.upper()}")
-        formed = formed.but(parity=evidence, reach=reach)
-    return destination, formed
+    from lifedeploy.targets.formed import in_form  # takes graphs apart, which runtimes alone cannot
+
+    return destination, in_form(graph, form, destination)
 
 
 def _above(graph: Artifact, folder: Path, name: str) -> str:
@@ -196,8 +189,8 @@ def _require_remainder(precision: str, options: BuildOptions) -> None:
         return
     if precision not in QUANTIZED:
         raise UsageError(f"--remainder is for quantised graphs ({', '.join(QUANTIZED)}), and this is {precision}")
-    if options.remainder not in HALF:
-        raise UsageError(f"--remainder {options.remainder!r} is unknown; there are: {', '.join(HALF)}")
+    if options.remainder not in HALVES:
+        raise UsageError(f"--remainder {options.remainder!r} is unknown; there are: {', '.join(HALVES)}")
 
 
 def _unchanged(folder: Path, graphs: dict[str, Artifact], wanted: EngineRecord) -> BuildReport | None:
