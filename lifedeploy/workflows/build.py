@@ -12,7 +12,7 @@ from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildJob, BuildOptions
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.files import now, sha256
-from lifedeploy.optional import versions
+from lifedeploy.optional import require_installed, versions
 from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.records import FormedRecord, OptionsRecord
 from lifedeploy.spec import HALVES, QUANTIZED, GraphForm
@@ -73,6 +73,7 @@ def build(
 
     Raises:
         UsageError, EngineUnavailableError: no such engine, or not here, or options that it has no use for.
+        NotInstalledError: it compiles another form of the graph, and what makes that is not there.
         ArtifactError: no model, or its files are not those of its manifest.
         EngineError, ParityError: the runtime refused, or computes something else.
     """
@@ -91,6 +92,8 @@ def _build(request: BuildRequest, workspace: Workspace, say: Say, progress: Prog
     _require_remainder(requested, request.options)
     plan = cls.plan(requested)
     form = cls.form(plan.precision, request.options)
+    if not form.as_exported:
+        require_installed("onnx_ir", extra="export")  # before anything is built
     runs = registry.examine(cls)
     folder = source.folder / f"{cls.name}-{plan.precision}"
     graphs = graphs_of(source, plan.precision)
