@@ -1,33 +1,50 @@
 # make demo   environment, install, then train → export → build-engine → evaluate, bench and visualize on handwritten
 #             digits: a few minutes, ending in accuracy, speed and a picture of which patches live
 # make test   environment, then linters, types, tests, the README's own commands
+# make runtime-env   an environment without torch, as `pip install 'lifedeploy[onnxruntime]'` makes it, for tests/runtime
+# make serve-env   an environment with NVIDIA's Triton server, which tests/serving starts
 # make fuzz   bad inputs for every command: mutated files, values of all options; CASES=2000 SEED=0, about ten minutes
-# make serve-env   an environment with NVIDIA's Triton server, which tests/serving starts (part of make test)
 # make kill   every command that writes, killed at random moments and run again; KILLS=60 SEED=0, about ten minutes
 
 PYTHON ?= python3
 VENV   ?= .venv
-SERVE  ?= .venv-serve
 BIN    := $(abspath $(VENV))/bin
+RUNTIME_VENV := .venv-runtime
+SERVE_VENV   := .venv-serve
 CASES  ?= 2000
 KILLS  ?= 60
 SEED   ?= 0
 
-.PHONY: demo test lint suite fuzz kill env serve-env clean
+.PHONY: demo test lint suite fuzz kill env runtime-env serve-env clean
 
 env: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+runtime-env: $(RUNTIME_VENV)/.installed
+
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+define require-python
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python 3.11 to 3.13 is needed; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(require-python)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,tensorrt-rtx,dev]'
+	$(BIN)/python $(PIP_INSTALL) -e '.[full,cpu,tensorrt-rtx,dev]'
 	touch $@
 
-serve-env: $(SERVE)/.installed
+# Made anew, so that nothing is in it that its extra does not bring.
+$(RUNTIME_VENV)/.installed: pyproject.toml constraints.txt
+	$(require-python)
+	$(PYTHON) -m venv --clear $(RUNTIME_VENV)
+	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) '.[onnxruntime]'
+	touch $@
 
-$(SERVE)/.installed: tests/serving/requirements.txt tests/serving/environment.sh
-	PYTHON=$(PYTHON) tests/serving/environment.sh $(SERVE)
+serve-env: $(SERVE_VENV)/.installed
+
+$(SERVE_VENV)/.installed: tests/serving/requirements.txt tests/serving/environment.sh
+	PYTHON=$(PYTHON) tests/serving/environment.sh $(SERVE_VENV)
 
 demo: env
 	mkdir -p demo
@@ -49,7 +66,7 @@ lint: env
 	$(BIN)/mypy
 
 # Python keeps its bytecode even where the environment forbids it: some hundred processes would compile the package each.
-suite: env serve-env
+suite: env runtime-env serve-env
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 fuzz: env
@@ -59,4 +76,4 @@ kill: env
 	$(BIN)/python -m tests.robustness.kill --kills $(KILLS) --seed $(SEED)
 
 clean:
-	rm -rf $(VENV) $(SERVE) demo artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(RUNTIME_VENV) $(SERVE_VENV) demo artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

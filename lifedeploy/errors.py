@@ -65,6 +65,10 @@ class EngineInputError(EngineError):
     """An input that the engine does not take: wrong name, dtype or shape."""
 
 
+class NotInstalledError(LifedeployError):
+    """A library that one of our extras brings, and that this needs, is not installed, or does not import."""
+
+
 class DataError(LifedeployError):
     """A data set that is missing, empty, or not laid out as expected."""
 

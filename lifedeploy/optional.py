@@ -1,4 +1,8 @@
-"""Optional dependencies: one door for all, so that a missing one costs its user one line."""
+"""Optional dependencies: one door for all, so that a missing one costs its user one line.
+
+What a module needs as a whole it imports at its top, and nobody asks before: where that fails, :func:`of_extra` tells
+the command line which extra would have brought it. :func:`require` is for what can be said earlier, or better.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from lifedeploy.errors import EngineUnavailableError
+from lifedeploy.errors import NotInstalledError
 
 # What the reports name. Distribution names, as pip knows them.
 REPORTED = (
@@ -29,6 +33,14 @@ REPORTED = (
     "numpy",
 )
 
+# Extra → modules that it brings, and that are imported without asking. What runtimes are called is for engines to say.
+EXTRAS = {
+    "export": ("torch", "timm", "onnxscript", "onnx_ir", "ml_dtypes", "safetensors"),
+    "train": ("accelerate", "tomli_w"),
+    "plot": ("matplotlib",),
+    "onnxruntime": ("onnx",),  # as every extra does whose engine opens ONNX files
+}
+
 # Distributions that share their module with others.
 _MODULES = {"onnxruntime": "onnxruntime", "onnxruntime-gpu": "onnxruntime"}
 
@@ -43,21 +55,38 @@ def pip_line(extra: str) -> str:
     return f"pip install 'lifedeploy[{extra}]'"
 
 
+def require_installed(*modules: str, extra: str) -> None:
+    """Make sure that ``modules`` can be imported, without importing them: before anything is computed or written.
+
+    Raises:
+        NotInstalledError: one is not installed; with the pip line.
+    """
+    for module in modules:
+        if not installed(module.partition(".")[0]):
+            raise NotInstalledError(f"{module} is not installed", hint=pip_line(extra))
+
+
+def of_extra(error: ModuleNotFoundError) -> NotInstalledError | None:
+    """What to say of an import that failed; None of a module that no extra brings: that is somebody's mistake."""
+    module = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    return NotInstalledError(f"{module} is not installed", hint=pip_line(extra)) if extra else None
+
+
 def require(module: str, *, extra: str) -> ModuleType:
     """Import ``module``.
 
     Raises:
-        EngineUnavailableError: it is not installed (with the pip line), or fails to import (with the reason).
+        NotInstalledError: it is not installed (with the pip line), or fails to import (with the reason).
     """
-    if not installed(module.partition(".")[0]):
-        raise EngineUnavailableError(f"{module} is not installed", hint=pip_line(extra))
+    require_installed(module, extra=extra)
     # ONNX Runtime would tell its maker what runs, and leave a file for that where temporary ones are; whoever wants it
     # to can set the variable to 0.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(module)
     except Exception as error:  # a shared library that does not load, a home that a library looks for and is not there
-        raise EngineUnavailableError(f"{module} is installed but does not import: {error}") from error
+        raise NotInstalledError(f"{module} is installed but does not import: {error}") from error
 
 
 def versions(names: tuple[str, ...] = REPORTED) -> dict[str, str]:

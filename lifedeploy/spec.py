@@ -17,6 +17,7 @@ from lifedeploy.reading import decode_json
 from lifedeploy.schedule import Schedule
 from lifedeploy.typed import (
     ATTENTIONS,
+    HALVES,
     ORDERINGS,
     PRECISIONS,
     QUANTIZED,
@@ -42,6 +43,7 @@ __all__ = [
     "ATTENTIONS",
     "BIAS_INPUT",
     "GROUPS_NAME",
+    "HALVES",
     "LIVES_NAME",
     "ORDERINGS",
     "PRECISIONS",

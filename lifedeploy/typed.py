@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 ORDERINGS = ("order-once", "per-stage")
 QUANTIZED = ("int8", "fp8")  # precisions that need calibration
-PRECISIONS = ("fp32", "fp16", "bf16", *QUANTIZED)
+HALVES = ("fp16", "bf16")
+PRECISIONS = ("fp32", *HALVES, *QUANTIZED)
 
 # How a graph shows attention: MatMul → Softmax → MatMul, one Attention operator (ONNX, opset 23), or ONNX Runtime's own
 # operator for it (com.microsoft.MultiHeadAttention, a "contrib" operator, which no other runtime reads).

@@ -29,6 +29,7 @@ from lifedeploy.cli.commands.verify import verify
 from lifedeploy.cli.commands.visualize import visualize
 from lifedeploy.cli.method_options import MethodCommand, TrainingCommand
 from lifedeploy.errors import LifedeployError
+from lifedeploy.optional import of_extra
 from lifedeploy.reading import reason
 
 # How the libraries below us say that memory has run out, each in an error of its own.
@@ -132,6 +133,8 @@ def _explain(error: Exception) -> tuple[str, str | None]:
     """Message and hint for whatever ended the command."""
     if isinstance(error, LifedeployError):
         return error.message, error.hint
+    if isinstance(error, ModuleNotFoundError) and (lacking := of_extra(error)):
+        return lacking.message, lacking.hint
     if isinstance(error, typer.Abort):
         return interrupts.SAID, None
     if hasattr(error, "format_message"):  # click's, for a line it cannot parse

@@ -9,6 +9,7 @@ from typing import Any
 from lifedeploy import writing
 from lifedeploy.cli.values import LONGEST_PATH, Value, length_in_bytes
 from lifedeploy.errors import UsageError
+from lifedeploy.optional import require_installed
 from lifedeploy.text import quoted
 
 PICTURES = (".png", ".svg", ".pdf")  # what a picture can be written as
@@ -72,7 +73,7 @@ class Folder(Input):
 
 
 class Output(Value):
-    """A file to write, which is found out to be possible here, before the work; with ``endings``, one of these.
+    """A file to write, which is found out to be possible here, before the work; with ``endings``, a picture.
 
     With ``dash``, ``-`` is standard output.
     """
@@ -91,6 +92,8 @@ class Output(Value):
         writing.require_writable(path)
         if self.endings and path.suffix.lower() not in self.endings:
             raise UsageError(f"{path} is no plot file: its ending must be one of {', '.join(self.endings)}")
+        if self.endings:
+            require_installed("matplotlib", extra="plot")
         return path
 
 

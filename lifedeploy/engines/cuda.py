@@ -14,7 +14,7 @@ import numpy as np
 
 from lifedeploy.engines.base import Availability
 from lifedeploy.engines.lanes import Array
-from lifedeploy.errors import EngineError, EngineUnavailableError, UsageError
+from lifedeploy.errors import EngineError, EngineUnavailableError, NotInstalledError, UsageError
 from lifedeploy.optional import installed, pip_line, require
 
 
@@ -300,7 +300,7 @@ def _pycuda_availability() -> Availability:
     try:
         driver: Any = require("pycuda.driver", extra="pycuda")
         driver.init()
-    except EngineUnavailableError as error:
+    except NotInstalledError as error:
         return Availability(False, error.message, error.hint or "")
     except Exception as error:  # pycuda's own, whose class cannot be named before it imports
         return Availability(False, f"no CUDA driver: {error}")

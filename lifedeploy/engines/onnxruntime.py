@@ -56,7 +56,8 @@ class OnnxRuntime(Engine):
     """ONNX Runtime's own CPU kernels. Takes any ONNX file; a build is the offline-optimised one."""
 
     name: ClassVar[str] = "onnxruntime"
-    extra: ClassVar[str] = "cpu"
+    extra: ClassVar[str] = "onnxruntime"
+    modules: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")  # graphs are read, and cut, before they are opened
     provider: ClassVar[str] = "CPUExecutionProvider"
     taps_change_plan: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ("attention",)
@@ -68,8 +69,9 @@ class OnnxRuntime(Engine):
 
     @classmethod
     def availability(cls) -> Availability:
-        if not installed("onnxruntime"):
-            return Availability(False, "onnxruntime is not installed", pip_line(cls.extra))
+        for module in cls.modules:
+            if not installed(module):
+                return Availability(False, f"{module} is not installed", pip_line(cls.extra))
         ort = require("onnxruntime", extra=cls.extra)
         if cls.provider not in ort.get_available_providers():
             return Availability(False, f"this onnxruntime has no {cls.provider}", pip_line(cls.extra))

@@ -24,7 +24,7 @@ from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built,
 from lifedeploy.engines.device import CudaLane, DeviceEngine, DeviceTensor
 from lifedeploy.engines.lanes import Array, shape_at
 from lifedeploy.engines.onnxruntime import OnnxRuntime, new_session, read_sound, require_askable, require_provider
-from lifedeploy.errors import EngineError
+from lifedeploy.errors import EngineError, NotInstalledError
 from lifedeploy.graph_outputs import asked_for
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.reading import reason
@@ -274,7 +274,7 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
 
     @classmethod
     def availability(cls) -> Availability:
-        for module in ("onnxruntime", cls.plugin):
+        for module in (*cls.modules, cls.plugin):
             if not installed(module):
                 return Availability(False, f"{module.replace('_', '-')} is not installed", pip_line(cls.extra))
         version = str(require("onnxruntime", extra=cls.extra).__version__)
@@ -283,7 +283,7 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
             return replace(device, version=version)
         try:
             devices = cls._devices()
-        except EngineError as error:
+        except (EngineError, NotInstalledError) as error:
             return Availability(False, error.message, "", version)
         if not devices:
             return Availability(False, f"TensorRT for RTX does not run on {cuda.connect().device()}", "", version)

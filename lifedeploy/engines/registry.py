@@ -8,7 +8,7 @@ from pathlib import Path
 from lifedeploy.artifact import Artifact
 from lifedeploy.engines.base import Availability, Engine
 from lifedeploy.engines.external import onnx_files
-from lifedeploy.errors import ArtifactError, EngineUnavailableError, UsageError
+from lifedeploy.errors import ArtifactError, EngineUnavailableError, NotInstalledError, UsageError
 from lifedeploy.spec import QUANTIZED
 
 _ENGINES = {
@@ -119,5 +119,5 @@ def examine(engine: type[Engine], *, to_build: bool = False) -> Availability:
     """Whether ``engine`` can run (be built) here; a runtime whose installation is broken cannot."""
     try:
         return engine.can_build() if to_build else engine.availability()
-    except EngineUnavailableError as error:
+    except (EngineUnavailableError, NotInstalledError) as error:
         return Availability(False, error.message, error.hint or "")

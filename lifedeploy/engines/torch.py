@@ -25,7 +25,7 @@ class Torch(Engine):
     """The PyTorch model itself, on the CPU, in FP32."""
 
     name: ClassVar[str] = "torch"
-    extra: ClassVar[str] = "cpu"
+    extra: ClassVar[str] = "export"
     taps_change_plan: ClassVar[bool] = False
     endings: ClassVar[tuple[str, ...]] = (".safetensors",)
     device: ClassVar[str] = "cpu"

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING
 
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.bounds import require_sound
@@ -17,8 +16,10 @@ from lifedeploy.graphs import dtype_name, is_outside, read, tensors_of
 from lifedeploy.kept import kept_layer
 from lifedeploy.reading import foreign
 
+if TYPE_CHECKING:  # what opens engines of other files does without it
+    import onnx
+
 GATHERS = ("Gather", "GatherElements", "GatherND")
-_INDEX_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ def load(path: Path, *, check: bool = True) -> onnx.ModelProto:
     Raises:
         ArtifactError: missing, damaged, or no ONNX file; or what it declares is not there, or does not fit into memory.
     """
+    import onnx
+
     model = require_sound(path) if check else read(path)
     with foreign(f"{path} is not a valid ONNX file: it"):
         outside = any(is_outside(tensor) for tensor in tensors_of(model))
@@ -105,6 +108,8 @@ def _topk_sizes(graph: onnx.GraphProto) -> tuple[int, ...]:
 
 def _count_of(topk: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> int:
     """Its k; 0 where that is computed, or no number."""
+    import onnx
+
     fixed = next((attribute.i for attribute in topk.attribute if attribute.name == "k"), 0)  # before opset 10
     k = constants.get(topk.input[1]) if len(topk.input) > 1 else None
     if k is None or math.prod(k.dims) != 1 or k.data_type != onnx.TensorProto.INT64:
@@ -118,9 +123,12 @@ def _gathers_after_topk(graph: onnx.GraphProto) -> set[str]:
     Not those that move indices, or one number of each token: which patches the tokens are, and what else is known of
     them, is moved along with them, and is no token.
     """
+    import onnx
+
+    types = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
     reached = {node.output[1] for node in graph.node if node.op_type == "TopK" and len(node.output) > 1}
     values = (*graph.value_info, *graph.input, *graph.output)
-    indices = {value.name for value in values if value.type.tensor_type.elem_type in _INDEX_TYPES}
+    indices = {value.name for value in values if value.type.tensor_type.elem_type in types}
     indices |= {value.name for value in values if len(value.type.tensor_type.shape.dim) == 1}
     gathered: set[str] = set()
     for node in graph.node:  # in topological order, as the ONNX standard demands

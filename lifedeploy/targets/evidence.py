@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,18 +12,13 @@ from lifedeploy.data.samples import Sample, parity_samples
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import Engine, EngineOptions
 from lifedeploy.engines.lanes import Array
-from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, EngineError, ParityError
 from lifedeploy.evaluation import parity
-from lifedeploy.exporters.emulation import LARGEST
-from lifedeploy.exporters.forms import emulated
-from lifedeploy.exporters.precision import LARGEST_NUMBER
-from lifedeploy.records import EightBitsRecord, ParityRecord, ReachRecord
+from lifedeploy.records import EightBitsRecord, ParityRecord
 from lifedeploy.spec import QUANTIZED
 from lifedeploy.targets.find import graphs_of
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import Target, opened_by
-from lifedeploy.writing import scratch_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +43,7 @@ def check(target: Target, graph: Artifact, *, trust: bool = False) -> Checked:
     ``trust`` is for what this process has just built, and has no manifest yet. What was there before is opened like any
     other: after its manifest's hashes, version and processor were compared.
     """
-    samples, inputs, reference = _questions(graph)
+    samples, inputs, reference = questions(graph)
     return compare(target, samples, inputs, reference, trust=trust)
 
 
@@ -73,51 +68,6 @@ def compare(
         )
 
 
-def check_graph(path: Path, graph: Artifact, precision: str, half: str) -> tuple[ParityRecord, ReachRecord]:
-    """The numbers of a half-precision ONNX graph, emulated in ONNX Runtime on the CPU: no GPU is needed.
-
-    Args:
-        path: the half-precision form of ``graph``.
-        graph: the exported or calibrated graph.
-        precision: what the numbers are held to.
-        half: what the floating-point tensors of ``path`` are in.
-
-    Raises:
-        ParityError: a tensor goes beyond the range of ``half``; it is named.
-    """
-    samples, inputs, reference = _questions(graph)
-    with scratch_folder("emulated") as folder:
-        emulation = folder / "emulated.onnx"
-        emulated(path, emulation, watch=True)
-        # Kept tokens may be outputs of the graph already; as a tap they have the same name either way.
-        with Session(compiled(graph, OnnxRuntime, emulation, "fp32"), "drops") as session:
-            answers, reach = [], ReachRecord(tensor="", largest=0.0, limit=LARGEST_NUMBER[half], sample="")
-            for sample, images in zip(samples, inputs, strict=True):
-                tensors = session.tensors(images)
-                answers.append(session.read(tensors))
-                reach = _further(reach, tensors, f"{sample.kind}, batch {sample.batch}")
-    if reach.overflows:
-        raise ParityError(
-            f"{graph.path.name} does not fit into {half.upper()}: {reach.tensor} reaches {reach.largest:.3g} "
-            f"({reach.sample}), and {half.upper()} ends at {reach.limit:.3g}",
-            hint=None if half == "bf16" else "--bf16 has the range of FP32",
-        )
-    return parity.compare(reference, answers, samples, precision), reach
-
-
-def _further(reach: ReachRecord, tensors: Mapping[str, Array], sample: str) -> ReachRecord:
-    """``reach``, or what comes nearer to the limit; where several are beyond, the one that is computed first.
-
-    What follows from an infinite tensor is infinite or no number: the first one is the cause.
-    """
-    for name, value in tensors.items():
-        if name.endswith(LARGEST) and not reach.overflows:
-            largest = float(value)
-            if not largest <= reach.largest:
-                reach = reach.but(tensor=name.removesuffix(LARGEST), largest=largest, sample=sample)
-    return reach
-
-
 def samples_of(graph: Artifact) -> tuple[Sequence[Sample], list[Array]]:
     """The parity samples, and what of them goes into the graph."""
     manifest = graph.manifest
@@ -126,7 +76,7 @@ def samples_of(graph: Artifact) -> tuple[Sequence[Sample], list[Array]]:
     return samples, [model_input(sample.pixels, preprocess, in_graph=in_graph) for sample in samples]
 
 
-def _questions(graph: Artifact) -> tuple[Sequence[Sample], list[Array], list[parity.Answer]]:
+def questions(graph: Artifact) -> tuple[Sequence[Sample], list[Array], list[parity.Answer]]:
     """The parity samples, and what PyTorch said; of a quantised graph, what it says when computed as it stands."""
     manifest = graph.manifest
     if not manifest.reference:

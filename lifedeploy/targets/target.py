@@ -80,6 +80,7 @@ def target_of(file: ModelFile, *, runtime: str = RUNTIME) -> Target:
         UsageError, EngineUnavailableError: the runtime opens no ONNX files, or does not run here.
     """
     if file.path.suffix == ".safetensors" and not file.is_engine:
+        engine = registry.resolve("torch")
         from lifedeploy.model import checkpoint
 
         spec = checkpoint.read_spec(file.path)
@@ -88,7 +89,7 @@ def target_of(file: ModelFile, *, runtime: str = RUNTIME) -> Target:
                 f"{file.path} carries no description of its model, so it cannot be run",
                 hint="lifedeploy export --backbone NAME --weights FILE makes a checkpoint that does",
             )
-        weights = Target(name=file.name, path=file.path, engine=registry.resolve("torch"), precision="fp32")
+        weights = Target(name=file.name, path=file.path, engine=engine, precision="fp32")
         return weights._of(spec)
     if file.artifact is None:
         if file.path.suffix != ".onnx":

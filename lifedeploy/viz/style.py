@@ -14,7 +14,7 @@ from zlib import crc32
 
 from lifedeploy import methods
 from lifedeploy.errors import UsageError
-from lifedeploy.optional import require
+from lifedeploy.optional import require, require_installed
 from lifedeploy.text import printable, shortened
 from lifedeploy.writing import atomic_file, saving
 
@@ -58,9 +58,11 @@ def check_format(path: Path) -> None:
 
     Raises:
         UsageError: another ending.
+        NotInstalledError: there is no matplotlib to write it.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path} is no plot file: its ending must be one of {', '.join(FORMATS)}")
+    require_installed("matplotlib", extra="plot")
 
 
 def load_matplotlib() -> None:
@@ -68,7 +70,7 @@ def load_matplotlib() -> None:
     LaTeX and all, and without the user's, which would make other pictures.
 
     Raises:
-        EngineUnavailableError: it does not import.
+        NotInstalledError: it does not import.
     """
     if "matplotlib" in sys.modules:
         return
@@ -76,7 +78,7 @@ def load_matplotlib() -> None:
     here = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
     os.chdir(Path(__file__).parent)  # it looks for its settings in the current folder first
     try:
-        require("matplotlib", extra="cpu")
+        require("matplotlib", extra="plot")
     finally:
         os.fchdir(here)
         os.close(here)

@@ -10,16 +10,13 @@ from typing import Any
 from lifedeploy.artifact import Artifact, EngineRecord, Manifest, Workspace
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildJob, BuildOptions
-from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ArtifactError, UsageError
-from lifedeploy.exporters import forms
-from lifedeploy.exporters.precision import HALF
 from lifedeploy.files import now, sha256
-from lifedeploy.optional import versions
+from lifedeploy.optional import require_installed, versions
 from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.records import FormedRecord, OptionsRecord
-from lifedeploy.spec import QUANTIZED, GraphForm
-from lifedeploy.targets.evidence import check, check_graph, compiled, complete, proven
+from lifedeploy.spec import HALVES, QUANTIZED, GraphForm
+from lifedeploy.targets.evidence import check, compiled, complete, proven
 from lifedeploy.targets.find import export_of, graphs_of, quantized_precision
 from lifedeploy.text import printable
 from lifedeploy.writing import atomic_folder, in_use
@@ -76,6 +73,7 @@ def build(
 
     Raises:
         UsageError, EngineUnavailableError: no such engine, or not here, or options that it has no use for.
+        NotInstalledError: it compiles another form of the graph, and what makes that is not there.
         ArtifactError: no model, or its files are not those of its manifest.
         EngineError, ParityError: the runtime refused, or computes something else.
     """
@@ -94,6 +92,8 @@ def _build(request: BuildRequest, workspace: Workspace, say: Say, progress: Prog
     _require_remainder(requested, request.options)
     plan = cls.plan(requested)
     form = cls.form(plan.precision, request.options)
+    if not form.as_exported:
+        require_installed("onnx_ir", extra="export")  # before anything is built
     runs = registry.examine(cls)
     folder = source.folder / f"{cls.name}-{plan.precision}"
     graphs = graphs_of(source, plan.precision)
@@ -174,16 +174,12 @@ def _plain(options: BuildOptions) -> OptionsRecord:
 
 
 def _in_form(graph: Artifact, form: GraphForm, destination: Path) -> tuple[Path, FormedRecord]:
-    """The file to compile, and what was done to it and proven about it."""
+    """The file to compile, and what was done to it and proven of it."""
     if form.as_exported:
         return graph.path, FormedRecord()
-    formed = forms.prepare(graph.path, form, destination)
-    if form.precision != "fp32" and registry.examine(OnnxRuntime).ok:
-        precision = graph.precision if graph.precision in QUANTIZED else form.precision
-        evidence, reach = check_graph(destination, graph, precision, form.precision)
-        evidence.require(f"{graph.path.name} turned into {form.precision.upper()}")
-        formed = formed.but(parity=evidence, reach=reach)
-    return destination, formed
+    from lifedeploy.targets.formed import in_form  # takes graphs apart, which runtimes alone cannot
+
+    return destination, in_form(graph, form, destination)
 
 
 def _above(graph: Artifact, folder: Path, name: str) -> str:
@@ -196,8 +192,8 @@ def _require_remainder(precision: str, options: BuildOptions) -> None:
         return
     if precision not in QUANTIZED:
         raise UsageError(f"--remainder is for quantised graphs ({', '.join(QUANTIZED)}), and this is {precision}")
-    if options.remainder not in HALF:
-        raise UsageError(f"--remainder {options.remainder!r} is unknown; there are: {', '.join(HALF)}")
+    if options.remainder not in HALVES:
+        raise UsageError(f"--remainder {options.remainder!r} is unknown; there are: {', '.join(HALVES)}")
 
 
 def _unchanged(folder: Path, graphs: dict[str, Artifact], wanted: EngineRecord) -> BuildReport | None:

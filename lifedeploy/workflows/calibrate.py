@@ -26,7 +26,7 @@ from lifedeploy.evaluation import parity
 from lifedeploy.evaluation.accuracy import ClassMap, map_classes
 from lifedeploy.files import finite, now, sha256, write_json
 from lifedeploy.limits import MOST_IMAGES, MOST_IN_BATCH, require_within
-from lifedeploy.optional import versions
+from lifedeploy.optional import installed, versions
 from lifedeploy.progress import Progress, Say, Step, silent, unwatched
 from lifedeploy.records import QuantizationRecord
 from lifedeploy.spec import ModelSpec
@@ -166,11 +166,12 @@ def _calibrate(request: CalibrateRequest, workspace: Workspace, say: Say, progre
         write_json(
             staging / REPORT, {key: value for key, value in report.to_dict().items() if key not in about_the_run}
         )
-        say("drawing")
-        from lifedeploy.viz.calibration import plot_calibration
+        if installed("matplotlib"):  # the report has all that is in the picture
+            say("drawing")
+            from lifedeploy.viz.calibration import plot_calibration
 
-        with saving(staging / PLOT):
-            plot_calibration(report.members, staging / PLOT, precision=request.recipe.precision)
+            with saving(staging / PLOT):
+                plot_calibration(report.members, staging / PLOT, precision=request.recipe.precision)
     return report
 
 

@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
+from lifedeploy import optional
+
 HEAVY = ("torch", "timm", "onnx", "onnx_ir", "onnxruntime", "openvino", "matplotlib", "numpy", "PIL", "safetensors")
+HEAVY += ("onnxscript", "ml_dtypes", "accelerate", "tomli_w", "datasets")
 HEAVY += ("tensorrt", "tensorrt_rtx", "cuda", "pycuda")
 SCRIPT = """
 import sys
@@ -70,13 +73,15 @@ def test_naming_engines_loads_no_runtime():
     assert not loaded_after(code) & runtimes
 
 
-def test_an_engine_runs_without_torch():
+def test_what_asks_engines_imports_no_framework():
+    """What is not there where only a runtime is installed; tests/runtime has such an environment."""
     code = """
-from lifedeploy.workflows import predict, bench, build
+from lifedeploy.workflows import bench, build, doctor, evaluate, inspect, predict, verify, visualize
 from lifedeploy.engines import registry
 registry.resolve("auto")
 """
-    assert not loaded_after(code) & {"torch", "timm"}
+    loaded = loaded_after(code)
+    assert not loaded & {module for extra in optional.EXTRAS.values() for module in extra}
 
 
 def test_images_are_found_and_decoded_without_torch(tmp_path):

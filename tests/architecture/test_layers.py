@@ -74,7 +74,7 @@ DOORS = {
         "training",
     },
     "timm": {"model", "training"},
-    "onnx": {"exporters/inspect.py"},
+    "onnx": set(),
     "onnx_ir": {"exporters", "calibration"},
     "onnxruntime": set(),
     "openvino": set(),

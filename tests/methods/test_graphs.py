@@ -27,7 +27,7 @@ from lifedeploy.kept import kept_name
 from lifedeploy.model import checkpoint
 from lifedeploy.model.weights import ModelRequest, load
 from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, GraphForm
-from lifedeploy.targets.evidence import check_graph
+from lifedeploy.targets.formed import check_graph
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import named
 from lifedeploy.workflows.build import BuildRequest, build

@@ -31,7 +31,7 @@ from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.reducers import BlockAttention, Plan, Tokens, build_reducer
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.spec import GraphForm, ModelSpec
-from lifedeploy.targets.evidence import check_graph
+from lifedeploy.targets.formed import check_graph
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import named
 from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate

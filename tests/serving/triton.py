@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = ROOT / os.environ.get("SERVE", ".venv-serve")
+ENVIRONMENT = ROOT / ".venv-serve"
 PYTHON = ENVIRONMENT / "bin" / "python"
 _READY_S = 120
 _ENDED_S = 30
@@ -182,7 +182,7 @@ def _wait(server: Triton, log: Path) -> None:
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
-            raise AssertionError(f"the server ended:\n{log.read_text(errors='replace')[-3000:]}")
+            raise AssertionError(f"the server ended:\n{_told(log)}")
         connection = http.client.HTTPConnection("127.0.0.1", server.http, timeout=5)
         try:
             connection.request("GET", "/v2/health/ready")
@@ -193,7 +193,13 @@ def _wait(server: Triton, log: Path) -> None:
         finally:
             connection.close()
         time.sleep(0.1)
-    raise AssertionError(f"the server is not ready:\n{log.read_text(errors='replace')[-3000:]}")
+    raise AssertionError(f"the server is not ready:\n{_told(log)}")
+
+
+def _told(log: Path) -> str:
+    """What is of use in a server's log: not its tables."""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("+", "|")))[-4000:]
 
 
 def free_ports(count: int) -> list[int]:

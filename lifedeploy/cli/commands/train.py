@@ -16,6 +16,7 @@ from lifedeploy import methods
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, field_options, method_options, options, paths, values
 from lifedeploy.errors import UsageError
+from lifedeploy.optional import EXTRAS, require_installed
 from lifedeploy.text import printable
 from lifedeploy.training.config import TrainConfig
 
@@ -93,6 +94,7 @@ def train(
         settings["options"] = method_options.given()
     main_process = os.environ.get("RANK", "0") == "0"
     with console.watching(shown=main_process, elapsed=False) as (say, progress):
+        require_installed(*EXTRAS["train"], extra="train")  # before torch, which it brings too
         say("importing torch")
         from lifedeploy.training.runs import newest_run, run_folder
         from lifedeploy.workflows.train import TrainRequest, resumed, settled

@@ -74,7 +74,7 @@ class TensorRT(DeviceEngine):
         """The vendor's module.
 
         Raises:
-            EngineUnavailableError: it is not installed, or does not import.
+            NotInstalledError: it is not installed, or does not import.
         """
         return require(cls.module, extra=cls.extra)
 

@@ -85,7 +85,7 @@ def test_the_sidecar_of_a_real_backbone(rtx, tmp_path, monkeypatch):
     answer = SimpleNamespace(logits=np.zeros((1, 1)), kept=None)
     monkeypatch.setattr("lifedeploy.workflows.export._torch_answers", lambda *_: [answer])
     monkeypatch.setattr("lifedeploy.evaluation.parity.record", lambda path, *_: path.write_bytes(b""))
-    monkeypatch.setattr("lifedeploy.workflows.build.check_graph", lambda *_: (passed, reach))
+    monkeypatch.setattr("lifedeploy.targets.formed.check_graph", lambda *_: (passed, reach))
     monkeypatch.setattr(cuda, "availability", lambda: Availability(False, "no CUDA driver"))
     workspace = Workspace(tmp_path / "artifacts")
     request = ModelRequest(backbone="deit_t", keep_rate=0.7, weights="random")
