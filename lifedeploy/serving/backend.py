@@ -107,19 +107,20 @@ class Model(_Role):
     def execute(self, requests: Requests) -> list[Any]:
         """An answer for each request."""
         arrays = [self.given(request) for request in requests]
-        counts = [len(array) for array in arrays]
         try:
-            answers = self._infer(arrays, sum(counts))
+            answers = self._infer(arrays, sum(map(len, arrays)))
         except LifedeployError as error:
             return [self.refusal(error.message, bad_request=False) for _ in requests]
         responses, begin = [], 0
-        for count in counts:
-            part = {name: answer[begin : begin + count] for name, answer in answers.items()}
-            begin += count
+        for array in arrays:
+            part = {name: answer[begin : begin + len(array)] for name, answer in answers.items()}
+            begin += len(array)
             try:
                 require_finite(part[self.outputs[0]], (), self._what)
             except LifedeployError as error:
-                responses.append(self.refusal(error.message, bad_request=False))
+                finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
+                message = error.message if finite else f"{self.inputs[0]} holds NaN or infinity"
+                responses.append(self.refusal(message, bad_request=not finite))
             else:
                 responses.append(self.response(part))
         return responses

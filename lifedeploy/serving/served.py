@@ -63,6 +63,19 @@ def name_of(artifact: Artifact, name: str = "") -> str:
     return chosen
 
 
+def require_servable(target: Target) -> None:
+    """Make sure that an engine runs where a model server does.
+
+    Raises:
+        UsageError: it needs PyTorch.
+    """
+    if target.engine.extra == "export":
+        raise UsageError(
+            f"engine {target.engine.name} needs PyTorch, which no server of ours has",
+            hint="package an engine of ONNX Runtime, OpenVINO or TensorRT",
+        )
+
+
 def largest_batch(artifact: Artifact, asked: int | None) -> int:
     """Images that a request may have at most: as many as asked for, as the profile of an engine or its batch allows.
 

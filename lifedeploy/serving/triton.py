@@ -259,8 +259,10 @@ def _step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> dict[s
 
 
 def _warm_up(spec: TensorSpec, batch: int) -> dict[str, Any]:
-    random = {"data_type": Word(f"TYPE_{_TYPES[spec.dtype]}"), "dims": list(spec.shape[1:]), "random_data": True}
-    return {"name": f"batch {batch}", "batch_size": batch, "inputs": entries({spec.name: random})}
+    # Random floats of Triton are random bits: some are no numbers, and neither is then the answer.
+    data = {"random_data": True} if spec.dtype == "uint8" else {"zero_data": True}
+    images = {"data_type": Word(f"TYPE_{_TYPES[spec.dtype]}"), "dims": list(spec.shape[1:]), **data}
+    return {"name": f"batch {batch}", "batch_size": batch, "inputs": entries({spec.name: images})}
 
 
 def _version() -> dict[str, Any]:

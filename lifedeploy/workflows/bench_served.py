@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lifedeploy.artifact import Workspace
@@ -25,7 +25,8 @@ from lifedeploy.text import quoted
 from lifedeploy.writing import in_use
 
 # A turn of clients begins and ends with fewer of them in flight: long enough for that to weigh little.
-ROUND_S = 3.0
+_ROUND_S = 3.0
+_ROUNDS = 10  # that the budget is to be enough for, however short their turns then are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,8 @@ def _row(
                 team=BARE,
             ),
         ]
-        samples = measure(contenders, request.stop, progress=progress)
+        round_s = min(_ROUND_S, request.stop.budget_s / _ROUNDS / len(contenders))
+        samples = measure(contenders, replace(request.stop, round_s=round_s), progress=progress)
         formed = {size: count - before.get(size, 0) for size, count in wire.formed().items()}
     return served_row(
         samples,

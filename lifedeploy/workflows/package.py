@@ -16,7 +16,7 @@ from lifedeploy.serving import plan as plans
 from lifedeploy.serving import record as records
 from lifedeploy.serving import triton
 from lifedeploy.serving.record import KINDS, PackageRecord, is_package
-from lifedeploy.serving.served import Served, largest_batch, name_of
+from lifedeploy.serving.served import Served, largest_batch, name_of, require_servable
 from lifedeploy.targets import select
 from lifedeploy.targets.evidence import require_current, require_passed
 from lifedeploy.targets.target import of_artifact
@@ -111,6 +111,7 @@ def _served(request: PackageRequest, artifact: Artifact) -> Served:
         require_current(artifact)
         require_passed(artifact)
     target = of_artifact(artifact)
+    require_servable(target)
     spec = artifact.manifest.spec
     if request.top and not spec.num_classes:
         raise UsageError(f"--top {request.top}: {artifact.path} has no classification head, so no classes to name")

@@ -77,8 +77,8 @@ def test_the_ensemble_decodes_and_crops_as_every_other_command_does(server: Trit
     spec = packages.export.manifest.spec.preprocess
     for name in PHOTOS:
         pixels = to_pixels(read_image(photo_folder() / name), spec)[None]
-        through = server.array("tiny_kept_images", IMAGE, files(photo(name)))
-        direct = server.array("tiny_kept", IMAGES, model_input(pixels, spec, in_graph=False))
+        through = server.logits("tiny_kept_images", IMAGE, files(photo(name)))
+        direct = server.logits("tiny_kept", IMAGES, model_input(pixels, spec, in_graph=False))
         np.testing.assert_array_equal(through, direct)
 
 
@@ -86,27 +86,18 @@ def test_several_images_in_one_request_and_other_formats(server: Triton, package
     image = Image.open(photo_folder() / PHOTOS[1])
     png = io.BytesIO()
     image.save(png, "png")
-    together = server.array("tiny_kept_images", IMAGE, files(photo(PHOTOS[0]), photo(PHOTOS[1]), png.getvalue()))
+    together = server.logits("tiny_kept_images", IMAGE, files(photo(PHOTOS[0]), photo(PHOTOS[1]), png.getvalue()))
     expected = bare(packages, "onnxruntime", prepared(packages, 2))
     np.testing.assert_allclose(together, expected[[0, 1, 1]], rtol=1e-4, atol=1e-5)
 
 
 def test_the_best_classes_come_by_name(server: Triton, packages: Packages, lifedeploy) -> None:
-    status, facts, tail = server.ask("tiny_images", IMAGE, files(photo("chelsea.jpg")))
-    assert status == 200
-    sizes = {tensor["name"]: tensor["parameters"]["binary_data_size"] for tensor in facts["outputs"]}
-    assert [tensor["name"] for tensor in facts["outputs"]] == ["logits", "classes", "probabilities"]
-    begin = sizes["logits"]
-    names, at = [], begin
-    while at < begin + sizes["classes"]:
-        length = int.from_bytes(tail[at : at + 4], "little")
-        names.append(tail[at + 4 : at + 4 + length].decode())
-        at += 4 + length
-    shares = np.frombuffer(tail[at : at + sizes["probabilities"]], np.float32)
+    tensors = server.tensors("tiny_images", IMAGE, files(photo("chelsea.jpg")))
+    assert set(tensors) == {"logits", "classes", "probabilities"}
     said = lifedeploy("predict", photo_folder() / "chelsea.jpg", "-m", packages.engine("openvino"), "--json", "-")
-    guesses = json.loads(said.out)["predictions"][0]["guesses"]
-    assert names == [guess["name"] for guess in guesses[:2]]
-    np.testing.assert_allclose(shares, [guess["probability"] for guess in guesses[:2]], atol=5e-3)
+    guesses = json.loads(said.out)["predictions"][0]["guesses"][:2]
+    assert tensors["classes"].tolist() == [[guess["name"].encode() for guess in guesses]]
+    np.testing.assert_allclose(tensors["probabilities"][0], [guess["probability"] for guess in guesses], atol=5e-3)
 
 
 def test_accuracy_through_the_server_is_that_of_the_engine(server: Triton, packages: Packages) -> None:
@@ -145,11 +136,11 @@ def test_what_the_server_costs(server: Triton, packages: Packages) -> None:
         ("tiny_images", "takes the bytes of image files"),
     ],
 )
-def test_a_model_that_cannot_be_meant_is_refused(
-    server: Triton, packages: Packages, model: str, words: str
-) -> None:
+def test_a_model_that_cannot_be_meant_is_refused(server: Triton, packages: Packages, model: str, words: str) -> None:
     url = server.url(model)
-    done = command("evaluate", packages.engine("openvino"), "--data", packages.images, "--url", url, folder=packages.folder)
+    done = command(
+        "evaluate", packages.engine("openvino"), "--data", packages.images, "--url", url, folder=packages.folder
+    )
     assert done.returncode == 1
     assert url in done.stderr.replace("\n", "") and words in " ".join(done.stderr.split())
 
@@ -185,6 +176,7 @@ def test_damaged_bytes_and_wrong_shapes_cost_their_own_request(server: Triton, p
         ("tiny", IMAGES, np.concatenate([good] * 9)),
         ("tiny", IMAGES, (good * 0).astype(np.uint8)),
         ("tiny", "pictures", good),
+        ("tiny", IMAGES, good * np.float32(np.nan)),
     ]
     for model, name, array in bad:
         status, facts, _ = server.ask(model, name, array)
@@ -212,7 +204,7 @@ def test_clients_that_leave_cost_nobody_anything(server: Triton, packages: Packa
         if number % 4 == 3:  # 16 of 64
             _cut(server, "tiny_kept", IMAGES, image)
             return "left"
-        logits = server.array("tiny_kept", IMAGES, image)
+        logits = server.logits("tiny_kept", IMAGES, image)
         np.testing.assert_allclose(logits[0], expected[number % 4], rtol=1e-4, atol=1e-5)
         return "answered"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import os
 import signal
@@ -74,17 +75,19 @@ class Triton:
         finally:
             connection.close()
 
-    def array(self, model: str, name: str, images: np.ndarray, output: str = "logits") -> np.ndarray:
-        """One float output of a request that is answered."""
-        status, facts, tail = self.ask(model, name, images)
+    def tensors(self, model: str, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+        """What a request is answered, which it has to be."""
+        status, facts, tail = self.ask(model, name, array)
         assert status == 200, facts
-        begin = 0
+        tensors, begin = {}, 0
         for tensor in facts["outputs"]:
-            size = tensor["parameters"]["binary_data_size"]
-            if tensor["name"] == output:
-                return np.frombuffer(tail[begin : begin + size], np.float32).reshape(tensor["shape"])
-            begin += size
-        raise AssertionError(f"no {output} in {facts}")
+            data = tail[begin : begin + tensor["parameters"]["binary_data_size"]]
+            begin += len(data)
+            tensors[tensor["name"]] = _array(data, tensor["datatype"], tensor["shape"])
+        return tensors
+
+    def logits(self, model: str, name: str, array: np.ndarray) -> np.ndarray:
+        return self.tensors(model, name, array)["logits"]
 
     def processes(self) -> list[int]:
         """The server, and those that it started."""
@@ -112,7 +115,7 @@ class Triton:
         sockets = set()
         for pid in self.processes():
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-                target = os.readlink(descriptor)
+                target = str(descriptor.readlink())
                 if target.startswith("socket:["):
                     sockets.add(target[8:-1])
         addresses = set()
@@ -122,8 +125,20 @@ class Triton:
                 if state == "0A" and inode in sockets:
                     raw = bytes.fromhex(local.partition(":")[0])
                     words = struct.unpack(f"<{len(raw) // 4}I", raw)
-                    addresses.add(socket.inet_ntop(family, struct.pack(f">{len(words)}I", *words)))
+                    address = ipaddress.ip_address(socket.inet_ntop(family, struct.pack(f">{len(words)}I", *words)))
+                    addresses.add(str(getattr(address, "ipv4_mapped", None) or address))
         return addresses
+
+
+def _array(data: bytes, datatype: str, shape: list[int]) -> np.ndarray:
+    if datatype != "BYTES":
+        return np.frombuffer(data, {"FP32": np.float32, "INT64": np.int64}[datatype]).reshape(shape)
+    items, at = [], 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at)
+        items.append(data[at + 4 : at + 4 + length])
+        at += 4 + length
+    return np.array(items, dtype=object).reshape(shape)
 
 
 def request(name: str, array: np.ndarray) -> tuple[bytes, dict[str, str]]:
@@ -145,7 +160,10 @@ def request(name: str, array: np.ndarray) -> tuple[bytes, dict[str, str]]:
         "parameters": {"binary_data_output": True},
     }
     head = json.dumps(facts).encode()
-    return head + data, {"Inference-Header-Content-Length": str(len(head)), "Content-Length": str(len(head) + len(data))}
+    return head + data, {
+        "Inference-Header-Content-Length": str(len(head)),
+        "Content-Length": str(len(head) + len(data)),
+    }
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def bench(
         raise UsageError(f"--batch {','.join(map(str, batch))}: with --url it is one number, images in each request")
     with console.watching() as (say, progress):
         from lifedeploy.bench.measure import Stop
-        from lifedeploy.workflows.bench_served import ROUND_S, ServedBenchRequest, bench_served
+        from lifedeploy.workflows.bench_served import ServedBenchRequest, bench_served
 
         request = ServedBenchRequest(
             url=url,
@@ -54,7 +54,7 @@ def bench(
             batch=batch[0],
             streams=streams,
             threads=threads,
-            stop=Stop(budget_s=budget, round_s=ROUND_S),
+            stop=Stop(budget_s=budget),
             command=options.command_line(),
         )
         report = bench_served(request, workspace, say, progress)
