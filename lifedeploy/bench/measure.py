@@ -36,7 +36,7 @@ class Contender:
     team: str = ""  # contenders of a team get as many requests as each other
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stop:
     """When a measurement ends: its ratios are known to ``half_width``, or its seconds or rounds are used up."""
 

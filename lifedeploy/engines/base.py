@@ -1,11 +1,8 @@
 """The contract of an engine.
 
-The base class checks, the subclass works. Two ways in:
-
-* ``run`` takes and gives dictionaries of arrays, checks every name, dtype and shape first, and suits everyone, from any
-  number of threads at once.
-* ``lane`` gives preallocated buffers and an ``infer`` that does nothing but infer: for measuring and for serving.
-  Several may infer at the same time, from one thread each, if the engine was opened with as many ``streams``.
+The base class checks, the subclass works. ``run`` takes and gives dictionaries of arrays, checks names, dtypes and shapes
+first, and suits everyone, from any number of threads. ``lane`` gives buffers and an ``infer`` that does nothing else, for
+measuring and serving; several may infer at once, from a thread each, in an engine opened with as many ``streams``.
 """
 
 from __future__ import annotations
@@ -147,6 +144,7 @@ class Engine(ABC):
     opens_onnx: ClassVar[bool] = False  # whether it opens any ONNX file as it is; others open what they have built
     keeps_graph_precision: ClassVar[bool] = False  # whether it computes in the graph's precision, whatever it is told
     prefers_fixed_batch: ClassVar[bool] = False  # whether a dynamic batch costs speed, so that each size is compiled
+    triton_backend: ClassVar[str] = "python"  # of Triton, which opens its files; "python" is lifedeploy itself
     benchmark_tool: ClassVar[str] = ""  # the vendor's own program that measures what was built, if there is one
     concurrent: ClassVar[bool] = False  # whether `_run` may be in several threads at once; else they take turns
 

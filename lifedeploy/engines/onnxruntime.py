@@ -64,6 +64,7 @@ class OnnxRuntime(Engine):
     attentions: ClassVar[tuple[str, ...]] = ATTENTIONS
     opens_onnx: ClassVar[bool] = True
     keeps_graph_precision: ClassVar[bool] = True
+    triton_backend: ClassVar[str] = "onnxruntime"
     concurrent: ClassVar[bool] = True  # sessions are made to be shared
     quantized: ClassVar[tuple[str, ...]] = ("int8",)
 

@@ -26,12 +26,12 @@ class Served:
 
     @property
     def input(self) -> TensorSpec:
-        """Its images."""
+        """The tensor that its images go in by."""
         return self.artifact.manifest.inputs[0]
 
     @property
     def logits(self) -> TensorSpec:
-        """Its answers."""
+        """The tensor of its answers, the first of its outputs by contract."""
         return self.artifact.manifest.outputs[0]
 
     @property

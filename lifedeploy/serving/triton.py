@@ -23,9 +23,6 @@ from lifedeploy.serving.served import Served
 from lifedeploy.text import printable
 
 BACKENDS = ("python", "onnxruntime", "openvino", "tensorrt")
-# What opens an engine best: Triton's own backend, where it runs the same file in the same way. OpenVINO's is Python's:
-# one compiled model for each batch size, BF16, and no kept tokens that nobody asked for.
-USUAL = {"tensorrt": "tensorrt", "onnxruntime": "onnxruntime", "onnxruntime-cuda": "onnxruntime"}
 # Backend → the engines whose files it opens, and what it calls the main one.
 _OPENS = {
     "onnxruntime": ((".onnx",), "model.onnx"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from lifedeploy.data.preprocess import read_image, to_pixels
 from lifedeploy.data.samples import PHOTOS, Sample, photo_folder
 from lifedeploy.engines.server import Server
-from lifedeploy.engines.wire import Address, ServedModel, address_of, connect
+from lifedeploy.engines.wire import Address, ServedModel, ServedTensor, address_of, connect
 from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.evaluation.parity import Answer
 from lifedeploy.kept import NOTHING_KEPT
@@ -86,12 +87,14 @@ def _require_like(url: str, model: ServedModel, spec: ModelSpec) -> bool:
     shapes = {"UINT8": (height, width, 3), "FP32": (3, height, width), "FP16": (3, height, width)}
     given = model.inputs[0] if len(model.inputs) == 1 else None
     if given is None or given.shape[1:] != shapes.get(given.dtype):
-        found = "; ".join(f"{tensor.name}: {tensor.dtype} {tensor.shape}" for tensor in model.inputs) or "nothing"
-        raise UsageError(f"{url} takes {found}; expected images of {height}x{width} px")
+        raise UsageError(f"{url} takes {_listed(model.inputs)}; expected images of {height}x{width} px")
     if not model.outputs or model.outputs[0].shape[1:] != (spec.num_classes,):
-        found = "; ".join(f"{tensor.name}: {tensor.dtype} {tensor.shape}" for tensor in model.outputs) or "nothing"
-        raise UsageError(f"{url} gives {found}; expected logits of {spec.num_classes} classes first")
+        raise UsageError(f"{url} gives {_listed(model.outputs)}; expected logits of {spec.num_classes} classes first")
     return given.dtype == "UINT8"
+
+
+def _listed(tensors: Sequence[ServedTensor]) -> str:
+    return "; ".join(f"{tensor.name}: {tensor.dtype} {tensor.shape}" for tensor in tensors) or "nothing"
 
 
 def photographs(spec: ModelSpec) -> list[Sample]:

@@ -12,13 +12,16 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.choices import ranked
 from lifedeploy.bench.measure import Stop
 from lifedeploy.bench.report import BenchReport, Choice, Row
+from lifedeploy.bench.served import ServedReport
 from lifedeploy.data.sets import ImageSet
 from lifedeploy.engines.base import EngineOptions
+from lifedeploy.engines.wire import address_of, connect
 from lifedeploy.errors import ImageError, UsageError
 from lifedeploy.files import now
 from lifedeploy.limits import (
     LONGEST_BUDGET_S,
     MOST_BATCHES,
+    MOST_CLIENTS,
     MOST_IMAGES,
     MOST_IN_BATCH,
     MOST_STREAMS,
@@ -30,12 +33,17 @@ from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.targets import select
 from lifedeploy.targets.contest import Rules, contest
 from lifedeploy.targets.evidence import prove
+from lifedeploy.targets.find import ModelFile
 from lifedeploy.targets.select import Variants, WantedEngine, variants_of
+from lifedeploy.targets.served import asked, served
+from lifedeploy.targets.service import ServiceRules, contest_with_server
 from lifedeploy.targets.session import Session
+from lifedeploy.targets.target import target_of
 from lifedeploy.text import quoted
 from lifedeploy.typed import MODES
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.evaluate import EvaluateReport, EvaluateRequest, evaluate, listed
+from lifedeploy.writing import in_use
 
 _ACCURACY_BATCH = 1_024  # images at most: no answer depends on it
 
@@ -229,3 +237,66 @@ class Accuracy:
             same_top1=base.agreement if base else None,
             kept_overlap=same.overlap if same else None,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedBenchRequest:
+    """Which server, by how many clients."""
+
+    url: str
+    model: Path | None = None  # what is served; None: what was built last
+    concurrency: tuple[int, ...] = (1, 4, 16)
+    batch: int = 1  # images in each request
+    streams: int = 2  # requests in flight in the engine without a server
+    threads: int | None = None
+    stop: Stop = field(default_factory=Stop)
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        many = len(self.concurrency)
+        if not 1 <= many <= MOST_BATCHES or not all(1 <= clients <= MOST_CLIENTS for clients in self.concurrency):
+            raise UsageError(
+                f"--concurrency {quoted(list(self.concurrency))} is not allowed: each must be from 1 to "
+                f"{MOST_CLIENTS}, and there may be {MOST_BATCHES} of them"
+            )
+        require_within(self.batch, MOST_IN_BATCH, "images per request")
+        require_within(self.streams, MOST_STREAMS, "streams")
+        require_within(self.threads, MOST_THREADS, "threads", optional=True)
+
+
+def bench_served(
+    request: ServedBenchRequest, workspace: Workspace, say: Say = silent, progress: Progress = unwatched
+) -> ServedReport:
+    """Measure a server at every number of clients; the engine without one takes turns with it, with as many images in
+    flight.
+
+    Raises:
+        UsageError: the server's model is none of this one.
+        ArtifactError, EngineError: the engine cannot be had here, or the server cannot be reached.
+    """
+    address = address_of(request.url)
+    rules = ServiceRules(batch=request.batch, streams=request.streams, threads=request.threads, stop=request.stop)
+    with in_use(select.for_prediction(request.model, workspace).folder):
+        bare = target_of(ModelFile.of(select.for_prediction(request.model, workspace)))
+        say(f"asking {request.url}")
+        model, service = asked(address), served(request.url, bare)
+        wire = connect(address)
+        try:
+            rows = tuple(
+                contest_with_server(bare, service, wire, rules, clients, say, progress)
+                for clients in request.concurrency
+            )
+        finally:
+            wire.close()
+    return ServedReport(
+        created=now(),
+        command=request.command,
+        machine=describe(threads=request.threads),
+        url=request.url,
+        server=model.server,
+        model=bare.name,
+        engine=f"{bare.engine.name} {bare.precision}",
+        method=bare.shown_method,
+        rows=rows,
+        parameters=model.parameters,
+    )

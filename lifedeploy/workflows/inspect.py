@@ -19,14 +19,14 @@ from lifedeploy.targets.find import find, unchanged
 from lifedeploy.writing import in_use
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InspectReport:
     """What was found; each part only where there is one."""
 
     path: str
-    manifest: Manifest | None
-    graph: GraphFacts | None
-    spec: ModelSpec | None
+    manifest: Manifest | None = None
+    graph: GraphFacts | None = None
+    spec: ModelSpec | None = None
     package: PackageRecord | None = None
     outdated: tuple[str, ...] = ()  # what a package was made of and is another one by now
 
@@ -70,20 +70,20 @@ def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
         with in_use(model):
             record = records.read(model)
             records.check(model, record)
-            return InspectReport(str(model), None, None, None, record, records.outdated(record))
+            return InspectReport(path=str(model), package=record, outdated=records.outdated(record))
     with unchanged(model):
         file = find(model)
         if file.artifact is not None:
             return _artifact(file.artifact)
     if file.path.suffix == ".onnx":
-        return InspectReport(str(file.path), None, onnx_inspect.facts(onnx_inspect.load(file.path)), None)
+        return InspectReport(path=str(file.path), graph=onnx_inspect.facts(onnx_inspect.load(file.path)))
     if file.path.suffix == ".safetensors":
         from lifedeploy.model import checkpoint
 
         spec = checkpoint.read_spec(file.path)
         if spec is None:
             raise ArtifactError(f"{file.path} carries no description of its model")
-        return InspectReport(str(file.path), None, None, spec)
+        return InspectReport(path=str(file.path), spec=spec)
     raise UsageError(f"{file.path} cannot be inspected: expected an export, an engine, a .onnx or a .safetensors")
 
 
@@ -95,4 +95,4 @@ def _artifact(artifact: Artifact) -> InspectReport:
     if artifact.path.suffix == ".onnx":
         # An engine of ONNX Runtime holds operators of its own, which the standard's checker does not know.
         graph = onnx_inspect.facts(onnx_inspect.load(artifact.path, check=manifest.kind != "engine"))
-    return InspectReport(str(artifact.path), manifest, graph, manifest.spec)
+    return InspectReport(path=str(artifact.path), manifest=manifest, graph=graph, spec=manifest.spec)

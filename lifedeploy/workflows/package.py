@@ -21,7 +21,7 @@ from lifedeploy.targets import select
 from lifedeploy.targets.evidence import require_current, require_passed
 from lifedeploy.targets.target import of_artifact
 from lifedeploy.text import quoted
-from lifedeploy.typed import MOST_CLASSES
+from lifedeploy.typed import MOST_CLASSES, RANDOM_WEIGHTS
 from lifedeploy.writing import atomic_folder, in_use
 
 Writer = Callable[[Path, Served, str, dict[str, str]], tuple[str, ...]]
@@ -84,7 +84,7 @@ def _package(request: PackageRequest, workspace: Workspace, say: Say) -> Package
     artifact = select.for_packaging(request.model, request.engine, workspace)
     say(f"packaging {artifact.path}")
     served = _served(request, artifact)
-    backend = request.backend or triton.USUAL.get(served.target.engine.name, "python")
+    backend = request.backend or served.target.engine.triton_backend
     needs = _needs(served, backend if request.target == "triton" else "")
     with atomic_folder(request.out) as folder:
         models = _WRITERS[request.target](folder, served, backend, needs)
@@ -151,7 +151,7 @@ def _sources(artifact: Artifact) -> list[Artifact]:
 
 def _warnings(served: Served, request: PackageRequest) -> tuple[str, ...]:
     lines = []
-    if served.target.weights == "random":
+    if served.target.weights == RANDOM_WEIGHTS:
         lines.append(f"{served.artifact.path} has random weights: any class it named would be made up")
     if request.bench is None and request.target == "triton":
         lines.append("batches, delay and instances are not measured: --bench FILE takes a report of lifedeploy bench")

@@ -20,6 +20,7 @@ ENGINES = registry.names(hidden=True)
 OTHERWISE = {
     "optional.py": {"onnxruntime": "a distribution, as pip knows it"},
     "workflows/doctor.py": {"onnxruntime": "the same"},
+    "serving/triton.py": dict.fromkeys(("onnxruntime", "openvino", "tensorrt"), "a backend of Triton"),
 }
 
 

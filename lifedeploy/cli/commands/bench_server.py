@@ -45,7 +45,7 @@ def bench(
         raise UsageError(f"--batch {','.join(map(str, batch))}: with --url it is one number, images in each request")
     with console.watching() as (say, progress):
         from lifedeploy.bench.measure import Stop
-        from lifedeploy.workflows.bench_served import ServedBenchRequest, bench_served
+        from lifedeploy.workflows.bench import ServedBenchRequest, bench_served
 
         request = ServedBenchRequest(
             url=url,

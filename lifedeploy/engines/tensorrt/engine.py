@@ -42,6 +42,7 @@ class TensorRT(DeviceEngine):
 
     name: ClassVar[str] = "tensorrt"
     extra: ClassVar[str] = "tensorrt"
+    triton_backend: ClassVar[str] = "tensorrt"
     taps_change_plan: ClassVar[bool] = False  # kept tokens are outputs of every plan
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "timing_cache", "hardware_compatible", "version_compatible")
     usual: ClassVar[str] = "fp16"  # in FP32 nothing fuses attention, and a plan without is refused
