@@ -57,8 +57,9 @@ MAY_IMPORT = {
     "bench": FOUNDATION | {"engines"},
     "viz": FOUNDATION | {"bench", "evaluation", "training", "calibration"},
     "targets": FOUNDATION | ROOMS - {"training"},
-    "workflows": FOUNDATION | ROOMS | {"viz", "targets"},
-    "cli": FOUNDATION | ROOMS - {"data"} | {"viz", "targets", "workflows"},
+    "serving": FOUNDATION | ROOMS - {"training", "model"} | {"targets"},
+    "workflows": FOUNDATION | ROOMS | {"viz", "targets", "serving"},
+    "cli": FOUNDATION | ROOMS - {"data"} | {"viz", "targets", "serving", "workflows"},
 }
 # The torch engine makes its model from a checkpoint: the one way from engines to model, inside a function. The table is
 # made of the rows.
