@@ -20,11 +20,17 @@ class Batcher:
 
     Where a runtime is faster when it knows the batch, there is a session for each size; smaller batches are filled up.
     Others take any, and the batch that an export fixed stays what it is.
+
+    Args:
+        target: the model, not open.
+        max_batch: images of the largest batch.
+        instances: copies that there are, this one among them.
+        processors: CPUs that they share; None: all that this process may use.
     """
 
-    def __init__(self, target: Target, max_batch: int, instances: int) -> None:
+    def __init__(self, target: Target, max_batch: int, instances: int, processors: int | None = None) -> None:
         self._target = target
-        self._threads = max(1, cores() // instances)
+        self._threads = max(1, (processors or cores()) // instances)
         self._each = target.engine.prefers_fixed_batch and target.batch_size is None
         fixed = target.batch_size
         self._sizes = [fixed] if fixed is not None else sizes_up_to(max_batch) if self._each else []

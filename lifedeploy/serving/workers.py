@@ -32,11 +32,17 @@ class Workers:
 
     A copy that is free takes the requests that wait, up to the largest batch. If these are fewer than the smallest
     preferred batch it waits for others, as long as the plan says.
+
+    Args:
+        target: the model, not open.
+        plan: largest batch, preferred ones, patience and number of copies.
+        outputs: what to answer, logits first.
+        processors: CPUs that the copies share; None: all that this process may use.
     """
 
-    def __init__(self, target: Target, plan: Plan, outputs: Sequence[str]) -> None:
+    def __init__(self, target: Target, plan: Plan, outputs: Sequence[str], processors: int | None = None) -> None:
         self._plan, self._outputs = plan, tuple(outputs)
-        self._copies = [Batcher(target, plan.max_batch, plan.instances) for _ in range(plan.instances)]
+        self._copies = [Batcher(target, plan.max_batch, plan.instances, processors) for _ in range(plan.instances)]
         self._waiting: queue.Queue[_Job | None] = queue.Queue()
         self._threads: list[threading.Thread] = []
 

@@ -12,9 +12,9 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.optional import versions
 from lifedeploy.progress import Say, silent
+from lifedeploy.serving import kserve_package, ovms, triton
 from lifedeploy.serving import plan as plans
 from lifedeploy.serving import record as records
-from lifedeploy.serving import ovms, triton
 from lifedeploy.serving.record import KINDS, NAME, PackageRecord
 from lifedeploy.serving.served import Served, largest_batch, name_of
 from lifedeploy.targets import select
@@ -98,6 +98,7 @@ def _package(request: PackageRequest, workspace: Workspace, say: Say) -> Package
                 precision=served.target.precision,
                 backend=backend if request.target == "triton" else request.target,
                 plan=asdict(served.plan),
+                top=served.top,
                 needs=needs,
                 sources=tuple(map(records.source_of, _sources(artifact))),
             ),
@@ -174,4 +175,5 @@ def _require_free(out: Path, *, force: bool) -> None:
 _WRITERS: Mapping[str, Writer] = {
     "triton": triton.write,
     "ovms": ovms.write,
+    "kserve": kserve_package.write,
 }
