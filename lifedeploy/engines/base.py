@@ -1,8 +1,8 @@
 """The contract of an engine.
 
-The base class checks, the subclass works. ``run`` takes and gives dictionaries of arrays, checks names, dtypes and shapes
-first, and suits everyone, from any number of threads. ``lane`` gives buffers and an ``infer`` that does nothing else, for
-measuring and serving; several may infer at once, from a thread each, in an engine opened with as many ``streams``.
+The base class checks, the subclass works. ``run`` takes and gives dictionaries of arrays, checks names, dtypes and
+shapes first, and suits everyone, from any number of threads. ``lane`` gives buffers and an ``infer`` that only infers,
+for measuring and serving; several may infer at once, from a thread each, if opened with as many ``streams``.
 """
 
 from __future__ import annotations

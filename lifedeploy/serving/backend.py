@@ -6,7 +6,6 @@ and takes its share of the cores. Nothing here needs torch.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,17 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from lifedeploy.data.formats import require_plausible
-from lifedeploy.data.preprocess import decode_image, model_input, to_pixels
-from lifedeploy.engines.base import EngineOptions
-from lifedeploy.engines.lanes import Array, Lane
+from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import LifedeployError
-from lifedeploy.machine import cores
 from lifedeploy.reading import read_json
-from lifedeploy.serving.plan import sizes_up_to
+from lifedeploy.serving.batching import Batcher
+from lifedeploy.serving.images import best_classes, prepared
 from lifedeploy.spec import PreprocessSpec
 from lifedeploy.targets.find import find
-from lifedeploy.targets.session import Session, Watched, require_finite
 from lifedeploy.targets.target import target_of
 from lifedeploy.typed import described
 
@@ -89,26 +84,14 @@ class Model(_Role):
 
     def _open(self) -> None:
         target = target_of(find(self.folder / "model.json"))
-        options = EngineOptions(threads=max(1, cores() // self.instances))
-        self._watched: Watched = "nothing" if target.engine.taps_change_plan else "drops"
         self._stack = ExitStack()
-        # Where a runtime is faster when it knows the batch, there is a session for each size; smaller batches are
-        # filled up. Others take any, and the batch that an export fixed stays what it is.
-        fixed = target.batch_size
-        each = target.engine.prefers_fixed_batch and fixed is None
-        self._sizes = [fixed] if fixed is not None else sizes_up_to(self.max_batch) if each else []
-        self._sessions: dict[int | None, Session] = {}
-        for size in self._sizes if each else [fixed]:
-            session = Session(target, self._watched, options=EngineOptions(threads=options.threads, batch=size))
-            self._sessions[size] = self._stack.enter_context(session)
-        self._what = f"{target.name} on {target.engine.name} {target.precision}"
-        self._lanes: dict[int, Lane] = {}
+        self._batcher = self._stack.enter_context(Batcher(target, self.max_batch, self.instances))
 
     def execute(self, requests: Requests) -> list[Any]:
         """An answer for each request."""
         arrays = [self.given(request) for request in requests]
         try:
-            answers = self._infer(arrays, sum(map(len, arrays)))
+            answers = self._batcher.infer(arrays, self.outputs)
         except LifedeployError as error:
             return [self.refusal(error.message, bad_request=False) for _ in requests]
         responses, begin = [], 0
@@ -116,7 +99,7 @@ class Model(_Role):
             part = {name: answer[begin : begin + len(array)] for name, answer in answers.items()}
             begin += len(array)
             try:
-                require_finite(part[self.outputs[0]], (), self._what)
+                self._batcher.require_finite(part[self.outputs[0]])
             except LifedeployError as error:
                 finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
                 message = error.message if finite else f"{self.inputs[0]} holds NaN or infinity"
@@ -125,23 +108,8 @@ class Model(_Role):
                 responses.append(self.response(part))
         return responses
 
-    def _infer(self, arrays: Sequence[Array], images: int) -> dict[str, Array]:
-        lane = self._lane(next((size for size in self._sizes if size >= images), images))
-        (given,) = lane.inputs.values()
-        np.concatenate(arrays, out=given[:images])
-        lane.infer()
-        # Copies: the buffers are those of the next batch, and of a device's lane they are not Triton's to keep.
-        return {name: np.array(lane.outputs[name][:images]) for name in self.outputs}
-
-    def _lane(self, size: int) -> Lane:
-        if size not in self._lanes:
-            session = self._sessions.get(size) or next(iter(self._sessions.values()))
-            self._lanes[size] = session.lane(size)
-        return self._lanes[size]
-
     def finalize(self) -> None:
         """Free the engine."""
-        self._lanes.clear()
         self._stack.close()
 
 
@@ -157,13 +125,7 @@ class Preprocess(_Role):
         return self.each(requests, lambda files: {self.outputs[0]: self._prepared(files)})
 
     def _prepared(self, files: Array) -> Array:
-        pixels = np.stack([self._decoded(number, data) for number, data in enumerate(_bytes(files))])
-        return model_input(pixels, self._spec, in_graph=self._in_graph)
-
-    def _decoded(self, number: int, data: bytes) -> Any:
-        name = f"image {number}"
-        require_plausible(len(data), name)
-        return to_pixels(decode_image(io.BytesIO(data), name), self._spec)
+        return prepared(list(_bytes(files)), self._spec, in_graph=self._in_graph)
 
 
 class Classes(_Role):
@@ -178,15 +140,7 @@ class Classes(_Role):
         return self.each(requests, self._best)
 
     def _best(self, logits: Array) -> dict[str, Array]:
-        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self._top]
-        names = [[self._name(int(index)).encode() for index in row] for row in best]
-        shares = np.take_along_axis(probabilities, best, axis=1).astype(np.float32)
-        return dict(zip(self.outputs, (np.array(names, dtype=np.object_), shares), strict=True))
-
-    def _name(self, index: int) -> str:
-        return self._names[index] if self._names else f"class {index}"
+        return dict(zip(self.outputs, best_classes(logits, self._top, self._names), strict=True))
 
 
 def _bytes(files: Array) -> Iterator[bytes]:

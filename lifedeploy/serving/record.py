@@ -47,6 +47,7 @@ class PackageRecord:
     precision: Name
     backend: Name
     plan: dict[str, Any] = field(default_factory=dict)
+    top: Annotated[int, Meta(ge=0)] = 0  # classes that are named for each image
     needs: dict[Name, Text] = field(default_factory=dict)  # what has to be on the server, and which version of it
     sources: tuple[SourceRecord, ...]
     files: Annotated[dict[Place, Digest], Meta(max_length=_MOST_FILES)] = field(default_factory=dict)

@@ -12,9 +12,9 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.optional import versions
 from lifedeploy.progress import Say, silent
+from lifedeploy.serving import kserve_package, ovms, triton
 from lifedeploy.serving import plan as plans
 from lifedeploy.serving import record as records
-from lifedeploy.serving import triton
 from lifedeploy.serving.record import KINDS, PackageRecord, is_package
 from lifedeploy.serving.served import Served, largest_batch, name_of, require_servable
 from lifedeploy.targets import select
@@ -85,7 +85,7 @@ def _package(request: PackageRequest, workspace: Workspace, say: Say) -> Package
     say(f"packaging {artifact.path}")
     served = _served(request, artifact)
     backend = request.backend or served.target.engine.triton_backend
-    needs = _needs(served, backend if request.target == "triton" else "")
+    needs = _needs(served, request.target, backend)
     with atomic_folder(request.out) as folder:
         models = _WRITERS[request.target](folder, served, backend, needs)
         record = records.write(
@@ -98,6 +98,7 @@ def _package(request: PackageRequest, workspace: Workspace, say: Say) -> Package
                 precision=served.target.precision,
                 backend=backend if request.target == "triton" else request.target,
                 plan=asdict(served.plan),
+                top=served.top,
                 needs=needs,
                 sources=tuple(map(records.source_of, _sources(artifact))),
             ),
@@ -127,13 +128,15 @@ def _served(request: PackageRequest, artifact: Artifact) -> Served:
     return Served(name=name_of(artifact, request.name), target=target, artifact=artifact, plan=plan, top=request.top)
 
 
-def _needs(served: Served, backend: str) -> dict[str, str]:
+def _needs(served: Served, target: str, backend: str) -> dict[str, str]:
     """What has to be on the server: the runtime, in the version that it was built by, and lifedeploy for our code."""
     engine = served.artifact.manifest.engine
     runtime = {}
     if engine is not None and engine.runtime:
         runtime = {served.target.engine.name: engine.runtime}
-    if backend in ("", "python"):
+    if target == "ovms":  # none of our code runs there
+        return runtime
+    if target != "triton" or backend == "python":
         return {"lifedeploy": __version__, **runtime}
     # The preprocessing of the ensemble is our code.
     return {"lifedeploy": __version__, **runtime, **versions(("numpy", "pillow"))}
@@ -170,4 +173,8 @@ def _require_free(out: Path, *, force: bool) -> None:
         raise UsageError(f"{out} is there and is no package of lifedeploy", hint="--force replaces it")
 
 
-_WRITERS: Mapping[str, Writer] = {"triton": triton.write}
+_WRITERS: Mapping[str, Writer] = {
+    "triton": triton.write,
+    "ovms": ovms.write,
+    "kserve": kserve_package.write,
+}

@@ -41,6 +41,7 @@ REPORTS = {
     ],
     "inspect": [(), ("EXPORT/model.onnx",), ("EXPORT/openvino-fp32",)],
     "verify": [("EXPORT/weights.safetensors", "EXPORT/model.onnx")],
+    "package": [("--for", "triton", "--engine", "openvino", "-o", "repo")],
     "predict": [(CAT,)],
     "evaluate": [("--data", "data", "--batch", "4")],
     "calibrate": [("--data", "data", "--images", "8", "--check-images", "4"), ("--show-policy",)],

@@ -22,7 +22,7 @@ def verify(
     second: Annotated[
         str,
         options.argument(
-            "B|URL", "What is held against it: another one, or a served model: http://HOST:PORT/MODEL.", paths.Place
+            "B", "What is held against it: another one, or a served model: http://HOST:PORT/MODEL.", paths.Place
         ),
     ],
     json: options.JsonOption = None,

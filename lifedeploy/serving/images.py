@@ -1,0 +1,39 @@
+"""What is before a model and behind it: bytes of image files to its input, logits to classes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from lifedeploy.data.formats import require_plausible
+from lifedeploy.data.preprocess import decode_image, model_input, to_pixels
+from lifedeploy.engines.lanes import Array
+from lifedeploy.spec import PreprocessSpec
+
+
+def prepared(files: Sequence[bytes], spec: PreprocessSpec, *, in_graph: bool) -> Array:
+    """Image files as they go into the model, by the same code that every other command takes.
+
+    Raises:
+        ImageError: one of them is no image that is opened; with its place.
+    """
+    return model_input(
+        np.stack([_pixels(f"image {n}", data, spec) for n, data in enumerate(files)]), spec, in_graph=in_graph
+    )
+
+
+def best_classes(logits: Array, top: int, names: Sequence[str]) -> tuple[Array, Array]:
+    """The names of the ``top`` best classes of each image, in UTF-8, and how probable they are."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    named = [[(names[index] if names else f"class {index}").encode() for index in row] for row in best.tolist()]
+    shares = np.take_along_axis(probabilities, best, axis=1).astype(np.float32)
+    return np.array(named, dtype=np.object_), shares
+
+
+def _pixels(name: str, data: bytes, spec: PreprocessSpec) -> Array:
+    require_plausible(len(data), name)
+    return to_pixels(decode_image(io.BytesIO(data), name), spec)
