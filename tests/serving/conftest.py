@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.serving.triton import serving
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.data.samples import photo_folder
 from lifedeploy.workflows.package import PackageRequest, package
@@ -72,5 +73,5 @@ def server(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A real server on both packages."""
     triton.require_environment()
     log = tmp_path_factory.mktemp("triton") / "log"
-    with triton.serving(log, *packages.repositories) as running:
-        yield running
+    with serving(log, *packages.repositories) as running:
+        yield triton.Triton(**vars(running))

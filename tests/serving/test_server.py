@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.serving.triton import free_ports
 from lifedeploy.data.preprocess import model_input, read_image, to_pixels
 from lifedeploy.data.samples import PHOTOS, photo_folder
 from lifedeploy.targets.find import find
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import target_of
 from tests.serving.conftest import Packages
-from tests.serving.triton import Triton, command, request
+from tests.serving.triton import Triton, command, request, require_environment
 
 IMAGE, IMAGES = "image", "images"
 
@@ -153,8 +154,6 @@ def test_another_method_is_not_the_same_model(server: Triton, packages: Packages
 
 
 def test_a_server_that_is_not_there(packages: Packages) -> None:
-    from tests.serving.triton import free_ports, require_environment
-
     require_environment()
     (port,) = free_ports(1)
     for scheme in ("http", "grpc"):

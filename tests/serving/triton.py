@@ -1,4 +1,4 @@
-"""NVIDIA's Triton Inference Server, started from the environment of ``make serve-env`` and ended by its process id."""
+"""A real server, asked by hand: by KServe's protocol over plain HTTP, without its own client."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ import http.client
 import ipaddress
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = ROOT / ".venv-serve"
-PYTHON = ENVIRONMENT / "bin" / "python"
-_READY_S = 120
-_ENDED_S = 30
+from benchmarks.serving.triton import ENVIRONMENT, PYTHON, Server
 
 
 def require_environment() -> None:
@@ -51,16 +42,8 @@ def python(script: str, *words: object) -> str:
     return done.stdout
 
 
-@dataclass(frozen=True)
-class Triton:
-    """A server that runs."""
-
-    process: subprocess.Popen[bytes]
-    http: int  # port
-    grpc: int
-
-    def url(self, model: str, scheme: str = "http") -> str:
-        return f"{scheme}://127.0.0.1:{self.grpc if scheme == 'grpc' else self.http}/{model}"
+class Triton(Server):
+    """A server that is asked by hand, and looked at from outside."""
 
     def ask(self, model: str, name: str, array: np.ndarray) -> tuple[int, dict[str, Any], bytes]:
         """Status, JSON and binary tail of one request, by KServe's protocol with arrays as bytes."""
@@ -164,69 +147,3 @@ def request(name: str, array: np.ndarray) -> tuple[bytes, dict[str, str]]:
         "Inference-Header-Content-Length": str(len(head)),
         "Content-Length": str(len(head) + len(data)),
     }
-
-
-@contextmanager
-def serving(log: Path, *repositories: Path) -> Iterator[Triton]:
-    """The server on repositories, ready; it has ended when the block does."""
-    home = ENVIRONMENT / "triton" / "pytriton" / "tritonserver"
-    ports = free_ports(3)
-    line = [
-        str(home / "bin" / "tritonserver"),
-        *(f"--model-repository={repository}" for repository in repositories),
-        f"--backend-directory={home / 'backends'}",
-        *(f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")),
-        *(f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
-    ]
-    environment = {**os.environ, "VIRTUAL_ENV": str(ENVIRONMENT), "PATH": f"{PYTHON.parent}:{os.environ['PATH']}"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            line, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
-        server = Triton(process, http=ports[0], grpc=ports[1])
-        try:
-            _wait(server, log)
-            yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(_ENDED_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _wait(server: Triton, log: Path) -> None:
-    deadline = time.monotonic() + _READY_S
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            raise AssertionError(f"the server ended:\n{_told(log)}")
-        connection = http.client.HTTPConnection("127.0.0.1", server.http, timeout=5)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        finally:
-            connection.close()
-        time.sleep(0.1)
-    raise AssertionError(f"the server is not ready:\n{_told(log)}")
-
-
-def _told(log: Path) -> str:
-    """What is of use in a server's log: not its tables."""
-    lines = log.read_text(errors="replace").splitlines()
-    return "\n".join(line for line in lines if not line.startswith(("+", "|")))[-4000:]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, all at once, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
