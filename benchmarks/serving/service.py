@@ -193,9 +193,10 @@ def page(record: Mapping[str, Any]) -> str:
             "## A trained model's answers to image files",
             "",
             f"Of {files['images']} files {files['same_top1']} have the same top-1 through the ensemble as from the",
-            f"engine, {files['bit_equal']} the same logits to the bit; the largest error is {files['largest_error']:.1e}",
-            f"of the largest logit. Accuracy through the server {rows[1]['accuracy']['top1']:.4f}, of the engine",
-            f"{rows[0]['accuracy']['top1']:.4f} ({rows[0]['precision'].upper()}).",
+            f"engine, {files['bit_equal']} the same logits to the bit; the largest error",
+            f"is {files['largest_error']:.1e} of the largest logit. Accuracy through the server",
+            f"{rows[1]['accuracy']['top1']:.4f}, of the engine {rows[0]['accuracy']['top1']:.4f}",
+            f"({rows[0]['precision'].upper()}).",
         ]
     return "\n".join(lines) + "\n"
 

@@ -29,6 +29,7 @@ LINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
         (*TINY, "--weights=weights.safetensors", "--methods=life", "--engine=fake", "--batch=1", "--budget=0.1"),
     ),
+    "package": ((EXPORT,), ("--for=triton", "--out=repo")),
     "inspect": ((EXPORT,), ()),
     "verify": ((f"{EXPORT}/model.onnx", f"{EXPORT}/fake-fp32"), ()),
     "predict": (("image.png",), ()),
