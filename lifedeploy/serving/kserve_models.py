@@ -142,8 +142,8 @@ def _given(request: InferRequest, told: Metadata) -> Array:
         and [want if want >= 0 else have[:1][0] for want in told["shape"]] == have
     )
     if not fits:
-        found = f"{given.name}: {given.datatype} {have}"
-        raise InvalidInput(f"the input sent is {shortened(found)}; {expected}")
+        sent = f"{given.name}: {given.datatype} {have}"
+        raise InvalidInput(f"the input sent is {shortened(sent)}; {expected}")
     try:
         array: Array = given.as_numpy()
     except Exception as error:  # numpy and struct each in their own way, at data that are not what was declared
