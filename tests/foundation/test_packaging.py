@@ -19,7 +19,7 @@ def names(requirements: list[str]) -> set[str]:
 def test_the_extras_are_those_that_are_documented():
     extras = set(PROJECT["optional-dependencies"])
     runtimes = {"cpu", "gpu", "openvino", "tensorrt", "tensorrt-rtx", "onnxruntime-rtx", "pycuda"}
-    assert extras == runtimes | {"datasets", "tensorboard", "dev"}
+    assert extras == runtimes | {"datasets", "tensorboard", "kserve", "dev"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for extra in extras:
         assert f"[{extra}]" in readme
