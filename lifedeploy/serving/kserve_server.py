@@ -64,7 +64,11 @@ class AddressServer(ModelServer):
         self.model_repository_extension = _Fixed(model_registry=self.registered_models)
 
     def start(self, models: list[Any]) -> None:
-        """Register models and answer until a signal."""
+        """Register models and answer until a signal.
+
+        Raises:
+            EngineError: an address is taken, or none of this machine.
+        """
         self._register_and_check_atleast_one_model_is_ready(models)
         extension = self.model_repository_extension
         self._rest_server = RESTServer(
@@ -83,7 +87,10 @@ class AddressServer(ModelServer):
         self._grpc_server.host = self._host
         self.servers += [self._rest_server.start(), self._grpc_server.start(self.max_threads)]
         self.register_signal_handler()
-        asyncio.run(self._serve())
+        try:
+            asyncio.run(self._serve())
+        except SystemExit as error:  # uvicorn ends the process where it cannot begin, after it has said why
+            raise _not_free(self._host, self.http_port, "--http-port") from error
 
 
 class _AddressGrpc(GRPCServer):
@@ -108,11 +115,15 @@ class _AddressGrpc(GRPCServer):
         try:
             self._server.add_insecure_port(f"{host}:{self._port}")
         except RuntimeError as error:
-            raise EngineError(
-                f"{host}:{self._port} cannot be listened on", hint="another --grpc-port, or an address of this machine"
-            ) from error
+            raise _not_free(self.host, self._port, "--grpc-port") from error
         await self._server.start()
         await self._server.wait_for_termination()
+
+
+def _not_free(host: str, port: int, option: str) -> EngineError:
+    return EngineError(
+        f"{host} port {port} cannot be listened on", hint=f"another {option}, or an address of this machine"
+    )
 
 
 class _Fixed(ModelRepositoryExtension):

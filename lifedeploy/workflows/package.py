@@ -12,7 +12,7 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.optional import versions
 from lifedeploy.progress import Say, silent
-from lifedeploy.serving import kserve_package, ovms, triton
+from lifedeploy.serving import docker, kserve_package, ovms, triton
 from lifedeploy.serving import plan as plans
 from lifedeploy.serving import record as records
 from lifedeploy.serving.record import KINDS, PackageRecord, is_package
@@ -177,4 +177,5 @@ _WRITERS: Mapping[str, Writer] = {
     "triton": triton.write,
     "ovms": ovms.write,
     "kserve": kserve_package.write,
+    "docker": docker.write,
 }

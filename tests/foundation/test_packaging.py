@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 RUNTIMES = {"cpu", "gpu", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "onnxruntime-rtx", "pycuda"}
-OTHERS = {"export", "train", "plot", "datasets", "tensorboard", "full", "dev"}
+OTHERS = {"export", "train", "plot", "datasets", "tensorboard", "full", "serve", "kserve", "dev"}
 ORT = {"onnxruntime", "onnxruntime-gpu"}
 
 

@@ -299,6 +299,27 @@ def test_it_listens_on_the_address_it_was_given_and_on_no_other(running):
     assert {address.rpartition(":")[0] for address in found} <= local
 
 
+def test_a_request_by_grpc_that_holds_numbers_is_answered(running, serving_python):
+    server, home, one = running
+    np.save(home / "numbers.npy", IMAGES[:1])
+    script = (
+        "import sys, grpc, numpy as np\n"
+        "from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb, grpc_predict_v2_pb2_grpc as service\n"
+        "images = np.load(sys.argv[2])\n"
+        "request = pb.ModelInferRequest(model_name='vit', inputs=[dict(name='images', datatype='FP32',\n"
+        "    shape=images.shape, contents=dict(fp32_contents=images.ravel().tolist()))])\n"
+        "with grpc.insecure_channel(sys.argv[1]) as channel:\n"
+        "    answer = service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)\n"
+        "(raw,) = answer.raw_output_contents[:1]\n"
+        "assert answer.id and answer.outputs[0].name == 'logits'\n"
+        "np.save(sys.argv[2], np.frombuffer(raw, np.float32))\n"
+    )
+    call = [serving_python, "-P", "-c", script, f"127.0.0.1:{server.grpc}", str(home / "numbers.npy")]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60, env=environment())
+    assert done.returncode == 0, f"{done.stderr}\n{server.said()}"
+    np.testing.assert_allclose(np.load(home / "numbers.npy"), logits_of(one, IMAGES[:1])[0], atol=1e-4)
+
+
 def test_json_is_answered_with_the_id_that_was_sent(running):
     server, _, one = running
     tensor = {"name": "images", "shape": [1, 3, 64, 64], "datatype": "FP32", "data": IMAGES[:1].ravel().tolist()}
@@ -356,14 +377,17 @@ def test_binary_data_of_another_size_than_declared_is_a_400(running, size, lengt
     assert status == 400 and answer["error"]
 
 
-def test_a_second_server_on_its_ports_says_so_and_ends(running, serving_python):
+@pytest.mark.parametrize("taken", ["http", "grpc"])
+def test_a_second_server_on_a_port_of_it_says_so_and_ends(running, serving_python, taken):
     server, home, _ = running
     command = [serving_python, "-P", "-m", "lifedeploy.serving.kserve", "--package", str(home / "package")]
-    ports = ["--http-port", str(free_ports(1)[0]), "--grpc-port", str(server.grpc)]
+    ports = {"http": free_ports(1)[0], "grpc": free_ports(1)[0]} | {taken: getattr(server, taken)}
+    command += ["--http-port", str(ports["http"]), "--grpc-port", str(ports["grpc"])]
     variables = environment({"PYTHONPATH": str(ROOT)})
-    done = subprocess.run([*command, *ports], capture_output=True, text=True, timeout=60, env=variables)
-    assert done.returncode == 1
-    assert f"error: 127.0.0.1:{server.grpc} cannot be listened on" in done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=variables)
+    said = f"error: 127.0.0.1 port {ports[taken]} cannot be listened on\nhint: another --{taken}-port"
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert server.ask("GET", "/v2/models/vit/ready")[0] == 200
 
 
 def test_a_signal_ends_it_after_its_requests(serving_python, exported, tmp_path):
