@@ -154,6 +154,10 @@ class _Requests(DataPlane):
         except Exception as error:  # KeyError, TypeError, ValueError: of whatever somebody else sent
             raise InvalidInput("this is no request of protocol v2") from error
 
+    async def model_metadata(self, model_name: str) -> dict[str, Any]:
+        """What is told of a model: a list of versions, if an empty one, where kserve tells null."""
+        return {"versions": [], **await super().model_metadata(model_name)}
+
 
 def _binary(body: bytes, headers: Mapping[str, str], model: str) -> InferRequest:
     """JSON, and behind it the data of inputs, as they lie there.

@@ -338,6 +338,7 @@ def test_what_is_served_is_told(running):
     assert answer["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1, 1]}]
     assert [output["name"] for output in answer["outputs"]][-2:] == ["classes", "probabilities"]
     _, answer = server.ask("GET", "/v2/models/vit")
+    assert answer["versions"] == []
     assert answer["inputs"] == [{"name": "images", "datatype": "FP32", "shape": [-1, 3, 64, 64]}]
 
 
