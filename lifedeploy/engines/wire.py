@@ -17,6 +17,7 @@ import numpy as np
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.optional import require
+from lifedeploy.reading import foreign
 from lifedeploy.text import quoted, shortened
 
 SCHEMES = ("http", "https", "grpc", "grpcs")
@@ -138,24 +139,26 @@ class Wire(ABC):
         Raises:
             EngineError: it cannot be reached, does not have the model, or tells what cannot be.
         """
-        server = self._facts(self._asked(self._client.get_server_metadata))
-        model = self._facts(self._asked(self._client.get_model_metadata, self.address.model))
-        config: dict[str, Any] = {}
-        if "model_configuration" in server.get("extensions", ()):
-            config = self._facts(self._asked(self._client.get_model_config, self.address.model))
-            config = config.get("config", config)
-        most = int(config.get("max_batch_size", 0))
-        parameters = {
-            str(name): str(value.get("string_value", "")) for name, value in config.get("parameters", {}).items()
-        }
-        return ServedModel(
-            server=f"{server.get('name', 'unknown')} {server.get('version', '')}".strip(),
-            version=",".join(map(str, model.get("versions", ()))),
-            inputs=tuple(map(_tensor, model.get("inputs", ()))),
-            outputs=tuple(map(_tensor, model.get("outputs", ()))),
-            max_batch=most or None,
-            parameters=parameters,
-        )
+        with foreign(f"what {self.address.url} tells of itself", EngineError):
+            server = self._facts(self._asked(self._client.get_server_metadata))
+            model = self._facts(self._asked(self._client.get_model_metadata, self.address.model))
+            config: dict[str, Any] = {}
+            if "model_configuration" in (server.get("extensions") or ()):
+                config = self._facts(self._asked(self._client.get_model_config, self.address.model))
+                config = config.get("config", config)
+            most = int(config.get("max_batch_size") or 0)
+            parameters = {
+                str(name): str(value.get("string_value", ""))
+                for name, value in (config.get("parameters") or {}).items()
+            }
+            return ServedModel(
+                server=f"{server.get('name', 'unknown')} {server.get('version', '')}".strip(),
+                version=",".join(map(str, model.get("versions") or ())),
+                inputs=tuple(map(_tensor, model.get("inputs") or ())),
+                outputs=tuple(map(_tensor, model.get("outputs") or ())),
+                max_batch=most or None,
+                parameters=parameters,
+            )
 
     def formed(self) -> dict[int, int]:
         """Batch size → how many batches of it the server has formed so far; empty where it does not tell."""
@@ -164,10 +167,11 @@ class Wire(ABC):
         except ServerError:
             return {}
         counts: dict[int, int] = {}
-        for model in answer.get("model_stats", ()):
-            for batch in model.get("batch_stats", ()):
-                size, count = int(batch.get("batch_size", 0)), int(batch.get("compute_infer", {}).get("count", 0))
-                counts[size] = counts.get(size, 0) + count
+        with foreign(f"what {self.address.url} tells of its batches", EngineError):
+            for model in answer.get("model_stats") or ():
+                for batch in model.get("batch_stats") or ():
+                    size, count = int(batch.get("batch_size", 0)), int(batch.get("compute_infer", {}).get("count", 0))
+                    counts[size] = counts.get(size, 0) + count
         return counts
 
     def request(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> Request:
@@ -188,7 +192,8 @@ class Wire(ABC):
         """
         named = {"outputs": request.outputs, **self._patience()}
         answer = self._asked(self._client.infer, self.address.model, request.inputs, **named)
-        arrays = {output.name(): answer.as_numpy(output.name()) for output in request.outputs}
+        with foreign(f"the answer of {self.address.url}", EngineError):
+            arrays = {output.name(): answer.as_numpy(output.name()) for output in request.outputs}
         missing = next((name for name, array in arrays.items() if array is None), None)
         if missing is not None:
             raise EngineError(f"{self.address.url} gave no {missing}")
@@ -259,5 +264,5 @@ def connect(address: Address) -> Wire:
 
 
 def _tensor(facts: Mapping[str, Any]) -> ServedTensor:
-    shape = tuple(None if int(size) < 0 else int(size) for size in facts.get("shape", ()))
+    shape = tuple(None if int(size) < 0 else int(size) for size in facts.get("shape") or ())
     return ServedTensor(name=str(facts.get("name", "")), dtype=str(facts.get("datatype", "")), shape=shape)

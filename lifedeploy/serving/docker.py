@@ -31,7 +31,7 @@ FROM python:{python}-slim
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 COPY requirements.txt {wheel} /tmp/lifedeploy/
-# --no-deps: lifedeploy as a whole needs torch to export and to train; what it needs to run is in requirements.txt.
+# --no-deps: what lifedeploy and its engine need is pinned in requirements.txt, to the last of it.
 RUN pip install --no-cache-dir -r /tmp/lifedeploy/requirements.txt \\
     && pip install --no-cache-dir --no-deps /tmp/lifedeploy/{wheel} \\
     && rm -r /tmp/lifedeploy \\

@@ -10,20 +10,18 @@ from lifedeploy.engines.base import Engine
 from lifedeploy.errors import UsageError
 from lifedeploy.serving.wheel import NAME
 
-# What `predict`, `inspect` and the servers import, beside the runtime of an engine: no torch, no timm.
-RUNTIME = ("numpy", "pillow", "msgspec", "typer", "rich", "onnx", "onnx-ir")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^]]*)\])?[^;]*(?:;(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
 
-def pinned(engine: type[Engine], more: tuple[str, ...] = ()) -> dict[str, str]:
-    """Distribution → version: all that is needed to run ``engine``, and ``more``, with what these need.
+def pinned(engine: type[Engine]) -> dict[str, str]:
+    """Distribution → version: all that lifedeploy needs to run ``engine``, without torch, and what these need.
 
     Raises:
         UsageError: one is not installed here, so that no version of it is known to work.
     """
     pins: dict[str, str] = {}
-    waiting = [(name, frozenset[str]()) for name in (*RUNTIME, *_runtimes(engine), *more)]
+    waiting = list(_needed(metadata.distribution(NAME), frozenset({engine.extra}), all_of_it=True))
     seen = set(waiting)
     while waiting:
         name, extras = waiting.pop()
@@ -41,15 +39,10 @@ def pinned(engine: type[Engine], more: tuple[str, ...] = ()) -> dict[str, str]:
     return dict(sorted(pins.items()))
 
 
-def _runtimes(engine: type[Engine]) -> list[str]:
-    """The distributions of an engine's runtime: of its extra the one that is called like it, or else all of them."""
-    required = metadata.distribution(NAME).requires or ()
-    names = [name for name, _, condition in map(_parsed, required) if engine.extra in _EXTRA.findall(condition)]
-    return [name for name in names if name == engine.name] or names
-
-
-def _needed(distribution: metadata.Distribution, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
-    """What a distribution needs with these extras, as far as it is there.
+def _needed(
+    distribution: metadata.Distribution, extras: frozenset[str], *, all_of_it: bool = False
+) -> Iterator[tuple[str, frozenset[str]]]:
+    """What a distribution needs with these extras, as far as it is there; or ``all_of_it``.
 
     Conditions on the Python or the system are not evaluated: here they were met when it was installed, or else what
     they are about is not here, or here for another reason, and does no harm.
@@ -59,11 +52,16 @@ def _needed(distribution: metadata.Distribution, extras: frozenset[str]) -> Iter
         wanted = _EXTRA.findall(condition)
         if wanted and not extras & set(wanted):
             continue
-        try:
-            metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        yield _normal(name), asked
+        if all_of_it or _is_there(name):
+            yield _normal(name), asked
+
+
+def _is_there(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _parsed(requirement: str) -> tuple[str, frozenset[str], str]:

@@ -182,7 +182,7 @@ def _backend_parameters(served: Served, backend: str) -> dict[str, str]:
 def copy(served: Served, folder: Path) -> None:
     """The engine with its manifest, so that it is opened as any other is: after its hashes were compared."""
     artifact = served.artifact
-    shutil.copyfile(artifact.manifest_path, folder / artifact.manifest_path.name)
+    shutil.copyfile(artifact.manifest_path, folder / "model.json")  # of dense and first-k it has another name
     for path in artifact.files:
         shutil.copyfile(path, folder / path.name)
 

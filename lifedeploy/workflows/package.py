@@ -156,7 +156,7 @@ def _warnings(served: Served, request: PackageRequest) -> tuple[str, ...]:
     lines = []
     if served.target.weights == RANDOM_WEIGHTS:
         lines.append(f"{served.artifact.path} has random weights: any class it named would be made up")
-    if request.bench is None and request.target == "triton":
+    if request.bench is None and request.target != "docker":
         lines.append("batches, delay and instances are not measured: --bench FILE takes a report of lifedeploy bench")
     return tuple(lines)
 

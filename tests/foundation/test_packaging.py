@@ -59,7 +59,7 @@ def test_the_two_onnxruntimes_never_meet(extra):
 
 
 def test_full_is_all_but_runtimes_and_tools():
-    assert brought("full") == set().union(*(brought(extra) for extra in OTHERS - {"dev"}))
+    assert brought("full") == set().union(*(brought(extra) for extra in OTHERS - {"serve", "kserve", "dev"}))
 
 
 @pytest.mark.parametrize("extra", optional.EXTRAS)

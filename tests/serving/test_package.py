@@ -18,7 +18,8 @@ from lifedeploy.serving import pbtxt, record, triton
 from lifedeploy.serving.pbtxt import Word
 from lifedeploy.serving.plan import usual
 from lifedeploy.serving.served import Served, largest_batch, require_servable
-from lifedeploy.targets.target import of_artifact
+from lifedeploy.targets.find import find
+from lifedeploy.targets.target import of_artifact, target_of
 from tests.serving.conftest import Packages
 from tests.serving.triton import python, require_environment
 
@@ -252,6 +253,15 @@ def test_bad_input_leaves_nothing(workspace: Path, lifedeploy, words: tuple[str,
     assert ended.code == code, ended.err
     assert said in ended.lines[0]
     assert not out.exists()
+
+
+def test_the_baseline_can_be_served_too(workspace: Path, lifedeploy) -> None:
+    dense = engine_of(workspace, "openvino").manifest_path.with_name("dense.json")
+    out = workspace.parent / "repo"
+    ended = lifedeploy("package", dense, "--for", "triton", "-o", out)
+    assert ended.code == 0, ended.err
+    target = target_of(find(out / "test_vit_dense" / "1" / "model.json"))
+    assert (target.method, target.path.name) == ("dense", "dense.xml")
 
 
 def test_an_engine_that_did_not_pass_its_gate_is_not_packaged(workspace: Path, lifedeploy) -> None:
