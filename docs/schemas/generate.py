@@ -15,12 +15,18 @@ import msgspec
 
 from lifedeploy.files import readable_json
 from lifedeploy.manifest import REQUIRED, SCHEMA, Manifest
+from lifedeploy.serving.record import PackageRecord
 from lifedeploy.spec import ModelSpec
 from lifedeploy.training.config import TrainConfig
 
 HERE = Path(__file__).parent
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-TYPES: dict[str, type] = {"manifest": Manifest, "model": ModelSpec, "train-config": TrainConfig}
+TYPES: dict[str, type] = {
+    "manifest": Manifest,
+    "model": ModelSpec,
+    "train-config": TrainConfig,
+    "package": PackageRecord,
+}
 
 
 def schemas() -> dict[str, dict[str, Any]]:

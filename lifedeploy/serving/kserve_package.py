@@ -14,13 +14,11 @@ from lifedeploy.engines.device import DeviceEngine
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.files import compact_json, write_text
 from lifedeploy.serving import record as records
-from lifedeploy.serving.plan import Plan
 from lifedeploy.serving.served import Served
 from lifedeploy.serving.triton import copy
 from lifedeploy.targets.find import ModelFile
 from lifedeploy.targets.target import target_of
 from lifedeploy.text import printable
-from lifedeploy.typed import described
 
 MODEL = "model"  # the folder of the engine in a package
 _MOUNT = "/mnt/models"  # where KServe puts what STORAGE_URI names
@@ -142,5 +140,4 @@ def opened(folder: Path) -> Served:
         )
     artifact = Artifact.read(manifests[0])
     target = target_of(ModelFile.of(artifact))
-    plan = described(record.plan, Plan, f"the plan in {folder / records.NAME}")
-    return Served(name=record.models[0], target=target, artifact=artifact, plan=plan, top=record.top)
+    return Served(name=record.models[0], target=target, artifact=artifact, plan=record.plan, top=record.top)

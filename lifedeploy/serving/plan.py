@@ -10,10 +10,12 @@ from typing import Annotated
 from msgspec import Meta
 
 from lifedeploy.errors import ArtifactError
-from lifedeploy.limits import MOST_IN_BATCH, MOST_STREAMS, require_within
+from lifedeploy.limits import MOST_BATCHES, MOST_IN_BATCH, MOST_STREAMS, require_within
 from lifedeploy.reading import read_json
+from lifedeploy.typed import BatchSize
 
 USUAL_MAX_BATCH = 8  # where neither a profile nor a measurement says more
+_LONGEST_US = 60_000_000  # that a request waits
 _NEAR = 0.95  # of the best speed: a smaller batch that has as much is preferred, since it is there earlier
 _WORTH = 1.03  # times the speed of one request at a time: several in flight are worth as many copies of the model
 
@@ -22,10 +24,12 @@ _WORTH = 1.03  # times the speed of one request at a time: several in flight are
 class Plan:
     """How a server asks a model."""
 
-    max_batch: int
-    preferred: tuple[int, ...]
-    delay_us: int = 0  # how long a request may wait for others to fill a preferred batch
-    instances: int = 1  # copies of the model, which share the cores
+    max_batch: BatchSize
+    preferred: Annotated[tuple[BatchSize, ...], Meta(max_length=MOST_BATCHES)]
+    delay_us: Annotated[int, Meta(ge=0, le=_LONGEST_US)] = (
+        0  # how long a request may wait for others to fill a preferred batch
+    )
+    instances: Annotated[int, Meta(ge=1, le=MOST_STREAMS)] = 1  # copies of the model, which share the cores
     measured: str = ""  # the report that this was read off; '': nothing was measured
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from lifedeploy.artifact import Artifact
 from lifedeploy.errors import ArtifactError
 from lifedeploy.files import now, sha256, write_json
 from lifedeploy.reading import foreign, read_json, require_regular
+from lifedeploy.serving.plan import Plan
 from lifedeploy.text import quoted
 from lifedeploy.typed import Digest, Name, Text
 
@@ -46,7 +47,7 @@ class PackageRecord:
     engine: Name
     precision: Name
     backend: Name
-    plan: dict[str, Any] = field(default_factory=dict)
+    plan: Plan
     top: Annotated[int, Meta(ge=0)] = 0  # classes that are named for each image
     needs: dict[Name, Text] = field(default_factory=dict)  # what has to be on the server, and which version of it
     sources: tuple[SourceRecord, ...]

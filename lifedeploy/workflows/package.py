@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lifedeploy import __version__
 from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.engines import registry
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.optional import versions
 from lifedeploy.progress import Say, silent
@@ -76,7 +77,10 @@ def package(request: PackageRequest, workspace: Workspace, say: Say = silent) ->
         UsageError: the server cannot have this engine in this way.
     """
     _require_free(request.out, force=request.force)
-    with in_use(select.for_packaging(request.model, request.engine, workspace).folder):
+    folder = select.for_packaging(request.model, request.engine, workspace).folder
+    if folder.resolve().is_relative_to(request.out.resolve()):
+        raise UsageError(f"{request.out}/ holds {folder}/, which is to be packaged: its package would replace it")
+    with in_use(folder):
         return _package(request, workspace, say)
 
 
@@ -97,7 +101,7 @@ def _package(request: PackageRequest, workspace: Workspace, say: Say) -> Package
                 engine=served.target.engine.name,
                 precision=served.target.precision,
                 backend=backend if request.target == "triton" else request.target,
-                plan=asdict(served.plan),
+                plan=served.plan,
                 top=served.top,
                 needs=needs,
                 sources=tuple(map(records.source_of, _sources(artifact))),
@@ -108,9 +112,15 @@ def _package(request: PackageRequest, workspace: Workspace, say: Say) -> Package
 
 def _served(request: PackageRequest, artifact: Artifact) -> Served:
     """The model as the server is to have it; it passed its gate."""
+    if artifact.manifest.kind == "calibrated":
+        raise UsageError(
+            f"{artifact.path} is a calibrated graph, and no engine yet",
+            hint=f"lifedeploy build-engine {artifact.export.folder} --{artifact.precision}",
+        )
     if artifact.manifest.kind == "engine":
         require_current(artifact)
         require_passed(artifact)
+    registry.verify(artifact)
     target = of_artifact(artifact)
     require_servable(target)
     spec = artifact.manifest.spec
@@ -124,7 +134,7 @@ def _served(request: PackageRequest, artifact: Artifact) -> Served:
     else:
         plan = plans.measured(request.bench, target.engine.name, target.precision, target.method, most)
     if request.instances is not None:
-        plan = plans.Plan(**{**asdict(plan), "instances": request.instances})
+        plan = replace(plan, instances=request.instances)
     return Served(name=name_of(artifact, request.name), target=target, artifact=artifact, plan=plan, top=request.top)
 
 

@@ -120,6 +120,17 @@ def test_inspect_and_doctor_say_what_is_there(bare, lifedeploy, folder):
     assert engines["torch"]["availability"]["hint"] == "pip install 'lifedeploy[export]'"
 
 
+@pytest.mark.parametrize("server", ["triton", "docker"])
+def test_an_engine_is_packaged(bare, folder, server):
+    ended = bare("package", folder, "--for", server, "--engine", "onnxruntime", "--backend", "python", "-o", "package")
+    if server == "docker":
+        assert (ended.code, ended.lines[0]) == (2, "error: --backend is of Triton, and this is for docker")
+        ended = bare("package", folder, "--for", server, "--engine", "onnxruntime", "-o", "package")
+    assert ended.code == 0, ended.err
+    found = json.loads(bare("inspect", "package", "--json", "-").out)["package"]
+    assert (found["target"], found["engine"]) == (server, "onnxruntime")
+
+
 def test_engines_that_compile_what_was_exported_are_built(bare, folder):
     ended = bare("build-engine", folder, "--engine", "onnxruntime", "--force")
     assert ended.code == 0, ended.err
@@ -139,6 +150,7 @@ def test_engines_that_compile_what_was_exported_are_built(bare, folder):
         (("inspect", "{folder}/weights.safetensors"), "export"),
         (("verify", "{folder}", "{folder}/weights.safetensors"), "export"),
         (("evaluate", "{folder}", "--data", "hfds/somebody/something"), "datasets"),
+        (("verify", "{folder}", "grpc://127.0.0.1:1/model"), "serve"),
     ],
     ids=lambda value: " ".join(map(str, value[:1])) if isinstance(value, tuple) else value,
 )

@@ -255,6 +255,15 @@ def test_bad_input_leaves_nothing(workspace: Path, lifedeploy, words: tuple[str,
     assert not out.exists()
 
 
+def test_what_is_packaged_is_not_replaced_by_its_package(workspace: Path, lifedeploy) -> None:
+    export = Workspace(workspace).latest_export().folder
+    for out in (export, export.parent, engine_of(workspace, "openvino").folder):
+        ended = lifedeploy("package", "--for", "triton", "-e", "openvino", "-o", out, "--force")
+        assert ended.code == 2
+        assert "which is to be packaged" in ended.lines[0]
+    assert (export / "model.onnx").is_file()
+
+
 def test_the_baseline_can_be_served_too(workspace: Path, lifedeploy) -> None:
     dense = engine_of(workspace, "openvino").manifest_path.with_name("dense.json")
     out = workspace.parent / "repo"
