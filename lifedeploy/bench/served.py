@@ -48,7 +48,8 @@ class ServedReport:
     url: str
     server: str
     model: str
-    engine: str  # and its precision
+    engine: str  # without a server, and its precision
+    same_engine: bool  # whether the server says that this is what it has; else it says nothing
     method: str
     rows: tuple[ServedRow, ...]
     parameters: dict[str, str] = field(default_factory=dict)  # what the server's configuration says of the model

@@ -224,6 +224,7 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     """TensorRT behind ONNX Runtime. It builds its engine when a lane is made, and keeps it for the next time."""
 
     name: ClassVar[str] = "onnxruntime-tensorrt"
+    triton_backend: ClassVar[str] = "python"  # Triton's own would have to be told of the provider
     takes: ClassVar[tuple[str, ...]] = (*OnnxRuntime.takes, "remainder")
     attentions: ClassVar[tuple[str, ...]] = STANDARD_ATTENTIONS  # what TensorRT cannot read, others would compute
     fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {}
@@ -264,6 +265,7 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
     """TensorRT for RTX behind ONNX Runtime, as NVIDIA's plug-in. It takes sm86, sm89, sm120 and later: no Hopper."""
 
     name: ClassVar[str] = "onnxruntime-tensorrt-rtx"
+    triton_backend: ClassVar[str] = "python"
     takes: ClassVar[tuple[str, ...]] = OnnxRuntimeTensorRT.takes
     attentions: ClassVar[tuple[str, ...]] = STANDARD_ATTENTIONS
     fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {}

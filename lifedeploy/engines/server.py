@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,10 +13,14 @@ import numpy as np
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines.base import Availability, BuildJob, Built, Engine, EngineOptions, PrecisionPlan
 from lifedeploy.engines.lanes import Array, FreshLane, Lane, buffers, require_feeds
-from lifedeploy.engines.wire import TYPES, ServedTensor, Wire, address_of, connect
+from lifedeploy.engines.wire import TYPES, ServedTensor, Wire, address_of, connect, require_told
 from lifedeploy.errors import EngineError, EngineInputError, UsageError
+from lifedeploy.kept import is_kept_name
 from lifedeploy.optional import installed, pip_line
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME
 from lifedeploy.text import quoted
+
+_TOLD = (SCORES_NAME, GROUPS_NAME)
 
 
 class Server(Engine):
@@ -46,34 +51,38 @@ class Server(Engine):
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._mine = threading.local()  # clients of HTTP are of one thread
-        self._wires: list[Wire] = []
-        model = self._wire().describe()
-        if model.takes_files:
-            self._close()
-            raise EngineError(
-                f"{self._address.url} takes the bytes of image files, and this asks with prepared images",
-                hint="name the model itself; lifedeploy verify asks an ensemble, with photographs",
-            )
-        self._most = model.max_batch
-        outputs = tuple(_spec(tensor, self._address.url) for tensor in model.outputs)
-        given = {spec.name for spec in outputs}
-        missing = next((tap for tap in self.options.taps if tap not in given), None)
-        if missing is not None:
-            raise EngineError(f"{self._address.url} does not give {missing}; it gives {', '.join(sorted(given))}")
-        return tuple(_spec(tensor, self._address.url) for tensor in model.inputs), outputs
+        self._wires = ExitStack()
+        with ExitStack() as until_open:
+            until_open.callback(self._wires.close)
+            model = self._wire().describe()
+            if model.takes_files:
+                raise EngineError(
+                    f"{self._address.url} takes the bytes of image files, and this asks with prepared images",
+                    hint="name the model itself; lifedeploy verify asks an ensemble, with photographs",
+                )
+            self._most = model.max_batch
+            # Logits first, by contract; some servers sort by name, and what a model tells beside them has known names.
+            told = sorted(model.outputs, key=lambda tensor: is_kept_name(tensor.name) or tensor.name in _TOLD)
+            outputs = tuple(_spec(tensor, self._address.url) for tensor in told)
+            given = {spec.name for spec in outputs}
+            missing = next((tap for tap in self.options.taps if tap not in given), None)
+            if missing is not None:
+                raise EngineError(f"{self._address.url} does not give {missing}; it gives {', '.join(sorted(given))}")
+            inputs = tuple(_spec(tensor, self._address.url) for tensor in model.inputs)
+            until_open.pop_all()
+        return inputs, outputs
 
     def _close(self) -> None:
-        for wire in self._wires:
-            wire.close()
-        self._wires.clear()
+        self._wires.close()
 
     def _wire(self) -> Wire:
         """This thread's connection."""
         if not hasattr(self._mine, "wire"):
-            self._mine.wire = connect(self._address)
-            self._wires.append(self._mine.wire)
-        wire: Wire = self._mine.wire
-        return wire
+            wire = connect(self._address)
+            self._wires.callback(wire.close)
+            self._mine.wire = wire
+        held: Wire = self._mine.wire
+        return held
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         images = len(next(iter(feeds.values())))
@@ -83,21 +92,11 @@ class Server(Engine):
         for begin in range(0, images, step):
             part = {name: array[begin : begin + step] for name, array in feeds.items()}
             answer = wire.infer(wire.request(part, names))
-            self._require_told(answer, min(step, images - begin))
+            for spec in self.outputs:
+                told = (min(step, images - begin), *spec.shape[1:])
+                require_told(self._address.url, answer[spec.name], spec.name, spec.dtype, told)
             parts.append(answer)
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-    def _require_told(self, answer: Mapping[str, Array], batch: int) -> None:
-        """Hold an answer against what the server told of it: it is somebody else's."""
-        for spec in self.outputs:
-            array = answer[spec.name]
-            shape = (batch, *spec.shape[1:])
-            fits = array.ndim == len(shape) and all(
-                want in (None, have) for want, have in zip(shape, array.shape, strict=True)
-            )
-            if not fits or array.dtype.name != spec.dtype:
-                told = f"it told of {spec.dtype} {shape}"
-                raise EngineError(f"{self._address.url} gave {spec.name} as {array.dtype} {array.shape}; {told}")
 
     def _lane(self, batch: int) -> Lane:
         if self._most is not None and batch > self._most:

@@ -28,6 +28,7 @@ TYPES = {
 }  # fmt: skip
 _WORDS = {name: wire for wire, name in TYPES.items()}
 BYTES = "BYTES"
+_NOT_REACHED = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 _PATIENCE_S = 60.0  # for one answer
 
 
@@ -48,7 +49,7 @@ class Address:
 
 def is_url(text: str) -> bool:
     """Whether something is meant as an address, not as a path."""
-    return "://" in text
+    return text.partition(":")[0] in SCHEMES and text.partition(":")[2].startswith("/")
 
 
 def address_of(url: str) -> Address:
@@ -64,13 +65,15 @@ def address_of(url: str) -> Address:
         parts, port = urlsplit(""), None
     model = _MODEL.fullmatch(parts.path.lstrip("/"))
     plain = not (parts.query or parts.fragment or parts.username or parts.password)
+    plain = plain and port != 0
     if parts.scheme not in SCHEMES or not parts.hostname or model is None or not plain or not url.isprintable():
         raise UsageError(
             f"{quoted(url)} is no address of a model; expected http://HOST:PORT/MODEL, or https, grpc, grpcs"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    usual = {"http": 80, "https": 443, "grpc": 80, "grpcs": 443}[parts.scheme]
-    return Address(url, parts.scheme, f"{host}:{port or usual}", model[1])
+    if port is None:
+        port = {"http": 80, "https": 443, "grpc": 80, "grpcs": 443}[parts.scheme]
+    return Address(url, parts.scheme, f"{host}:{port}", model[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,10 @@ class ServedModel:
     # Of Triton alone, which has them as an extension of the protocol.
     max_batch: int | None = None
     parameters: dict[str, str] = field(default_factory=dict)
+
+    def logits(self, name: str) -> ServedTensor | None:
+        """The output of that name, which is what a model of ours calls its logits; else the first one."""
+        return next((tensor for tensor in self.outputs if tensor.name == name), next(iter(self.outputs), None))
 
     @property
     def takes_files(self) -> bool:
@@ -139,12 +146,13 @@ class Wire(ABC):
         Raises:
             EngineError: it cannot be reached, does not have the model, or tells what cannot be.
         """
+        patience = self._patience()
         with foreign(f"what {self.address.url} tells of itself", EngineError):
-            server = self._facts(self._asked(self._client.get_server_metadata))
-            model = self._facts(self._asked(self._client.get_model_metadata, self.address.model))
+            server = self._facts(self._asked(self._client.get_server_metadata, **patience))
+            model = self._facts(self._asked(self._client.get_model_metadata, self.address.model, **patience))
             config: dict[str, Any] = {}
             if "model_configuration" in (server.get("extensions") or ()):
-                config = self._facts(self._asked(self._client.get_model_config, self.address.model))
+                config = self._facts(self._asked(self._client.get_model_config, self.address.model, **patience))
                 config = config.get("config", config)
             most = int(config.get("max_batch_size") or 0)
             parameters = {
@@ -156,16 +164,19 @@ class Wire(ABC):
                 version=",".join(map(str, model.get("versions") or ())),
                 inputs=tuple(map(_tensor, model.get("inputs") or ())),
                 outputs=tuple(map(_tensor, model.get("outputs") or ())),
-                max_batch=most or None,
+                max_batch=most if most > 0 else None,
                 parameters=parameters,
             )
 
     def formed(self) -> dict[int, int]:
         """Batch size → how many batches of it the server has formed so far; empty where it does not tell."""
+        named = self._patience()
         try:
-            answer = self._facts(self._asked(self._client.get_inference_statistics, self.address.model))
-        except ServerError:
-            return {}
+            answer = self._facts(self._asked(self._client.get_inference_statistics, self.address.model, **named))
+        except ServerError as error:
+            if error.status in _NOT_REACHED:
+                raise
+            return {}  # it has no such extension
         counts: dict[int, int] = {}
         with foreign(f"what {self.address.url} tells of its batches", EngineError):
             for model in answer.get("model_stats") or ():
@@ -252,6 +263,18 @@ class GrpcWire(Wire):
 
     def _patience(self) -> dict[str, Any]:
         return {"client_timeout": _PATIENCE_S}
+
+
+def require_told(url: str, array: Array, name: str, dtype: str, shape: Sequence[int | None]) -> None:
+    """Hold an array of an answer against what was told of it: it is somebody else's.
+
+    Raises:
+        EngineError: it is of another type or shape.
+    """
+    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+    if not fits or array.dtype.name != dtype:
+        told = f"{dtype} {tuple(shape)}"
+        raise EngineError(f"{url} gave {name} as {array.dtype} {array.shape}, and {told} was to come")
 
 
 def connect(address: Address) -> Wire:

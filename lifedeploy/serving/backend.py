@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lifedeploy.engines.lanes import Array
-from lifedeploy.errors import LifedeployError
+from lifedeploy.errors import EngineInputError, LifedeployError
 from lifedeploy.reading import read_json
 from lifedeploy.serving.batching import Batcher
 from lifedeploy.serving.images import best_classes, prepared
+from lifedeploy.serving.plan import Plan
+from lifedeploy.serving.served import smallest_batch
 from lifedeploy.spec import PreprocessSpec
 from lifedeploy.targets.find import find
 from lifedeploy.targets.target import target_of
@@ -85,7 +85,10 @@ class Model(_Role):
     def _open(self) -> None:
         target = target_of(find(self.folder / "model.json"))
         self._stack = ExitStack()
-        self._batcher = self._stack.enter_context(Batcher(target, self.max_batch, self.instances))
+        preferred = self.config.get("dynamic_batching", {}).get("preferred_batch_size", ())
+        plan = Plan(max_batch=self.max_batch, preferred=tuple(preferred), instances=self.instances)
+        smallest = smallest_batch(target.artifact) if target.artifact else 1
+        self._batcher = self._stack.enter_context(Batcher(target, plan, smallest=smallest))
 
     def execute(self, requests: Requests) -> list[Any]:
         """An answer for each request."""
@@ -99,11 +102,9 @@ class Model(_Role):
             part = {name: answer[begin : begin + len(array)] for name, answer in answers.items()}
             begin += len(array)
             try:
-                self._batcher.require_finite(part[self.outputs[0]])
+                self._batcher.require_finite(part[self.outputs[0]], array)
             except LifedeployError as error:
-                finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
-                message = error.message if finite else f"{self.inputs[0]} holds NaN or infinity"
-                responses.append(self.refusal(message, bad_request=not finite))
+                responses.append(self.refusal(error.message, bad_request=isinstance(error, EngineInputError)))
             else:
                 responses.append(self.response(part))
         return responses
@@ -119,13 +120,14 @@ class Preprocess(_Role):
     def _open(self) -> None:
         self._spec = described(json.loads(self.parameter("preprocess")), PreprocessSpec, "the parameter preprocess")
         self._in_graph = json.loads(self.parameter("in_graph")) is True
+        self._dtype = self.parameter("dtype")
 
     def execute(self, requests: Requests) -> list[Any]:
         """An answer for each request; damaged bytes cost theirs alone."""
         return self.each(requests, lambda files: {self.outputs[0]: self._prepared(files)})
 
     def _prepared(self, files: Array) -> Array:
-        return prepared(list(_bytes(files)), self._spec, in_graph=self._in_graph)
+        return prepared(list(_bytes(files)), self._spec, in_graph=self._in_graph, dtype=self._dtype)
 
 
 class Classes(_Role):

@@ -16,6 +16,7 @@ from lifedeploy.serving.triton import copy
 from lifedeploy.text import printable
 
 _DOCKERFILE = """\
+# An image of lifedeploy, without torch, for
 # {what}
 #
 #   docker build -t {tag} .

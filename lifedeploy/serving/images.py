@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lifedeploy.data.formats import require_plausible
 from lifedeploy.data.preprocess import decode_image, model_input, to_pixels
@@ -13,15 +14,14 @@ from lifedeploy.engines.lanes import Array
 from lifedeploy.spec import PreprocessSpec
 
 
-def prepared(files: Sequence[bytes], spec: PreprocessSpec, *, in_graph: bool) -> Array:
-    """Image files as they go into the model, by the same code that every other command takes.
+def prepared(files: Sequence[bytes], spec: PreprocessSpec, *, in_graph: bool, dtype: str) -> Array:
+    """Image files as they go into the model, by the same code that every other command takes; ``dtype`` is its own.
 
     Raises:
         ImageError: one of them is no image that is opened; with its place.
     """
-    return model_input(
-        np.stack([_pixels(f"image {n}", data, spec) for n, data in enumerate(files)]), spec, in_graph=in_graph
-    )
+    pixels = np.stack([_pixels(f"image {place}", data, spec) for place, data in enumerate(files)])
+    return model_input(pixels, spec, in_graph=in_graph).astype(dtype, copy=False)
 
 
 def best_classes(logits: Array, top: int, names: Sequence[str]) -> tuple[Array, Array]:
@@ -34,6 +34,6 @@ def best_classes(logits: Array, top: int, names: Sequence[str]) -> tuple[Array, 
     return np.array(named, dtype=np.object_), shares
 
 
-def _pixels(name: str, data: bytes, spec: PreprocessSpec) -> Array:
+def _pixels(name: str, data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
     require_plausible(len(data), name)
     return to_pixels(decode_image(io.BytesIO(data), name), spec)

@@ -17,7 +17,7 @@ from kserve.errors import InvalidInput
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines.lanes import Array
 from lifedeploy.engines.wire import BYTES, TYPES
-from lifedeploy.errors import ImageError
+from lifedeploy.errors import EngineInputError, ImageError
 from lifedeploy.serving.images import best_classes, prepared
 from lifedeploy.serving.kserve_package import images_name
 from lifedeploy.serving.served import Served
@@ -80,7 +80,10 @@ class EngineModel(Model):
         return wanted
 
     async def _answered(self, images: Array) -> Mapping[str, Array]:
-        parts = await asyncio.gather(*map(asyncio.wrap_future, self._workers.ask(images)))
+        try:
+            parts = await asyncio.gather(*map(asyncio.wrap_future, self._workers.ask(images)))
+        except EngineInputError as error:
+            raise InvalidInput(error.message) from error
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -110,11 +113,14 @@ class ImagesModel(EngineModel):
 
     def _prepared(self, files: Array) -> Array:
         contents: Sequence[Any] = files.reshape(-1).tolist()
+        most = self.served.plan.max_batch
+        if len(contents) > most:  # a file of a few bytes may be millions of pixels
+            raise InvalidInput(f"{len(contents)} files were sent; at most {most} are taken in a request")
         if not all(isinstance(content, bytes) for content in contents):
             raise InvalidInput(f"{IMAGE} is text, as JSON holds it; send the bytes of files as binary data, or by gRPC")
         in_graph = self.served.artifact.manifest.graph.with_preprocess
         try:
-            return prepared(contents, self._spec.preprocess, in_graph=in_graph)
+            return prepared(contents, self._spec.preprocess, in_graph=in_graph, dtype=self.served.input.dtype)
         except ImageError as error:
             raise InvalidInput(error.message) from error
 
@@ -135,14 +141,15 @@ def _given(request: InferRequest, told: Metadata) -> Array:
     if len(request.inputs) != 1:
         raise InvalidInput(f"{len(request.inputs)} inputs were sent; {expected}")
     (given,) = request.inputs
-    have = list(given.shape)
+    have = list(given.shape) if isinstance(given.shape, (list, tuple)) else []
     fits = (
         (given.name, given.datatype) == (told["name"], told["datatype"])
-        and all(isinstance(size, int) and size > 0 for size in have)
-        and [want if want >= 0 else have[:1][0] for want in told["shape"]] == have
+        and len(have) == len(told["shape"])
+        and all(type(size) is int and size > 0 for size in have)
+        and all(want in (-1, size) for want, size in zip(told["shape"], have, strict=True))
     )
     if not fits:
-        sent = f"{given.name}: {given.datatype} {have}"
+        sent = f"{given.name}: {given.datatype} {given.shape}"
         raise InvalidInput(f"the input sent is {shortened(sent)}; {expected}")
     try:
         array: Array = given.as_numpy()

@@ -133,11 +133,6 @@ def opened(folder: Path) -> Served:
             hint="lifedeploy package --for kserve",
         )
     records.check(folder, record)
-    manifests = sorted((folder / MODEL).glob("*.json"))
-    if len(manifests) != 1:
-        raise ArtifactError(
-            f"{folder / MODEL}/ holds {len(manifests)} manifests; expected one", hint="package it again"
-        )
-    artifact = Artifact.read(manifests[0])
+    artifact = Artifact.read(folder / MODEL / "model.json")
     target = target_of(ModelFile.of(artifact))
     return Served(name=record.models[0], target=target, artifact=artifact, plan=record.plan, top=record.top)

@@ -16,7 +16,7 @@ from lifedeploy.reading import foreign
 from lifedeploy.serving.served import Served
 from lifedeploy.text import printable
 
-_OPENS = (".xml", ".onnx")
+_OPENS = (".xml",)  # what ONNX Runtime has optimised holds operators of its own, and passed its gate there
 # Precision → OpenVINO's word. A quantised graph's remainder is left to the server's processor, as our engine does it.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 

@@ -47,5 +47,10 @@ def _scalar(value: bool | int | float | str) -> str:
     if isinstance(value, Word):
         return str(value)
     if isinstance(value, str):
-        return '"' + "".join(_ESCAPES.get(letter, letter) for letter in value) + '"'
+        return '"' + "".join(_ESCAPES.get(letter) or _plain(letter) for letter in value) + '"'
     return repr(value)
+
+
+def _plain(letter: str) -> str:
+    """A letter, or the octal numbers of the bytes of one that ends a line or shows nothing."""
+    return letter if letter.isprintable() else "".join(f"\\{byte:03o}" for byte in letter.encode())

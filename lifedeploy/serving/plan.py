@@ -12,6 +12,7 @@ from msgspec import Meta
 from lifedeploy.errors import ArtifactError
 from lifedeploy.limits import MOST_BATCHES, MOST_IN_BATCH, MOST_STREAMS, require_within
 from lifedeploy.reading import read_json
+from lifedeploy.targets.target import Target
 from lifedeploy.typed import BatchSize
 
 USUAL_MAX_BATCH = 8  # where neither a profile nor a measurement says more
@@ -41,6 +42,7 @@ class Plan:
 class _Row:
     """What of a benchmark's row is of use here."""
 
+    model: str
     engine: str
     precision: str
     method: str
@@ -67,8 +69,8 @@ def usual(most: int) -> Plan:
     return Plan(max_batch=most, preferred=tuple(sizes_up_to(most)))
 
 
-def measured(report: Path, engine: str, precision: str, method: str, most: int) -> Plan:
-    """What a report of ``lifedeploy bench --json`` says of an engine.
+def measured(report: Path, target: Target, most: int) -> Plan:
+    """What a report of ``lifedeploy bench --json`` says of an engine, up to batches of ``most``.
 
     Preferred are the smallest batch that has 95 % of the best speed, and those above it that were measured. A request
     waits at most as long as a batch saves on one image: what waiting costs is then never more than what it may win.
@@ -77,16 +79,16 @@ def measured(report: Path, engine: str, precision: str, method: str, most: int) 
     Raises:
         ArtifactError: it is no such report, or says nothing of this engine.
     """
+    engine, precision = target.engine.name, target.precision
+    wanted = (target.name, engine, precision, target.method)
     rows = [
         row
         for row in read_json(report, _Report).rows
-        if (row.engine, row.precision, row.method) == (engine, precision, method)
-        and row.with_copies
-        and row.batch <= most
+        if (row.model, row.engine, row.precision, row.method) == wanted and row.with_copies and row.batch <= most
     ]
     if not rows:
         raise ArtifactError(
-            f"{report} says nothing of {method} on {engine} {precision} at a batch up to {most}",
+            f"{report} says nothing of {target.name} on {engine} {precision} at a batch up to {most}",
             hint=f"lifedeploy bench --engine {engine}:{precision} --mode latency --mode throughput --json {report}",
         )
     singly, at_once = ([row for row in rows if row.mode == mode] for mode in ("latency", "throughput"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -12,7 +13,7 @@ from msgspec import Meta
 from lifedeploy import __version__
 from lifedeploy.artifact import Artifact
 from lifedeploy.errors import ArtifactError
-from lifedeploy.files import now, sha256, write_json
+from lifedeploy.files import compact_json, now, sha256, write_json
 from lifedeploy.reading import foreign, read_json, require_regular
 from lifedeploy.serving.plan import Plan
 from lifedeploy.text import quoted
@@ -26,11 +27,11 @@ _MOST_FILES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """An export or engine that a package was made of; ``path`` is where its manifest was."""
+    """An export, a calibrated graph or an engine that a package was made of; ``path`` is where its manifest was."""
 
     path: Text
     what: Text
-    sha256: Digest  # of its main file
+    sha256: Digest  # of the digests of its files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,9 @@ class PackageRecord:
     target: Literal["triton", "ovms", "kserve", "docker"]
     created: Text = field(default_factory=now)
     version: Text = __version__  # of lifedeploy
-    models: tuple[Name, ...]  # as the server calls them; the model itself first
+    models: Annotated[
+        tuple[Name, ...], Meta(min_length=1, max_length=16)
+    ]  # as the server calls them; the model itself first
     method: Name
     engine: Name
     precision: Name
@@ -62,7 +65,14 @@ def source_of(artifact: Artifact) -> SourceRecord:
     """What a package says of an artifact that it is made of."""
     what = "export" if artifact.manifest.kind == "model" else artifact.manifest.kind
     path = str(artifact.manifest_path.absolute())
-    return SourceRecord(path=path, what=what, sha256=artifact.manifest.sha256)
+    return SourceRecord(path=path, what=what, sha256=_digest(artifact))
+
+
+def _digest(artifact: Artifact) -> str:
+    """Of the digests of all its files: the weights of an engine may be others where its main file is the same."""
+    manifest = artifact.manifest
+    digests = {**(manifest.engine.files if manifest.engine else {}), manifest.file: manifest.sha256}
+    return hashlib.sha256(compact_json(sorted(digests.items())).encode()).hexdigest()
 
 
 def write(folder: Path, record: PackageRecord) -> PackageRecord:
@@ -109,8 +119,12 @@ def check(folder: Path, record: PackageRecord) -> None:
             raise ArtifactError(
                 f"{path} is not the file that was packaged: its SHA-256 differs", hint="package it again"
             )
+    expected = {parent.as_posix() for place in record.files for parent in PurePosixPath(place).parents}
     strange = sorted(
-        place for path in _files(folder) if (place := path.relative_to(folder).as_posix()) not in record.files
+        place
+        for path in folder.rglob("*")
+        if (place := path.relative_to(folder).as_posix()) not in {*record.files, NAME}
+        and (place not in expected or not path.is_dir() or path.is_symlink())
     )
     if strange:
         more = f" and {len(strange) - 1} more" if strange[1:] else ""
@@ -128,7 +142,7 @@ def outdated(record: PackageRecord) -> tuple[str, ...]:
         if not path.is_file():
             continue
         try:
-            current = Artifact.read(path).manifest.sha256
+            current = _digest(Artifact.read(path))
         except ArtifactError:
             current = ""
         if current != source.sha256:
@@ -137,9 +151,9 @@ def outdated(record: PackageRecord) -> tuple[str, ...]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files and links below, but the record itself and what Python leaves of bytecode."""
+    """All files and links below, but the record itself."""
     for path in sorted(folder.rglob("*")):
-        if (path.is_file() or path.is_symlink()) and path != folder / NAME and "__pycache__" not in path.parts:
+        if (path.is_file() or path.is_symlink()) and path != folder / NAME:
             yield path
 
 

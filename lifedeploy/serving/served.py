@@ -11,7 +11,9 @@ from lifedeploy.serving.plan import USUAL_MAX_BATCH, Plan
 from lifedeploy.targets.target import Target
 from lifedeploy.text import quoted
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # what folders, URLs and servers all take
+_NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+)  # what folders, URLs and servers all take; other names are made of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,11 @@ class Served:
         return self.artifact.manifest.outputs[0]
 
     @property
+    def smallest_batch(self) -> int:
+        """Images that the engine has to be given at least."""
+        return smallest_batch(self.artifact)
+
+    @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What it gives; its kept tokens too, where asking for them leaves the engine as it is."""
         given = self.artifact.manifest.outputs
@@ -53,12 +60,12 @@ def name_of(artifact: Artifact, name: str = "") -> str:
         UsageError: no server takes that name.
     """
     spec = artifact.manifest.spec
-    chosen = name or f"{spec.backbone}_{spec.method}"
-    if not name:
-        chosen = re.sub(r"[^A-Za-z0-9_.-]", "_", chosen)
+    chosen = name or re.sub(r"[^A-Za-z0-9_.-]", "_", f"{spec.backbone}_{spec.method}")
     if not _NAME.fullmatch(chosen):
         raise UsageError(
-            f"--name {quoted(chosen)} is not allowed: expected letters, digits, '_', '-' and '.', at most 128"
+            f"{quoted(chosen)} is no name that a server takes: expected at most 100 letters, digits, '_', '-' and '.', "
+            "a letter or digit first",
+            hint="--name gives another one",
         )
     return chosen
 
@@ -86,8 +93,21 @@ def largest_batch(artifact: Artifact, asked: int | None) -> int:
     manifest = artifact.manifest
     if not manifest.inputs or not manifest.outputs:
         raise ArtifactError(f"{artifact.manifest_path} tells no inputs and outputs", hint="export or build it again")
-    profile = manifest.engine.details.profile.get(manifest.inputs[0].name) if manifest.engine else None
-    built = profile[-1][0] if profile else manifest.graph.batch_size
+    shapes = _profile(artifact)
+    built = shapes[-1][0] if shapes else manifest.graph.batch_size
     if asked is not None and built is not None and asked > built:
         raise UsageError(f"--max-batch {asked} is more than the {built} images that {artifact.path} was built for")
     return asked or built or USUAL_MAX_BATCH
+
+
+def smallest_batch(artifact: Artifact) -> int:
+    """Images that the engine has to be given at least: the smallest of its profile."""
+    shapes = _profile(artifact)
+    return shapes[0][0] if shapes else 1
+
+
+def _profile(artifact: Artifact) -> tuple[tuple[int, ...], ...]:
+    """The smallest, usual and largest shape of the images that an engine was built for; none: it was built for any."""
+    manifest = artifact.manifest
+    shapes = manifest.engine.details.profile.get(manifest.inputs[0].name, ()) if manifest.engine else ()
+    return shapes if all(shapes) else ()

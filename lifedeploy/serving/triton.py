@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 from lifedeploy import __version__
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines.device import DeviceEngine
-from lifedeploy.errors import UsageError
+from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.files import compact_json, write_text
+from lifedeploy.machine import cores
 from lifedeploy.serving import pbtxt
 from lifedeploy.serving.pbtxt import Word, entries
 from lifedeploy.serving.record import plain
 from lifedeploy.serving.served import Served
+from lifedeploy.spec import QUANTIZED
+from lifedeploy.targets.target import Target
 from lifedeploy.text import printable
 
 BACKENDS = ("python", "onnxruntime", "openvino", "tensorrt")
@@ -29,11 +33,14 @@ _OPENS = {
     "openvino": ((".xml",), "model.xml"),
     "tensorrt": ((".plan",), "model.plan"),
 }
+_PARTS = (".onnx", ".xml", ".bin", ".plan", ".data", ".weight")  # endings of the files of an engine
 _TYPES = {
     "bool": "BOOL", "uint8": "UINT8", "int8": "INT8", "int32": "INT32", "int64": "INT64", "float16": "FP16",
     "bfloat16": "BF16", "float32": "FP32", "float64": "FP64",
 }  # fmt: skip
 IMAGE, CLASSES, PROBABILITIES = "image", "classes", "probabilities"
+# In the place of Python's folder for bytecode, which would run in the place of the code and which nobody could check.
+_NO_BYTECODE = "A file, so that no bytecode is kept here.\n"
 _CODE = '"""Of lifedeploy; what it does is in lifedeploy.serving.backend."""\n\n' + (
     "from lifedeploy.serving.backend import {role} as TritonPythonModel  # noqa: F401\n"
 )
@@ -42,6 +49,13 @@ _CODE = '"""Of lifedeploy; what it does is in lifedeploy.serving.backend."""\n\n
 def code(role: str) -> str:
     """The ``model.py`` of a role in Triton's Python backend: one import, so that a package holds no code of its own."""
     return _CODE.format(role=role)
+
+
+def usual_backend(target: Target) -> str:
+    """What opens an engine best: Triton's own backend, where it runs the same file in the same way."""
+    # ONNX Runtime computes integers as our sessions tell it to, and its backend in Triton tells it nothing.
+    untold = target.precision in QUANTIZED and target.engine.keeps_graph_precision
+    return "python" if untold else target.engine.triton_backend
 
 
 def require_backend(served: Served, backend: str) -> None:
@@ -59,11 +73,12 @@ def require_backend(served: Served, backend: str) -> None:
             f"Triton's {backend} backend opens {' or '.join(endings)}, and {path} is none",
             hint="--backend python opens every engine",
         )
-    batch = served.input.shape[0]
-    if batch is not None:
+    batch, smallest = served.input.shape[0], served.smallest_batch
+    if batch is not None or smallest > 1:
+        built = f"fixed to batch {batch}" if batch is not None else f"built for {smallest} images and more"
         raise UsageError(
-            f"{path} is fixed to batch {batch}, which Triton's {backend} backend does not fill",
-            hint="--backend python does; or export with a dynamic batch",
+            f"{path} is {built}, and Triton's {backend} backend fills no batch",
+            hint="--backend python does; or build it for smaller batches too",
         )
 
 
@@ -76,21 +91,23 @@ def write(folder: Path, served: Served, backend: str, needs: dict[str, str]) -> 
     require_backend(served, backend)
     spec = served.artifact.manifest.spec
     images = f"{served.name}_images"
-    _model(folder / served.name, served, backend, needs)
+    # Kept tokens that our own code asks an engine for are in no file that Triton's own backends open.
+    given = served.outputs if backend == "python" else served.artifact.manifest.outputs
+    _model(folder / served.name, served, backend, given, needs)
     preprocess = f"{served.name}_preprocess"
     _python(folder / preprocess, "Preprocess", _preprocess(preprocess, served))
     names = [served.name, images, preprocess]
     steps = [
         _step(preprocess, {IMAGE: IMAGE}, {served.input.name: "pixels"}),
-        _step(served.name, {served.input.name: "pixels"}, {output.name: output.name for output in served.outputs}),
+        _step(served.name, {served.input.name: "pixels"}, {output.name: output.name for output in given}),
     ]
-    outputs = [_tensor(output) for output in served.outputs]
+    outputs = [_tensor(output) for output in given]
     if served.top:
         classes = f"{served.name}_classes"
         _python(folder / classes, "Classes", _classes(classes, served))
         write_text(folder / classes / "1" / "classes.json", compact_json(list(spec.classes)))
-        given = {CLASSES: CLASSES, PROBABILITIES: PROBABILITIES}
-        steps.append(_step(classes, {served.logits.name: served.logits.name}, given))
+        named = {CLASSES: CLASSES, PROBABILITIES: PROBABILITIES}
+        steps.append(_step(classes, {served.logits.name: served.logits.name}, named))
         outputs += _class_outputs(served.top)
         names.append(classes)
     (folder / images / "1").mkdir(parents=True)
@@ -102,6 +119,7 @@ def write(folder: Path, served: Served, backend: str, needs: dict[str, str]) -> 
         "output": outputs,
         "ensemble_scheduling": {"step": steps},
         "version_policy": _version(),
+        "parameters": _parameters(_facts(served)),
     }
     # Every model needs the folder of a version, and not every way of copying takes empty ones along.
     write_text(folder / images / "1" / "README", "An ensemble has no file of its own; its steps are in config.pbtxt.\n")
@@ -109,36 +127,23 @@ def write(folder: Path, served: Served, backend: str, needs: dict[str, str]) -> 
     return tuple(names)
 
 
-def _model(folder: Path, served: Served, backend: str, needs: dict[str, str]) -> None:
+def _model(folder: Path, served: Served, backend: str, given: Sequence[TensorSpec], needs: dict[str, str]) -> None:
     """The model itself: an engine in a version's folder, and how it is asked."""
     plan, artifact, kind = served.plan, served.artifact, served.target.engine
     version = folder / "1"
     version.mkdir(parents=True)
-    engine = artifact.manifest.engine
-    facts = {
-        "lifedeploy": __version__,
-        "engine": kind.name,
-        "precision": served.target.precision,
-        "method": served.target.method,
-        "backbone": artifact.manifest.spec.backbone,
-        "weights": served.target.weights,
-        "tokens": "-".join(map(str, artifact.manifest.spec.stages)),
-        "sha256": artifact.manifest.sha256,
-        "source_sha256": engine.source_sha256 if engine else "",
-    }
+    facts = _facts(served) | needs
     config: dict[str, Any] = {"name": served.name, "backend": backend, "max_batch_size": plan.max_batch}
     if backend == "python":
-        write_text(version / "model.py", code("Model"))
         copy(served, version)
-        outputs = served.outputs
+        _code(version, "Model")
     else:
         config["default_model_filename"] = _OPENS[backend][1]
         _copy_files(served, version, _OPENS[backend][1])
-        outputs = artifact.manifest.outputs
         facts |= _backend_parameters(served, backend)
     config |= {
         "input": [_tensor(served.input)],
-        "output": [_tensor(output) for output in outputs],
+        "output": [_tensor(output) for output in given],
         "dynamic_batching": {
             "preferred_batch_size": list(plan.preferred),
             "max_queue_delay_microseconds": plan.delay_us,
@@ -146,13 +151,34 @@ def _model(folder: Path, served: Served, backend: str, needs: dict[str, str]) ->
         "instance_group": [_instances(plan.instances, gpu=issubclass(kind, DeviceEngine))],
         "model_warmup": [_warm_up(served.input, batch) for batch in plan.preferred],
         "version_policy": _version(),
-        "parameters": entries({name: {"string_value": value} for name, value in plain(facts | needs).items()}),
+        "parameters": _parameters(facts),
     }
     classes = artifact.manifest.spec.classes
     if classes:
         config["output"][0]["label_filename"] = "labels.txt"
         write_text(folder / "labels.txt", "".join(f"{printable(name)}\n" for name in classes))
     write_text(folder / "config.pbtxt", pbtxt.message(config, _comment(served, needs)))
+
+
+def _facts(served: Served) -> dict[str, str]:
+    """What whoever asks the server may want to know of the model, and holds against its own."""
+    artifact, target = served.artifact, served.target
+    engine = artifact.manifest.engine
+    return {
+        "lifedeploy": __version__,
+        "engine": target.engine.name,
+        "precision": target.precision,
+        "method": target.method,
+        "backbone": artifact.manifest.spec.backbone,
+        "weights": target.weights,
+        "tokens": "-".join(map(str, artifact.manifest.spec.stages)),
+        "sha256": artifact.manifest.sha256,
+        "source_sha256": engine.source_sha256 if engine else "",
+    }
+
+
+def _parameters(facts: Mapping[str, str]) -> list[dict[str, Any]]:
+    return entries({name: {"string_value": value} for name, value in plain(facts).items()})
 
 
 def _comment(served: Served, needs: dict[str, str]) -> str:
@@ -166,22 +192,37 @@ def _comment(served: Served, needs: dict[str, str]) -> str:
 
 
 def _instances(count: int, *, gpu: bool = False) -> dict[str, Any]:
-    return {"kind": Word("KIND_GPU" if gpu else "KIND_CPU"), "count": count}
+    # One GPU: else there would be as many instances on each, and our own engines are on the first.
+    return (
+        {"kind": Word("KIND_GPU"), "count": count, "gpus": [0]} if gpu else {"kind": Word("KIND_CPU"), "count": count}
+    )
 
 
 def _backend_parameters(served: Served, backend: str) -> dict[str, str]:
     """What a backend of Triton's own has to be told of precision.
 
-    https://github.com/triton-inference-server/openvino_backend: parameters.
+    https://github.com/triton-inference-server/openvino_backend, and onnxruntime_backend: parameters.
     """
     if backend == "openvino" and served.target.precision == "bf16":
         return {"HINT_BF16": "YES"}
+    if backend == "onnxruntime" and served.plan.instances > 1:
+        return {"intra_op_thread_count": str(max(1, cores() // served.plan.instances))}  # else each takes all cores
     return {}
 
 
 def copy(served: Served, folder: Path) -> None:
-    """The engine with its manifest, so that it is opened as any other is: after its hashes were compared."""
+    """The engine with its manifest, so that it is opened as any other is: after its hashes were compared.
+
+    Raises:
+        ArtifactError: the manifest names a file that is no part of an engine: a server might run it.
+    """
     artifact = served.artifact
+    strange = next((path for path in artifact.files if path.suffix not in _PARTS), None)
+    if strange is not None:
+        raise ArtifactError(
+            f"{artifact.manifest_path} names {strange.name}, which is no part of an engine",
+            hint="build it again with lifedeploy build-engine",
+        )
     shutil.copyfile(artifact.manifest_path, folder / "model.json")  # of dense and first-k it has another name
     for path in artifact.files:
         shutil.copyfile(path, folder / path.name)
@@ -199,6 +240,7 @@ def _preprocess(name: str, served: Served) -> dict[str, Any]:
     facts = {
         "preprocess": json.dumps(asdict(manifest.spec.preprocess)),
         "in_graph": json.dumps(manifest.graph.with_preprocess),
+        "dtype": served.input.dtype,
     }
     return {
         "name": name,
@@ -227,8 +269,13 @@ def _classes(name: str, served: Served) -> dict[str, Any]:
 
 def _python(folder: Path, role: str, config: dict[str, Any]) -> None:
     (folder / "1").mkdir(parents=True)
-    write_text(folder / "1" / "model.py", code(role))
+    _code(folder / "1", role)
     write_text(folder / "config.pbtxt", pbtxt.message(config))
+
+
+def _code(version: Path, role: str) -> None:
+    write_text(version / "model.py", code(role))
+    write_text(version / "__pycache__", _NO_BYTECODE)
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

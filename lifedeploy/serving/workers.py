@@ -16,6 +16,7 @@ from lifedeploy.serving.batching import Batcher
 from lifedeploy.serving.plan import Plan
 from lifedeploy.targets.target import Target
 
+_MOST_WAITING = 4096  # parts of requests
 Answer = Mapping[str, Array]
 
 
@@ -42,7 +43,7 @@ class Workers:
 
     def __init__(self, target: Target, plan: Plan, outputs: Sequence[str], processors: int | None = None) -> None:
         self._plan, self._outputs = plan, tuple(outputs)
-        self._copies = [Batcher(target, plan.max_batch, plan.instances, processors) for _ in range(plan.instances)]
+        self._copies = [Batcher(target, plan, processors) for _ in range(plan.instances)]
         self._waiting: queue.Queue[_Job | None] = queue.Queue()
         self._threads: list[threading.Thread] = []
 
@@ -66,8 +67,14 @@ class Workers:
         self._stack.close()
 
     def ask(self, images: Array) -> list[Future[Answer]]:
-        """The answer to images as they go into the model, in parts of at most the largest batch."""
+        """The answer to images as they go into the model, in parts of at most the largest batch.
+
+        Raises:
+            EngineError: so many wait that these would wait for long, in memory.
+        """
         step = self._plan.max_batch
+        if self._waiting.qsize() > _MOST_WAITING:
+            raise EngineError(f"{_MOST_WAITING} requests wait already: ask again later")
         jobs = [_Job(images[begin : begin + step]) for begin in range(0, len(images), step)]
         for job in jobs:
             self._waiting.put(job)
@@ -113,7 +120,7 @@ class Workers:
             part = {name: answer[begin : begin + len(job.images)] for name, answer in answers.items()}
             begin += len(job.images)
             try:
-                copy.require_finite(part[self._outputs[0]])
+                copy.require_finite(part[self._outputs[0]], job.images)
             except LifedeployError as error:
                 job.answer.set_exception(error)
             else:

@@ -140,8 +140,12 @@ def require_current(engine: Artifact) -> None:
         )
 
 
-def require_passed(engine: Artifact) -> None:
+def require_passed(engine: Artifact, refused: str = "no speed for") -> None:
     """Make sure that an engine passed its parity gate: without it, its speed is that of something else.
+
+    Args:
+        engine: what has to have passed.
+        refused: what there is none of otherwise, as the message begins.
 
     Raises:
         ParityError: it failed, or never went through it.
@@ -154,7 +158,7 @@ def require_passed(engine: Artifact) -> None:
     if evidence is None or not evidence.passed:
         failures = (evidence.failures if evidence else ()) or ("it was never checked",)
         raise ParityError(
-            f"no speed for {engine.path}: it did not pass its parity gate ({failures[0]})",
+            f"{refused} {engine.path}: it did not pass its parity gate ({failures[0]})",
             hint="lifedeploy build-engine --force builds and checks it again",
         )
 

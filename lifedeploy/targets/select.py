@@ -132,23 +132,48 @@ def for_prediction(model: Path | None, workspace: Workspace) -> Artifact:
 
 
 def for_packaging(model: Path | None, engine: str, workspace: Workspace) -> Artifact:
-    """The engine ``NAME`` or ``NAME:PRECISION`` that was built of a model; without a name the artifact that is meant.
+    """The engine ``NAME`` or ``NAME:PRECISION`` of a model, under the method that was named; without a name the engine
+    that is meant: itself, of an export the one built last.
 
     Raises:
         ArtifactError: there is none, or it is a file of another tool.
         UsageError: there is no such engine or precision.
     """
-    if not engine:
-        return for_prediction(model, workspace)
-    export, (name, precision) = export_of(model, workspace), _parse(engine)
+    meant = for_prediction(model, workspace)
+    if not engine and meant.manifest.kind == "engine":
+        return meant
+    export, (name, precision) = meant.export, _parse(engine or registry.AUTO)
+    precision = precision or quantized_precision(model)
     wanted = "" if name == registry.AUTO else registry.get(name).name
     for built in Workspace.engines_of(export):
         record = built.manifest.engine
         if record is not None and wanted in ("", record.name) and precision in ("", record.precision):
-            return built
+            alike = built.sibling(meant.method)
+            if alike is not None:
+                return alike
     asked = f" --{precision}" if precision else ""
     raise ArtifactError(
-        f"{export.folder}/ holds no engine {engine}", hint=f"lifedeploy build-engine {export.folder} -e {name}{asked}"
+        f"{export.folder}/ holds no engine{f' {engine}' if engine else asked and f' in {precision.upper()}'}",
+        hint=f"lifedeploy build-engine {export.folder}{f' -e {wanted}' if wanted else ''}{asked}",
+    )
+
+
+def for_service(model: Path | None, digest: str, url: str, workspace: Workspace) -> Artifact:
+    """The engine that a server says it has, by the SHA-256 of its main file: the model named, or one of its export.
+
+    Raises:
+        ArtifactError: there is no model, or none of its engines is what is served.
+    """
+    meant = for_prediction(model, workspace)
+    if not digest:
+        return meant
+    engines = [variant for built in Workspace.engines_of(meant.export) for variant in variants(built).values()]
+    for artifact in (meant, *engines):
+        if artifact.manifest.sha256 == digest:
+            return artifact
+    raise ArtifactError(
+        f"{url} serves another engine than {meant.export.folder}/ holds: its SHA-256 begins with {quoted(digest[:12])}",
+        hint="name the model that was packaged",
     )
 
 

@@ -37,8 +37,8 @@ def contest_with_server(
         EngineError, EngineInputError: the engine or the server refused, or is fixed to another batch.
     """
     in_flight = clients * rules.batch
-    streams = min(rules.streams, in_flight)
-    batch = bare.batch_size or max(1, in_flight // streams)
+    streams = max(number for number in range(1, rules.streams + 1) if in_flight % number == 0)
+    batch = bare.batch_size or in_flight // streams
     say(f"opening {bare.name}, batch {batch}, {streams} in flight")
     options = EngineOptions(threads=rules.threads, batch=batch, streams=streams)
     with ExitStack() as stack:

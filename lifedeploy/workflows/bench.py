@@ -276,10 +276,12 @@ def bench_served(
     """
     address = address_of(request.url)
     rules = ServiceRules(batch=request.batch, streams=request.streams, threads=request.threads, stop=request.stop)
-    with in_use(select.for_prediction(request.model, workspace).folder):
-        bare = target_of(ModelFile.of(select.for_prediction(request.model, workspace)))
-        say(f"asking {request.url}")
-        model, service = asked(address), served(request.url, bare)
+    say(f"asking {request.url}")
+    model = asked(address)
+    artifact = select.for_service(request.model, model.parameters.get("sha256", ""), request.url, workspace)
+    with in_use(artifact.folder):
+        bare = target_of(ModelFile.of(Artifact.read(artifact.manifest_path)))
+        service = served(request.url, bare)
         wire = connect(address)
         try:
             rows = tuple(
@@ -296,6 +298,7 @@ def bench_served(
         server=model.server,
         model=bare.name,
         engine=f"{bare.engine.name} {bare.precision}",
+        same_engine="sha256" in model.parameters,
         method=bare.shown_method,
         rows=rows,
         parameters=model.parameters,

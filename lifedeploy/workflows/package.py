@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lifedeploy.serving.record import KINDS, PackageRecord, is_package
 from lifedeploy.serving.served import Served, largest_batch, name_of, require_servable
 from lifedeploy.targets import select
 from lifedeploy.targets.evidence import require_current, require_passed
-from lifedeploy.targets.target import of_artifact
+from lifedeploy.targets.target import opened_by
 from lifedeploy.text import quoted
 from lifedeploy.typed import MOST_CLASSES, RANDOM_WEIGHTS
 from lifedeploy.writing import atomic_folder, in_use
@@ -77,18 +78,19 @@ def package(request: PackageRequest, workspace: Workspace, say: Say = silent) ->
         UsageError: the server cannot have this engine in this way.
     """
     _require_free(request.out, force=request.force)
-    folder = select.for_packaging(request.model, request.engine, workspace).folder
-    if folder.resolve().is_relative_to(request.out.resolve()):
-        raise UsageError(f"{request.out}/ holds {folder}/, which is to be packaged: its package would replace it")
-    with in_use(folder):
-        return _package(request, workspace, say)
-
-
-def _package(request: PackageRequest, workspace: Workspace, say: Say) -> PackageReport:
     artifact = select.for_packaging(request.model, request.engine, workspace)
+    folders = {source.folder for source in _sources(artifact)}
+    held = next((folder for folder in folders if folder.resolve().is_relative_to(request.out.resolve())), None)
+    if held is not None:
+        raise UsageError(f"{request.out}/ holds {held}/, which is to be packaged: its package would replace it")
+    with in_use(*folders):
+        return _package(request, Artifact.read(artifact.manifest_path), say)
+
+
+def _package(request: PackageRequest, artifact: Artifact, say: Say) -> PackageReport:
     say(f"packaging {artifact.path}")
     served = _served(request, artifact)
-    backend = request.backend or served.target.engine.triton_backend
+    backend = request.backend or triton.usual_backend(served.target)
     needs = _needs(served, request.target, backend)
     with atomic_folder(request.out) as folder:
         models = _WRITERS[request.target](folder, served, backend, needs)
@@ -112,16 +114,11 @@ def _package(request: PackageRequest, workspace: Workspace, say: Say) -> Package
 
 def _served(request: PackageRequest, artifact: Artifact) -> Served:
     """The model as the server is to have it; it passed its gate."""
-    if artifact.manifest.kind == "calibrated":
-        raise UsageError(
-            f"{artifact.path} is a calibrated graph, and no engine yet",
-            hint=f"lifedeploy build-engine {artifact.export.folder} --{artifact.precision}",
-        )
-    if artifact.manifest.kind == "engine":
-        require_current(artifact)
-        require_passed(artifact)
-    registry.verify(artifact)
-    target = of_artifact(artifact)
+    require_current(artifact)
+    require_passed(artifact, "no package of")
+    record = artifact.manifest.engine
+    assert record is not None  # it passed a gate
+    target = opened_by(registry.get(record.name), artifact)  # which need not run here: it is not opened
     require_servable(target)
     spec = artifact.manifest.spec
     if request.top and not spec.num_classes:
@@ -129,10 +126,7 @@ def _served(request: PackageRequest, artifact: Artifact) -> Served:
     if request.top > (spec.num_classes or 0):
         raise UsageError(f"--top {request.top} is more than the {spec.num_classes} classes of {artifact.path}")
     most = largest_batch(artifact, request.max_batch)
-    if request.bench is None:
-        plan = plans.usual(most)
-    else:
-        plan = plans.measured(request.bench, target.engine.name, target.precision, target.method, most)
+    plan = plans.usual(most) if request.bench is None else plans.measured(request.bench, target, most)
     if request.instances is not None:
         plan = replace(plan, instances=request.instances)
     return Served(name=name_of(artifact, request.name), target=target, artifact=artifact, plan=plan, top=request.top)
@@ -153,13 +147,14 @@ def _needs(served: Served, target: str, backend: str) -> dict[str, str]:
 
 
 def _sources(artifact: Artifact) -> list[Artifact]:
-    """The artifact, and what it was made of, as far as it is there."""
-    if artifact.manifest.kind == "model":
-        return [artifact]
-    try:
-        return [artifact, artifact.export]
-    except ArtifactError:
-        return [artifact]
+    """The engine, the graph that it was built of, and the export, as far as they are there."""
+    record, sources = artifact.manifest.engine, [artifact]
+    with suppress(ArtifactError):  # they may have stayed where it was built
+        sources.append(artifact.export)
+        if record is not None and record.source:
+            graph = Artifact.read((artifact.folder / record.source).with_suffix(".json"))
+            sources += [graph] if graph.manifest_path.resolve() != sources[1].manifest_path.resolve() else []
+    return sources
 
 
 def _warnings(served: Served, request: PackageRequest) -> tuple[str, ...]:
@@ -172,7 +167,7 @@ def _warnings(served: Served, request: PackageRequest) -> tuple[str, ...]:
 
 
 def _require_free(out: Path, *, force: bool) -> None:
-    """Make sure that nothing of the user's is replaced: nothing there, an empty folder, or a package.
+    """Make sure that nothing of the user's is replaced: nothing there, an empty folder, or a package that is whole.
 
     Raises:
         UsageError: something else is there.
@@ -181,6 +176,13 @@ def _require_free(out: Path, *, force: bool) -> None:
         return
     if not out.is_dir() or (any(out.iterdir()) and not is_package(out)):
         raise UsageError(f"{out} is there and is no package of lifedeploy", hint="--force replaces it")
+    if is_package(out):
+        try:
+            records.check(out, records.read(out))
+        except ArtifactError as error:
+            raise UsageError(
+                f"{out} is a package that somebody has changed: {error.message}", hint="--force replaces it"
+            ) from error
 
 
 _WRITERS: Mapping[str, Writer] = {

@@ -20,7 +20,7 @@ from lifedeploy.progress import Say, silent
 from lifedeploy.records import ParityRecord
 from lifedeploy.spec import ModelSpec
 from lifedeploy.targets.find import find, unchanged
-from lifedeploy.targets.served import answers_to_files, asked, photographs, served
+from lifedeploy.targets.served import answers_to_files, asked, photographs, precision_of, served
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import Target, target_of
 
@@ -54,6 +54,10 @@ def verify(request: VerifyRequest, say: Say = silent) -> VerifyReport:
         ArtifactError, WeightsError: one of them is missing or damaged.
         UsageError: they are not forms of the same model.
     """
+    if is_url(str(request.first)):
+        raise UsageError(
+            f"{request.first} is behind a server, and the first of two is the reference: name a model here"
+        )
     if is_url(str(request.second)):
         with unchanged(request.first):
             return _verify_served(request, say)
@@ -66,18 +70,24 @@ def _verify_served(request: VerifyRequest, say: Say) -> VerifyReport:
     """A model here against its service; an ensemble that takes files is asked with those of the photographs."""
     first, url = target_of(find(request.first)), str(request.second)
     say(f"asking {url}")
-    if not asked(address_of(url)).takes_files:
+    model = asked(address_of(url))
+    if not model.takes_files:
         return _verify(first, served(url, first), say)
     if first.spec is None:
         raise UsageError(f"{first.place} has no manifest, so how images are prepared for it is unknown")
-    theirs = answers_to_files(url, first)
+    theirs = answers_to_files(url, model, first)
     samples = photographs(first.spec)
     say(f"asking {first.place}")
     with Session(first, "drops", proof=True) as session:
         ours = [session.read(session.ask(sample.pixels)) for sample in samples]
     if any(answer.kept is None for answer in theirs):
         ours = [replace(answer, kept=None) for answer in ours]
-    return VerifyReport(first.place, url, parity.compare(ours, theirs, samples, first.precision))
+    comparison = parity.compare(ours, theirs, samples, _coarser(first.precision, precision_of(model, first)))
+    return VerifyReport(first.place, url, comparison)
+
+
+def _coarser(*precisions: str) -> str:
+    return max(precisions, key=list(parity.TOLERANCES).index)
 
 
 def _verify(first: Target, second: Target, say: Say) -> VerifyReport:
@@ -101,7 +111,7 @@ def _verify(first: Target, second: Target, say: Say) -> VerifyReport:
             answers.append([session.answer(images) for images in inputs])
     if not (first.kept and second.kept):
         answers = [[replace(answer, kept=None) for answer in given] for given in answers]
-    coarser = max((first.precision, second.precision), key=list(parity.TOLERANCES).index)
+    coarser = _coarser(first.precision, second.precision)
     comparison = parity.compare(answers[0], answers[1], samples or _blank(answers[0]), coarser)
     return VerifyReport(first.place, second.place, comparison)
 

@@ -13,11 +13,12 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.engines.torch import Torch
 from lifedeploy.errors import ArtifactError, UsageError
+from lifedeploy.files import sha256
 from lifedeploy.records import DetailsRecord
 from lifedeploy.serving import pbtxt, record, triton
 from lifedeploy.serving.pbtxt import Word
 from lifedeploy.serving.plan import usual
-from lifedeploy.serving.served import Served, largest_batch, require_servable
+from lifedeploy.serving.served import Served, largest_batch, require_servable, smallest_batch
 from lifedeploy.targets.find import find
 from lifedeploy.targets.target import of_artifact, target_of
 from tests.serving.conftest import Packages
@@ -88,8 +89,26 @@ def test_the_server_s_own_type_reads_every_configuration(packages: Packages) -> 
     assert [step["model_name"] for step in steps] == ["tiny_preprocess", "tiny", "tiny_classes"]
     assert preprocess["output"] == model["input"]
     assert classes["input"][0]["dims"] == model["output"][0]["dims"]
+    for root in (repository, kept):
+        require_consistent(root)
     (kept_model,) = parsed(kept / "tiny_kept")
     assert [tensor["name"] for tensor in kept_model["output"]] == ["logits", "kept_2"]
+
+
+def require_consistent(repository: Path) -> None:
+    """Every tensor that an ensemble's step takes or gives is one that its model has."""
+    configs = {
+        config["name"]: config for config in parsed(*sorted(path.parent for path in repository.glob("*/config.pbtxt")))
+    }
+    (ensemble,) = (config for config in configs.values() if config.get("platform") == "ensemble")
+    made = {tensor["name"] for tensor in ensemble["input"]}
+    for step in ensemble["ensemble_scheduling"]["step"]:
+        model = configs[step["model_name"]]
+        assert set(step["input_map"]) == {tensor["name"] for tensor in model["input"]}
+        assert set(step["output_map"]) <= {tensor["name"] for tensor in model["output"]}
+        assert set(step["input_map"].values()) <= made
+        made |= set(step["output_map"].values())
+    assert {tensor["name"] for tensor in ensemble["output"]} <= made
 
 
 @pytest.mark.parametrize(
@@ -108,6 +127,7 @@ def test_backends_of_triton_s_own(workspace: Path, lifedeploy, engine: str, back
     source = engine_of(workspace, engine)
     assert (out / "m" / "1" / file).read_bytes() == source.path.read_bytes()
     assert not list((out / "m" / "1").glob("*.py"))
+    require_consistent(out)
     if backend == "openvino":
         assert (out / "m" / "1" / "model.bin").is_file()
 
@@ -127,11 +147,12 @@ def test_a_plan_says_which_tensorrt_it_needs_and_its_profile_the_largest_batch(w
     )
     artifact = Artifact(tmp_path / "plan" / "model.json", replace(source.manifest, file="model.plan", engine=engine))
     assert largest_batch(artifact, None) == 16
+    assert smallest_batch(artifact) == 1
     target = replace(of_artifact(source), engine=TensorRT, artifact=artifact, path=plan)
     served = Served(name="plan", target=target, artifact=artifact, plan=usual(16))
     triton.write(tmp_path / "repo", served, "tensorrt", {"tensorrt": "10.13.2"})
     (config,) = parsed(tmp_path / "repo" / "plan")
-    assert config["instance_group"][0]["kind"] == "KIND_GPU"
+    assert config["instance_group"] == [{"kind": "KIND_GPU", "count": 1, "gpus": [0]}]
     assert config["max_batch_size"] == 16
     assert config["parameters"]["tensorrt"] == {"string_value": "10.13.2"}
     assert "# needs tensorrt 10.13.2" in (tmp_path / "repo" / "plan" / "config.pbtxt").read_text()
@@ -147,6 +168,8 @@ def test_a_package_holds_no_code_but_one_import(package: Path) -> None:
         "tiny/1/model.py": triton.code("Model"),
         "tiny_preprocess/1/model.py": triton.code("Preprocess"),
     }
+    # Python keeps bytecode in a folder of this name, and would run it in the place of the code.
+    assert (package / "tiny" / "1" / "__pycache__").is_file()
     assert triton.code("Model").splitlines()[2:] == [
         "from lifedeploy.serving.backend import Model as TritonPythonModel  # noqa: F401"
     ]
@@ -164,23 +187,29 @@ def test_inspect_reads_it_back(package: Path, lifedeploy) -> None:
     assert "openvino fp32, by python" in shown.out
 
 
-def test_what_was_exported_or_built_anew_since_is_told_by_name(package: Path, workspace: Path, lifedeploy) -> None:
-    for artifact in (engine_of(workspace, "openvino"), Workspace(workspace).latest_export()):
-        path = artifact.manifest_path
-        kept = path.read_text()
-        facts = json.loads(kept)
+@pytest.mark.parametrize("part", ["engine", "weights", "export"])
+def test_what_was_exported_or_built_anew_since_is_told_by_name(
+    package: Path, workspace: Path, lifedeploy, part: str
+) -> None:
+    export = Workspace(workspace).latest_export()
+    artifact = export if part == "export" else engine_of(workspace, "openvino")
+    path = artifact.manifest_path
+    kept = path.read_text()
+    facts = json.loads(kept)
+    if part == "weights":
+        facts["engine"]["files"]["model.bin"] = "0" * 64  # the graph is the same
+    else:
         facts["sha256"] = "0" * 64
         if facts.get("engine"):
             facts["engine"]["files"][facts["file"]] = "0" * 64
-        path.write_text(json.dumps(facts))
-        ended = lifedeploy("inspect", package)
-        assert ended.code == 0
-        what = "engine" if facts["kind"] == "engine" else "export"
-        said = "".join(line.strip("│ ") for line in ended.err.splitlines())
-        assert f"the {what} {path.parent.absolute()} has changed since it was packaged".replace(
-            " ", ""
-        ) in said.replace(" ", "")
-        path.write_text(kept)
+    path.write_text(json.dumps(facts))
+    ended = lifedeploy("inspect", package, "--json", "-")
+    assert ended.code == 0
+    what = "export" if part == "export" else "engine"
+    said = [f"the {what} {path.parent.absolute()} has changed since it was packaged"]
+    assert json.loads(ended.out)["outdated"] == said
+    assert "out of date" in ended.err
+    path.write_text(kept)
     assert record.outdated(record.read(package)) == ()
 
 
@@ -200,7 +229,17 @@ def test_a_file_that_was_not_packaged_is_told_by_name(package: Path, lifedeploy)
     (package / "tiny_preprocess" / "2" / "model.py").write_text("import os")
     ended = lifedeploy("inspect", package)
     assert ended.code == 1
-    assert "holds 'tiny_preprocess/2/model.py', which was not packaged" in ended.lines[0]
+    assert "holds 'tiny_preprocess/2' and 1 more, which was not packaged" in ended.lines[0]
+    shutil.rmtree(package / "tiny_preprocess" / "2")
+    for strange in ("tiny/2", "tiny_preprocess/1/__pycache__.d/model.cpython-311.pyc"):
+        (package / strange).parent.mkdir(exist_ok=True)
+        (package / strange).mkdir()
+        with pytest.raises(ArtifactError, match="which was not packaged"):
+            record.check(package, record.read(package))
+        (package / strange).rmdir()
+        if strange.endswith(".pyc"):
+            (package / strange).parent.rmdir()
+    record.check(package, record.read(package))
 
 
 @pytest.mark.parametrize("place", ["../outside", "/etc/passwd", "a/../../b", "", "a//b", "a\\b", "."])
@@ -230,9 +269,16 @@ def test_nothing_of_the_user_s_is_replaced(workspace: Path, package: Path, lifed
     assert ended.code == 2
     assert ended.lines[0] == f"error: {mine} is there and is no package of lifedeploy"
     assert (mine / "thesis.txt").read_text() == "years of work"
-    (package / "stale").write_text("of before")
-    assert lifedeploy("package", "--for", "triton", "-e", "openvino", "-o", package, "--name", "tiny").code == 0
-    assert not (package / "stale").exists(), "a package is replaced as a whole"
+    again = ("package", "--for", "triton", "-e", "openvino", "-o", package, "--name", "tiny")
+    (package / "notes").write_text("of mine")
+    ended = lifedeploy(*again)
+    assert (ended.code, ended.lines[0]) == (
+        2,
+        f"error: {package} is a package that somebody has changed: {package}/ holds 'notes', which was not packaged",
+    )
+    assert lifedeploy(*again, "--force").code == 0
+    assert not (package / "notes").exists(), "a package is replaced as a whole"
+    assert lifedeploy(*again).code == 0
     assert lifedeploy("package", "--for", "triton", "-e", "openvino", "-o", mine, "--force").code == 0
     assert not (mine / "thesis.txt").exists()
 
@@ -242,7 +288,7 @@ def test_nothing_of_the_user_s_is_replaced(workspace: Path, package: Path, lifed
     [
         (("-e", "openvino:bf16"), 1, "holds no engine openvino:bf16"),
         (("-e", "openvino", "--backend", "tensorrt"), 2, "Triton's tensorrt backend opens .plan"),
-        (("-e", "openvino", "--name", "../up"), 2, "--name '../up' is not allowed"),
+        (("-e", "openvino", "--name", "../up"), 2, "'../up' is no name that a server takes"),
         (("-e", "openvino", "--top", "4"), 2, "--top 4 is more than the 3 classes"),
         (("-e", "openvino", "--bench", "nothing.json"), 1, "nothing.json does not exist"),
     ],
@@ -262,6 +308,37 @@ def test_what_is_packaged_is_not_replaced_by_its_package(workspace: Path, lifede
         assert ended.code == 2
         assert "which is to be packaged" in ended.lines[0]
     assert (export / "model.onnx").is_file()
+
+
+def test_a_file_in_an_engine_that_is_none_of_its_parts_is_not_packaged(workspace: Path, lifedeploy) -> None:
+    path = engine_of(workspace, "openvino").manifest_path
+    code = path.with_name("model.py")
+    code.write_text("import os")
+    facts = json.loads(path.read_text())
+    facts["engine"]["files"]["model.py"] = sha256(code)
+    path.write_text(json.dumps(facts))
+    ended = lifedeploy("package", "--for", "triton", "-e", "openvino", "-o", workspace.parent / "repo")
+    assert ended.code == 1
+    assert "names model.py, which is no part of an engine" in ended.lines[0]
+    assert not (workspace.parent / "repo").exists()
+
+
+def test_which_engine_is_meant(workspace: Path, lifedeploy) -> None:
+    export = Workspace(workspace).latest_export()
+    out = workspace.parent / "repo"
+    newest = Workspace.engines_of(export)[0].manifest.engine
+    assert lifedeploy("package", export.folder, "--for", "triton", "-o", out).code == 0
+    assert (record.read(out).engine, record.read(out).precision) == (newest.name, newest.precision)
+    ended = lifedeploy("package", export.folder / "dense.json", "--for", "triton", "-o", out, "-e", "openvino")
+    assert ended.code == 0, ended.err
+    assert (record.read(out).method, record.read(out).engine) == ("dense", "openvino")
+    for built in Workspace.engines_of(export):
+        shutil.rmtree(built.folder)
+    ended = lifedeploy("package", export.folder, "--for", "triton", "-o", out)
+    assert (ended.code, ended.lines) == (
+        1,
+        [f"error: {export.folder}/ holds no engine", f"hint: lifedeploy build-engine {export.folder}"],
+    )
 
 
 def test_the_baseline_can_be_served_too(workspace: Path, lifedeploy) -> None:

@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 
+from lifedeploy.engines import registry
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.serving.plan import Plan, measured, sizes_up_to, usual
+from lifedeploy.targets.target import Target
 
 
 def report(path: Path, rows: list[dict[str, Any]]) -> Path:
-    usual = {"engine": "openvino", "precision": "bf16", "method": "life", "streams": 1, "latency_ms": {"p50": 1.0}}
+    usual = {
+        "model": "m",
+        "engine": "openvino",
+        "precision": "bf16",
+        "method": "life",
+        "streams": 1,
+        "latency_ms": {"p50": 1.0},
+    }
     path.write_text(json.dumps({"schema": 1, "rows": [usual | row for row in rows]}))
     return path
 
@@ -27,7 +36,8 @@ def throughput(batch: int, speed: float, streams: int = 2) -> dict[str, Any]:
 
 
 def read(path: Path, most: int = 32) -> Plan:
-    return measured(path, "openvino", "bf16", "life", most)
+    target = Target(name="m", path=path, engine=registry.get("openvino"), precision="bf16", method="life")
+    return measured(path, target, most)
 
 
 def test_the_smallest_batch_that_is_fast_enough_and_those_above_it(tmp_path):
@@ -56,9 +66,10 @@ def test_as_many_instances_as_requests_in_flight_where_these_are_faster(tmp_path
 
 def test_other_engines_and_requests_without_copies_say_nothing(tmp_path):
     other = [latency(8, 1e6, engine="onnxruntime"), latency(8, 1e6, method="dense"), latency(8, 1e6, precision="fp32")]
+    other.append(latency(8, 1e6, model="another"))
     rows = [latency(1, 100, copies=True), latency(1, 900, copies=False), *other]
     assert read(report(tmp_path / "r.json", rows)).preferred == (1,)
-    with pytest.raises(ArtifactError, match=r"says nothing of life on openvino bf16 at a batch up to 32"):
+    with pytest.raises(ArtifactError, match=r"says nothing of m on openvino bf16 at a batch up to 32"):
         read(report(tmp_path / "o.json", other))
 
 

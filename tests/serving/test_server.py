@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.serving.triton import free_ports
+from benchmarks.serving.triton import PYTHON, free_ports
 from lifedeploy.data.preprocess import model_input, read_image, to_pixels
 from lifedeploy.data.samples import PHOTOS, photo_folder
 from lifedeploy.targets.find import find
@@ -114,13 +115,15 @@ def test_accuracy_through_the_server_is_that_of_the_engine(server: Triton, packa
     assert [(pair["agreement"], pair["overlap"]) for pair in report["pairs"]] == [(1.0, 1.0)] * 3
 
 
-def test_what_the_server_costs(server: Triton, packages: Packages) -> None:
-    words = ("--url", server.url("tiny", "grpc"), "--concurrency", "1,4", "--budget", "2", "--json", "-")
-    done = command("bench", packages.engine("openvino"), *words, folder=packages.folder)
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_what_the_server_costs(server: Triton, packages: Packages, scheme: str) -> None:
+    words = ("--url", server.url("tiny", scheme), "--concurrency", "1,4", "--budget", "1", "--json", "-")
+    # Of an export it finds the engine that is served, by its hash.
+    done = command("bench", packages.export.folder, *words, folder=packages.folder)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["server"].startswith("triton 2.")
-    assert report["parameters"]["method"] == "life"
+    assert (report["parameters"]["method"], report["engine"], report["same_engine"]) == ("life", "openvino fp32", True)
     assert [row["concurrency"] for row in report["rows"]] == [1, 4]
     for row in report["rows"]:
         assert row["share_low"] <= row["share"] <= row["share_high"]
@@ -146,11 +149,23 @@ def test_a_model_that_cannot_be_meant_is_refused(server: Triton, packages: Packa
     assert url in done.stderr.replace("\n", "") and words in " ".join(done.stderr.split())
 
 
+def test_a_server_that_has_another_engine_is_not_measured_against_this_one(server: Triton, packages: Packages) -> None:
+    lone = packages.folder / "lone"
+    if not lone.is_dir():
+        shutil.copytree(packages.export.folder, lone, ignore=shutil.ignore_patterns("openvino-*"))
+    url = server.url("tiny", "grpc")
+    done = command("bench", lone, "--url", url, "--budget", "1", folder=packages.folder)
+    assert done.returncode == 1
+    assert f"{url} serves another engine than {lone}/ holds" in " ".join(done.stderr.split())
+
+
 def test_another_method_is_not_the_same_model(server: Triton, packages: Packages) -> None:
     dense = packages.engine("openvino").with_name("dense.json")
     done = command("verify", dense, server.url("tiny"), folder=packages.folder)
     assert done.returncode == 2
     assert "these are not forms of one model: method is dense" in " ".join(done.stderr.split())
+    done = command("verify", dense, server.url("tiny_images"), folder=packages.folder)
+    assert done.returncode == 2, done.stdout
 
 
 def test_a_server_that_is_not_there(packages: Packages) -> None:
@@ -161,6 +176,23 @@ def test_a_server_that_is_not_there(packages: Packages) -> None:
         done = command("verify", packages.engine("openvino"), url, folder=packages.folder)
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: {url}") and done.stderr.count("\n") <= 3, done.stderr
+
+
+def test_a_server_that_says_nothing(packages: Packages) -> None:
+    """It accepts, and is silent: a client that waits for ever is one that hangs in production."""
+    require_environment()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"grpc://127.0.0.1:{silent.getsockname()[1]}/tiny"
+        script = (
+            "import sys; from lifedeploy.engines import wire; from lifedeploy.__main__ import main;"
+            "wire._PATIENCE_S = 1.0; sys.argv[0] = 'lifedeploy'; main()"
+        )
+        line = [str(PYTHON), "-c", script, "verify", str(packages.engine("openvino")), url]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {url}")
 
 
 def test_damaged_bytes_and_wrong_shapes_cost_their_own_request(server: Triton, packages: Packages) -> None:
@@ -185,13 +217,13 @@ def test_damaged_bytes_and_wrong_shapes_cost_their_own_request(server: Triton, p
     assert server.ask("tiny_images", IMAGE, files(photo()))[0] == 200
 
 
-def _cut(server: Triton, model: str, name: str, array: np.ndarray) -> None:
+def _cut(server: Triton, model: str, name: str, array: np.ndarray, *, whole: bool) -> None:
     """Send half of a request, or all of it, and leave."""
     body, headers = request(name, array)
     lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
     head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}\r\n".encode()
     with socket.create_connection(("127.0.0.1", server.http)) as connection:
-        connection.sendall((head + body)[: len(head) + len(body) // 2])
+        connection.sendall((head + body)[: len(head) + (len(body) if whole else len(body) // 2)])
 
 
 def test_clients_that_leave_cost_nobody_anything(server: Triton, packages: Packages) -> None:
@@ -201,8 +233,11 @@ def test_clients_that_leave_cost_nobody_anything(server: Triton, packages: Packa
     def client(number: int) -> str:
         image = images[number % 4 : number % 4 + 1]
         if number % 4 == 3:  # 16 of 64
-            _cut(server, "tiny_kept", IMAGES, image)
+            _cut(server, "tiny_kept", IMAGES, image, whole=number % 8 == 7)
             return "left"
+        if number % 16 == 2:  # 4 of 64, while others are on their way
+            assert server.ask("tiny_kept", IMAGES, image[:, :2])[0] == 400
+            return "refused"
         logits = server.logits("tiny_kept", IMAGES, image)
         np.testing.assert_allclose(logits[0], expected[number % 4], rtol=1e-4, atol=1e-5)
         return "answered"
@@ -211,8 +246,8 @@ def test_clients_that_leave_cost_nobody_anything(server: Triton, packages: Packa
     with ThreadPoolExecutor(64) as clients:
         for _ in range(6):
             outcomes = list(clients.map(client, range(64)))
-            assert (outcomes.count("answered"), outcomes.count("left")) == (48, 16)
+            assert [outcomes.count(outcome) for outcome in ("answered", "refused", "left")] == [44, 4, 16]
             memory.append(server.memory_mib())
     # What is allocated for the most that were ever there stays; then nothing is added.
     assert memory[-1] < memory[1] + 16, memory
-    assert Path(f"/proc/{server.process.pid}").exists()
+    assert server.process.poll() is None

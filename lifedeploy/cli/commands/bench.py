@@ -10,6 +10,7 @@ import typer
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, options, paths, values
 from lifedeploy.cli.commands import bench_server
+from lifedeploy.errors import UsageError
 from lifedeploy.limits import MOST_BATCHES, MOST_CLIENTS
 
 _WAYS = {"with": (True,), "without": (False,), "both": (True, False)}
@@ -83,13 +84,13 @@ def bench(
         ),
     ] = None,
     concurrency: Annotated[
-        values.Numbers,
+        values.Numbers | None,
         options.option(
             values.WholeList("--concurrency", 1, MOST_CLIENTS, MOST_BATCHES),
             metavar="N,N",
-            help="With --url: clients that ask at the same time.",
+            help="With --url: clients that ask at the same time.  [default: 1,4,16]",
         ),
-    ] = values.Numbers((1, 4, 16)),
+    ] = None,
     workspace: options.WorkspaceOption = WORKSPACE,
     json: options.JsonOption = None,
 ) -> None:
@@ -102,10 +103,19 @@ def bench(
     options.limit_pixels(max_pixels)
     if url is not None:
         useless: dict[str, object] = {"--engine": engine, "--mode": mode, "--profile": profile, "--data": data}
-        useless |= {"--trust": trust, "--csv": csv, "--plot": plot, "--cuda-binding": cuda_binding}
+        useless |= {"--trust": trust, "--csv": csv, "--plot": plot, "--cuda-binding": cuda_binding, "--split": split}
+        useless |= {
+            "--limit": limit,
+            "--max-pixels": max_pixels,
+            "--copies": copies != "both",
+            "--no-memory": not memory,
+        }
         bench_server.require_alone(flag for flag, given in useless.items() if given)
-        bench_server.bench(url, model, batch or (1,), concurrency, streams, threads, budget, Workspace(workspace), json)
+        clients = concurrency or (1, 4, 16)
+        bench_server.bench(url, model, batch or (1,), clients, streams, threads, budget, Workspace(workspace), json)
         return
+    if concurrency is not None:
+        raise UsageError("--concurrency is the number of a server's clients, and no server was named: --url URL")
     with console.watching() as (say, progress):
         say("looking for engines")
         from lifedeploy.bench.measure import Stop

@@ -75,9 +75,11 @@ def measured(report: ServedReport) -> RenderableType:
             Text.assemble((f"{row.share:.0%}", "bold"), f" ({row.share_low:.0%}–{row.share_high:.0%})"),
         )
     machine = report.machine
+    in_flight = ", ".join(f"{row.bare_streams} x {row.bare_batch}" for row in report.rows)
+    unknown = "" if report.same_engine else "Which engine the server has it does not say. "
     note = (
-        f"{report.method} on {report.engine}, {report.server}. The engine without a server takes turns with it, with "
-        f"as many images in flight ({', '.join(f'{row.bare_streams} x {row.bare_batch}' for row in report.rows)}). "
+        f"{report.method} on {report.engine}, {report.server}. {unknown}The engine without a server takes turns with "
+        f"it, with as many images in flight ({in_flight}). "
         f"{machine['cpu']}, {machine['threads']} threads."
     )
     return Group(Text(printable(report.url), style="bold"), table, Text(printable(note), style="dim"))

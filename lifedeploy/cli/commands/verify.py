@@ -47,6 +47,7 @@ def verified(report: VerifyReport) -> RenderableType:
         Text.assemble("reference ", (printable(report.first), "bold")),
         Text.assemble("against   ", (printable(report.second), "bold")),
         _cases(report.parity),
+        Text(f"within the tolerance of {(report.parity.precision or '').upper()}:", style="dim"),
         Text("same" if report.parity.passed else "not the same", style="green" if report.parity.passed else "bold red"),
     )
 

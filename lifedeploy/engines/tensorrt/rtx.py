@@ -21,6 +21,7 @@ class TensorRTRtx(TensorRT):
     """TensorRT for RTX: builds ahead of time, with no GPU; kernels are finished on the GPU that runs them."""
 
     name: ClassVar[str] = "tensorrt-rtx"
+    triton_backend: ClassVar[str] = "python"  # Triton has TensorRT, and not this one
     extra: ClassVar[str] = "tensorrt-rtx"
     takes: ClassVar[tuple[str, ...]] = (*SHARED, "target")
     benchmark_tool: ClassVar[str] = "tensorrt_rtx"
