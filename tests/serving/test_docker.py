@@ -194,7 +194,9 @@ def test_what_the_image_is_for_runs_on_what_is_pinned_alone(built, environment, 
         (prediction,) = told["predictions"]
         with Session(target_of(find(built / "model"))) as session:
             files = [(tmp_path / "cat.png").read_bytes()]
-            logits = session.answer(prepared(files, session.preprocess, in_graph=session.takes_pixels)).logits
+            logits = session.answer(
+                prepared(files, session.preprocess, in_graph=session.takes_pixels, dtype="float32")
+            ).logits
         names, shares = best_classes(logits, 3, session.target.spec.classes)
         assert [guess["name"].encode() for guess in prediction["guesses"]] == names[0].tolist()
         np.testing.assert_allclose([guess["probability"] for guess in prediction["guesses"]], shares[0], atol=1e-5)

@@ -23,7 +23,7 @@ from PIL import Image
 import lifedeploy
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.children import environment
-from lifedeploy.errors import ArtifactError, EngineError
+from lifedeploy.errors import ArtifactError, EngineError, EngineInputError
 from lifedeploy.serving import batching, kserve_package
 from lifedeploy.serving import kserve as program
 from lifedeploy.serving import record as records
@@ -158,7 +158,7 @@ def test_an_answer_that_is_no_number_costs_its_request_alone(folder):
     with Workers(target(folder), Plan(max_batch=4, preferred=(4,), delay_us=30_000_000), ["logits"]) as workers:
         (damaged,), (sound,) = workers.ask(np.full_like(IMAGES[:1], np.nan)), workers.ask(IMAGES[:3])
         np.testing.assert_allclose(sound.result(60)["logits"], logits_of(target(folder), IMAGES[:3]), atol=1e-4)
-        with pytest.raises(EngineError, match="gives NaN or infinity"):
+        with pytest.raises(EngineInputError, match="the images hold NaN or infinity"):
             damaged.result(60)
 
 
@@ -272,7 +272,7 @@ def test_answers_are_those_of_the_engine_over_http_and_grpc(running, serving_pyt
     assert done.returncode == 0, f"{done.stderr}\n{server.said()}"
     kept = np.load(home / "kept.npz")
     parts = [IMAGES[:1], IMAGES[1:4], IMAGES, IMAGES[4:5], IMAGES[2:4]]
-    images = prepared([picture()] * 2, one.spec.preprocess, in_graph=one.takes_pixels)
+    images = prepared([picture()] * 2, one.spec.preprocess, in_graph=one.takes_pixels, dtype="float32")
     logits = logits_of(one, images)
     classes, probabilities = best_classes(logits, 2, one.spec.classes)
     for wire in ("http", "grpc"):

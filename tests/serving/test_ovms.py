@@ -93,14 +93,14 @@ def test_an_ir_that_tells_what_it_kept_answers_with_it(folder, monkeypatch):
     assert "outputs  logits, kept_2\n" in readme
 
 
-def test_an_onnx_file_is_served_too_and_tells_its_outputs_alone(folder):
-    repo = packaged(folder, engine="onnxruntime")
-    assert (repo / "vit/1/model.onnx").is_file() and not (repo / "vit/1/model.xml").exists()
-    assert "outputs  logits\n" in (repo / "README").read_text()
+def test_what_onnx_runtime_has_optimised_is_refused(folder):
+    """It holds operators of its own, and passed its gate in another runtime."""
+    with pytest.raises(UsageError, match=r"opens \.xml, and .*model\.onnx is none"):
+        packaged(folder, engine="onnxruntime")
 
 
 def test_other_files_are_refused_with_what_to_build(folder):
-    with pytest.raises(UsageError, match=r"opens \.xml or \.onnx") as refused:
+    with pytest.raises(UsageError, match=r"opens \.xml, and") as refused:
         packaged(folder, engine="fake")
     assert refused.value.hint == "lifedeploy build-engine --engine openvino builds one"
     assert not Path("repo").exists()
