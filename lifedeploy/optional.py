@@ -30,6 +30,7 @@ REPORTED = (
     "tensorrt-rtx",
     "onnxruntime-ep-nv-tensorrt-rtx",
     "cuda-bindings",
+    "tritonclient",
     "numpy",
 )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 
 from lifedeploy.bench.stats import Interval, median_interval
 from lifedeploy.engines.lanes import DeviceLane, Lane, WithoutCopies
@@ -159,9 +160,9 @@ def _warm_up(contenders: Sequence[Contender], crews: Crews, round_s: float, cloc
 
 
 def _turn(contender: Contender, crew: Sequence[ThreadPoolExecutor], requests: int, clock: Clock) -> Turn:
-    """``requests`` requests for every lane, all lanes at the same time; each takes its next as soon as it can."""
+    """``requests`` requests for every lane, all lanes at the same time; each has one, and takes its next if it can."""
     began = clock()
-    left = iter(range(requests * len(contender.lanes)))  # shared: no lane waits for one that is slower
+    left = iter(range((requests - 1) * len(contender.lanes)))  # shared: no lane waits for one that is slower
     if not crew:
         latencies = _drive(contender.lanes[0], left, clock)
     else:
@@ -183,7 +184,7 @@ def _device_ms(lane: DeviceLane, count: int) -> list[float]:
 
 def _drive(lane: Lane, left: Iterator[int], clock: Clock) -> list[float]:
     latencies = []
-    for _ in left:
+    for _ in chain([0], left):
         began = clock()
         lane.infer()
         latencies.append(clock() - began)

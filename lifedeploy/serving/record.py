@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,9 +28,9 @@ _MOST_FILES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """An export, a calibrated graph or an engine that a package was made of; ``path`` is where its manifest was."""
+    """An export, a calibrated graph or an engine that a package was made of."""
 
-    path: Text
+    path: Text  # of its manifest, from the package on: what was made together may be moved together
     what: Text
     sha256: Digest  # of the digests of its files
 
@@ -61,10 +62,10 @@ class PackageRecord:
         return asdict(self)
 
 
-def source_of(artifact: Artifact) -> SourceRecord:
-    """What a package says of an artifact that it is made of."""
+def source_of(artifact: Artifact, folder: Path) -> SourceRecord:
+    """What a package at ``folder`` says of an artifact that it is made of."""
     what = "export" if artifact.manifest.kind == "model" else artifact.manifest.kind
-    path = str(artifact.manifest_path.absolute())
+    path = os.path.relpath(artifact.manifest_path.resolve(), folder.resolve())
     return SourceRecord(path=path, what=what, sha256=_digest(artifact))
 
 
@@ -134,11 +135,11 @@ def check(folder: Path, record: PackageRecord) -> None:
         )
 
 
-def outdated(record: PackageRecord) -> tuple[str, ...]:
-    """What a package was made of and is another one by now, in words; what is gone says nothing."""
+def outdated(folder: Path, record: PackageRecord) -> tuple[str, ...]:
+    """What the package at ``folder`` was made of and is another one by now, in words; what is gone says nothing."""
     stale = []
     for source in record.sources:
-        path = Path(source.path)
+        path = Path(os.path.normpath(folder.resolve() / source.path))
         if not path.is_file():
             continue
         try:

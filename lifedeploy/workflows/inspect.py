@@ -70,7 +70,7 @@ def inspect(model: Path | None, workspace: Workspace) -> InspectReport:
         with in_use(model):
             record = records.read(model)
             records.check(model, record)
-            return InspectReport(path=str(model), package=record, outdated=records.outdated(record))
+            return InspectReport(path=str(model), package=record, outdated=records.outdated(model, record))
     with unchanged(model):
         file = find(model)
         if file.artifact is not None:

@@ -106,7 +106,7 @@ def _package(request: PackageRequest, artifact: Artifact, say: Say) -> PackageRe
                 plan=served.plan,
                 top=served.top,
                 needs=needs,
-                sources=tuple(map(records.source_of, _sources(artifact))),
+                sources=tuple(records.source_of(source, request.out) for source in _sources(artifact)),
             ),
         )
     return PackageReport(str(request.out), record, _warnings(served, request))

@@ -206,11 +206,11 @@ def test_what_was_exported_or_built_anew_since_is_told_by_name(
     ended = lifedeploy("inspect", package, "--json", "-")
     assert ended.code == 0
     what = "export" if part == "export" else "engine"
-    said = [f"the {what} {path.parent.absolute()} has changed since it was packaged"]
+    said = [f"the {what} {path.parent.resolve()} has changed since it was packaged"]
     assert json.loads(ended.out)["outdated"] == said
     assert "out of date" in ended.err
     path.write_text(kept)
-    assert record.outdated(record.read(package)) == ()
+    assert record.outdated(package, record.read(package)) == ()
 
 
 def test_a_file_that_is_another_one_is_told_by_name(package: Path, lifedeploy) -> None:

@@ -40,6 +40,7 @@ WRITERS = (
     ),
     _writer("evaluate", "evaluate", EXPORT, "--data=data", "--json=evaluate.json"),
     _writer("visualize", "visualize", EXPORT, "image.png", "--output=lives.png", "--json=lives.json"),
+    _writer("package", "package", EXPORT, "--for=triton", "--engine=openvino", "--out=repo", "--json=package.json"),
     _writer("predict", "predict", f"--model={EXPORT}", "--json=predict.json", "image.png"),
 )
 # What others do in the same workspace meanwhile, and must not be tripped.
