@@ -21,7 +21,8 @@ env: $(VENV)/.installed
 
 runtime-env: $(RUNTIME_VENV)/.installed
 
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Bytecode of what is never imported is most of an installation.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 define require-python
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

@@ -94,7 +94,7 @@ def test_inspect_says_what_becomes_of_tokens_and_by_whose_budget(workspace, meth
     artifact = Workspace(workspace).latest_export()
     schedule = row.make_schedule(196, 12, keep_rate=None if row.own_budget else 0.7)
     spec = replace(artifact.manifest.spec, method=method, schedule=schedule, options=row.plain_options({}))
-    report = InspectReport("x", replace(artifact.manifest, spec=spec), None, spec)
+    report = InspectReport(path="x", manifest=replace(artifact.manifest, spec=spec), spec=spec)
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(_identity(report.spec, report.manifest))
     shown = console.export_text()
@@ -103,7 +103,7 @@ def test_inspect_says_what_becomes_of_tokens_and_by_whose_budget(workspace, meth
     assert report.to_dict()["method"] == {"title": row.title, "fate": fate, "own_budget": row.own_budget}
     if row.takes_keep_rate and row.own_budget:
         rated = replace(spec, schedule=row.make_schedule(196, 12, keep_rate=0.7))
-        assert InspectReport("x", None, None, rated).method["own_budget"] == ""
+        assert InspectReport(path="x", spec=rated).method["own_budget"] == ""
 
 
 def test_inspect_takes_a_foreign_onnx_file(workspace, lifedeploy, tmp_path):

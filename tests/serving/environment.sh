@@ -9,7 +9,7 @@ here="$(cd "$(dirname "$0")" && pwd)"
 python="${PYTHON:-python3}"
 version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 rm -rf "$folder" && "$python" -m venv "$folder"
-"$folder/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+"$folder/bin/pip" install --quiet --disable-pip-version-check --no-compile -r "$here/requirements.txt"
 # The code under test, not a copy of it.
 echo "$(cd "$here/../.." && pwd)" >"$("$folder/bin/python" -c 'import site; print(site.getsitepackages()[0])')/lifedeploy.pth"
 "$folder/bin/pip" download --quiet --disable-pip-version-check --no-deps --dest "$folder/download" nvidia-pytriton==0.7.0

@@ -117,7 +117,7 @@ def test_accuracy_through_the_server_is_that_of_the_engine(server: Triton, packa
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_what_the_server_costs(server: Triton, packages: Packages, scheme: str) -> None:
-    words = ("--url", server.url("tiny", scheme), "--concurrency", "1,4", "--budget", "1", "--json", "-")
+    words = ("--url", server.url("tiny", scheme), "--concurrency", "1,4", "--budget", "0.6", "--json", "-")
     # Of an export it finds the engine that is served, by its hash.
     done = command("bench", packages.export.folder, *words, folder=packages.folder)
     assert done.returncode == 0, done.stderr

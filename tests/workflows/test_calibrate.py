@@ -197,7 +197,7 @@ def test_bench_of_a_calibrated_folder_is_of_its_precision(calibrated):
         model=calibrated / "int8",
         engines=("fake", "fake:fp32"),
         batches=(2,),
-        stop=Stop(0.01, min_rounds=3),
+        stop=Stop(budget_s=0.01, min_rounds=3),
         memory=False,
     )
     assert [row.subject.precision for row in bench(quick, workspace).rows] == ["int8"] * 3 + ["fp32"] * 3
