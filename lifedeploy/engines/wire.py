@@ -26,7 +26,7 @@ TYPES = {
     "BOOL": "bool", "UINT8": "uint8", "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
     "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
-_WORDS = {name: wire for wire, name in TYPES.items()}
+WORDS = {name: wire for wire, name in TYPES.items()}
 BYTES = "BYTES"
 _NOT_REACHED = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 _PATIENCE_S = 60.0  # for one answer
@@ -189,7 +189,7 @@ class Wire(ABC):
         """What is sent, ready to be sent as often as wanted."""
         inputs = []
         for name, array in feeds.items():
-            wire = BYTES if array.dtype == np.object_ else _WORDS[array.dtype.name]
+            wire = BYTES if array.dtype == np.object_ else WORDS[array.dtype.name]
             tensor = self._wire.InferInput(name, list(array.shape), wire)
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)

@@ -16,7 +16,7 @@ from kserve.errors import InvalidInput
 
 from lifedeploy.artifact import TensorSpec
 from lifedeploy.engines.lanes import Array
-from lifedeploy.engines.wire import BYTES, TYPES
+from lifedeploy.engines.wire import BYTES, WORDS
 from lifedeploy.errors import EngineInputError, ImageError
 from lifedeploy.serving.images import best_classes, prepared
 from lifedeploy.serving.kserve_package import images_name
@@ -25,7 +25,6 @@ from lifedeploy.serving.triton import CLASSES, IMAGE, PROBABILITIES
 from lifedeploy.serving.workers import Workers
 from lifedeploy.text import shortened
 
-_WORDS = {name: wire for wire, name in TYPES.items()}
 Metadata = dict[str, Any]
 
 
@@ -57,7 +56,7 @@ class EngineModel(Model):
         outputs = []
         for name in names:
             array = arrays[name]
-            word = BYTES if array.dtype == np.object_ else _WORDS[array.dtype.name]
+            word = BYTES if array.dtype == np.object_ else WORDS[array.dtype.name]
             output = InferOutput(name=name, shape=list(array.shape), datatype=word, data=array)
             if payload.from_grpc:  # as bytes, even where the request came as numbers: kserve trips over arrays there
                 output.set_data_from_numpy(array, binary_data=True)
@@ -127,7 +126,7 @@ class ImagesModel(EngineModel):
 
 def _told(spec: TensorSpec) -> Metadata:
     shape = [-1, *(-1 if size is None else size for size in spec.shape[1:])]
-    return {"name": spec.name, "datatype": _WORDS[spec.dtype], "shape": shape}
+    return {"name": spec.name, "datatype": WORDS[spec.dtype], "shape": shape}
 
 
 def _given(request: InferRequest, told: Metadata) -> Array:

@@ -21,7 +21,6 @@ from lifedeploy.text import quoted
 from lifedeploy.typed import Digest, Name, Text
 
 NAME = "lifedeploy.json"
-KINDS = ("triton", "ovms", "kserve", "docker")
 Place = Annotated[str, Meta(min_length=1, max_length=1024)]
 _MOST_FILES = 10_000
 

@@ -26,7 +26,6 @@ from lifedeploy.spec import QUANTIZED
 from lifedeploy.targets.target import Target
 from lifedeploy.text import printable
 
-BACKENDS = ("python", "onnxruntime", "openvino", "tensorrt")
 # Backend → the engines whose files it opens, and what it calls the main one.
 _OPENS = {
     "onnxruntime": ((".onnx",), "model.onnx"),

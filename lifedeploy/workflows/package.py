@@ -17,13 +17,13 @@ from lifedeploy.progress import Say, silent
 from lifedeploy.serving import docker, kserve_package, ovms, triton
 from lifedeploy.serving import plan as plans
 from lifedeploy.serving import record as records
-from lifedeploy.serving.record import KINDS, PackageRecord, is_package
+from lifedeploy.serving.record import PackageRecord, is_package
 from lifedeploy.serving.served import Served, largest_batch, name_of, require_servable
 from lifedeploy.targets import select
 from lifedeploy.targets.evidence import require_current, require_passed
 from lifedeploy.targets.target import opened_by
 from lifedeploy.text import quoted
-from lifedeploy.typed import MOST_CLASSES, RANDOM_WEIGHTS
+from lifedeploy.typed import MOST_CLASSES, RANDOM_WEIGHTS, SERVERS, TRITON_BACKENDS
 from lifedeploy.writing import atomic_folder, in_use
 
 Writer = Callable[[Path, Served, str, dict[str, str]], tuple[str, ...]]
@@ -46,12 +46,12 @@ class PackageRequest:
     force: bool = False  # replace what is at ``out`` and is no package
 
     def __post_init__(self) -> None:
-        if self.target not in KINDS:
-            raise UsageError(f"--for {quoted(self.target)} is unknown; there are: {', '.join(KINDS)}")
+        if self.target not in SERVERS:
+            raise UsageError(f"--for {quoted(self.target)} is unknown; there are: {', '.join(SERVERS)}")
         if self.backend and self.target != "triton":
             raise UsageError(f"--backend is of Triton, and this is for {self.target}")
-        if self.backend and self.backend not in triton.BACKENDS:
-            raise UsageError(f"backend {quoted(self.backend)} is unknown; there are: {', '.join(triton.BACKENDS)}")
+        if self.backend and self.backend not in TRITON_BACKENDS:
+            raise UsageError(f"backend {quoted(self.backend)} is unknown; there are: {', '.join(TRITON_BACKENDS)}")
         if not 0 <= self.top <= MOST_CLASSES:
             raise UsageError(f"--top {self.top} is not allowed: at most {MOST_CLASSES:,} classes are named")
 
@@ -97,7 +97,7 @@ def _package(request: PackageRequest, artifact: Artifact, say: Say) -> PackageRe
         record = records.write(
             folder,
             PackageRecord(
-                target=request.target,  # type: ignore[arg-type]  # one of KINDS
+                target=request.target,  # type: ignore[arg-type]  # one of SERVERS
                 models=models,
                 method=served.target.method,
                 engine=served.target.engine.name,

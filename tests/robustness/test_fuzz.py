@@ -19,7 +19,7 @@ from tests.robustness.fuzz.session import summary
 from tests.robustness.fuzz.values import change_json, damaged
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="children are forked, as on Linux")
-CASES = 60
+CASES = 45
 SECONDS = 600  # more than enough, on a machine that has much else to do
 
 

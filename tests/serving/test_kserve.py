@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import lifedeploy
+from benchmarks.serving.triton import free_ports
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.children import environment
 from lifedeploy.errors import ArtifactError, EngineError, EngineInputError
@@ -176,14 +177,6 @@ def serving_python() -> str:
     if os.environ.get("CI") == "true":
         pytest.fail("neither .venv-serve nor this environment has kserve and tritonclient: run make serve-env")
     pytest.skip("neither .venv-serve nor this environment has kserve and tritonclient: make serve-env installs them")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class Running:

@@ -14,17 +14,15 @@ from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, options, paths, tables, values
 from lifedeploy.limits import MOST_IN_BATCH, MOST_STREAMS
 from lifedeploy.text import printable
+from lifedeploy.typed import SERVERS, TRITON_BACKENDS
 
 if TYPE_CHECKING:
     from lifedeploy.serving.record import PackageRecord
 
-_SERVERS = ("triton", "ovms", "kserve", "docker")
-_BACKENDS = ("python", "onnxruntime", "openvino", "tensorrt")
-
 
 def package(
     target: Annotated[
-        str, options.option(values.OneOf("--for", *_SERVERS), help="The server, or a container without one.")
+        str, options.option(values.OneOf("--for", *SERVERS), help="The server, or a container without one.")
     ],
     out: Annotated[Path, options.option(paths.Folder("--out"), "-o", metavar="DIR", help="Where the package goes.")],
     model: options.ModelArgument = None,
@@ -40,7 +38,7 @@ def package(
     backend: Annotated[
         str | None,
         options.option(
-            values.OneOf("--backend", *_BACKENDS), help="Triton's backend.  [default: what suits the engine]"
+            values.OneOf("--backend", *TRITON_BACKENDS), help="Triton's backend.  [default: what suits the engine]"
         ),
     ] = None,
     name: Annotated[
