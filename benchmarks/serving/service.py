@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import (
+    ROOT,
     command_line,
     interval,
     lifedeploy,
@@ -161,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result["evaluate"] = asked("evaluate", trained, "--data", data, "--url", url, folder=work)
             result["files"] = through_files(server, "trained_images", trained, data, max(1, cores() // 2))
     record = record_of(command_line("serving.service", arguments))
-    record |= {"dry": given.dry, "result": result}
+    # Where things lay on this machine means nothing elsewhere.
+    told = json.dumps(result).replace(f"{ROOT}/", "").replace(str(work), "DIR")
+    record |= {"dry": given.dry, "result": json.loads(told)}
     publish(given.out, "results", record, page(record))
 
 
