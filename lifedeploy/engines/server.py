@@ -55,11 +55,6 @@ class Server(Engine):
         with ExitStack() as until_open:
             until_open.callback(self._wires.close)
             model = self._wire().describe()
-            if model.takes_files:
-                raise EngineError(
-                    f"{self._address.url} takes the bytes of image files, and this asks with prepared images",
-                    hint="name the model itself; lifedeploy verify asks an ensemble, with photographs",
-                )
             self._most = model.max_batch
             # Logits first, by contract; some servers sort by name, and what a model tells beside them has known names.
             told = sorted(model.outputs, key=lambda tensor: is_kept_name(tensor.name) or tensor.name in _TOLD)

@@ -193,7 +193,7 @@ class Wire(ABC):
             tensor = self._wire.InferInput(name, list(array.shape), wire)
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
-        return Request(self, inputs, [self._wire.InferRequestedOutput(name) for name in outputs])
+        return Request(inputs, [self._wire.InferRequestedOutput(name) for name in outputs])
 
     def infer(self, request: Request) -> dict[str, Array]:
         """The outputs that a request asks for.
@@ -222,7 +222,6 @@ class Wire(ABC):
 class Request:
     """Inputs as they are sent, and outputs as they are asked for."""
 
-    wire: Wire
     inputs: list[Any]
     outputs: list[Any]
 

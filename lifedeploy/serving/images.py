@@ -12,6 +12,7 @@ from lifedeploy.data.formats import require_plausible
 from lifedeploy.data.preprocess import decode_image, model_input, to_pixels
 from lifedeploy.engines.lanes import Array
 from lifedeploy.spec import PreprocessSpec
+from lifedeploy.targets.session import most_probable
 
 
 def prepared(files: Sequence[bytes], spec: PreprocessSpec, *, in_graph: bool, dtype: str) -> Array:
@@ -26,12 +27,9 @@ def prepared(files: Sequence[bytes], spec: PreprocessSpec, *, in_graph: bool, dt
 
 def best_classes(logits: Array, top: int, names: Sequence[str]) -> tuple[Array, Array]:
     """The names of the ``top`` best classes of each image, in UTF-8, and how probable they are."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    best, shares = most_probable(logits, top)
     named = [[(names[index] if names else f"class {index}").encode() for index in row] for row in best.tolist()]
-    shares = np.take_along_axis(probabilities, best, axis=1).astype(np.float32)
-    return np.array(named, dtype=np.object_), shares
+    return np.array(named, dtype=np.object_), shares.astype(np.float32)
 
 
 def _pixels(name: str, data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:

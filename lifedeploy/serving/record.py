@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -43,9 +43,8 @@ class PackageRecord:
     target: Literal["triton", "ovms", "kserve", "docker"]
     created: Text = field(default_factory=now)
     version: Text = __version__  # of lifedeploy
-    models: Annotated[
-        tuple[Name, ...], Meta(min_length=1, max_length=16)
-    ]  # as the server calls them; the model itself first
+    # As the server calls them; the model itself first.
+    models: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
     method: Name
     engine: Name
     precision: Name
@@ -78,7 +77,7 @@ def _digest(artifact: Artifact) -> str:
 def write(folder: Path, record: PackageRecord) -> PackageRecord:
     """Write the record of what lies in ``folder`` by now."""
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)}
-    whole = PackageRecord(**{**vars(record), "files": dict(sorted(files.items()))})
+    whole = replace(record, files=dict(sorted(files.items())))
     write_json(folder / NAME, whole.to_dict())
     return whole
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lifedeploy import __version__
-from lifedeploy.artifact import TensorSpec
+from lifedeploy.artifact import Artifact, TensorSpec
 from lifedeploy.engines.device import DeviceEngine
+from lifedeploy.engines.wire import WORDS
 from lifedeploy.errors import ArtifactError, UsageError
 from lifedeploy.files import compact_json, write_text
 from lifedeploy.machine import cores
@@ -33,10 +34,6 @@ _OPENS = {
     "tensorrt": ((".plan",), "model.plan"),
 }
 _PARTS = (".onnx", ".xml", ".bin", ".plan", ".data", ".weight")  # endings of the files of an engine
-_TYPES = {
-    "bool": "BOOL", "uint8": "UINT8", "int8": "INT8", "int32": "INT32", "int64": "INT64", "float16": "FP16",
-    "bfloat16": "BF16", "float32": "FP32", "float64": "FP64",
-}  # fmt: skip
 IMAGE, CLASSES, PROBABILITIES = "image", "classes", "probabilities"
 # In the place of Python's folder for bytecode, which would run in the place of the code and which nobody could check.
 _NO_BYTECODE = "A file, so that no bytecode is kept here.\n"
@@ -198,7 +195,7 @@ def _instances(count: int, *, gpu: bool = False) -> dict[str, Any]:
 
 
 def _backend_parameters(served: Served, backend: str) -> dict[str, str]:
-    """What a backend of Triton's own has to be told of precision.
+    """What a backend of Triton's own has to be told, of precision and of threads.
 
     https://github.com/triton-inference-server/openvino_backend, and onnxruntime_backend: parameters.
     """
@@ -216,21 +213,30 @@ def copy(served: Served, folder: Path) -> None:
         ArtifactError: the manifest names a file that is no part of an engine: a server might run it.
     """
     artifact = served.artifact
+    shutil.copyfile(artifact.manifest_path, folder / "model.json")  # of dense and first-k it has another name
+    for path in _parts(artifact):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _parts(artifact: Artifact) -> tuple[Path, ...]:
+    """The files of an engine.
+
+    Raises:
+        ArtifactError: its manifest names one that is no part of any.
+    """
     strange = next((path for path in artifact.files if path.suffix not in _PARTS), None)
     if strange is not None:
         raise ArtifactError(
             f"{artifact.manifest_path} names {strange.name}, which is no part of an engine",
             hint="build it again with lifedeploy build-engine",
         )
-    shutil.copyfile(artifact.manifest_path, folder / "model.json")  # of dense and first-k it has another name
-    for path in artifact.files:
-        shutil.copyfile(path, folder / path.name)
+    return artifact.files
 
 
 def _copy_files(served: Served, folder: Path, main: str) -> None:
     """The engine's files under the names that a backend looks for."""
     stem = Path(main).stem
-    for path in served.artifact.files:
+    for path in _parts(served.artifact):
         shutil.copyfile(path, folder / (main if path == served.artifact.path else f"{stem}{path.suffix}"))
 
 
@@ -281,7 +287,7 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     """A tensor without its batch, which ``max_batch_size`` stands for."""
     return {
         "name": spec.name,
-        "data_type": Word(f"TYPE_{_TYPES[spec.dtype]}"),
+        "data_type": Word(f"TYPE_{WORDS[spec.dtype]}"),
         "dims": [size or -1 for size in spec.shape[1:]],
     }
 
@@ -304,7 +310,7 @@ def _step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> dict[s
 def _warm_up(spec: TensorSpec, batch: int) -> dict[str, Any]:
     # Random floats of Triton are random bits: some are no numbers, and neither is then the answer.
     data = {"random_data": True} if spec.dtype == "uint8" else {"zero_data": True}
-    images = {"data_type": Word(f"TYPE_{_TYPES[spec.dtype]}"), "dims": list(spec.shape[1:]), **data}
+    images = {"data_type": Word(f"TYPE_{WORDS[spec.dtype]}"), "dims": list(spec.shape[1:]), **data}
     return {"name": f"batch {batch}", "batch_size": batch, "inputs": entries({spec.name: images})}
 
 

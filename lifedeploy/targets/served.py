@@ -43,15 +43,13 @@ def asked(address: Address) -> ServedModel:
         wire.close()
 
 
-def served(url: str, like: Target) -> Target:
-    """The target at ``url``, which is a service of the model ``like``.
+def served(url: str, model: ServedModel, like: Target) -> Target:
+    """The target at ``url``, where a server tells of ``model``: a service of ``like``.
 
     Raises:
-        UsageError: it is no address, or not of that model.
-        EngineUnavailableError, EngineError: as :func:`asked`; or it takes the bytes of files.
+        UsageError: it is not of that model.
+        EngineError: it takes the bytes of files.
     """
-    address = address_of(url)
-    model = asked(address)
     spec = like.spec
     if spec is None:
         raise UsageError(
@@ -68,7 +66,7 @@ def served(url: str, like: Target) -> Target:
     told = {tensor.name for tensor in model.outputs}
     return replace(
         like,
-        name=address.model,
+        name=address_of(url).model,
         engine=Server,
         precision=precision_of(model, like),
         method=spec.method,

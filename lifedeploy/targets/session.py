@@ -199,6 +199,14 @@ def require_finite(answer: Array, images: Sequence[str], what: str) -> None:
         )
 
 
+def most_probable(logits: Array, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ``top`` best classes of each image, and how probable they are: two arrays of (B, top)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return best, np.take_along_axis(probabilities, best, axis=1)
+
+
 def _fill(inputs: Mapping[str, Array], seed: int) -> None:
     generator = np.random.default_rng(seed)
     for array in inputs.values():

@@ -281,7 +281,7 @@ def bench_served(
     artifact = select.for_service(request.model, model.parameters.get("sha256", ""), request.url, workspace)
     with in_use(artifact.folder):
         bare = target_of(ModelFile.of(Artifact.read(artifact.manifest_path)))
-        service = served(request.url, bare)
+        service = served(request.url, model, bare)
         wire = connect(address)
         try:
             rows = tuple(

@@ -16,6 +16,7 @@ from lifedeploy.artifact import Workspace
 from lifedeploy.data.batches import Batch, Broken, decoded_batches
 from lifedeploy.data.images import read_images
 from lifedeploy.data.sets import ImageSet, Subset, describe
+from lifedeploy.engines.wire import address_of
 from lifedeploy.errors import DataError, ImageError, UsageError
 from lifedeploy.evaluation.accuracy import Accuracy, Tally, agreement
 from lifedeploy.evaluation.parity import Answer, shared_tokens
@@ -27,7 +28,7 @@ from lifedeploy.processes import Processes, here
 from lifedeploy.progress import Progress, Say, Step, silent, unwatched
 from lifedeploy.targets import select
 from lifedeploy.targets.match import Matched, comparable, match
-from lifedeploy.targets.served import served
+from lifedeploy.targets.served import asked, served
 from lifedeploy.targets.target import Target
 
 ON_ERROR = ("skip", "fail")
@@ -137,7 +138,7 @@ def evaluate(
     processes = here()
     say("looking at the models")
     targets = targets or select.for_evaluation(request.models, request.engine, workspace)
-    targets = [*targets, *(served(url, targets[0]) for url in request.urls)]
+    targets = [*targets, *(served(url, asked(address_of(url)), targets[0]) for url in request.urls)]
     if images is None:
         images = listed(request, say)
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from lifedeploy.data.preprocess import read_image, to_pixels
 from lifedeploy.errors import WeightsError
 from lifedeploy.targets import select
 from lifedeploy.targets.find import ModelFile
-from lifedeploy.targets.session import Session
+from lifedeploy.targets.session import Session, most_probable
 from lifedeploy.targets.target import target_of
 from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import in_use
@@ -98,10 +98,8 @@ def _predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
 
 
 def _best(logits: np.ndarray, classes: Sequence[str], top: int) -> tuple[Guess, ...]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = shifted / shifted.sum()
-    order = np.argsort(-probabilities)[:top]
+    (best,), (shares,) = most_probable(logits[None], top)
     return tuple(
-        Guess(int(index), classes[index] if classes else f"class {index}", float(probabilities[index]))
-        for index in order
+        Guess(index, classes[index] if classes else f"class {index}", share)
+        for index, share in zip(best.tolist(), shares.tolist(), strict=True)
     )

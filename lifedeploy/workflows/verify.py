@@ -72,7 +72,7 @@ def _verify_served(request: VerifyRequest, say: Say) -> VerifyReport:
     say(f"asking {url}")
     model = asked(address_of(url))
     if not model.takes_files:
-        return _verify(first, served(url, first), say)
+        return _verify(first, served(url, model, first), say)
     if first.spec is None:
         raise UsageError(f"{first.place} has no manifest, so how images are prepared for it is unknown")
     theirs = answers_to_files(url, model, first)

@@ -310,14 +310,19 @@ def test_what_is_packaged_is_not_replaced_by_its_package(workspace: Path, lifede
     assert (export / "model.onnx").is_file()
 
 
-def test_a_file_in_an_engine_that_is_none_of_its_parts_is_not_packaged(workspace: Path, lifedeploy) -> None:
+@pytest.mark.parametrize("backend", ["python", "openvino"])
+def test_a_file_in_an_engine_that_is_none_of_its_parts_is_not_packaged(
+    workspace: Path, lifedeploy, backend: str
+) -> None:
     path = engine_of(workspace, "openvino").manifest_path
     code = path.with_name("model.py")
     code.write_text("import os")
     facts = json.loads(path.read_text())
     facts["engine"]["files"]["model.py"] = sha256(code)
     path.write_text(json.dumps(facts))
-    ended = lifedeploy("package", "--for", "triton", "-e", "openvino", "-o", workspace.parent / "repo")
+    ended = lifedeploy(
+        "package", "--for", "triton", "-e", "openvino", "--backend", backend, "-o", workspace.parent / "repo"
+    )
     assert ended.code == 1
     assert "names model.py, which is no part of an engine" in ended.lines[0]
     assert not (workspace.parent / "repo").exists()
