@@ -8,6 +8,7 @@ from typing import Any
 
 from lifedeploy.cost import Cost
 from lifedeploy.errors import ScheduleError, UsageError
+from lifedeploy.last_block import last_block_of
 from lifedeploy.method import Method
 from lifedeploy.schedule import Schedule
 
@@ -21,6 +22,7 @@ class Sized:
     patches: int
     depth: int
     cost: Cost
+    no_prefix_block: str = ""  # why its last block needs all tokens, in words; '': prefix tokens are enough
 
     def schedule(self, method: Method, keep_rate: float | None, options: Mapping[str, Any]) -> Schedule:
         """Token counts of a method at a keep rate; None: by its own budget.
@@ -31,8 +33,9 @@ class Sized:
         return method.make_schedule(self.patches, self.depth, keep_rate=keep_rate, options=options)
 
     def macs(self, method: Method, schedule: Schedule, options: Mapping[str, Any]) -> int:
-        """What the method costs under a schedule."""
-        return self.cost.total(method.count_work(schedule, options, self.cost))
+        """What the method costs under a schedule, its last block as usual."""
+        last_block = last_block_of(method, "", self.no_prefix_block)
+        return self.cost.total(method.count_work(schedule, options, self.cost, last_block))
 
 
 @dataclass(frozen=True, kw_only=True)

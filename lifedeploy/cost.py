@@ -6,7 +6,7 @@ softmax and activations are not MACs and not counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lifedeploy.schedule import Schedule
 
@@ -19,9 +19,10 @@ class Work:
     MLP of one layer differ where a method drops between the two.
     """
 
-    attention: tuple[int, ...]  # patch tokens in the attention of layer t
+    attention: tuple[int, ...]  # patch tokens that layer t attends to: their keys and values
     mlp: tuple[int, ...]  # patch tokens in its MLP
     scoring: int = 0  # MACs of one image that the method spends on choosing, fusing and merging tokens
+    queries: tuple[int, ...] = ()  # patch tokens that attend there; (): all that are attended to
 
     @classmethod
     def of(cls, schedule: Schedule, scoring: int = 0) -> Work:
@@ -38,14 +39,24 @@ class Work:
         """The work of a method that drops nothing, whatever the schedule says."""
         return cls.of(Schedule.dense(schedule.patches, schedule.depth))
 
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Patch tokens that attend in layer t: their queries."""
+        return self.queries or self.attention
+
+    def with_prefix_block(self) -> Work:
+        """The same where the last block computes prefix tokens alone: its patch tokens are keys and values."""
+        return replace(self, queries=(*self.attending[:-1], 0), mlp=(*self.mlp[:-1], 0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """MACs of a backbone, per place; together with a :class:`Work` they give exact totals of one image."""
 
     embed: int  # the whole image
-    projections: tuple[int, ...]  # per token in the attention of layer t: qkv and proj
-    pairs: tuple[int, ...]  # per pair of tokens there: QKᵀ and AV
+    keys: tuple[int, ...]  # per token that layer t attends to: K and V
+    queries: tuple[int, ...]  # per token that attends there: Q and proj
+    pairs: tuple[int, ...]  # per pair of the two: QKᵀ and AV
     mlp: tuple[int, ...]  # per token in the MLP of layer t
     head: int
     prefix: int  # tokens that are never dropped
@@ -54,12 +65,16 @@ class Cost:
 
     def per_layer(self, work: Work) -> tuple[int, ...]:
         """MACs of every layer."""
-        places = zip(self.projections, self.pairs, self.mlp, work.attention, work.mlp, strict=True)
+        layers = zip(
+            *(self.keys, self.queries, self.pairs, self.mlp, work.attention, work.attending, work.mlp), strict=True
+        )
+        prefix = self.prefix
         return tuple(
-            projection * (self.prefix + in_attention)
-            + pair * (self.prefix + in_attention) ** 2
-            + mlp * (self.prefix + in_mlp)
-            for projection, pair, mlp, in_attention, in_mlp in places
+            key * (prefix + attended)
+            + query * (prefix + attending)
+            + pair * (prefix + attended) * (prefix + attending)
+            + mlp * (prefix + in_mlp)
+            for key, query, pair, mlp, attended, attending, in_mlp in layers
         )
 
     def total(self, work: Work) -> int:

@@ -37,6 +37,7 @@ from lifedeploy.typed import (
     DType,
     FileName,
     Kind,
+    LastBlock,
     MaybeDigest,
     MethodName,
     Name,
@@ -186,6 +187,12 @@ class Manifest:
         for tensor in self.outputs[:1]:
             if self.spec.num_classes and tensor.shape[1:] != (self.spec.num_classes,):
                 raise ArtifactError(f"{_WHAT} is wrong: {tensor} is no output for {self.spec.num_classes} classes")
+        attending = self.macs.query_tokens
+        if attending is not None and (self.last_block == "prefix") != (attending[-1:] == (0,)):
+            raise ArtifactError(
+                f"{_WHAT} is wrong at $.graph.last_block: {self.last_block}, and in the last layer "
+                f"{(*attending, 0)[-1] if attending else 0} patch tokens attend"
+            )
         named = self.graph.kept or ()
         before = [layer for layer in self.spec.schedule.drop_layers if named and layer < min(named)]
         if any(self.spec.schedule.after(layer) < self.spec.schedule.patches for layer in before):
@@ -216,15 +223,23 @@ class Manifest:
             raise ArtifactError(f"{what}: {_WHAT} is incomplete: '{name}' is missing at $.{place}")
         if self.kind == "engine" and self.engine is None:
             raise ArtifactError(f"{what} describes no engine")
-        counts = (self.macs.per_layer, self.macs.attention_tokens, self.macs.mlp_tokens)
+        macs = self.macs
+        counts = (macs.per_layer, macs.attention_tokens, macs.query_tokens, macs.mlp_tokens)
         for layers in (len(count) for count in counts if count is not None):
             if layers != self.spec.schedule.depth:
                 raise ArtifactError(f"{what}: {_WHAT} is wrong: MACs of {layers} of {self.spec.schedule.depth} layers")
 
     @property
+    def last_block(self) -> LastBlock:
+        """What the last block of its graph computes."""
+        return self.graph.last_block or "full"
+
+    @property
     def kept(self) -> KeptTokens:
         """Where its graph, and every engine of it, says which tokens it kept."""
         schedule = self.spec.schedule
+        if self.last_block == "prefix":
+            schedule = schedule.without_last_drop()
         if self.graph.kept is not None:
             return KeptTokens.of(schedule, self.graph.kept, parks=self.graph.parks)
         # Written before there were other methods: it ranks once, and says so under another name.

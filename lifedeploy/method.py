@@ -30,7 +30,7 @@ from lifedeploy.published import Published
 from lifedeploy.reading import reason
 from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate, require_layers
 from lifedeploy.text import quoted, shortened
-from lifedeploy.typed import ORDERINGS, MethodName
+from lifedeploy.typed import LAST_BLOCKS, ORDERINGS, LastBlock, MethodName
 
 Role = Literal["slimmed", "baseline", "bound"]
 SLIMMED: Role = "slimmed"
@@ -81,6 +81,9 @@ class Method:
     fate: Fate = "dropped"
     predicts_lives: bool = False
     counts_lives: bool = False  # whether its scores are lives: in how many layers each patch took part
+    # "prefix": behind the last layer it reads prefix tokens alone, as that layer's block makes them. So where the head
+    # reads no others either, that block computes no others.
+    last_block: LastBlock = "full"
     # Baseline and bound are made of its graph by taking its drops out; else each is traced. Its drops then are modules
     # of model/reducers/base.py: TakeOrdered called ``order.LAYER``, after that KeepPrefix called ``keep.LAYER``.
     derives: bool = False
@@ -119,6 +122,7 @@ class Method:
             ("a stage of it trains nothing, or is called what no file can be", not all(map(_is_stage, self.stages))),
             ("two stages of it have one name", len({stage.name for stage in self.stages}) < len(self.stages)),
             (f"its fate {quoted(self.fate)} is unknown", self.fate not in get_args(Fate)),
+            (f"its last block {quoted(self.last_block)} is unknown", self.last_block not in LAST_BLOCKS),
             ("it takes no keep rate, and has no budget of its own", not (self.takes_keep_rate or self.own_budget)),
             (
                 "it has a budget of its own, and no schedule that makes it",
@@ -270,16 +274,19 @@ class Method:
             )
         return schedule
 
-    def count_work(self, schedule: Schedule, options: Mapping[str, Any], cost: Cost) -> Work:
-        """What it computes under a schedule, checked.
+    def count_work(
+        self, schedule: Schedule, options: Mapping[str, Any], cost: Cost, last_block: LastBlock = "full"
+    ) -> Work:
+        """What it computes under a schedule, checked; in the last block for all tokens, or for the prefix alone.
 
         Raises:
             UsageError: its ``work`` fails, or what that says cannot be.
         """
+        schedule = schedule.without_last_drop() if last_block == "prefix" else schedule
         with self.blamed("its work"):
             work = self.work(schedule, self.settle(options), cost)
         sound = isinstance(work, Work) and type(work.scoring) is int and work.scoring >= 0
-        for tokens in (work.attention, work.mlp) if sound else ():
+        for tokens in (work.attention, work.attending, work.mlp) if sound else ():
             sound = sound and len(tokens) == schedule.depth
             sound = sound and all(type(count) is int and 0 <= count <= schedule.patches for count in tokens)
         if not sound:
@@ -287,7 +294,7 @@ class Method:
                 f"its work is no Work of {schedule.depth} layers with 0 to {schedule.patches} tokens each: "
                 f"{shortened(repr(work))}"
             )
-        return work
+        return work.with_prefix_block() if last_block == "prefix" else work
 
     def require_prefix(self, prefix: int, backbone: str) -> None:
         """Make sure that it protects all prefix tokens of a backbone.

@@ -24,7 +24,7 @@ from lifedeploy.rows.evit import EVIT, TOPK
 from lifedeploy.rows.evo_vit import EVO_VIT
 from lifedeploy.rows.ia_red2 import IA_RED2
 from lifedeploy.rows.life import LIFE
-from lifedeploy.rows.measures import DENSE, FIRST_K, RANDOM
+from lifedeploy.rows.measures import DENSE, FIRST_K, PLAIN, RANDOM
 from lifedeploy.rows.tome import TOME
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted, shortened
@@ -67,7 +67,7 @@ GROUP = "lifedeploy.methods"
 
 # In the order in which they are listed, and in which an export holds them: the slimmed ones, what their speed-up is
 # over, and the bound on it.
-_BUILT_IN = (LIFE, EVIT, TOPK, DYNAMICVIT, EVO_VIT, TOME, AVIT, AVIT_RANKED, IA_RED2, RANDOM, DENSE, FIRST_K)
+_BUILT_IN = (LIFE, EVIT, TOPK, DYNAMICVIT, EVO_VIT, TOME, AVIT, AVIT_RANKED, IA_RED2, RANDOM, PLAIN, DENSE, FIRST_K)
 _TABLE: Mapping[str, Method] = {method.name: method for method in _BUILT_IN}
 DEFAULT = _BUILT_IN[0].name
 

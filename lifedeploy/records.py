@@ -21,6 +21,7 @@ from lifedeploy.typed import (
     Digest,
     FileName,
     Graph,
+    LastBlock,
     Layer,
     Maybe,
     Name,
@@ -50,21 +51,32 @@ class GraphRecord(Section):
     scores: Maybe[bool] = absent()  # whether it names the scores of all patches, which lives are made of: life_scores
     groups: bool = False  # whether it names the groups that tokens were merged to: groups
     parks: bool = False  # whether tokens that do not go on come back, so that every drop chooses from all
+    last_block: Maybe[LastBlock] = absent()  # what that computes; graphs without it compute all tokens: "full"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MacsRecord(Section):
-    """Multiply-accumulates of one image, by place; ``speedup_bound`` is dense ÷ total."""
+    """Multiply-accumulates of one image, by place; ``speedup_bound`` is dense ÷ total.
+
+    ``dense`` is the baseline of the same export, whose last block may compute prefix tokens alone.
+    """
 
     total: Count = needed()
     dense: Count = needed()
     per_layer: PerLayer = needed()
-    attention_tokens: Maybe[PerLayer] = absent()  # patch tokens in the attention of each layer
-    mlp_tokens: Maybe[PerLayer] = absent()  # and in its MLP
+    plain: Maybe[Count] = absent()  # of timm's own model: every token in every layer
+    attention_tokens: Maybe[PerLayer] = absent()  # patch tokens that each layer attends to: keys and values
+    query_tokens: Maybe[PerLayer] = absent()  # that attend there
+    mlp_tokens: Maybe[PerLayer] = absent()  # in its MLP
     embed: Count = needed()
     predictor: Count = needed()  # of the method's own: scoring, fusing, merging
     head: Count = needed()
     speedup_bound: Positive = needed()
+
+    @property
+    def over_plain(self) -> float | None:
+        """MACs of timm's own model over these; None where an older version did not write them."""
+        return self.plain / self.total if self.plain is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)

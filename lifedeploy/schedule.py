@@ -167,6 +167,12 @@ class Schedule:
             return self.tokens[layer]
         return self.tokens[-1] if self.last is None else self.last
 
+    def without_last_drop(self) -> Schedule:
+        """The same with nothing leaving in layer T: what is left of it where nobody reads patches behind that layer."""
+        if self.depth not in self.drop_layers:
+            return self
+        return replace(self, drop_layers=self.drop_layers[:-1], last=None)
+
     @property
     def mean_life(self) -> float:
         """μ of eq. 9: the mean life, in layers, that this schedule grants a patch."""

@@ -27,6 +27,8 @@ PRECISIONS = ("fp32", *HALVES, *QUANTIZED)
 # How a graph shows attention: MatMul → Softmax → MatMul, one Attention operator (ONNX, opset 23), or ONNX Runtime's own
 # operator for it (com.microsoft.MultiHeadAttention, a "contrib" operator, which no other runtime reads).
 ATTENTIONS = ("products", "operator", "contrib")
+# What the last block computes: prefix tokens alone, where nothing else is read behind it, or all tokens.
+LAST_BLOCKS = ("prefix", "full")
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 RANDOM_WEIGHTS: Final = "random"  # a method is called so too
@@ -46,6 +48,7 @@ _LISTS = {
     "form": ORDERINGS,
     "precision": PRECISIONS,
     "attention": ATTENTIONS,
+    "last_block": LAST_BLOCKS,
     "crop_mode": CROP_MODES,
     "interpolation": INTERPOLATIONS,
     "weights": WEIGHTS,
@@ -83,6 +86,7 @@ if TYPE_CHECKING:  # a word of a list is a str to whoever works with it, and wha
     Graph: TypeAlias = str
     Precision: TypeAlias = str
     Attention: TypeAlias = str
+    LastBlock: TypeAlias = str
     CropMode: TypeAlias = str
     Interpolation: TypeAlias = str
     Weights: TypeAlias = str
@@ -100,6 +104,7 @@ else:
     Graph = Literal[ORDERINGS]
     Precision = Literal[PRECISIONS]
     Attention = Literal[ATTENTIONS]
+    LastBlock = Literal[LAST_BLOCKS]
     CropMode = Literal[CROP_MODES]
     Interpolation = Literal[INTERPOLATIONS]
     Weights = Literal[WEIGHTS]

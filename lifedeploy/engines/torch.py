@@ -64,6 +64,8 @@ class Torch(Engine):
 
         self._dtype = getattr(self._torch, _DTYPES[self.options.precision])
         model, spec = checkpoint.load(self.path, method=self.options.method or None)
+        if self.options.last_block == "prefix":
+            model = model.with_prefix_block()
         self._model = self._ready(model.to(self.device, self._dtype))
         self._threads = self._torch.get_num_threads()
         if self.options.threads is not None:

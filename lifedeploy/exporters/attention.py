@@ -84,19 +84,23 @@ def fuse(model: ir.Model) -> int:
 
 @dataclass(frozen=True)
 class _Packed:
-    """What a block's attention is made of: queries, keys and values side by side, (B, N, 3·H·D), and its heads."""
+    """What a block's attention is made of, with heads side by side.
 
-    tokens: ir.Value
+    Queries, keys and values are parts of one tensor (B, N, 3·H·D); or, where prefix tokens alone attend, queries are a
+    tensor of their own (B, P, H·D), and keys and values parts of another (B, N, 2·H·D).
+    """
+
+    sources: tuple[tuple[ir.Value, int], ...]  # tensors, and how many parts each has
     heads: int
-    output: ir.Value  # (B, N, H·D)
+    output: ir.Value  # (B, P, H·D)
 
 
 def fuse_contrib(model: ir.Model) -> int:
     """Put a Split and ONNX Runtime's ``MultiHeadAttention`` in the place of a block's attention; how many there were.
 
-    Condition: that of :func:`fuse`; and queries, keys and values are the parts of one tensor (B, N, 3·H·D), reshaped,
-    transposed to (3, B, H, N, D) and sliced, with nothing between (a norm of queries and keys would be), and heads are
-    put side by side again afterwards. All of these nodes go. What has another form stays as it is.
+    Condition: that of :func:`fuse`; and queries, keys and values are the parts of a tensor (B, N, n·H·D), reshaped,
+    transposed to (n, B, H, N, D) and sliced, or one that is all of it, with nothing between (a norm of queries and keys
+    would be), and heads are put side by side again afterwards. All of these nodes go. What has another form stays.
     """
     fused = 0
     biases = _Biases(model)
@@ -105,26 +109,42 @@ def fuse_contrib(model: ir.Model) -> int:
         if packed is None:
             continue
         scope = attention.scope
-        split = ir.node("Split", [packed.tokens], {"axis": 2, "num_outputs": 3}, num_outputs=3, name=f"{scope}/Split")
-        for part, value in zip(("query", "key", "value"), split.outputs, strict=True):
-            value.name = f"{scope}/{part}"
-            if packed.output.dtype is not None:
-                value.type = ir.TensorType(packed.output.dtype)  # each its own: to change one is to change that one
+        splits, parts = _split(packed, scope)
         domain, operator = CONTRIB
         bias = biases.per_query(attention)
         node = ir.node(
             operator,
-            [*split.outputs, *([None, None, bias] if bias is not None else [])],  # no bias of projections, no mask
+            [*parts, *([None, None, bias] if bias is not None else [])],  # no bias of projections, no mask
             {"num_heads": packed.heads, "scale": attention.scale},
             domain=domain,
             name=f"{scope}/{operator}",
         )
-        _replace(model, [split, node], before=attention.softmax, output=packed.output)
+        _replace(model, [*splits, node], before=attention.softmax, output=packed.output)
         fused += 1
     if fused:
         model.graph.opset_imports[CONTRIB[0]] = 1
         passes.clean(model)
     return fused
+
+
+def _split(packed: _Packed, scope: str) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Queries, keys and values, and the nodes that part them."""
+    nodes: list[ir.Node] = []
+    parts: list[ir.Value] = []
+    names = iter(("query", "key", "value"))
+    for source, count in packed.sources:
+        if count == 1:
+            next(names)
+            parts.append(source)
+            continue
+        split = ir.node("Split", [source], {"axis": 2, "num_outputs": count}, num_outputs=count, name=f"{scope}/Split")
+        for value in split.outputs:
+            value.name = f"{scope}/{next(names)}"
+            if packed.output.dtype is not None:
+                value.type = ir.TensorType(packed.output.dtype)  # each its own: to change one is to change that one
+        nodes.append(split)
+        parts += split.outputs
+    return nodes, parts
 
 
 def is_contrib(node: ir.Node) -> bool:
@@ -243,37 +263,57 @@ def _is_bias(sizes: Sequence[Size], full: Sequence[Size]) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Queries, keys or values (B, H, N, D): which part of a tensor (B, N, n·H·D) they are."""
+
+    source: ir.Value
+    index: int
+    count: int  # n
+    heads: int
+    width: int  # D
+
+
 def _packed(attention: _Attention) -> _Packed | None:
     parts = [_part(value) for value in (attention.query, attention.key, attention.value)]
-    sources = {source for source, _ in parts}
-    turned = next(iter(sources))
-    if len(sources) != 1 or [index for _, index in parts] != [0, 1, 2] or turned is None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or len({(part.heads, part.width) for part in known}) != 1:
         return None
-    reshaped = _producer(turned.inputs[0], "Reshape") if _permutation(turned) == _HEADS_FIRST else None
+    sources = dict.fromkeys((part.source, part.count) for part in known)
+    if [(part.source, part.index) for part in known] != [(it, i) for it, count in sources for i in range(count)]:
+        return None
     back = _only_user(attention.output, "Transpose")
     merged = _only_user(back.outputs[0], "Reshape") if back is not None and _permutation(back) == _HEADS_BACK else None
-    if reshaped is None or merged is None:
+    if merged is None:
         return None
-    tokens, sizes, joined = reshaped.inputs[0], _integers(reshaped.inputs[1]), _integers(merged.inputs[1])
-    if tokens is None or tokens.shape is None or len(tokens.shape) != 3 or len(sizes) != 5 or sizes[2] != 3:
-        return None
-    _, _, _, heads, width = sizes
-    keeps = all(new == 0 or new == old for new, old in zip(sizes[:2], tokens.shape, strict=False))
-    whole = heads > 0 and width > 0 and tokens.shape[2] == 3 * heads * width
+    heads, width, joined = known[0].heads, known[0].width, _integers(merged.inputs[1])
     adjacent = len(joined) == 3 and (joined[2] == heads * width or (joined[2] == -1 and joined[1] == 0))
-    return _Packed(tokens, heads, merged.outputs[0]) if keeps and whole and adjacent else None
+    return _Packed(tuple(sources), heads, merged.outputs[0]) if adjacent else None
 
 
-def _part(value: ir.Value) -> tuple[ir.Node | None, int | None]:
-    """The Transpose that a value (B, H, N, D) is one part of, and which part."""
-    squeezed = _producer(value, "Squeeze")
-    sliced = _producer(squeezed.inputs[0], "Slice") if squeezed is not None else None
-    if squeezed is None or sliced is None or _integers(squeezed.inputs[1]) != (0,):
-        return None, None
-    begin, end, axes, *steps = (_integers(bound) for bound in sliced.inputs[1:])
-    if axes != (0,) or len(begin) != 1 or end != (begin[0] + 1,) or any(step != (1,) for step in steps):
-        return None, None
-    return _producer(sliced.inputs[0], "Transpose"), begin[0]
+def _part(value: ir.Value) -> _Part | None:
+    """What is reshaped and transposed only: all of a tensor, or a slice of one that holds several."""
+    index, turned = 0, _producer(value, "Transpose")
+    order: tuple[int, ...] = _HEADS_BACK
+    if turned is None:
+        squeezed = _producer(value, "Squeeze")
+        sliced = _producer(squeezed.inputs[0], "Slice") if squeezed is not None else None
+        if squeezed is None or sliced is None or _integers(squeezed.inputs[1]) != (0,):
+            return None
+        begin, end, axes, *steps = (_integers(bound) for bound in sliced.inputs[1:])
+        if axes != (0,) or len(begin) != 1 or end != (begin[0] + 1,) or any(step != (1,) for step in steps):
+            return None
+        index, turned, order = begin[0], _producer(sliced.inputs[0], "Transpose"), _HEADS_FIRST
+    reshaped = _producer(turned.inputs[0], "Reshape") if turned is not None and _permutation(turned) == order else None
+    if reshaped is None:
+        return None
+    source, sizes = reshaped.inputs[0], _integers(reshaped.inputs[1])
+    if source is None or source.shape is None or len(source.shape) != 3 or len(sizes) != len(order):
+        return None
+    count, heads, width = (*sizes[2:],) if order == _HEADS_FIRST else (1, *sizes[2:])
+    keeps = all(new == 0 or new == old for new, old in zip(sizes[:2], source.shape, strict=False))
+    whole = heads > 0 and width > 0 and source.shape[2] == count * heads * width
+    return _Part(source, index, count, heads, width) if keeps and whole else None
 
 
 def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:

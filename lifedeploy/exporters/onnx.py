@@ -7,7 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -26,6 +26,7 @@ from lifedeploy.model.vit import SlimViT
 from lifedeploy.progress import quiet_loggers
 from lifedeploy.spec import GROUPS_NAME, LIVES_NAME, ORDERINGS, SCORES_NAME, ModelSpec
 from lifedeploy.text import quoted
+from lifedeploy.typed import LAST_BLOCKS
 from lifedeploy.writing import saving
 
 OPSET = 20  # the first with Gelu as one operator; every runtime we build for takes it
@@ -34,7 +35,7 @@ _EXAMPLE_BATCH = 2  # an example batch of 1 would silently be exported as the on
 _PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphOptions:
     """How the graph is to look."""
 
@@ -42,8 +43,11 @@ class GraphOptions:
     batch_size: int | None = None  # None: dynamic
     with_life: bool = False
     with_preprocess: bool = False
+    last_block: str = ""  # "prefix" or "full"; '': prefix tokens alone, wherever they are enough
 
     def __post_init__(self) -> None:
+        if self.last_block not in ("", *LAST_BLOCKS):
+            raise UsageError(f"last block {quoted(self.last_block)} is unknown; there are: {', '.join(LAST_BLOCKS)}")
         if self.ordering not in ("", *ORDERINGS):
             raise UsageError(f"graph form {quoted(self.ordering)} is unknown; there are: {', '.join(ORDERINGS)}")
         require_within(self.batch_size, MOST_IN_BATCH, "images per batch", optional=True)
@@ -96,7 +100,7 @@ def trace(model: SlimViT, spec: ModelSpec, options: GraphOptions) -> ir.Model:
     for value, name in zip(graph.graph.outputs, told[-1], strict=True):
         value.name = name
     passes.relative_reshapes(graph)
-    _require_kept(graph, spec, method)
+    _require_kept(graph, replace(spec, schedule=model.schedule), method)
     passes.keep_outputs(graph, (output_name(spec), *([LIVES_NAME] if options.with_life else [])))
     passes.clean(graph)
     return graph

@@ -182,7 +182,12 @@ def sized(name: str, *, image_size: tuple[int, int] | None = None, num_classes: 
     model = _without_numbers(full, *((key, value) for key, value in options.items() if value is not None))
     view = adapted(model, name)
     view.require_supported(name)
-    return Sized(patches=view.patches, depth=view.depth, cost=view.cost(view.image_size))
+    return Sized(
+        patches=view.patches,
+        depth=view.depth,
+        cost=view.cost(view.image_size),
+        no_prefix_block=view.no_prefix_block,
+    )
 
 
 @lru_cache(maxsize=16)

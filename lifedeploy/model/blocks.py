@@ -6,18 +6,20 @@ names. A family of models is one class here and one line in :data:`FAMILIES`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import DropPath
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import Attention, DropPath
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from lifedeploy.cost import Cost
 from lifedeploy.errors import UnsupportedModelError
+from lifedeploy.model.prefix_block import PrefixBlock
 from lifedeploy.model.tokens import BlockAttention, Tokens
 
 # Between a block's attention and its MLP: tokens after attention, and what the attention saw → tokens for the MLP.
@@ -132,6 +134,8 @@ class Backbone:
             UnsupportedModelError: there is no such place in it.
         """
         block = self.model.blocks[layer - 1]
+        if isinstance(block, PrefixBlock):
+            return tokens.first(0).but(x=block(tokens.x, tokens.prefix, tokens.key_bias))
         if inside is None:
             if tokens.key_bias is None:
                 return tokens.but(x=block(tokens.x))
@@ -151,7 +155,8 @@ class Backbone:
     def has_inside(self, layer: int) -> bool:
         """Whether a place lies between a block's attention and its MLP, as in timm's pre-norm blocks."""
         block = self.model.blocks[layer - 1]
-        return all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2"))
+        parts = ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")
+        return not isinstance(block, PrefixBlock) and all(hasattr(block, name) for name in parts)
 
     def classify(self, tokens: Tokens) -> Tensor:
         """Final norm and head: (B, classes)."""
@@ -172,23 +177,50 @@ class Backbone:
         """Whether classes are read from prefix tokens, and patches are not pooled."""
         return self.model.attn_pool is None and self.model.global_pool == "token"
 
+    @property
+    def no_prefix_block(self) -> str:
+        """Why all tokens of the last block have to be computed, in words; '' where prefix tokens are enough."""
+        if not self.reads_prefix_alone:
+            how = "an attention pool" if self.model.attn_pool is not None else f"pool {self.model.global_pool!r}"
+            return f"its head reads patch tokens ({how})"
+        last = self.model.blocks[-1] if self.depth else None
+        if type(last) is not Block or type(last.attn) is not Attention:
+            return f"its last block is no plain timm Block ({type(last).__name__})"
+        return ""
+
+    def with_prefix_block(self) -> nn.Module:
+        """The model with the last block computing prefix tokens alone, over the same weights; for inference.
+
+        Raises:
+            UnsupportedModelError: :attr:`no_prefix_block` says why.
+        """
+        if self.no_prefix_block:
+            raise UnsupportedModelError(f"the last block has to compute all tokens: {self.no_prefix_block}")
+        twin: nn.Module = copy.copy(self.model)
+        # A shallow copy shares the table of parts too, and the original keeps its block.
+        twin.__dict__["_modules"] = dict(self.model._modules)
+        twin.blocks = nn.Sequential(*self.blocks[:-1], PrefixBlock(self.blocks[-1]))
+        return twin
+
     def cost(self, image_size: tuple[int, int]) -> Cost:
         """Exact MACs, read off its modules.
 
         Every Linear of a block meets every token of its place once, so its MACs per token are its weight's size; QKᵀ
         and AV cost the attention's width once each per pair of tokens.
         """
-        projections, pairs, mlp = [], [], []
+        keys, queries, pairs, mlp = [], [], [], []
         for block in self.blocks:
             linear = {name: part.weight.numel() for name, part in block.named_modules() if isinstance(part, nn.Linear)}
             inside = sum(size for name, size in linear.items() if name.startswith("mlp."))
             mlp.append(inside)
-            projections.append(sum(linear.values()) - inside)
+            keys.append(linear["attn.qkv"] * 2 // 3)
+            queries.append(sum(linear.values()) - inside - keys[-1])
             pairs.append(2 * block.attn.num_heads * block.attn.head_dim)
         heads = [getattr(self.model, name, None) for name in ("head", "head_dist")]
         return Cost(
             embed=_conv_macs(self.model.patch_embed, image_size),
-            projections=tuple(projections),
+            keys=tuple(keys),
+            queries=tuple(queries),
             pairs=tuple(pairs),
             mlp=tuple(mlp),
             head=sum(head.weight.numel() for head in heads if isinstance(head, nn.Linear)),

@@ -26,7 +26,8 @@ class SlimOutput(NamedTuple):
     lives: Tensor | None  # (B, N), in layers, original order; None where the method predicts none
     scores: Tensor | None  # (B, N), importance in original order, where the method scores once
     groups: Tensor | None  # (B, N), the patch whose token stands for each patch, where the method merges tokens
-    tokens: Tensor  # (B, P + n, C), as the last layer leaves them; those that were parked have come back
+    # (B, P + n, C), as the last layer leaves them; those that were parked have come back. (B, P, C) of a prefix block.
+    tokens: Tensor
 
     @property
     def survivors(self) -> Tensor | None:
@@ -72,6 +73,19 @@ class SlimViT(nn.Module):
         if soft:
             return self._walk(images, self.reducer.relaxed(schedule or self.schedule))
         return self._walk(images, self.reducer if schedule is None else self.reducer.at(schedule))
+
+    def with_prefix_block(self) -> SlimViT:
+        """The same model for inference, its last block computing prefix tokens alone, over the same weights.
+
+        What leaves in that block no token is read of any more, so nothing is dropped there.
+
+        Raises:
+            UnsupportedModelError: the backbone needs all tokens there; or the method has to choose in that block, or
+                cannot do without the choice.
+        """
+        schedule = self.schedule.without_last_drop()
+        reducer = self.reducer if schedule == self.schedule else self.reducer.at(schedule)
+        return SlimViT(self.adapted.with_prefix_block(), reducer).train(self.training)
 
     def _walk(self, images: Tensor, reducer: Reducer) -> SlimOutput:
         backbone = self.adapted

@@ -32,6 +32,7 @@ DYNAMICVIT = Method(
     name="dynamicvit",
     title="DynamicViT",
     reducer="lifedeploy.model.reducers.dynamicvit:DynamicVitReducer",
+    last_block="prefix",
     drop_layers=(3, 6, 9),
     work=_dynamicvit_work,
     schedule=_dynamicvit_schedule,

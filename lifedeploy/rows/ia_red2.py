@@ -19,6 +19,7 @@ IA_RED2 = Method(
     title="IA-RED² scores, fixed budget",
     shown_by_title=True,
     reducer="lifedeploy.model.reducers.ia_red2:IaRed2Reducer",
+    last_block="prefix",
     work=_ia_red2_work,
     published=Published(parameters=("interpreters.",)),
 )

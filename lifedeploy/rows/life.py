@@ -29,6 +29,7 @@ LIFE = Method(
     name="life",
     title="LifeViT",
     reducer="lifedeploy.model.reducers.life:LifeReducer",
+    last_block="prefix",
     selection="once",
     predicts_lives=True,
     derives=True,

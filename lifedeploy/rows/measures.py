@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
 
 from lifedeploy.cost import Cost, Work
+from lifedeploy.errors import ScheduleError
 from lifedeploy.method import BASELINE, BOUND, Method, TrainingStage
-from lifedeploy.options import option
+from lifedeploy.options import NoOptions, option
 from lifedeploy.schedule import Schedule
 
 
@@ -24,6 +26,15 @@ def _first_k_work(schedule: Schedule, options: FirstKOptions, cost: Cost) -> Wor
     return Work.inside(schedule) if options.inside else Work.of(schedule)
 
 
+def _plain_schedule(
+    patches: int, depth: int, keep_rate: float | None, drop_layers: Sequence[int], options: NoOptions
+) -> Schedule:
+    """Every token in every layer."""
+    if drop_layers:
+        raise ScheduleError("plain drops nothing, so it has no drop layers", hint="leave them out")
+    return Schedule.dense(patches, depth)
+
+
 @dataclass(frozen=True)
 class RandomOptions:
     """Which order it is."""
@@ -35,6 +46,7 @@ RANDOM = Method(
     name="random",
     title="random order",
     reducer="lifedeploy.model.reducers.random:RandomReducer",
+    last_block="prefix",
     selection="once",
     derives=True,
     options=RandomOptions,
@@ -47,6 +59,7 @@ DENSE = Method(
     name="dense",
     title="nothing dropped",
     reducer="lifedeploy.model.reducers.dense:DenseReducer",
+    last_block="prefix",
     role=BASELINE,
     stem="dense",
     selection="none",
@@ -55,10 +68,25 @@ DENSE = Method(
 )
 
 
+PLAIN = Method(
+    name="plain",
+    title="timm's own, nothing dropped",
+    reducer="lifedeploy.model.reducers.dense:DenseReducer",
+    selection="none",
+    work=lambda schedule, options, cost: Work.dense(schedule),
+    schedule=_plain_schedule,
+    own_budget="it computes every token of every layer, as timm does",
+    drop_layers=lambda depth: (),
+    takes_counts=False,
+    takes_keep_rate=False,
+)
+
+
 FIRST_K = Method(
     name="first-k",
     title="tokens cut by position",
     reducer="lifedeploy.model.reducers.first_k:FirstKReducer",
+    last_block="prefix",
     role=BOUND,
     stem="first-k",
     selection="none",

@@ -136,6 +136,7 @@ TOME = Method(
     name="tome",
     title="ToMe",
     reducer="lifedeploy.model.reducers.tome:TomeReducer",
+    last_block="prefix",
     inside=True,
     fate="merged",
     options=TomeOptions,

@@ -75,11 +75,18 @@ class _Entry:
         )
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it computes what timm's own model computes: every token in every layer."""
+        artifact = self.session.target.artifact
+        macs = artifact.manifest.macs if artifact else None
+        return macs is not None and macs.plain is not None and macs.total == macs.plain
+
+    @property
     def places(self) -> tuple[object, ...] | None:
         """Tokens in attention and MLP of each layer, which a bound has in common with what it is a bound of."""
         artifact = self.session.target.artifact
         macs = artifact.manifest.macs if artifact else None
-        return (macs.attention_tokens, macs.mlp_tokens) if macs else None
+        return (macs.attention_tokens, macs.query_tokens, macs.mlp_tokens) if macs else None
 
 
 def contest(
@@ -186,12 +193,13 @@ def _contenders(entry: _Entry, entries: Sequence[_Entry], batch: int, like: str)
 
 
 def _base(entries: Sequence[_Entry], copies: bool | None) -> str | None:
-    """The contender that all are held against: the first engine's dense model, with copies or without as they are.
+    """The contender that all are held against, with copies or without as they are: the first engine's model as timm
+    computes it, where that takes part, else its dense model.
 
     Where it knows no such difference, or was not asked for it, it is taken as it is.
     """
-    first = entries[0]
-    if methods.role_of(first.session.target.method) != methods.BASELINE:
+    first = next((entry for entry in entries if entry.variants is entries[0].variants and entry.is_plain), entries[0])
+    if first is entries[0] and methods.role_of(first.session.target.method) != methods.BASELINE:
         return None
     return first.name(copies if copies in first.ways else next(iter(first.ways)))
 

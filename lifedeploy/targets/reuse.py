@@ -7,6 +7,7 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.engines import registry
 from lifedeploy.errors import ArtifactError, WeightsError
 from lifedeploy.files import sha256
+from lifedeploy.last_block import last_block_of
 from lifedeploy.manifest import Manifest
 from lifedeploy.method import Method
 from lifedeploy.model import backbones
@@ -65,11 +66,17 @@ def _is_usual(manifest: Manifest, method: Method) -> bool:
     graph, parity = manifest.graph, manifest.parity
     return (
         (graph.form, graph.batch_size) == (method.orderings[0], None)
+        and graph.last_block == _usual_last_block(manifest.spec, method)
         and not (graph.with_life or graph.with_preprocess)
         and parity is not None
         and parity.passed
         and manifest.versions.get("lifedeploy") == versions().get("lifedeploy")
     )
+
+
+def _usual_last_block(spec: ModelSpec, method: Method) -> str:
+    """What the last block of an export computes unless told otherwise."""
+    return last_block_of(method, spec.backbone, backbones.sized(spec.timm_name).no_prefix_block)
 
 
 def _is_of(spec: ModelSpec, wanted: ModelRequest) -> bool:

@@ -36,7 +36,7 @@ class Session:
     Args:
         target: what to open.
         watched: what to ask beside logits; what the target does not tell is not asked.
-        options: how its engine is opened; precision, taps and method are the target's.
+        options: how its engine is opened; precision, taps, method and last block are the target's.
     """
 
     def __init__(
@@ -51,7 +51,13 @@ class Session:
         self.preprocess = target.spec.preprocess if target.spec else None  # None: of another tool, until it is known
         self.seconds = 0.0  # spent in the engine
         self._watched, self._proof = watched, proof
-        opened = replace(options or EngineOptions(), precision=target.precision, method=target.method, url=target.url)
+        opened = replace(
+            options or EngineOptions(),
+            precision=target.precision,
+            method=target.method,
+            last_block=target.last_block,
+            url=target.url,
+        )
         self.options = replace(opened, batch=opened.batch or target.batch_size)
 
     @property

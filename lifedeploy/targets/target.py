@@ -16,6 +16,7 @@ from lifedeploy.reading import foreign
 from lifedeploy.spec import QUANTIZED, ModelSpec
 from lifedeploy.targets.find import ModelFile, find, unchanged
 from lifedeploy.text import quoted, shortened
+from lifedeploy.typed import LastBlock
 
 RUNTIME = "onnxruntime"  # of ONNX files, unless told
 
@@ -30,6 +31,7 @@ class Target:
     precision: str
     method: str = ""  # '': of a graph of another tool
     spec: ModelSpec | None = None  # None: of a graph of another tool
+    last_block: LastBlock = "full"  # of an artifact; weights alone are run as they were trained
     takes_pixels: bool = False  # it takes uint8 pixels and normalises them itself
     batch_size: int | None = None  # fixed by the export; None: dynamic
     kept: KeptTokens = NOTHING_KEPT  # where it says what it kept, if it chooses anything
@@ -128,6 +130,7 @@ def opened_by(engine: type[Engine], artifact: Artifact) -> Target:
         precision=artifact.precision,
         method=manifest.spec.method,
         spec=manifest.spec,
+        last_block=manifest.last_block,
         takes_pixels=manifest.graph.with_preprocess,
         batch_size=manifest.graph.batch_size,
         kept=manifest.kept,

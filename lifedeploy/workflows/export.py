@@ -25,6 +25,7 @@ from lifedeploy.exporters.metadata import macs, metadata
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.files import sha256
 from lifedeploy.kept import KeptTokens, kept_name
+from lifedeploy.last_block import last_block_of
 from lifedeploy.manifest import MOST_BATCH_PIXELS
 from lifedeploy.method import Method
 from lifedeploy.model import backbones, checkpoint
@@ -33,10 +34,12 @@ from lifedeploy.model.weights import LoadedModel, ModelRequest, load
 from lifedeploy.optional import versions
 from lifedeploy.progress import Say, silent
 from lifedeploy.records import GraphRecord, ParityRecord
+from lifedeploy.schedule import Schedule
 from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, ModelSpec, model_name
 from lifedeploy.targets.evidence import compare
 from lifedeploy.targets.output import CHECKPOINT, REFERENCE, require_usable
 from lifedeploy.targets.target import Target
+from lifedeploy.typed import LastBlock
 from lifedeploy.writing import atomic_folder, saving
 
 
@@ -56,7 +59,19 @@ class _Variant:
 
     method: Method
     spec: ModelSpec
-    model: SlimViT
+    model: SlimViT  # as it was trained: the reference
+    last_block: LastBlock  # of its graph
+
+    @property
+    def traced(self) -> SlimViT:
+        """The model as its graph is to be."""
+        return self.model.with_prefix_block() if self.last_block == "prefix" else self.model
+
+    @property
+    def schedule(self) -> Schedule:
+        """Tokens per layer, as far as its graph counts them."""
+        schedule = self.spec.schedule
+        return schedule.without_last_drop() if self.last_block == "prefix" else schedule
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,9 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
         require_usable(request.output)
     say("loading the model")
     loaded = load(request.model, workspace, ordering=options.ordering)
-    spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)
+    spec, view = loaded.spec, loaded.model.adapted
+    cost, variants = view.cost(spec.image_size), _variants(loaded, options)
+    of_dense = last_block_of(methods.baseline(), spec.backbone, view.no_prefix_block, options.last_block)
     macs(spec, cost)  # refused before anything is written
     height, width = spec.image_size
     if (request.graph.batch_size or 1) * height * width > MOST_BATCH_PIXELS:
@@ -104,7 +121,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             f"batch {request.graph.batch_size:,} of {height}x{width} px is not allowed; expected at most "
             f"{MOST_BATCH_PIXELS // (height * width):,} images of that size"
         )
-    folder = request.output or workspace.root / _name(spec, request)
+    folder = request.output or workspace.root / _name(spec, request, variants[method.name].last_block, loaded)
     require_usable(folder)
 
     with atomic_folder(folder) as staging:
@@ -113,7 +130,6 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             model_input(sample.pixels, spec.preprocess, in_graph=request.graph.with_preprocess) for sample in samples
         ]
         say("asking PyTorch")
-        variants = _variants(loaded)
         answers = {name: _torch_answers(variant, samples) for name, variant in variants.items()}
         with saving(staging / REFERENCE):
             parity.record(staging / REFERENCE, answers, inputs)
@@ -121,6 +137,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
 
         say("tracing")
         _write_graphs(staging, variants, cost, options)
+        sorts = {name: variant.traced.reducer.sorts for name, variant in variants.items()}
         for variant in variants.values():
             del variant.model.backbone  # the gate needs the memory more than we need the weights
         gc.collect()
@@ -131,8 +148,8 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             say(f"checking {path.name}")
             graph = inspect.load(path)
             facts = inspect.facts(graph)
-            inspect.check_structure(facts, sorts=variant.model.reducer.sorts, batch_size=options.batch_size)
-            kept = KeptTokens.of(variant.spec.schedule, inspect.kept_layers(graph), parks=variant.method.parks)
+            inspect.check_structure(facts, sorts=sorts[name], batch_size=options.batch_size)
+            kept = KeptTokens.of(variant.schedule, inspect.kept_layers(graph), parks=variant.method.parks)
             target = Target(
                 name=folder.name,
                 path=path,
@@ -160,10 +177,11 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                     scores=inspect.names_tensor(graph, SCORES_NAME),
                     parks=variant.method.parks,
                     groups=inspect.names_tensor(graph, GROUPS_NAME),
+                    last_block=variant.last_block,
                 ),
                 inputs=facts.inputs,
                 outputs=facts.outputs,
-                macs=macs(variant.spec, cost),
+                macs=macs(variant.spec, cost, variant.last_block, of_dense),
                 parity=evidence,
                 reference=REFERENCE,
                 checkpoint=CHECKPOINT,
@@ -174,53 +192,64 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     return ExportReport(folder, manifests, loaded.warning, loaded.notes)
 
 
-def _name(spec: ModelSpec, request: ExportRequest) -> str:
-    graph = request.graph
+def _name(spec: ModelSpec, request: ExportRequest, last_block: LastBlock, loaded: LoadedModel) -> str:
+    graph, method = request.graph, methods.get(spec.method)
     asked = request.model.image_size
     if asked is None and spec.image_size != backbones.native_image_size(spec.timm_name):
         asked = spec.image_size  # the weights' own, which is not the backbone's
     name = model_name(
         spec.backbone,
-        methods.get(spec.method),
+        method,
         spec.schedule,
         options=spec.options,
         ordering=graph.ordering,
         image_size=asked,
         batch_size=graph.batch_size,
     )
+    if last_block != last_block_of(method, spec.backbone, loaded.model.adapted.no_prefix_block):
+        name += f"-{last_block}-block"
     return name + ("-uint8" if graph.with_preprocess else "") + ("-with-life" if graph.with_life else "")
 
 
-def _variants(loaded: LoadedModel) -> dict[str, _Variant]:
-    """What the export holds, the slimmed model first."""
+def _variants(loaded: LoadedModel, options: GraphOptions) -> dict[str, _Variant]:
+    """What the export holds, the slimmed model first.
+
+    Raises:
+        UnsupportedModelError: a last block of prefix tokens alone is asked for, and they are not enough.
+    """
+    obstacle, slimmed = loaded.model.adapted.no_prefix_block, methods.get(loaded.spec.method)
     variants = {}
-    for method in methods.variants(methods.get(loaded.spec.method)):
+    for method in methods.variants(slimmed):
         spec = loaded.spec.under(method.name)
         model = loaded.model if spec is loaded.spec else build_model(loaded.model.backbone, spec)
-        variants[method.name] = _Variant(method, spec, model)
+        # A bound does what the method does that it is a bound of; the baseline is as fast as it can be.
+        like = slimmed if method.role == methods.BOUND else method
+        last_block = last_block_of(like, loaded.spec.backbone, obstacle, options.last_block)
+        variants[method.name] = _Variant(method, spec, model, last_block)
     return variants
 
 
 def _write_graphs(folder: Path, variants: Mapping[str, _Variant], cost: Cost, options: GraphOptions) -> None:
     """The graphs of all variants; those of baseline and bound out of the slimmed model's, where that is possible."""
     first, *others = variants.values()
-    graphs = {first.method.name: exporter.trace(first.model, first.spec, options)}
+    graphs = {first.method.name: exporter.trace(first.traced, first.spec, options)}
     for variant in others:
         # Before the first is saved, since saving renames the nodes that others are made of.
         graphs[variant.method.name] = (
             exporter.derive(graphs[first.method.name], first.spec, variant.method)
-            if first.method.derives
-            else exporter.trace(variant.model, variant.spec, options)
+            if first.method.derives and variant.last_block == first.last_block
+            else exporter.trace(variant.traced, variant.spec, options)
         )
     for name, graph in graphs.items():
         variant = variants[name]
-        facts = metadata(variant.spec, cost, options)
+        facts = metadata(variant.spec, cost, options, variant.last_block)
         exporter.save(graph, folder / f"{variant.method.stem}.onnx", metadata=facts)
 
 
 def _torch_answers(variant: _Variant, samples: Sequence[Sample]) -> list[parity.Answer]:
     """What PyTorch says: always on normalised images, whatever the graph takes."""
-    kept = KeptTokens.of_method(variant.spec.schedule, variant.method.selection, parks=variant.method.parks)
+    # What leaves in the last block is read by nobody behind it.
+    kept = KeptTokens.of_method(variant.schedule, variant.method.selection, parks=variant.method.parks)
 
     def run(images: Array) -> parity.Answer:
         with torch.inference_mode(), variant.method.blamed("its reducer"):

@@ -24,6 +24,7 @@ FOUNDATION = {
     "optional",
     "schedule",
     "cost",
+    "last_block",
     "budget",
     "options",
     "method",

@@ -97,7 +97,7 @@ def test_a_method_inside_is_one_row_and_one_file_that_knows_no_other_methods(met
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_timm_is_known_to_its_adapter_alone(path):
-    if relative(path) == "model/blocks.py":
+    if relative(path) in ("model/blocks.py", "model/prefix_block.py"):
         return
     found = [
         f"{relative(path)}:{node.lineno} .{node.attr}"

@@ -84,7 +84,7 @@ def test_macs_of_every_layer_match_a_hand_count(deit_s, rate):
 
 
 def test_attention_and_mlp_of_a_layer_are_counted_by_their_own_tokens():
-    cost = Cost(embed=7, projections=(10, 20), pairs=(1, 2), mlp=(100, 200), head=5, prefix=2, width=4, heads=2)
+    cost = Cost(embed=7, keys=(6, 13), queries=(4, 7), pairs=(1, 2), mlp=(100, 200), head=5, prefix=2, width=4, heads=2)
     mixed = Work(attention=(3, 1), mlp=(1, 0), scoring=9)
     assert cost.per_layer(mixed) == (10 * 5 + 1 * 25 + 100 * 3, 20 * 3 + 2 * 9 + 200 * 2)
     assert cost.total(mixed) == 7 + 375 + 478 + 9 + 5
@@ -119,7 +119,9 @@ def require_counted(model: SlimViT, work: Work) -> None:
     for index in range(view.depth):
         attention, mlp = cost.prefix + work.attention[index], cost.prefix + work.mlp[index]
         at = f"backbone.blocks.{index}"
-        by_hand = cost.projections[index] * attention + cost.pairs[index] * attention**2
+        attending = cost.prefix + work.attending[index]
+        by_hand = cost.keys[index] * attention + cost.queries[index] * attending
+        by_hand += cost.pairs[index] * attention * attending
         assert found[f"{at}.attn"] == by_hand, at
         assert found[f"{at}.mlp"] == cost.mlp[index] * mlp, at
     assert found["backbone.patch_embed"] == cost.embed

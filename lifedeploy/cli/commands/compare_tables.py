@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lifedeploy import methods
 from lifedeploy.bench.comparison import CompareReport
-from lifedeploy.bench.report import Choice, Row, Subject
+from lifedeploy.bench.report import Choice, Row, Subject, contender_name
 from lifedeploy.cli import tables
 from lifedeploy.text import chained, printable
 from lifedeploy.typed import RANDOM_WEIGHTS
@@ -84,12 +84,12 @@ def _contests(report: CompareReport) -> Iterator[_Contest]:
         setting = row.setting
         key = row.subject.label, setting.mode, setting.streams, setting.batch, setting.copies
         groups.setdefault(key, []).append(row)
-    choices = {_key(choice.row): choice for choice in report.bench.choices}
+    choices, base = {_key(choice.row): choice for choice in report.bench.choices}, _base(report.rows)
     for (label, mode, streams, batch, copies), rows in groups.items():
         flight = f", {streams} requests in flight" if mode == "throughput" else ""
         moved = "" if copies is None else ", with copies" if copies else ", without copies"
         rows.sort(key=lambda row: -row.images_per_s)
-        cells = [_cells(row, choices.get(_key(row)), report.like) for row in rows]
+        cells = [_cells(row, choices.get(_key(row)), report.like, base) for row in rows]
         told = [header for header in cells[0] if any(row[header] != "–" for row in cells)]
         yield _Contest(
             f"{report.backbone} · {label} · {mode}{flight}{moved} · batch {batch}",
@@ -103,7 +103,7 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row.subject.label, row.subject.method, setting.mode, setting.streams, setting.batch, setting.copies
 
 
-def _cells(row: Row, choice: Choice | None, like: str) -> dict[str, str]:
+def _cells(row: Row, choice: Choice | None, like: str, base: str) -> dict[str, str]:
     """Header → cell; one line each, so that they fit a page too."""
     subject = row.subject
     drops = methods.role_of(subject.method) != methods.BASELINE
@@ -121,11 +121,24 @@ def _cells(row: Row, choice: Choice | None, like: str) -> dict[str, str]:
         else f"{subject.gmacs:.2g}",
         "img/s": tables.significant(row.images_per_s),
         "speed-up (95 %)": interval,
+        f"over {base}": "–" if not base or row.over_base is None or row.over_base == 1 else _ratio(row),
         "efficiency": f"{row.efficiency:.0%}" if row.efficiency is not None and drops else "–",
         f"of {methods.bound().name}": "–" if row.first_k_share is None else f"{row.first_k_share:.1%}",
         f"of {like}": "–" if row.over_like is None else f"{row.over_like:.3f}",
         "top-1 %": "–" if choice is None else f"{choice.top1 * 100:.1f} ± {choice.standard_error * 100:.1f}",
     }
+
+
+def _ratio(row: Row) -> str:
+    return f"{row.over_base:.2f} ({row.over_base_low:.2f}–{row.over_base_high:.2f})"
+
+
+def _base(rows: Sequence[Row]) -> str:
+    """The method that all were held against, where that is not the baseline: the model as timm computes it. Dense, whose
+    last block is of prefix tokens alone, is faster."""
+    names = {contender_name(row.subject.label, row.subject.method, row.setting.copies): row.subject for row in rows}
+    based = [names[row.base] for row in rows if row.base in names]
+    return next((subject.method for subject in based if methods.role_of(subject.method) != methods.BASELINE), "")
 
 
 def _keep_rate(subject: Subject) -> str:
@@ -144,6 +157,11 @@ def _explained(report: CompareReport) -> Iterator[str]:
         "median and 95 % interval; efficiency: speed-up over that of the GMACs; "
         f"of {report.like}: speed over its, in the same rounds."
     )
+    if base := _base(report.rows):
+        yield (
+            f"{methods.baseline().name} computes prefix tokens alone in its last block, which is the same for less; "
+            f"over {base}: speed over the model as timm computes it."
+        )
     shown = (model for model in report.models if model.title.lower() != model.method)
     yield f"Methods: {'; '.join(f'{model.method}: {model.title}' for model in shown)}."
     if (rounds := min(row.rounds for row in report.rows)) < _SURE:

@@ -15,6 +15,7 @@ from lifedeploy.cli import console, method_options, options, paths, tables, valu
 from lifedeploy.errors import UsageError
 from lifedeploy.spec import ORDERINGS
 from lifedeploy.text import printable
+from lifedeploy.typed import LAST_BLOCKS
 
 if TYPE_CHECKING:
     from lifedeploy.workflows.export import ExportReport
@@ -64,6 +65,14 @@ def export(
         int | None,
         options.whole("--batch-size", low=1, high=limits.MOST_IN_BATCH, help="Fix the batch size.  [default: dynamic]"),
     ] = None,
+    last_block: Annotated[
+        str | None,
+        options.option(
+            values.OneOf("--last-block", *LAST_BLOCKS, said="last block {value} is unknown; there are: {words}"),
+            help="Compute prefix tokens alone in the last block, the same answers for less, or all tokens.  "
+            "[default: prefix, where the head and the method read no others]",
+        ),
+    ] = None,
     with_life: Annotated[bool, typer.Option("--with-life", help="Second output: the life of every patch.")] = False,
     with_preprocess: Annotated[
         bool, typer.Option("--with-preprocess", help="Take uint8 NHWC pixels; normalise in the graph.")
@@ -109,7 +118,13 @@ def export(
                 num_classes=num_classes,
                 weights_image_size=weights_img_size,
             ),
-            GraphOptions(graph or "", batch_size, with_life, with_preprocess),
+            GraphOptions(
+                ordering=graph or "",
+                batch_size=batch_size,
+                with_life=with_life,
+                with_preprocess=with_preprocess,
+                last_block=last_block or "",
+            ),
             output,
             check_parity=parity,
         )
@@ -123,7 +138,9 @@ def export(
 
 def exported(report: ExportReport) -> RenderableType:
     """What ``export`` made."""
-    table = tables.plain_table("file", "tokens", "GMACs", "MAC\nbound", "max rel.\nerror", "top-1", "kept\ntokens")
+    table = tables.plain_table(
+        "file", "tokens", "GMACs", "MAC\nbound", "over\nplain", "max rel.\nerror", "top-1", "kept\ntokens"
+    )
     for method, manifest in report.manifests.items():
         spec, macs = manifest.spec, manifest.macs
         role = methods.role_of(method)
@@ -133,6 +150,7 @@ def exported(report: ExportReport) -> RenderableType:
             str(tokens),
             tables.gmacs(macs.total / 1e9),
             f"{macs.speedup_bound:.2f}×",
+            f"{macs.over_plain:.2f}×" if macs.over_plain else "–",
             *tables.evidence(manifest.parity),
         )
     return Group(table, Text(printable(f"wrote {report.folder}/"), style="green"))

@@ -28,6 +28,7 @@ _FATES = {
     "halted": "tokens that halted are masked, and none is dropped",
 }
 _LEAVING = {"dropped": "dropped after", "merged": "merged in", "parked": "chosen after", "halted": "dropped after"}
+_LAST_BLOCKS = {"prefix": "of prefix tokens alone: nobody reads others behind it", "full": "of all tokens"}
 _PREDICTORS = {"identity": "identity: its start, not trained", "none": "none: the method has none of its own"}
 
 
@@ -95,6 +96,8 @@ def _identity(spec: ModelSpec, manifest: Manifest | None) -> Table:
         "tokens": f"{tables.stages(spec)}, and {spec.prefix_tokens} prefix; {_LEAVING[fate]} layers "
         f"{', '.join(map(str, spec.schedule.drop_layers)) or 'none'}",
     }
+    if manifest is not None:
+        facts["last block"] = _LAST_BLOCKS[manifest.last_block]
     if manifest is not None and manifest.predicts_lives:
         mean, deviation = spec.schedule.mean_life, spec.schedule.std_life
         counted = f"{spec.schedule.shortest_life} to {spec.schedule.depth} layers, as the image has it"
@@ -139,16 +142,23 @@ def _layers(manifest: Manifest) -> Table:
     if methods.role_of(manifest.spec.method) == methods.BASELINE:
         usual = (schedule.patches,) * schedule.depth
     attention, mlp = macs.attention_tokens or usual, macs.mlp_tokens or usual
+    attending = macs.query_tokens or attention
     table.add_row("embed", "", f"{macs.embed / 1e6:.1f}")
-    for layer, (seen, fed, work) in enumerate(zip(attention, mlp, macs.per_layer, strict=True), start=1):
-        table.add_row(str(layer), str(seen) if seen == fed else f"{seen}, MLP {fed}", f"{work / 1e6:.1f}")
+    places = zip(attention, attending, mlp, macs.per_layer, strict=True)
+    for layer, (seen, asking, fed, work) in enumerate(places, start=1):
+        where = f"{seen} as keys" if asking < seen else str(seen) if seen == fed else f"{seen}, MLP {fed}"
+        table.add_row(str(layer), where, f"{work / 1e6:.1f}")
     if macs.predictor:
         table.add_row("scoring", "", f"{macs.predictor / 1e6:.1f}")
     table.add_row("head", "", f"{macs.head / 1e6:.1f}")
     table.add_section()
     table.add_row("in all", "", f"{macs.total / 1e6:.1f}")
     table.add_row(methods.baseline().name, "", f"{macs.dense / 1e6:.1f}")
+    if macs.plain is not None and macs.plain != macs.dense:
+        table.add_row("timm's own", "", f"{macs.plain / 1e6:.1f}")
     table.add_row("MAC bound", "", f"{macs.speedup_bound:.3f}×")
+    if macs.over_plain and macs.plain != macs.dense:
+        table.add_row("over timm's own", "", f"{macs.over_plain:.3f}×")
     return table
 
 

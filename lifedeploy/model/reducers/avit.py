@@ -95,18 +95,23 @@ class AvitReducer(_Adaptive):
 
     def begin(self, tokens: Tokens) -> Tokens:
         none = torch.zeros_like(tokens.x[..., 0])
-        return tokens.but(beside={_SUMS: none, _LAYERS: none})
+        return self._counted(1, tokens.but(beside={_SUMS: none, _LAYERS: none}))
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
         """Add up, and mask for the next layer what has halted."""
         tokens = _note(tokens, _OUTPUT, layer, tokens.x[:, : tokens.prefix])
-        before, layers = tokens.beside[_SUMS], tokens.beside[_LAYERS]
-        layers = layers + (before < 1 - EPSILON).to(layers.dtype)
         if layer == self.schedule.depth:
-            return tokens.but(scores=layers[:, tokens.prefix :])
-        after = before + self.logit(tokens.x[..., 0]).sigmoid()
-        bias = torch.where(after < 1 - EPSILON, 0.0, _MASKED).to(tokens.x.dtype)
-        return tokens.but(key_bias=bias[:, None, None, :], beside={_SUMS: after, _LAYERS: layers})
+            return tokens
+        sums = tokens.beside[_SUMS] + self.logit(tokens.x[..., 0]).sigmoid()
+        bias = torch.where(sums < 1 - EPSILON, 0.0, _MASKED).to(tokens.x.dtype)
+        masked = tokens.but(key_bias=bias[:, None, None, :], beside={**tokens.beside, _SUMS: sums})
+        return self._counted(layer + 1, masked)
+
+    def _counted(self, layer: int, tokens: Tokens) -> Tokens:
+        """Count which tokens take part in ``layer``; before the last one all of it is known."""
+        layers = tokens.beside[_LAYERS] + (tokens.beside[_SUMS] < 1 - EPSILON).to(tokens.x.dtype)
+        scores = layers[:, tokens.prefix :] if layer == self.schedule.depth else None
+        return tokens.but(beside={**tokens.beside, _LAYERS: layers}, scores=scores)
 
     def lives(self, tokens: Tokens) -> Tensor | None:
         """In how many layers each patch took part."""
