@@ -91,7 +91,9 @@ def test_a_method_with_a_budget_of_its_own_keeps_it():
 
 
 def test_where_no_token_is_left_at_any_rate_that_is_said():
-    cost = Cost(embed=1, keys=(1,) * 12, queries=(0,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4, heads=2)
+    cost = Cost(
+        embed=1, keys=(1,) * 12, queries=(0,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4, heads=2
+    )
     none = Sized(patches=0, depth=12, cost=cost)
     with pytest.raises(UsageError, match="life leaves no token of 0 at any keep rate"):
         at_macs(methods.get("life"), 1.0, none)

@@ -519,7 +519,9 @@ def test_an_entry_of_no_package_goes_by_its_place(plug):
 
 
 def test_work_of_a_method_is_made_of_its_options():
-    cost = Cost(embed=1, keys=(1,) * 4, queries=(0,) * 4, pairs=(1,) * 4, mlp=(1,) * 4, head=1, prefix=1, width=10, heads=2)
+    cost = Cost(
+        embed=1, keys=(1,) * 4, queries=(0,) * 4, pairs=(1,) * 4, mlp=(1,) * 4, head=1, prefix=1, width=10, heads=2
+    )
     schedule = Schedule.from_counts(16, 4, (11,), (2,))
     assert OTHER.work(schedule, OTHER.settle({"merged": 3}), cost) == Work.of(schedule, 30)
     assert LIFE.work(schedule, LIFE.settle({}), cost) == Work.of(schedule, 10 * 10 + 10 * 16)
@@ -535,7 +537,9 @@ def test_a_broken_method_says_whose_it_is():
     assert isinstance(row, Method)
 
 
-COST = Cost(embed=1, keys=(1,) * 12, queries=(0,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4, heads=2)
+COST = Cost(
+    embed=1, keys=(1,) * 12, queries=(0,) * 12, pairs=(1,) * 12, mlp=(1,) * 12, head=1, prefix=1, width=4, heads=2
+)
 
 # --- what a row of another package may get wrong ----------------------------------------------------------------
 

@@ -134,8 +134,10 @@ def _ratio(row: Row) -> str:
 
 
 def _base(rows: Sequence[Row]) -> str:
-    """The method that all were held against, where that is not the baseline: the model as timm computes it. Dense, whose
-    last block is of prefix tokens alone, is faster."""
+    """The method that all were held against, where that is not the baseline: the model as timm computes it.
+
+    Dense, whose last block is of prefix tokens alone, is faster.
+    """
     names = {contender_name(row.subject.label, row.subject.method, row.setting.copies): row.subject for row in rows}
     based = [names[row.base] for row in rows if row.base in names]
     return next((subject.method for subject in based if methods.role_of(subject.method) != methods.BASELINE), "")
