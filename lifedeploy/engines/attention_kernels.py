@@ -26,8 +26,11 @@ VARIABLE = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
 UNFUSED = "MATH"  # what ONNX Runtime calls MatMul, Softmax, MatMul
 TIMEOUT_S = 120.0
 # Flash attention takes no bias; cuDNN's, preferred from SM 90 on, takes any; memory-efficient attention takes one over
-# multiples of so many keys (https://github.com/microsoft/onnxruntime/pull/27831 and, of the other operator, in
+# multiples of so many keys (https://github.com/microsoft/onnxruntime/pull/27831), of the other operator one with
+# multiples of so many queries (`sequence_length` in
 # https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cuda/bert/multihead_attention.cc).
+# A single query is otherwise computed as any number of them: kernels that are for decoding ask for past keys too.
+# ONNX's Attention told nothing at first (https://github.com/microsoft/onnxruntime/issues/29714).
 ALIGNED = {"Attention": 4, "MultiHeadAttention": 8}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TOLD = re.compile(r"Operator=(?P<operator>\S+)(?: Node=(?P<node>.*?))? DataType=(?P<type>\S+)(?P<rest>[^\r\n]*)")
@@ -67,17 +70,33 @@ def report(
     kernels = dict(Counter(told.values()).most_common())
     fused: int | None = sum(number for kernel, number in kernels.items() if kernel != UNFUSED)
     unfused = {node.layer: _why(node) for node in nodes if told.get(node.name) == UNFUSED}
-    note = f"{kernels[UNFUSED]} of {layers} attentions are not fused by ONNX Runtime" if UNFUSED in kernels else ""
+    notes = [f"{kernels[UNFUSED]} of {layers} attentions are not fused by ONNX Runtime"] if UNFUSED in kernels else []
     biased = [node.layer for node in nodes if node.layer in unfused and node.half and node.bias is not None]
     if biased:
-        note += f"; for their bias on keys: {', '.join(biased)}"
-    if not operators and not told:
-        note = "attention is MatMul, Softmax, MatMul in this graph"
-    elif len(told) < operators:
-        fused, note = None, f"{len(told)} of {operators} attention kernels are known: {silence}"
+        notes.append(f"for their bias on keys: {', '.join(biased)}")
+    if not operators:
+        notes.append("attention is MatMul, Softmax, MatMul in this graph")
+    elif operators < layers:
+        notes.append(f"{layers - operators} of {layers} attentions are MatMul, Softmax, MatMul in this graph")
+    # What is told of others, whatever they are, says nothing of these; those without a name are known by their number.
+    known = sum(node.name in told for node in nodes) + sum(name.startswith("#") for name in told)
+    if known < operators:
+        fused = None
+        notes.append(f"{known} of {operators} attention kernels are known: {silence}")
     return FusionRecord(
-        attention=fused, of=layers, topk=topk, kernels=kernels, unfused=unfused, note=note, source="onnxruntime"
+        attention=fused,
+        of=layers,
+        topk=topk,
+        kernels=kernels,
+        unfused=unfused,
+        note="; ".join(notes),
+        source="onnxruntime",
     )
+
+
+def has_unfused(fusion: FusionRecord) -> bool:
+    """Whether some attention is known to be computed in several kernels, though not all of them may be known."""
+    return UNFUSED in fusion.kernels or (fusion.attention is not None and fusion.attention < (fusion.of or 0))
 
 
 def _why(node: AttentionNode) -> str:
@@ -87,8 +106,10 @@ def _why(node: AttentionNode) -> str:
     if node.bias is None:
         return "no fused kernel was taken"
     step = ALIGNED[node.operator]
-    if node.bias % step:
-        return f"{node.shape}: memory-efficient attention takes one over multiples of {step} keys, flash attention none"
+    rows = node.queries if node.operator == "MultiHeadAttention" else 0
+    if (rows or node.bias) % step:
+        sizes = f"with multiples of {step} queries, and here are {rows}" if rows else f"over multiples of {step} keys"
+        return f"{node.shape}: memory-efficient attention takes one {sizes}, flash attention none"
     return f"{node.shape}: flash attention takes none"
 
 

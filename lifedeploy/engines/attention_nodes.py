@@ -23,6 +23,7 @@ class AttentionNode:
     operator: str
     half: bool = True  # whether it is in half precision, as far as the graph says
     bias: int | None = None  # keys that a bias is over, 0 where the graph does not say; None: there is no bias
+    queries: int = 0  # rows of that bias; 0: as many as keys, or the graph does not say
 
     @property
     def is_operator(self) -> bool:
@@ -46,24 +47,35 @@ def attention_nodes(model: onnx.ModelProto) -> tuple[AttentionNode, ...]:
     """The attentions of a graph, in its order."""
     graph = model.graph
     values = (*graph.value_info, *graph.input, *graph.output)
-    last = {value.name: value.type.tensor_type.shape.dim[-1:] for value in values}
+    last = {value.name: value.type.tensor_type.shape.dim[-2:] for value in values}
     full = {value.name for value in values if value.type.tensor_type.elem_type == _FLOAT}
     makers = {name: node for node in graph.node for name in node.output}
 
-    def keys(name: str) -> int:
-        return next((size.dim_value for size in last.get(name, ())), 0)
+    def sizes(name: str) -> tuple[int, int]:
+        """Queries and keys of a bias, or of scores with one."""
+        known = [size.dim_value for size in last.get(name, ())]
+        queries, keys = known if len(known) == 2 else (0, 0)
+        return 0 if queries == keys else queries, keys
 
     nodes = []
     for node in graph.node:
-        bias: int | None = None
+        biased = ""
         if node.op_type in BIAS_INPUT:
             place = BIAS_INPUT[node.op_type]
-            if len(node.input) > place and node.input[place]:
-                bias = keys(node.input[place])
+            biased = node.input[place] if len(node.input) > place else ""
         elif node.op_type == "Softmax" and not of_reducer(node.name):  # a method's own is over scores
             maker = makers.get(node.input[0])
-            bias = keys(node.input[0]) if maker is not None and maker.op_type == "Add" else None
+            biased = node.input[0] if maker is not None and maker.op_type == "Add" else ""
         else:
             continue
-        nodes.append(AttentionNode(name=node.name, operator=node.op_type, half=full.isdisjoint(node.output), bias=bias))
+        queries, keys = sizes(biased)
+        nodes.append(
+            AttentionNode(
+                name=node.name,
+                operator=node.op_type,
+                half=full.isdisjoint(node.output),
+                bias=keys if biased else None,
+                queries=queries,
+            )
+        )
     return tuple(nodes)

@@ -18,6 +18,8 @@ Array = NDArray[np.generic]
 class Lane(ABC):
     """Fixed buffers for one batch size. Fill ``inputs``, call ``infer``, read ``outputs``."""
 
+    note: str = ""  # what an engine chose for it that nobody asked for, in words
+
     def __init__(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self.inputs = dict(inputs)
         self.outputs = dict(outputs)
@@ -55,7 +57,7 @@ class WithoutCopies(DeviceLane):
 
     def __init__(self, lane: DeviceLane) -> None:
         super().__init__(lane.inputs, lane.outputs)
-        self.lane = lane
+        self.lane, self.note = lane, lane.note
         lane.infer()  # puts on the device what is computed on from here on
 
     def infer(self) -> None:

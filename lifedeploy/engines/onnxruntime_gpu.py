@@ -96,15 +96,16 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
         """Which kernels compute attention, for the manifest.
 
         Raises:
-            EngineError: one operator in half precision is computed in several kernels, and that is not allowed.
+            EngineError: an attention in half precision is computed in several kernels, and that is neither allowed nor
+                asked for.
         """
         if not cls.fused_since:
             return DetailsRecord()  # another runtime computes, and does not tell
         layers = job.source.manifest.spec.schedule.depth
         fusion = attention_kernels.read_back(graph, cls.provider, layers)
-        # FP32 has no fused kernel to ask for, and products were asked for as they are.
-        unfused = attention_kernels.UNFUSED in fusion.kernels
-        if job.precision in cls.fused_since and unfused and not job.options.allow_unfused:
+        # FP32 has no fused kernel to ask for, and who asks for products gets them as they are.
+        asked = job.options.allow_unfused or job.options.attention == "products"
+        if job.precision in cls.fused_since and attention_kernels.has_unfused(fusion) and not asked:
             raise EngineError(
                 f"{fusion.note}: {graph.name} in {job.precision.upper()} on {cls.processor(job.options)}",
                 hint="--allow-unfused keeps it; --attention operator, contrib or products may be faster",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from lifedeploy.artifact import TensorSpec
 from lifedeploy.caches import compiler_caches
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, PrecisionPlan
 from lifedeploy.engines.lanes import Array, DeviceLane, Lane, buffers
+from lifedeploy.engines.torch_attention import TRACED, Choice, Job, cuda_clock, measured, prioritised
 from lifedeploy.errors import EngineError
 from lifedeploy.kept import kept_layer
 from lifedeploy.optional import require
@@ -66,7 +68,7 @@ class Torch(Engine):
         model, spec = checkpoint.load(self.path, method=self.options.method or None)
         if self.options.last_block == "prefix":
             model = model.with_prefix_block()
-        self._model = self._ready(model.to(self.device, self._dtype))
+        self._model = model.to(self.device, self._dtype)
         self._threads = self._torch.get_num_threads()
         if self.options.threads is not None:
             self._torch.set_num_threads(self.options.threads)  # of the whole process: there is no other way
@@ -83,9 +85,9 @@ class Torch(Engine):
             outputs.append(TensorSpec(tap, dtype, (self.options.batch, size)))
         return (TensorSpec("images", "float32", (self.options.batch, 3, height, width)),), tuple(outputs)
 
-    def _ready(self, model: Any) -> Any:
-        """The model as it is called."""
-        return model
+    def _called(self, batch: int) -> Any:
+        """The model as it is called with ``batch`` images."""
+        return self._model
 
     def _close(self) -> None:
         if self.options.threads is not None:
@@ -95,7 +97,7 @@ class Torch(Engine):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         images = self._torch.from_numpy(np.ascontiguousarray(feeds["images"]))
         with self._torch.inference_mode():
-            output = self._model(images.to(self.device, self._dtype))
+            output = self._called(len(images))(images.to(self.device, self._dtype))
         results = {self._name: self._on_host(output.logits)}
         for tap in self.options.taps:
             layer, told = kept_layer(tap), {SCORES_NAME: output.scores, GROUPS_NAME: output.groups}
@@ -109,10 +111,21 @@ class Torch(Engine):
 
 
 class TorchCuda(Torch):
-    """PyTorch on an NVIDIA GPU, eager, the whole model in the precision asked for."""
+    """PyTorch on an NVIDIA GPU, eager, the whole model in the precision asked for.
+
+    ``attention`` says by batch size which backend computes attention, and what all of them took.
+    """
 
     name: ClassVar[str] = "torch-cuda"
     device: ClassVar[str] = "cuda"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the backends of attention are measured, or PyTorch's own order holds.
+
+        That order is the process's: threads that infer at the same time would set it for each other.
+        """
+        return self.options.streams == 1
 
     @classmethod
     def availability(cls) -> Availability:
@@ -131,20 +144,60 @@ class TorchCuda(Torch):
     def processor(cls, options: BuildOptions) -> str:
         return str(require("torch", extra=cls.extra).cuda.get_device_name())
 
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        self.attention: dict[int, Choice] = {}
+        self._by_batch: dict[int, Any] = {}
+        self._choosing = threading.Lock()
+        return super()._open()
+
+    def _close(self) -> None:
+        super()._close()
+        del self._by_batch
+
+    def _called(self, batch: int) -> Any:
+        with self._choosing:
+            if batch not in self._by_batch:
+                model: Any = self._model
+                if self.chooses:
+                    shape = batch, *self.inputs[0].shape[1:]
+                    images = self._torch.randn(shape, device=self.device, dtype=self._dtype)
+                    self.attention[batch] = choice = measured(model, images, self._times)
+                    model = prioritised(model, choice.order)
+                self._by_batch[batch] = self._ready(model)
+            return self._by_batch[batch]
+
+    def _times(self, jobs: Mapping[Job, Callable[[], Any]]) -> Mapping[Job, float]:
+        """How long attentions take on this device, in ms."""
+        return cuda_clock(jobs)
+
+    def _ready(self, model: Any) -> Any:
+        """The model as it runs."""
+        return model
+
     def _lane(self, batch: int) -> Lane:
         return _CudaLane(self, buffers(self.inputs, batch))
+
+    def note(self, batch: int) -> str:
+        """What was chosen for ``batch`` images, in words; '' of nothing."""
+        note = self.attention[batch].note if batch in self.attention else ""
+        return note and f"{self.name} {self.precision}, batch {batch}: {note}"
 
 
 class TorchCompiled(TorchCuda):
     """PyTorch on an NVIDIA GPU through ``torch.compile``: fused kernels, replayed as CUDA graphs."""
 
     name: ClassVar[str] = "torch-compiled"
+    chooses = True  # the order is compiled in
 
     def _ready(self, model: Any) -> Any:
         compiler_caches()
         # All models share their code, and beyond its limit of compilations torch would go on in eager mode, in silence.
         self._torch._dynamo.config.recompile_limit = max(256, self._torch._dynamo.config.recompile_limit)
         self._torch._dynamo.config.fail_on_recompile_limit_hit = True
+        from torch._inductor import config
+
+        marked = dict.fromkeys(TRACED, str(self._torch.__version__))
+        config.unsafe_marked_cacheable_functions = config.unsafe_marked_cacheable_functions | marked
         return self._torch.compile(model, mode="reduce-overhead", dynamic=False, fullgraph=True)
 
 
@@ -158,6 +211,7 @@ class _CudaLane(DeviceLane):
         self._stream = self._torch.cuda.Stream()
         self._events = [self._torch.cuda.Event(enable_timing=True) for _ in range(2)]
         super().__init__({"images": self._host.numpy()}, {})
+        self._model, self.note = engine._called(len(self._host)), engine.note(len(self._host))
         for _ in range(3):  # compilation, and the warm-up that CUDA graphs need
             self.infer()
 
@@ -174,7 +228,7 @@ class _CudaLane(DeviceLane):
 
     def _answer(self) -> Any:
         """Logits on the GPU, of the images there."""
-        return self._engine._model(self._resident).logits
+        return self._model(self._resident).logits
 
     def device_ms(self, *, copies: bool) -> float:
         began, ended = self._events

@@ -60,6 +60,7 @@ class _Entry:
         target = self.session.target
         manifest = target.artifact.manifest if target.artifact else None
         spec = manifest.spec if manifest else None
+        lane = next(iter(self.ways.values()))[0]
         return Subject(
             model=target.name,
             method=target.shown_method,
@@ -68,7 +69,7 @@ class _Entry:
             mac_ratio=manifest.macs.speedup_bound if manifest else None,
             weights=target.weights,
             parity=manifest.parity.summary() if manifest and manifest.parity else None,
-            note=target.note,
+            note="; ".join(filter(None, (target.note, lane.note))),
             gmacs=manifest.macs.total / 1e9 if manifest else None,
             tokens=spec.stages if spec else None,
             keep_rate=spec.schedule.keep_rate if spec and spec.drops else None,

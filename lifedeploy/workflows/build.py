@@ -50,9 +50,9 @@ class BuildReport:
 
     @property
     def fusion_note(self) -> str:
-        """What there is to say of attentions that are not fused though they could be; '' of none."""
+        """What there is to say of attentions that could be fused and are not, or are not known to be; '' of none."""
         fusion = self.record.details.fusion
-        return fusion.note if fusion is not None and fusion.unfused else ""
+        return fusion.note if fusion is not None and (fusion.unfused or fusion.attention is None) else ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

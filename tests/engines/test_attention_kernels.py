@@ -13,7 +13,7 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.cli.commands import build_engine
 from lifedeploy.cli.console import out
 from lifedeploy.engines import attention_kernels, cuda, onnxruntime_gpu, registry
-from lifedeploy.engines.attention_kernels import parse, read_back, report
+from lifedeploy.engines.attention_kernels import has_unfused, parse, read_back, report
 from lifedeploy.engines.attention_nodes import AttentionNode, attention_nodes
 from lifedeploy.engines.base import Availability, BuildOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
@@ -24,7 +24,7 @@ from lifedeploy.errors import EngineError, UsageError
 from lifedeploy.exporters import forms
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
-from lifedeploy.spec import GraphForm
+from lifedeploy.spec import BIAS_INPUT, GraphForm
 from lifedeploy.workflows.build import BuildRequest, build
 from tests.conftest import make_tiny
 from tests.engines.devices import FakeCuda
@@ -47,7 +47,7 @@ OPTIONS = (
 
 
 def printed(kernel: str, times: int = 1) -> str:
-    return OPTIONS + "".join(line(f"blocks.{block}.attn/Attention", kernel) for block in range(LAYERS)) * times
+    return OPTIONS + "".join(line(f"blocks.{block}.attn/MultiHeadAttention", kernel) for block in range(LAYERS)) * times
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,66 @@ def test_fusion_is_only_claimed_of_what_was_told():
     assert (silent.attention, silent.kernels) == (None, {})
     assert silent.note == "0 of 4 attention kernels are known: this onnxruntime does not tell"
     assert report(nodes, 4, 1, {"b0": "FLASH_ATTENTION"}, "silent").attention is None
+    others = report(nodes, 4, 1, {f"other{number}": "FLASH_ATTENTION" for number in range(4)}, "silent")
+    assert (others.attention, others.note) == (None, "0 of 4 attention kernels are known: silent")
+    unnamed = report(nodes, 4, 1, {f"#{number} MultiHeadAttention": "FLASH_ATTENTION" for number in range(4)}, "silent")
+    assert (unnamed.attention, unnamed.note) == (4, "")
     products = report((), 4, 0, {}, "silent")
     assert products.attention == 0 and "MatMul, Softmax, MatMul" in products.note
     assert set(every.to_dict()) == {"attention", "of", "topk", "kernels", "unfused", "note", "source"}
+
+
+def test_what_is_known_to_be_unfused_is_said_also_where_not_all_is_known():
+    nodes = [AttentionNode(name=f"blocks.{block}.attn/A", operator="MultiHeadAttention") for block in range(4)]
+    partly = report(nodes, 4, 1, {nodes[0].name: "FLASH_ATTENTION", nodes[3].name: "MATH"}, "silent")
+    assert (partly.attention, partly.unfused) == (None, {"blocks.3.attn": "no fused kernel was taken"})
+    assert partly.note == (
+        "1 of 4 attentions are not fused by ONNX Runtime; 2 of 4 attention kernels are known: silent"
+    )
+    assert has_unfused(partly)
+    silent = report(nodes, 4, 1, {}, "silent")
+    assert silent.attention is None and not has_unfused(silent)
+
+
+def test_an_attention_that_is_no_operator_is_not_fused():
+    """As of a layer that the others' form does not fit: what is told of the rest says nothing of it."""
+    nodes = [AttentionNode(name=f"b{number}", operator="MultiHeadAttention") for number in range(3)]
+    record = report(nodes, 4, 1, {node.name: "FLASH_ATTENTION" for node in nodes}, "silent")
+    assert (record.attention, record.of) == (3, 4)
+    assert record.note == "1 of 4 attentions are MatMul, Softmax, MatMul in this graph"
+    assert has_unfused(record)
+
+
+def single_query(keys: int, *, biased: bool, operator: str = "MultiHeadAttention") -> onnx.ModelProto:
+    """The attention of one query over keys, as a last layer has it that is computed for CLS alone."""
+    half, shapes = onnx.TensorProto.FLOAT16, {"q": (2, 1, 64), "k": (2, keys, 64), "v": (2, keys, 64)}
+    bias = {"bias": (2, 1, 1, keys)} if biased else {}
+    inputs = [*shapes, *([""] * (BIAS_INPUT[operator] - 3) + ["bias"] if biased else [])]
+    node = onnx.helper.make_node(operator, inputs, ["y"], name=f"blocks.11.attn/{operator}")
+    values = [onnx.helper.make_tensor_value_info(name, half, shape) for name, shape in (shapes | bias).items()]
+    answer = onnx.helper.make_tensor_value_info("y", half, (2, 1, 64))
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "g", values, [answer]))
+
+
+@pytest.mark.parametrize(
+    ("operator", "keys", "why"),
+    [
+        ("MultiHeadAttention", 136, "takes one with multiples of 8 queries, and here are 1, flash attention none"),
+        ("Attention", 136, "with a bias over 136 keys: flash attention takes none"),
+        ("Attention", 133, "takes one over multiples of 4 keys, flash attention none"),
+    ],
+)
+def test_a_single_query_is_told_as_any_other_attention(operator, keys, why):
+    """MultiHeadAttention's memory-efficient kernel asks for aligned queries, whatever keys there are."""
+    (plain,) = attention_nodes(single_query(keys, biased=False, operator=operator))
+    (biased,) = attention_nodes(single_query(keys, biased=True, operator=operator))
+    assert (plain.bias, biased.bias, biased.queries) == (None, keys, 1)
+    fused = report([plain], 1, 0, parse(line(plain.name, "FLASH_ATTENTION", operator)), "silent")
+    assert (fused.attention, fused.note, has_unfused(fused)) == (1, "", False)
+    record = report([biased], 1, 0, parse(line(biased.name, "MATH", operator)), "silent")
+    assert record.unfused["blocks.11.attn"].endswith(why)
+    assert record.note == ("1 of 1 attentions are not fused by ONNX Runtime; for their bias on keys: blocks.11.attn")
+    assert has_unfused(record)
 
 
 @pytest.mark.parametrize(("operator", "step", "aligned"), [("MultiHeadAttention", 8, 136), ("Attention", 4, 132)])
@@ -144,15 +201,15 @@ def test_what_a_bias_leaves_unfused_is_named_by_layer_where_it_is_allowed(built_
 
     def biased(model):
         return tuple(
-            AttentionNode(name=f"{name}/Attention", operator="MultiHeadAttention", bias=133 if block else None)
+            AttentionNode(name=f"{name}/MultiHeadAttention", operator="MultiHeadAttention", bias=133 if block else None)
             for block, name in enumerate(names)
         )
 
     monkeypatch.setattr(attention_kernels, "attention_nodes", biased)
     with pytest.raises(EngineError, match=f"{LAYERS} of {LAYERS} attentions are not fused"):
         built_with(printed("MATH"))
-    told = line(f"{names[0]}/Attention", "FLASH_ATTENTION")
-    told += "".join(line(f"{name}/Attention", "MATH") for name in names[1:])
+    told = line(f"{names[0]}/MultiHeadAttention", "FLASH_ATTENTION")
+    told += "".join(line(f"{name}/MultiHeadAttention", "MATH") for name in names[1:])
     with pytest.raises(EngineError, match=r"not fused.*; for their bias on keys: blocks\.1\.attn") as refused:
         built_with(told)
     assert "--allow-unfused" in refused.value.hint
@@ -259,8 +316,10 @@ def test_the_manifest_says_which_kernels_ran(built_with):
 
 
 def test_what_is_not_told_is_a_question_mark(built_with):
-    text = shown(built_with(""))
+    report_of_build = built_with("")
+    text = shown(report_of_build)
     assert f"?/{LAYERS}" in text
+    assert report_of_build.fusion_note.startswith(f"0 of {LAYERS} attention kernels are known")  # `compare` warns
     assert f"all: 0 of {LAYERS} attention kernels are known: this onnxruntime does not tell" in text
 
 
@@ -275,6 +334,16 @@ def test_unfused_attention_in_half_precision_is_refused_unless_it_is_allowed(bui
     text = shown(made)
     assert f"0/{LAYERS}" in text
     assert f"all: {LAYERS} of {LAYERS} attentions are not fused by ONNX Runtime" in text
+
+
+def test_products_that_nobody_asked_for_are_refused(built_with, monkeypatch):
+    """Where the installed version has no fused kernel."""
+    monkeypatch.setattr(OnnxRuntimeCuda, "_usual_attention", classmethod(lambda cls, precision: "products"))
+    with pytest.raises(EngineError, match=r"attention is MatMul, Softmax, MatMul in this graph: .* in FP16") as refused:
+        built_with("")
+    assert "--allow-unfused" in refused.value.hint
+    assert built_with("", allow_unfused=True).manifests["life"].engine.details.fusion.attention == 0
+    built_with("", precision="fp32")
 
 
 def test_products_are_what_was_asked_for(built_with):

@@ -77,6 +77,12 @@ class Clock:
         self.now += seconds
 
 
+def test_rows_say_what_an_engine_chose_by_itself(workspace, monkeypatch):
+    monkeypatch.setattr(fake._FakeDeviceLane, "note", "attention by MATH")
+    report = bench(quick(engines=("fake-device",), copies=(False,)), Workspace(workspace))
+    assert {row.subject.note for row in report.rows} == {"attention by MATH"}
+
+
 def test_bench_reports_what_the_engine_takes(workspace, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(fake, "time", clock)
