@@ -53,6 +53,7 @@ METHOD = Method(
     reducer="lifedeploy_outside.reducer:OutsideReducer",
     selection="every drop",  # it scores anew at every drop
     inside=True,  # the MLP of a drop layer has fewer tokens than its attention
+    last_block="prefix",  # behind the last layer it reads CLS alone, as the block makes it
     options=Options,
     stages=(TrainingStage("finetune", reducer=False, backbone=True),),  # it has no parameters of its own
     work=work,
