@@ -109,10 +109,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines = [
         "# The last block for prefix tokens alone, and INT8 over FP32",
         "",
-        "DeiT-S, keep rate 0.7, random weights. The last block computes prefix tokens alone, or all of them in full: dense",
-        "in full is what timm computes. Ratios are medians of rounds in which all took turns in one process, with their",
-        "95 % interval. What MACs allow: dense 1.074 and life 1.034 over the same in full; life 1.412 over dense, 1.518",
-        "over timm's.",
+        "DeiT-S, keep rate 0.7, random weights. The last block computes prefix tokens alone, or all of them in full:",
+        "dense in full is what timm computes. Ratios are medians of rounds in which all took turns in one process,",
+        "with their 95 % interval. What MACs allow: dense 1.074 and life 1.034 over the same in full; life 1.412 over",
+        "dense, 1.518 over timm's.",
         "",
     ]
     head = "method | last block | precision | img/s | over its full block | over dense, same form and precision"
