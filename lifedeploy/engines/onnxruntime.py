@@ -30,7 +30,7 @@ from lifedeploy.graph_outputs import asked_for, serialised, unneeded
 from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.records import DetailsRecord
-from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
+from lifedeploy.spec import ATTENTIONS, PART, QUANTIZED, GraphForm
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving, scratch_folder
 
@@ -90,10 +90,16 @@ class OnnxRuntime(Engine):
 
     @classmethod
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
-        # As fast as the operator on a CPU (benchmarks/cpu/ATTENTION.md), and every version reads it. Providers run the
-        # precision of the graph; what is not quantised of a quantised one stays FP32 on a CPU.
-        floating = "fp32" if precision in QUANTIZED else precision
-        return GraphForm(floating, options.attention or "products")
+        if precision not in QUANTIZED:
+            # As fast as the operator on a CPU (benchmarks/cpu/ATTENTION.md), and every version reads it. Providers run
+            # the precision of the graph.
+            return GraphForm(precision, options.attention or "products")
+        # What is not quantised stays FP32 on a CPU.
+        if not installed("onnx_ir"):  # which takes graphs apart; ONNX Runtime fuses what it finds by itself
+            return GraphForm(attention=options.attention or "products")
+        # Beside integer products it shows what is moved around attention, whose own operator takes queries, keys and
+        # values as these give them.
+        return GraphForm(attention=options.attention or "contrib", integer=True, lenient=not options.attention)
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
@@ -231,9 +237,16 @@ class _BoundLane(Lane):
 
 
 def _integer_products(optimized: Path) -> dict[str, int]:
-    """How many products ONNX Runtime really computes in integers, by the graph it optimised; others keep Q and DQ."""
-    kinds = Counter(node.op_type for node in graphs.read(optimized).graph.node)
-    return {kind: kinds[kind] for kind in _INTEGER_PRODUCTS if kinds[kind]}
+    """How many products ONNX Runtime really computes in integers, by the graph it optimised; others keep Q and DQ.
+
+    A product that is computed in parts is one.
+    """
+    found = {
+        (node.op_type, node.name.partition(PART)[0] or f"{index}")
+        for index, node in enumerate(graphs.read(optimized).graph.node)
+        if node.op_type in _INTEGER_PRODUCTS
+    }
+    return dict(Counter(kind for kind, _ in sorted(found)))
 
 
 def new_session(

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lifedeploy.errors import ExportError, UsageError
-from lifedeploy.exporters import attention, emulation, passes, precision
+from lifedeploy.exporters import attention, emulation, integer, passes, precision
 from lifedeploy.exporters.inspect import load
 from lifedeploy.exporters.ranking import is_inside
 from lifedeploy.records import FormedRecord, FormRecord
@@ -28,18 +28,22 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
     if form.attention not in ATTENTIONS:
         raise UsageError(f"attention as {form.attention!r} is unknown; there are: {', '.join(ATTENTIONS)}")
     model = ir.from_proto(load(source))
-    attentions, done = 0, precision.Conversion({}, 0, 0)
+    attentions, products, done = 0, 0, precision.Conversion({}, 0, 0)
     if form.with_order:
         model.graph.outputs.extend(value for value in passes.kept_tokens(model) if not value.is_graph_output())
+    if form.integer:
+        products = integer.fuse(model)  # before attention: what is split there has its bias then
     if form.attention in _FUSE:
         attentions = _FUSE[form.attention](model)
         left = sum(node.op_type == "Softmax" and not is_inside(node) for node in model.graph)
-        if left or not attentions:
+        if (left or not attentions) and not form.lenient:
             raise ExportError(
                 f"{left} of {left + attentions} attentions in {source} have a form that is not known, so they cannot "
                 f"become {form.attention!r}",
                 hint="; ".join(f"--attention {other}" for other in ATTENTIONS if other != form.attention),
             )
+    if form.integer:
+        integer.take_apart(model)
     if form.precision != "fp32":
         if form.precision == "bf16":
             # For convolutions. FP16 does without: kernels of later operator versions came late to ONNX Runtime's CUDA
@@ -50,7 +54,7 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
     with saving(destination):
         ir.save(model, destination)
     load(destination)  # checks it
-    return FormedRecord(
+    formed = FormedRecord(
         form=FormRecord(**asdict(form)),
         opset=model.graph.opset_imports[""],
         attentions=attentions,
@@ -58,6 +62,7 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
         islands=done.islands,
         subnormal=done.subnormal,
     )
+    return formed.but(integer_products=products) if form.integer else formed
 
 
 def emulated(source: Path, destination: Path, *, watch: bool = False) -> None:
