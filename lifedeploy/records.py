@@ -115,8 +115,7 @@ class FormRecord(Section):
     precision: Precision
     attention: Attention
     with_order: bool  # kept tokens as further outputs
-    integer: Maybe[bool] = absent()  # quantised products as ONNX Runtime's integer operator
-    lenient: Maybe[bool] = absent()  # attentions whose form is not known stay as they are
+    integer: Maybe[bool] = absent()  # quantised products as ONNX Runtime's integer operator, attention where known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +140,6 @@ class FormedRecord(Section):
     form: Maybe[FormRecord] = absent()
     opset: Maybe[Count] = absent()
     attentions: Maybe[Count] = absent()  # those that are one operator
-    integer_products: Maybe[Count] = absent()  # those that are ONNX Runtime's integer operator
     casts: Maybe[Count] = absent()
     islands: dict[Name, tuple[Name, ...]] = field(default_factory=dict)  # what stayed FP32 → its operators
     subnormal: Maybe[Count] = absent()  # weights other than 0 that became 0

@@ -46,7 +46,6 @@ __all__ = [
     "HALVES",
     "LIVES_NAME",
     "ORDERINGS",
-    "PART",
     "PRECISIONS",
     "QUANTIZED",
     "SCORES_NAME",
@@ -64,8 +63,6 @@ BIAS_INPUT = {"Attention": 3, "MultiHeadAttention": 5}
 
 # Lives: (B, N), in layers, an output of graphs that were exported with it.
 LIVES_NAME = "life"
-# Between the name of a product and the number of one of its parts, where these are computed one by one.
-PART = "/part_"
 # Inner tensors of every patch in original order, (B, N), that every form of a model can be asked for where its method
 # tells them, beside those of :mod:`.kept`.
 SCORES_NAME = "life_scores"  # lives are its standardised form, or it is lives already: in how many layers it took part
@@ -79,8 +76,7 @@ class GraphForm:
     precision: Precision = "fp32"  # of the tensors in it; inputs and outputs are FP32 in any case
     attention: Attention = "products"
     with_order: bool = False  # which tokens it kept as further outputs
-    integer: bool = False  # quantised products as ONNX Runtime's integer operator, with their biases
-    lenient: bool = False  # an attention whose form is not known stays as it is, and is no error
+    integer: bool = False  # quantised products as ONNX Runtime's integer operator; attention where its form is known
 
     @property
     def as_exported(self) -> bool:

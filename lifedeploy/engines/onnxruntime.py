@@ -30,7 +30,7 @@ from lifedeploy.graph_outputs import asked_for, serialised, unneeded
 from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.records import DetailsRecord
-from lifedeploy.spec import ATTENTIONS, PART, QUANTIZED, GraphForm
+from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
 from lifedeploy.text import quoted
 from lifedeploy.writing import saving, scratch_folder
 
@@ -95,11 +95,11 @@ class OnnxRuntime(Engine):
             # the precision of the graph.
             return GraphForm(precision, options.attention or "products")
         # What is not quantised stays FP32 on a CPU.
-        if not installed("onnx_ir"):  # which takes graphs apart; ONNX Runtime fuses what it finds by itself
-            return GraphForm(attention=options.attention or "products")
+        if options.attention or not installed("onnx_ir"):  # which takes graphs apart
+            return GraphForm(attention=options.attention or "products")  # ONNX Runtime fuses what it finds by itself
         # Beside integer products it shows what is moved around attention, whose own operator takes queries, keys and
         # values as these give them.
-        return GraphForm(attention=options.attention or "contrib", integer=True, lenient=not options.attention)
+        return GraphForm(attention="contrib", integer=True)
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
@@ -241,12 +241,12 @@ def _integer_products(optimized: Path) -> dict[str, int]:
 
     A product that is computed in parts is one.
     """
-    found = {
-        (node.op_type, node.name.partition(PART)[0] or f"{index}")
+    products = {
+        (node.op_type, node.name.partition(graphs.PART)[0] or f"{index}")
         for index, node in enumerate(graphs.read(optimized).graph.node)
         if node.op_type in _INTEGER_PRODUCTS
     }
-    return dict(Counter(kind for kind, _ in sorted(found)))
+    return dict(Counter(kind for kind, _ in sorted(products)))
 
 
 def new_session(

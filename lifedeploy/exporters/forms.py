@@ -28,15 +28,15 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
     if form.attention not in ATTENTIONS:
         raise UsageError(f"attention as {form.attention!r} is unknown; there are: {', '.join(ATTENTIONS)}")
     model = ir.from_proto(load(source))
-    attentions, products, done = 0, 0, precision.Conversion({}, 0, 0)
+    attentions, done = 0, precision.Conversion({}, 0, 0)
     if form.with_order:
         model.graph.outputs.extend(value for value in passes.kept_tokens(model) if not value.is_graph_output())
     if form.integer:
-        products = integer.fuse(model)  # before attention: what is split there has its bias then
+        integer.fuse(model)  # before attention: what is split there has its bias then
     if form.attention in _FUSE:
         attentions = _FUSE[form.attention](model)
         left = sum(node.op_type == "Softmax" and not is_inside(node) for node in model.graph)
-        if (left or not attentions) and not form.lenient:
+        if (left or not attentions) and not form.integer:
             raise ExportError(
                 f"{left} of {left + attentions} attentions in {source} have a form that is not known, so they cannot "
                 f"become {form.attention!r}",
@@ -54,7 +54,7 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
     with saving(destination):
         ir.save(model, destination)
     load(destination)  # checks it
-    formed = FormedRecord(
+    return FormedRecord(
         form=FormRecord(**asdict(form)),
         opset=model.graph.opset_imports[""],
         attentions=attentions,
@@ -62,7 +62,6 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
         islands=done.islands,
         subnormal=done.subnormal,
     )
-    return formed.but(integer_products=products) if form.integer else formed
 
 
 def emulated(source: Path, destination: Path, *, watch: bool = False) -> None:

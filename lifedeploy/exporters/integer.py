@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lifedeploy.exporters import passes
 from lifedeploy.exporters.attention import CONTRIB, only_user, producer, put
-from lifedeploy.spec import PART
+from lifedeploy.graphs import PART
 
 OPERATOR = (CONTRIB[0], "MatMulIntegerToFloat")
 _SHIFT = 128  # from INT8 to UINT8: x64 has fast kernels for unsigned activations and signed weights only
@@ -85,8 +85,8 @@ def take_apart(model: ir.Model) -> int:
             inputs = [columns[index][part] if index in columns else it for index, it in enumerate(product.inputs)]
             inputs[_WEIGHT_ZERO] = _zero(model, inputs[_WEIGHT])
             name = f"{product.name}{PART}{part}"
-            one = ir.node(product.op_type, inputs, domain=product.domain, name=name)
-            put(model, [one], before=node, output=value)
+            operator = ir.node(product.op_type, inputs, domain=product.domain, name=name)
+            put(model, [operator], before=node, output=value)
         done += 1
     if done:
         passes.clean(model)
@@ -160,8 +160,8 @@ def _equal_parts(split: ir.Node, product: ir.Node) -> bool:
         return False
     if any(it.is_graph_output() for it in (value, *split.outputs)):
         return False
-    even = len(split.inputs) == 1 and weight.shape[1] % len(split.outputs) == 0
-    return even and axis.as_int() in (-1, len(value.shape) - 1)
+    evenly = len(split.inputs) == 1 and weight.shape[1] % len(split.outputs) == 0
+    return evenly and axis.as_int() in (-1, len(value.shape) - 1)
 
 
 def _columns(model: ir.Model, product: ir.Node, index: int, count: int) -> list[ir.Value | None]:
