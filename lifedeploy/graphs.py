@@ -26,6 +26,7 @@ _ENTRIES = 2_000_000  # nodes, weights and descriptions of one graph
 _NODES = 50_000  # after functions are put in their places: runtimes take minutes over more, and hear no signal
 _CUT = 4096  # bytes of a node that may hold a constant worth looking for
 GIB = 1024**3
+PART = "/part_"  # between a product's name and the number of a part of it, where these are computed one by one
 NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")  # of a tensor, one by one
 _LOOPS = ("Loop", "Scan")
 _NARROW = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4_e2m1fn": 4}  # bits, where several share a byte

@@ -127,6 +127,7 @@ class FormRecord(Section):
     precision: Precision
     attention: Attention
     with_order: bool  # kept tokens as further outputs
+    integer: Maybe[bool] = absent()  # quantised products as ONNX Runtime's integer operator, attention where known
 
 
 @dataclass(frozen=True, kw_only=True)

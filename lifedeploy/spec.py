@@ -76,6 +76,7 @@ class GraphForm:
     precision: Precision = "fp32"  # of the tensors in it; inputs and outputs are FP32 in any case
     attention: Attention = "products"
     with_order: bool = False  # which tokens it kept as further outputs
+    integer: bool = False  # quantised products as ONNX Runtime's integer operator; attention where its form is known
 
     @property
     def as_exported(self) -> bool:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +25,7 @@ from lifedeploy.engines.base import (
     PrecisionPlan,
 )
 from lifedeploy.engines.lanes import Array, Lane, buffers
+from lifedeploy.engines.onnxruntime_lanes import BoundLane, SharedLane, parted, shares
 from lifedeploy.engines.onnxruntime_trace import WARM_UP, times
 from lifedeploy.errors import ArtifactError, EngineError
 from lifedeploy.graph_outputs import asked_for, serialised, unneeded
@@ -90,10 +92,16 @@ class OnnxRuntime(Engine):
 
     @classmethod
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
-        # As fast as the operator on a CPU (benchmarks/cpu/ATTENTION.md), and every version reads it. Providers run the
-        # precision of the graph; what is not quantised of a quantised one stays FP32 on a CPU.
-        floating = "fp32" if precision in QUANTIZED else precision
-        return GraphForm(floating, options.attention or "products")
+        if precision not in QUANTIZED:
+            # As fast as the operator on a CPU (benchmarks/cpu/ATTENTION.md), and every version reads it. Providers run
+            # the precision of the graph.
+            return GraphForm(precision, options.attention or "products")
+        # What is not quantised stays FP32 on a CPU.
+        if options.attention or not installed("onnx_ir"):  # which takes graphs apart
+            return GraphForm(attention=options.attention or "products")  # ONNX Runtime fuses what it finds by itself
+        # Beside integer products it shows what is moved around attention, whose own operator takes queries, keys and
+        # values as these give them.
+        return GraphForm(attention="contrib", integer=True)
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
@@ -157,6 +165,7 @@ class OnnxRuntime(Engine):
         if self.options.taps or unneeded(model):
             source = asked_for(self.path, model, self.options.taps, EngineError)
         del model
+        self._source, self._narrow = source, None  # a second session, of one thread, for lanes whose images are shared
         self._session = self._cpu_session(ort, source, self._session_options(ort, self.options))
         require_provider(self._session, self.provider)
         inputs, outputs = specs_of(self._session.get_inputs()), specs_of(self._session.get_outputs())
@@ -171,7 +180,7 @@ class OnnxRuntime(Engine):
         return new_session(ort, source, options, [self.provider], disabled=self.disabled_optimizers(self.options))
 
     def _close(self) -> None:
-        del self._session
+        del self._session, self._narrow
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         names, session = [spec.name for spec in self.outputs], self._session
@@ -210,30 +219,38 @@ class OnnxRuntime(Engine):
             return times(Path(session.end_profiling()), runs)
 
     def _lane(self, batch: int) -> Lane:
-        return _BoundLane(self, buffers(self.inputs, batch), buffers(self.outputs, batch))
+        inputs, outputs = buffers(self.inputs, batch), buffers(self.outputs, batch)
+        number = self._shares(batch)
+        if number == 1:
+            return BoundLane(self._session, self._running, inputs, outputs)
+        if self._narrow is None:
+            ort = require("onnxruntime", extra=self.extra)
+            options = self._session_options(ort, replace(self.options, threads=1, streams=1))
+            self._narrow = self._cpu_session(ort, self._source, options)
+        parts = zip(parted(inputs, number), parted(outputs, number), strict=True)
+        return SharedLane([BoundLane(self._narrow, self._running, *part) for part in parts], inputs, outputs)
 
+    def _shares(self, batch: int) -> int:
+        """How many threads share the images of a request; 1: they share its operators.
 
-class _BoundLane(Lane):
-    """Buffers bound once; ``infer`` is a single call into the runtime."""
-
-    def __init__(self, engine: OnnxRuntime, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
-        super().__init__(inputs, outputs)
-        self._engine, self._session = engine, engine._session
-        self._binding = self._session.io_binding()
-        for name, array in inputs.items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-    def infer(self) -> None:
-        with self._engine._running() as how:
-            self._session.run_with_iobinding(self._binding, how)
+        Quantised graphs alone: these are ours, where an image's answer depends on no other image.
+        """
+        threads = max(1, (self.options.threads or cores()) // self.options.streams)
+        dynamic = all(spec.shape[:1] == (None,) for spec in (*self.inputs, *self.outputs))
+        return shares(threads, batch) if dynamic and self.options.precision in QUANTIZED else 1
 
 
 def _integer_products(optimized: Path) -> dict[str, int]:
-    """How many products ONNX Runtime really computes in integers, by the graph it optimised; others keep Q and DQ."""
-    kinds = Counter(node.op_type for node in graphs.read(optimized).graph.node)
-    return {kind: kinds[kind] for kind in _INTEGER_PRODUCTS if kinds[kind]}
+    """How many products ONNX Runtime really computes in integers, by the graph it optimised; others keep Q and DQ.
+
+    A product that is computed in parts is one.
+    """
+    products = {
+        (node.op_type, node.name.partition(graphs.PART)[0] or f"{index}")
+        for index, node in enumerate(graphs.read(optimized).graph.node)
+        if node.op_type in _INTEGER_PRODUCTS
+    }
+    return dict(Counter(kind for kind, _ in sorted(products)))
 
 
 def new_session(

@@ -74,7 +74,7 @@ def fuse(model: ir.Model) -> int:
             {"scale": attention.scale},
             name=f"{attention.scope}/Attention",
         )
-        _replace(model, [node], before=attention.softmax, output=attention.output)
+        put(model, [node], before=attention.softmax, output=attention.output)
         fused += 1
     if fused:
         raise_opset(model)
@@ -119,7 +119,7 @@ def fuse_contrib(model: ir.Model) -> int:
             domain=domain,
             name=f"{scope}/{operator}",
         )
-        _replace(model, [*splits, node], before=attention.softmax, output=packed.output)
+        put(model, [*splits, node], before=attention.softmax, output=packed.output)
         fused += 1
     if fused:
         model.graph.opset_imports[CONTRIB[0]] = 1
@@ -167,7 +167,7 @@ def count(model: ir.Model) -> int:
     return sum(is_operator(node) for node in model.graph)
 
 
-def _replace(model: ir.Model, nodes: Sequence[ir.Node], *, before: ir.Node, output: ir.Value) -> None:
+def put(model: ir.Model, nodes: Sequence[ir.Node], *, before: ir.Node, output: ir.Value) -> None:
     """Insert ``nodes``, the last of which gives what ``output`` was, under its name."""
     result = nodes[-1].outputs[0]
     result.type, result.shape = output.type, output.shape
@@ -219,7 +219,7 @@ def _match(softmax: ir.Node) -> _Attention | None:
         return None
     if any(len(value.uses()) != 1 for value in (scores.outputs[0], softmax.inputs[0]) if value is not None):
         return None
-    scaled, turned = _producer(scores.inputs[0], "Mul"), _producer(scores.inputs[1], "Transpose")
+    scaled, turned = producer(scores.inputs[0], "Mul"), producer(scores.inputs[1], "Transpose")
     if scaled is None or turned is None or _permutation(turned) != (0, 1, 3, 2):
         return None
     query, factor = scaled.inputs
@@ -242,11 +242,11 @@ def _match(softmax: ir.Node) -> _Attention | None:
 def _logits(softmax: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
     """The product that a Softmax is of, and the bias that is added to it; no product where it is of something else."""
     logits = softmax.inputs[0]
-    added = _producer(logits, "Add")
+    added = producer(logits, "Add")
     if added is None:
-        return _producer(logits, "MatMul"), None
+        return producer(logits, "MatMul"), None
     for product, bias in (added.inputs, added.inputs[::-1]):
-        scores = _producer(product, "MatMul")
+        scores = producer(product, "MatMul")
         if scores is not None and bias is not None and _is_bias(_sizes(bias), _sizes(scores.outputs[0])):
             return scores, bias
     return None, None
@@ -282,8 +282,8 @@ def _packed(attention: _Attention) -> _Packed | None:
     sources = dict.fromkeys((part.source, part.count) for part in known)
     if [(part.source, part.index) for part in known] != [(it, i) for it, count in sources for i in range(count)]:
         return None
-    back = _only_user(attention.output, "Transpose")
-    merged = _only_user(back.outputs[0], "Reshape") if back is not None and _permutation(back) == _HEADS_BACK else None
+    back = only_user(attention.output, "Transpose")
+    merged = only_user(back.outputs[0], "Reshape") if back is not None and _permutation(back) == _HEADS_BACK else None
     if merged is None:
         return None
     heads, width, joined = known[0].heads, known[0].width, _integers(merged.inputs[1])
@@ -293,18 +293,18 @@ def _packed(attention: _Attention) -> _Packed | None:
 
 def _part(value: ir.Value) -> _Part | None:
     """What is reshaped and transposed only: all of a tensor, or a slice of one that holds several."""
-    index, turned = 0, _producer(value, "Transpose")
+    index, turned = 0, producer(value, "Transpose")
     order: tuple[int, ...] = _HEADS_BACK
     if turned is None:
-        squeezed = _producer(value, "Squeeze")
-        sliced = _producer(squeezed.inputs[0], "Slice") if squeezed is not None else None
+        squeezed = producer(value, "Squeeze")
+        sliced = producer(squeezed.inputs[0], "Slice") if squeezed is not None else None
         if squeezed is None or sliced is None or _integers(squeezed.inputs[1]) != (0,):
             return None
         begin, end, axes, *steps = (_integers(bound) for bound in sliced.inputs[1:])
         if axes != (0,) or len(begin) != 1 or end != (begin[0] + 1,) or any(step != (1,) for step in steps):
             return None
-        index, turned, order = begin[0], _producer(sliced.inputs[0], "Transpose"), _HEADS_FIRST
-    reshaped = _producer(turned.inputs[0], "Reshape") if turned is not None and _permutation(turned) == order else None
+        index, turned, order = begin[0], producer(sliced.inputs[0], "Transpose"), _HEADS_FIRST
+    reshaped = producer(turned.inputs[0], "Reshape") if turned is not None and _permutation(turned) == order else None
     if reshaped is None:
         return None
     source, sizes = reshaped.inputs[0], _integers(reshaped.inputs[1])
@@ -316,12 +316,14 @@ def _part(value: ir.Value) -> _Part | None:
     return _Part(source, index, count, heads, width) if keeps and whole else None
 
 
-def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:
+def producer(value: ir.Value | None, operator: str) -> ir.Node | None:
+    """The node that makes a value; None where it is another operator, or where there is none."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == operator else None
 
 
-def _only_user(value: ir.Value, operator: str) -> ir.Node | None:
+def only_user(value: ir.Value, operator: str) -> ir.Node | None:
+    """The node that uses a value; None where it is another operator, or where there are several or none."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].node.op_type == operator else None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lifedeploy.errors import ExportError, UsageError
-from lifedeploy.exporters import attention, emulation, passes, precision
+from lifedeploy.exporters import attention, emulation, integer, passes, precision
 from lifedeploy.exporters.inspect import load
 from lifedeploy.exporters.ranking import is_inside
 from lifedeploy.records import FormedRecord, FormRecord
@@ -31,15 +31,19 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
     attentions, done = 0, precision.Conversion({}, 0, 0)
     if form.with_order:
         model.graph.outputs.extend(value for value in passes.kept_tokens(model) if not value.is_graph_output())
+    if form.integer:
+        integer.fuse(model)  # before attention: what is split there has its bias then
     if form.attention in _FUSE:
         attentions = _FUSE[form.attention](model)
         left = sum(node.op_type == "Softmax" and not is_inside(node) for node in model.graph)
-        if left or not attentions:
+        if (left or not attentions) and not form.integer:
             raise ExportError(
                 f"{left} of {left + attentions} attentions in {source} have a form that is not known, so they cannot "
                 f"become {form.attention!r}",
                 hint="; ".join(f"--attention {other}" for other in ATTENTIONS if other != form.attention),
             )
+    if form.integer:
+        integer.take_apart(model)
     if form.precision != "fp32":
         if form.precision == "bf16":
             # For convolutions. FP16 does without: kernels of later operator versions came late to ONNX Runtime's CUDA
