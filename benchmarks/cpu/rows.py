@@ -74,15 +74,27 @@ def precisions(nodes: Iterable[Node]) -> dict[str, str]:
     return {row: counts.most_common(1)[0][0] for row, counts in ran.items()}
 
 
-def shapes(tokens: Sequence[int], batch: int) -> dict[str, Counter[Shape]]:
-    """Row → the products in it and how often each is there; ``tokens``: patch tokens of every layer."""
+def shapes(keys: Sequence[int], queries: Sequence[int], batch: int) -> dict[str, Counter[Shape]]:
+    """Row → the products in it and how often each is there.
+
+    Args:
+        keys: patch tokens that every layer attends to.
+        queries: those that attend there, and go through its projection and MLP.
+        batch: images.
+    """
     parts: dict[str, Counter[Shape]] = {"patch embedding": Counter([(1, batch * PATCHES, PATCH, CHANNELS)])}
-    full = {"qkv": (CHANNELS, 3 * CHANNELS), "proj": (CHANNELS, CHANNELS), "fc1": (CHANNELS, HIDDEN)}
-    for row, (k, n) in (full | {"fc2": (HIDDEN, CHANNELS)}).items():
-        parts[row] = Counter((1, batch * (patches + 1), k, n) for patches in tokens)
-    width, several = CHANNELS // HEADS, batch * HEADS
-    parts["QKᵀ"] = Counter((several, patches + 1, width, patches + 1) for patches in tokens)
-    parts["P·V"] = Counter((several, patches + 1, patches + 1, width) for patches in tokens)
+    for row, (k, n) in {"proj": (CHANNELS, CHANNELS), "fc1": (CHANNELS, HIDDEN), "fc2": (HIDDEN, CHANNELS)}.items():
+        parts[row] = Counter((1, batch * (patches + 1), k, n) for patches in queries)
+    width, several, together = CHANNELS // HEADS, batch * HEADS, list(zip(keys, queries, strict=True))
+    parts["qkv"] = Counter()
+    for attended, attending in together:
+        if attended == attending:
+            parts["qkv"][1, batch * (attended + 1), CHANNELS, 3 * CHANNELS] += 1
+        else:  # queries of prefix tokens alone are a product of their own
+            parts["qkv"][1, batch * (attending + 1), CHANNELS, CHANNELS] += 1
+            parts["qkv"][1, batch * (attended + 1), CHANNELS, 2 * CHANNELS] += 1
+    parts["QKᵀ"] = Counter((several, attending + 1, width, attended + 1) for attended, attending in together)
+    parts["P·V"] = Counter((several, attending + 1, attended + 1, width) for attended, attending in together)
     parts["attention"] = parts["QKᵀ"] + parts["P·V"]
     parts["head"] = Counter([(1, batch, CHANNELS, CLASSES)])
     return parts

@@ -62,11 +62,14 @@ def fuse(model: ir.Model) -> int:
     where there is one; how many there were.
 
     Condition: the scale is a constant that multiplies the query, the key is transposed in front of the product, and
-    nothing between the products is used elsewhere. What has another form stays as it is.
+    nothing between the products is used elsewhere; and there is more than one query (:func:`of_one_query`). What has
+    another form stays as it is.
     """
     fused = 0
     biases = _Biases(model)
     for attention in _attentions(model):
+        if of_one_query(attention.softmax):
+            continue
         bias = biases.per_query(attention)
         node = ir.node(
             "Attention",
@@ -80,6 +83,16 @@ def fuse(model: ir.Model) -> int:
         raise_opset(model)
         passes.clean(model)
     return fused
+
+
+def of_one_query(softmax: ir.Node) -> bool:
+    """Whether a single query attends, as where the last block computes CLS alone.
+
+    TensorRT has no kernel for the operator of one query and a dynamic batch, and refuses to build it; the products it
+    fuses itself (TensorRT for RTX 1.7.1; two queries build in either form).
+    """
+    logits = softmax.inputs[0]
+    return logits is not None and _sizes(logits)[2:3] == (1,)
 
 
 @dataclass(frozen=True)

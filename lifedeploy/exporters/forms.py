@@ -35,7 +35,8 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
         integer.fuse(model)  # before attention: what is split there has its bias then
     if form.attention in _FUSE:
         attentions = _FUSE[form.attention](model)
-        left = sum(node.op_type == "Softmax" and not is_inside(node) for node in model.graph)
+        others = [node for node in model.graph if node.op_type == "Softmax" and not is_inside(node)]
+        left = sum(not (form.attention == "operator" and attention.of_one_query(node)) for node in others)
         if (left or not attentions) and not form.integer:
             raise ExportError(
                 f"{left} of {left + attentions} attentions in {source} have a form that is not known, so they cannot "

@@ -129,16 +129,18 @@ def _random(request: ModelRequest, ordering: str) -> LoadedModel:
 
 
 def _give_life_to_zeros(vit: nn.Module) -> None:
-    """Fill in what timm starts at zero (a head, layer scales near it).
+    """Fill in what timm starts at zero (a head, biases, layer scales near it), and disturb the ones of norms.
 
-    With a head of zeros all logits are equal, and a comparison of two engines would pass whatever they compute.
+    With a head of zeros all logits are equal, and a comparison of two engines would pass whatever they compute. Biases
+    of zero, and norms of ones and zeros, are compiled away by runtimes, which then are faster than with trained ones.
     """
     with torch.no_grad():
         for name, parameter in vit.named_parameters():
             if name.startswith("head") and name.endswith("weight"):
                 torch.nn.init.trunc_normal_(parameter, std=0.02)
-            elif name.endswith("gamma"):
-                parameter.fill_(1.0)
+            elif parameter.ndim == 1:
+                start = 0.0 if name.endswith("bias") else 1.0  # else a norm's weight, or a layer scale
+                torch.nn.init.trunc_normal_(parameter, mean=start, std=0.02)
 
 
 def _pretrained(request: ModelRequest, ordering: str) -> LoadedModel:

@@ -42,11 +42,18 @@ def test_nodes_are_told_by_kind_and_name(name, kind, row):
 
 
 def test_the_products_are_deit_s():
-    work = rows.shapes((rows.PATCHES,) * 12, 8)
+    work = rows.shapes((rows.PATCHES,) * 12, (rows.PATCHES,) * 12, 8)
     counted = [name for name in work if name != "attention"]  # which is two others together
     assert sum(rows.macs(work[name]) for name in counted) == pytest.approx(8 * 4.60e9, rel=2e-3)
     assert rows.macs(work["attention"]) == rows.macs(work["QKᵀ"]) + rows.macs(work["P·V"])
     assert work["fc1"] == Counter({(1, 8 * 197, 384, 1536): 12})
+    # Of prefix tokens alone in the last block: what is left out is exact.
+    prefix = rows.shapes((rows.PATCHES,) * 12, (rows.PATCHES,) * 11 + (0,), 8)
+    saved = sum(rows.macs(work[name]) - rows.macs(prefix[name]) for name in counted)
+    assert saved == 8 * (4_598_882_304 - 4_280_214_528)
+    assert prefix["qkv"] == Counter(
+        {(1, 8 * 197, 384, 3 * 384): 11, (1, 8, 384, 384): 1, (1, 8 * 197, 384, 2 * 384): 1}
+    )
 
 
 def test_what_went_into_a_row_is_told_without_its_layer():
