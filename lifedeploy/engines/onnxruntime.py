@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +24,6 @@ from lifedeploy.engines.base import (
     PrecisionPlan,
 )
 from lifedeploy.engines.lanes import Array, Lane, buffers
-from lifedeploy.engines.onnxruntime_lanes import BoundLane, SharedLane, parted, shares
 from lifedeploy.engines.onnxruntime_trace import WARM_UP, times
 from lifedeploy.errors import ArtifactError, EngineError
 from lifedeploy.graph_outputs import asked_for, serialised, unneeded
@@ -165,7 +163,6 @@ class OnnxRuntime(Engine):
         if self.options.taps or unneeded(model):
             source = asked_for(self.path, model, self.options.taps, EngineError)
         del model
-        self._source, self._narrow = source, None  # a second session, of one thread, for lanes whose images are shared
         self._session = self._cpu_session(ort, source, self._session_options(ort, self.options))
         require_provider(self._session, self.provider)
         inputs, outputs = specs_of(self._session.get_inputs()), specs_of(self._session.get_outputs())
@@ -180,7 +177,7 @@ class OnnxRuntime(Engine):
         return new_session(ort, source, options, [self.provider], disabled=self.disabled_optimizers(self.options))
 
     def _close(self) -> None:
-        del self._session, self._narrow
+        del self._session
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         names, session = [spec.name for spec in self.outputs], self._session
@@ -219,25 +216,24 @@ class OnnxRuntime(Engine):
             return times(Path(session.end_profiling()), runs)
 
     def _lane(self, batch: int) -> Lane:
-        inputs, outputs = buffers(self.inputs, batch), buffers(self.outputs, batch)
-        number = self._shares(batch)
-        if number == 1:
-            return BoundLane(self._session, self._running, inputs, outputs)
-        if self._narrow is None:
-            ort = require("onnxruntime", extra=self.extra)
-            options = self._session_options(ort, replace(self.options, threads=1, streams=1))
-            self._narrow = self._cpu_session(ort, self._source, options)
-        parts = zip(parted(inputs, number), parted(outputs, number), strict=True)
-        return SharedLane([BoundLane(self._narrow, self._running, *part) for part in parts], inputs, outputs)
+        return _BoundLane(self, buffers(self.inputs, batch), buffers(self.outputs, batch))
 
-    def _shares(self, batch: int) -> int:
-        """How many threads share the images of a request; 1: they share its operators.
 
-        Quantised graphs alone: these are ours, where an image's answer depends on no other image.
-        """
-        threads = max(1, (self.options.threads or cores()) // self.options.streams)
-        dynamic = all(spec.shape[:1] == (None,) for spec in (*self.inputs, *self.outputs))
-        return shares(threads, batch) if dynamic and self.options.precision in QUANTIZED else 1
+class _BoundLane(Lane):
+    """Buffers bound once; ``infer`` is a single call into the runtime."""
+
+    def __init__(self, engine: OnnxRuntime, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+        super().__init__(inputs, outputs)
+        self._engine, self._session = engine, engine._session
+        self._binding = self._session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def infer(self) -> None:
+        with self._engine._running() as how:
+            self._session.run_with_iobinding(self._binding, how)
 
 
 def _integer_products(optimized: Path) -> dict[str, int]:
