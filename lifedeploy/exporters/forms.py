@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from lifedeploy.errors import ExportError, UsageError
 from lifedeploy.exporters import attention, emulation, integer, passes, precision
+from lifedeploy.exporters.attention_patterns import of_one_query
 from lifedeploy.exporters.inspect import load
 from lifedeploy.exporters.ranking import is_inside
 from lifedeploy.records import FormedRecord, FormRecord
@@ -36,7 +37,7 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
     if form.attention in _FUSE:
         attentions = _FUSE[form.attention](model)
         others = [node for node in model.graph if node.op_type == "Softmax" and not is_inside(node)]
-        left = sum(not (form.attention == "operator" and attention.of_one_query(node)) for node in others)
+        left = sum(not (form.attention == "operator" and of_one_query(node)) for node in others)
         if (left or not attentions) and not form.integer:
             raise ExportError(
                 f"{left} of {left + attentions} attentions in {source} have a form that is not known, so they cannot "

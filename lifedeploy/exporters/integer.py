@@ -15,7 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lifedeploy.exporters import passes
-from lifedeploy.exporters.attention import CONTRIB, only_user, producer, put
+from lifedeploy.exporters.attention import CONTRIB, put
+from lifedeploy.exporters.attention_patterns import only_user, producer
 from lifedeploy.graphs import PART
 
 OPERATOR = (CONTRIB[0], "MatMulIntegerToFloat")

@@ -32,14 +32,15 @@ def test_a_backbone_is_sized_without_weights():
 @pytest.mark.parametrize(
     ("method", "gmacs"),
     [
-        *(("dense", 4.60), ("life", 3.13), ("evit", 3.03), ("topk", 2.98), ("dynamicvit", 2.98), ("random", 3.13)),
-        *(("evo-vit", 3.03), ("tome", 2.71), ("avit", 4.60), ("avit-ranked", 3.13), ("ia-red2", 3.13)),
+        # The last block of prefix tokens alone, but for Evo-ViT and timm's own.
+        *(("dense", 4.28), ("life", 3.03), ("evit", 2.92), ("topk", 2.88), ("dynamicvit", 2.88), ("random", 3.03)),
+        *(("evo-vit", 3.03), ("tome", 2.64), ("avit", 4.28), ("avit-ranked", 3.03), ("ia-red2", 3.03), ("plain", 4.60)),
     ],
 )
 def test_keep_07_is_other_work_for_every_method(method, gmacs):
     found = at_keep_rate(methods.get(method), 0.7, DEIT_S)
     assert found.method == method
-    assert found.keep_rate == (None if method in ("evo-vit", "tome", "avit") else 0.7)
+    assert found.keep_rate == (None if method in ("evo-vit", "tome", "avit", "plain") else 0.7)
     assert round(found.macs / 1e9, 2) == gmacs
 
 
@@ -49,7 +50,7 @@ def test_a_keep_rate_is_found_for_the_work_of_another_method(name, like):
     macs = at_keep_rate(methods.get(like), 0.7, DEIT_S).macs
     found = at_macs(methods.get(name), macs, DEIT_S)
     assert (found.method, found.macs) == (name, at(name, found.keep_rate))
-    assert abs(found.macs / macs - 1) < 0.002
+    assert abs(found.macs / macs - 1) < 0.0025  # a token more in every layer is that much
     if name == like and not methods.get(name).own_budget:
         assert found.keep_rate == 0.7  # the roundest
     for step in (-1e-4, 1e-4):  # nothing beside it comes nearer

@@ -49,7 +49,9 @@ def refusal(call: Callable[[], object], error: type[UsageError] = UsageError) ->
 
 
 def test_the_built_in_methods_and_their_roles():
-    slimmed = ("life", "evit", "topk", "dynamicvit", "evo-vit", "tome", "avit", "avit-ranked", "ia-red2", "random")
+    slimmed = (
+        *("life", "evit", "topk", "dynamicvit", "evo-vit", "tome", "avit", "avit-ranked", "ia-red2", "random", "plain"),
+    )
     assert methods.names() == (*slimmed, "dense", "first-k")
     assert methods.ROLES == (SLIMMED, BASELINE, BOUND)
     assert [methods.names(role) for role in methods.ROLES] == [slimmed, ("dense",), ("first-k",)]
@@ -80,6 +82,7 @@ def test_what_the_rows_of_the_built_in_methods_say():
         "avit-ranked": ("every drop", False, False, False, []),
         "ia-red2": ("every drop", False, False, False, []),
         "random": ("once", False, False, True, ["backbone"]),
+        "plain": ("none", False, False, False, []),
         "dense": ("none", False, False, False, ["dense"]),
         "first-k": ("none", False, False, False, []),
     }
@@ -103,7 +106,9 @@ def test_what_the_rows_of_the_built_in_methods_say():
         "evo-vit": (False, False),
         "tome": (True, False),
         "avit": (False, False),
+        "plain": (False, False),
     }
+    assert [row.name for row in BUILT_IN if row.last_block == "full"] == ["evo-vit", "plain"]
     assert [row.name for row in BUILT_IN if row.has_parameters] == ["life", "dynamicvit", "ia-red2"]
 
 

@@ -71,8 +71,9 @@ def test_the_sidecar_says_how_it_was_built_and_what_became_of_it(built):
         "no CUDA driver",
         "all GPUs of TensorRT for RTX",
     )
-    assert record.graph.form.to_dict() == {"precision": "fp16", "attention": "operator", "with_order": True}
-    assert record.graph.attentions == depth
+    form = {"precision": "fp16", "attention": "operator", "with_order": True, "integer": False}
+    assert record.graph.form.to_dict() == form
+    assert record.graph.attentions == depth - 1  # that of a single query stays products, which are fused as well
     assert set(record.graph.islands) == {"ranking"}
     assert record.graph.parity.passed  # the graph's numbers, emulated; the plan's own need a GPU
     assert 0 < max(case.max_rel_same for case in record.graph.parity.cases) < 0.03
