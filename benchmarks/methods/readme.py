@@ -54,6 +54,12 @@ def _model(report: Report, method: str) -> Report:
     return next(model for model in report["models"] if model["method"] == method)
 
 
+def _measured(report: Report) -> tuple[str, ...]:
+    """The methods of a report, as they are listed: those that came later are in later ones."""
+    there = {model["method"] for model in report["models"]}
+    return tuple(method for method in METHODS if method in there)
+
+
 def _is_dense(method: str) -> bool:
     return methods.role_of(method) == methods.BASELINE
 
@@ -83,7 +89,7 @@ def speedups() -> list[str]:
         columns[f"{SHOWN[backbone]}, {card}, {_engine('onnxruntime-cuda:fp16')}"] = (report, 128)
     first = next(iter(columns.values()))[0]
     rows = []
-    for method in METHODS:
+    for method in _measured(first):
         model = _model(first, method)
         rows.append([named(method, model["title"]), chained(model["tokens"]), f"{model['gmacs']:.2f}"])
         for report, batch in columns.values():
@@ -103,7 +109,8 @@ def same_rounds() -> list[str]:
     same_rate, same_work = (reports[f"{BACKBONES[0]} {FASTEST} {at}"] for at in ("keep-rate", "macs"))
     batches = list(map(int, BATCHES.split(",")))
     rows = []
-    for method in (*METHODS[2:], *METHODS[1::-1]):
+    measured = _measured(same_work)
+    for method in (*measured[2:], *measured[1::-1]):
         if method == same_work["like"]:
             continue
         rate = _model(same_work, method)["keep_rate"]

@@ -146,8 +146,9 @@ def markdown(content: Mapping[str, Any]) -> str:
         "engine took turns in one contest per mode and batch size. *Speed-up* is over dense, median of the rounds with",
         "its 95 % interval (with fewer than 6 rounds it is their whole range, which covers less: 75 % with 3);",
         "*efficiency* is that over the ratio of the GMACs; *of life* is img/s over life's in the same rounds: below 1,",
-        "life is faster. *first-k* keeps as many tokens as life, and looks at none. What all of it means:",
-        "[FINDINGS.md](FINDINGS.md).",
+        "life is faster. *first-k* keeps as many tokens as life, and looks at none. Where *plain*, timm's own model, takes",
+        "part, the last block of all others but Evo-ViT computes prefix tokens alone, dense included, and *over plain* is",
+        "over that model; elsewhere all compute all of it. What all of it means: [FINDINGS.md](FINDINGS.md).",
         "",
     ]
     for processor, parts in content.get("compare", {}).items():
@@ -177,14 +178,15 @@ def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
         batches = list(dict.fromkeys(row["batch"] for row in rows))
         streams = rows[0]["streams"]
         head = "method | tokens | GMACs"
+        plain = any(row["base"] and row["base"].endswith(" plain") for row in rows)
         for batch in batches:
-            head += f" | batch {batch}: img/s | speed-up | efficiency | of {like}"
+            head += f" | batch {batch}: img/s | speed-up | efficiency{' | over plain' * plain} | of {like}"
         cells = []
         for method, model in models.items():
             cell = [named(method, model["title"]), chained(model["tokens"]), f"{model['gmacs']:.2f}"]
             for batch in batches:
                 row = next(row for row in rows if (row["method"], row["batch"]) == (method, batch))
-                cell += _cells(row)
+                cell += _cells(row, plain=plain)
             cells.append(cell)
         flight = f"{streams} requests in flight" if mode == "throughput" else "one request at a time"
         rounds = ", ".join(str(next(row["rounds"] for row in rows if row["batch"] == batch)) for batch in batches)
@@ -198,12 +200,13 @@ def named(method: str, title: str) -> str:
     return f"{method} ({title})" if methods.get(method).shown_by_title else method
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], *, plain: bool) -> list[str]:
     drops = methods.role_of(row["method"]) != methods.BASELINE
     return [
         number(row["images_per_s"], ".3g"),
         interval(row, "speedup", 2) if drops else "–",
         number(row["efficiency"], ".0%") if drops else "–",
+        *([interval(row, "over_base", 2) if row["over_base"] != 1 else "–"] if plain else []),
         interval(row, "over_like"),
     ]
 

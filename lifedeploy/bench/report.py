@@ -31,6 +31,7 @@ class Subject:
     parity: dict[str, float | None] | None  # the worst of the gate's cases
     note: str = ""
     gmacs: float | None = None  # of one image
+    over_plain: float | None = None  # MACs of timm's own model over these: the bound on speed over that
     tokens: tuple[int, ...] | None = None  # patch tokens, from drop to drop
     keep_rate: float | None = None  # that the tokens were made of
 

@@ -71,6 +71,7 @@ class _Entry:
             parity=manifest.parity.summary() if manifest and manifest.parity else None,
             note="; ".join(filter(None, (target.note, lane.note))),
             gmacs=manifest.macs.total / 1e9 if manifest else None,
+            over_plain=manifest.macs.over_plain if manifest else None,
             tokens=spec.stages if spec else None,
             keep_rate=spec.schedule.keep_rate if spec and spec.drops else None,
         )
