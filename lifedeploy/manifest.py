@@ -191,7 +191,7 @@ class Manifest:
         if attending is not None and (self.last_block == "prefix") != (attending[-1:] == (0,)):
             raise ArtifactError(
                 f"{_WHAT} is wrong at $.graph.last_block: {self.last_block}, and in the last layer "
-                f"{(*attending, 0)[-1] if attending else 0} patch tokens attend"
+                f"{attending[-1] if attending else 0} patch tokens attend"
             )
         named = self.graph.kept or ()
         before = [layer for layer in self.spec.schedule.drop_layers if named and layer < min(named)]

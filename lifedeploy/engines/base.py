@@ -23,7 +23,6 @@ from lifedeploy.machine import identity
 from lifedeploy.progress import Progress, unwatched
 from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, STANDARD_ATTENTIONS, GraphForm
-from lifedeploy.typed import LastBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +36,10 @@ class EngineOptions:
     taps: tuple[str, ...] = ()  # inner tensors to give as further outputs, for verification
     literal: bool = False  # compute Q and DQ as they stand, in FP32: the reference of a quantised graph (ONNX Runtime)
     method: str = ""  # for engines that make the model from a checkpoint
-    last_block: LastBlock = "full"  # of that model: all tokens, or "prefix": prefix tokens alone
+    last_block: str = "full"  # of that model, of all tokens; or "prefix": of prefix tokens alone
     cuda_binding: str = ""  # cuda-python or pycuda; '': what is installed
     url: str = ""  # of a model that a server answers for; '': the file is opened here
-    # Open executable code although no manifest vouches for it: the user says so, or this process has just built it.
-    trust: bool = False
+    trust: bool = False  # open executable code that no manifest vouches for: the user says so, or it was built just now
 
 
 @dataclass(frozen=True)

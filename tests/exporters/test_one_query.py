@@ -67,7 +67,7 @@ def test_the_contrib_operator_of_the_last_block_takes_queries_apart_from_keys(fo
     assert kinds["Split"] == DEPTH and kinds["Softmax"] == (name == "bias" and 0)
     if name == "bias":
         (bias,) = last.inputs[5:]
-        assert bias.producer().op_type == "Expand" and tuple(bias.shape)[2] == 1
+        assert bias.producer().op_type != "Expand" and tuple(bias.shape)[2] == 1  # one query: it is per query as it is
 
 
 def test_products_of_other_parts_of_a_tensor_are_not_taken_for_keys_and_values(folder):

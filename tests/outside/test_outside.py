@@ -195,7 +195,7 @@ def test_in_half_precision_its_ranking_alone_stays_fp32_and_every_attention_is_f
 ):
     member, target = Workspace(by_outside).latest_export(), tmp_path / "half.onnx"
     report = forms.prepare(member.path, GraphForm(precision, "operator", with_order=True), target)
-    assert report.attentions == DEPTH
+    assert report.attentions == DEPTH - 1  # that of the last block's single query stays products
     (ranking,) = report.islands.values()
     assert {"MatMul", "ReduceMean", "Softmax", "TopK"} <= set(ranking)
     assert not {"Add", "Gelu", "LayerNormalization", "Attention", "Gather"} & set(ranking)
@@ -205,7 +205,8 @@ def test_in_half_precision_its_ranking_alone_stays_fp32_and_every_attention_is_f
         for node in ir.load(target).graph
         if node.op_type in ("MatMul", "Attention") and node.name.startswith("blocks.")
     }
-    assert len(products) == DEPTH * 5  # qkv, attention, proj, fc1, fc2
+    # qkv, attention, proj, fc1, fc2; in the last block q and kv, and attention is two products.
+    assert len(products) == DEPTH * 5 + 2
     assert set(products.values()) == {half}
     evidence, reach = check_graph(target, member, precision, precision)
     evidence.require("the emulated graph")
@@ -226,9 +227,10 @@ def test_what_it_scores_with_is_never_quantised(folder, labelled):
     own = [product for product in policy.products_in(artifact.path) if product.part == "ranking"]
     assert len(own) == 3 * len(COUNTS)  # the scores, and two sums, at every drop
     quantised = {name.rpartition("/")[0] for name in artifact.manifest.quantized_products}
-    assert quantised == {
-        f"blocks.{layer}.{part}" for layer in range(DEPTH) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    }
+    whole = {f"blocks.{layer}.{part}" for layer in range(DEPTH) for part in ("attn.proj", "mlp.fc1", "mlp.fc2")}
+    first = {f"blocks.{layer}.attn.qkv" for layer in range(DEPTH - 1)}
+    last = f"blocks.{DEPTH - 1}.attn"  # of prefix tokens alone
+    assert quantised == whole | first | {f"{last}.q", f"{last}.kv"}
     makers = [value.producer() for product in own for value in product.node.inputs]
     assert not [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
 
@@ -290,10 +292,11 @@ def test_inspect_shows_both_counts_of_a_layer_in_which_tokens_leave(lifedeploy, 
     ended = lifedeploy("inspect", folder, "--json", "inspect.json")
     assert ended.code == 0, ended.err
     assert "outside: OutsideViT (fuse True, explore 0.0)" in ended.out
-    for line in ("1 +16 ", "2 +16, MLP 12 ", "3 +12 ", "4 +12, MLP 9 ", "5 +9, MLP 7 ", "6 +7 ", "scoring "):
+    for line in ("1 +16 ", "2 +16, MLP 12 ", "3 +12 ", "4 +12, MLP 9 ", "5 +9, MLP 7 ", "6 +7 as keys ", "scoring "):
         assert re.search(f"^{line}", ended.out, re.MULTILINE), line
     macs = json.loads(Path("inspect.json").read_text())["manifest"]["macs"]
-    assert macs["total"] == counted(*checkpoint.load(folder / "weights.safetensors"))
+    model, spec = checkpoint.load(folder / "weights.safetensors")
+    assert macs["total"] == counted(model.with_prefix_block(), spec)
 
 
 def test_its_picture_is_of_what_is_kept_after_each_drop_and_of_no_lives(lifedeploy, outside, folder, monkeypatch):

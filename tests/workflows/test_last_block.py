@@ -58,7 +58,8 @@ def test_an_export_says_what_its_last_blocks_compute(exported):
 
 def test_the_whole_block_is_another_export_with_the_same_answers(place, weights_file, traced_once):
     usual, full = (export(request(weights_file, last_block=form), place).folder for form in ("", "full"))
-    assert (usual.name, full.name) == (f"{TINY}-life-r0.7-32x32px", f"{TINY}-life-r0.7-32x32px-full-block")
+    name = f"{TINY}-life-r0.7-{TINY_SIZE[0]}x{TINY_SIZE[1]}px"
+    assert (usual.name, full.name) == (name, f"{name}-full-block")
     assert export(request(weights_file, last_block="prefix"), place).folder == usual  # what is usual needs no name
     manifest = Artifact.read(full / "dense.json").manifest
     assert manifest.last_block == "full" and manifest.macs.dense == manifest.macs.plain == manifest.macs.total
