@@ -1,6 +1,6 @@
 """Measure what lifedeploy promises on a CPU, and write it down: ``RESULTS.md`` and ``results.json`` beside this file.
 
-    python -m benchmarks.cpu.targets [--work DIR] [--quick]
+    python -m benchmarks.cpu.targets [--work DIR] [--budget SECONDS] [--quick]
 
 Exports DeiT-S at keep rate 0.7 and at aligned counts, builds engines for ONNX Runtime and OpenVINO, measures both,
 then the bare runtimes against our engines, the command line's start, and what an export costs. About 15 minutes on
@@ -149,9 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure everything."""
     parser = new_parser(__doc__)
     parser.add_argument("--work", type=Path, help="folder for exports and engines (default: a temporary one)")
+    parser.add_argument("--budget", type=float, default=90.0, help="seconds of a contest (default: 90)")
     parser.add_argument("--quick", action="store_true", help="short budgets: to see that it runs")
     given = parser.parse_args(arguments)
-    budget_s = 15.0 if given.quick else 90.0
+    budget_s = 15.0 if given.quick else given.budget
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

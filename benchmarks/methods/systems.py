@@ -146,9 +146,9 @@ def markdown(content: Mapping[str, Any]) -> str:
         "engine took turns in one contest per mode and batch size. *Speed-up* is over dense, median of the rounds with",
         "its 95 % interval (with fewer than 6 rounds it is their whole range, which covers less: 75 % with 3);",
         "*efficiency* is that over the ratio of the GMACs; *of life* is img/s over life's in the same rounds: below 1,",
-        "life is faster. *first-k* keeps as many tokens as life, and looks at none. Where *plain*, timm's own model, takes",
-        "part, the last block of all others but Evo-ViT computes prefix tokens alone, dense included, and *over plain* is",
-        "over that model; elsewhere all compute all of it. What all of it means: [FINDINGS.md](FINDINGS.md).",
+        "life is faster. *first-k* keeps as many tokens as life, and looks at none. Where *plain*, timm's own model,",
+        "takes part, the last block of all others but Evo-ViT computes prefix tokens alone, dense included, and *over",
+        "plain* is over that model; elsewhere all compute all of it. What it means: [FINDINGS.md](FINDINGS.md).",
         "",
     ]
     for processor, parts in content.get("compare", {}).items():
