@@ -18,7 +18,7 @@ ROWS = (
     ("TopK", "", r"^reducer\.order\.\d+/TopK"),  # its reorder
     ("quantise, dequantise", r"Subgraph|Eltwise|FakeQuantize", r"(De)?[qQ]uantize"),
     ("patch embedding", _FULL, r"patch_embed"),
-    ("qkv", _FULL, r"attn\.(qkv|q|k|v)/"),
+    ("qkv", _FULL, r"attn\.(qkv|kv|q|k|v)/"),
     ("proj", _FULL, r"attn\.proj/"),
     ("fc1", _FULL, r"mlp\.fc1/"),
     ("fc2", _FULL, r"mlp\.fc2/"),

@@ -16,6 +16,8 @@ from benchmarks.cpu import rows
         ("images_f32_abcd_bf16_acdb_patch_embed.proj/Conv/WithoutBiases", "Reorder", "copies"),
         ("blocks.3.attn.qkv/Add", "FullyConnected", "qkv"),
         ("blocks.3.attn.qkv/MatMul/DequantizationMultiply", "FullyConnected", "qkv"),
+        ("blocks.11.attn.kv/Add", "FullyConnected", "qkv"),
+        ("blocks.11.attn.q/Add", "FullyConnected", "qkv"),
         ("blocks.3.attn/Transpose", "Transpose", "copies"),
         ("Multiply_7831", "Subgraph", "scale of Q"),
         ("blocks.3.attn/MatMul_1", "Subgraph", "attention"),
