@@ -22,6 +22,7 @@ from benchmarks.common import BF16, Results, command_line, interval, lifedeploy,
 from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.data.samples import photo_folder
+from lifedeploy.files import now
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import of_artifact
 
@@ -85,7 +86,7 @@ def measured(work: Path, engine: str, mode: str, batch: int, budget_s: float) ->
         for label, base in _bases(entry).items():
             ratio = samples.ratio(entry.name, base)
             rows[entry.name] |= {label: ratio.median, f"{label}_low": ratio.low, f"{label}_high": ratio.high}
-    return {"rows": rows, "rounds": samples.count}
+    return {"rows": rows, "rounds": samples.count, "date": now()}
 
 
 def _options(batch: int, streams: int) -> Any:
@@ -120,7 +121,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     for key, by_processor in content.items():
         for entry in by_processor.values():
             for setting, found in entry["result"].items():
-                lines += [f"## {key}, {setting}", "", f"{found['rounds']} rounds. {source(entry, *PACKAGES)}", ""]
+                origin = source(entry | {name: found[name] for name in ("command", "date")}, *PACKAGES)
+                lines += [f"## {key}, {setting}", "", f"{found['rounds']} rounds. {origin}", ""]
                 lines += [*table(head, (_cells(name, row) for name, row in found["rows"].items())), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -150,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for mode in STREAMS:
             for batch in map(int, given.batches.split(",")):
                 found = measured(given.work.resolve(), engine, mode, batch, given.budget)
-                results.keep(engine, found, line, part=f"{mode}, batch {batch}")
+                results.keep(engine, found | {"command": line}, line, part=f"{mode}, batch {batch}")
                 (HERE / "LAST_BLOCK.md").write_text(markdown(results.read()), encoding="utf-8")
     print((HERE / "LAST_BLOCK.md").read_text(encoding="utf-8"))
 
