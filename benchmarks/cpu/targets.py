@@ -156,7 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        results: dict[str, Any] = record_of(command_line("cpu.targets", arguments)) | {"rows": [], "exports": {}}
+        line = command_line("cpu.targets", arguments, {"DIR": given.work} if given.work else None)
+        results: dict[str, Any] = record_of(line) | {"rows": [], "exports": {}}
         results["help_s"] = float(np.median([lifedeploy("--help").seconds for _ in range(9)]))
         for name, options in EXPORTS.items():
             usage = lifedeploy("export", "--weights", "random", "--backbone", *options, folder=work)

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,6 +41,9 @@ from lifedeploy.targets.output import CHECKPOINT, REFERENCE, require_usable
 from lifedeploy.targets.target import Target
 from lifedeploy.typed import LastBlock
 from lifedeploy.writing import atomic_folder, saving
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,10 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
         require_usable(request.output)
     say("loading the model")
     loaded = load(request.model, workspace, ordering=options.ordering)
-    spec, view = loaded.spec, loaded.model.adapted
-    cost, variants = view.cost(spec.image_size), _variants(loaded, options)
-    of_dense = last_block_of(methods.baseline(), spec.backbone, view.no_prefix_block, options.last_block)
+    spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)
+    obstacle = loaded.model.adapted.no_prefix_block
+    variants = _variants(loaded, obstacle, options)
+    of_dense = last_block_of(methods.baseline(), spec.backbone, obstacle, options.last_block)
     macs(spec, cost)  # refused before anything is written
     height, width = spec.image_size
     if (request.graph.batch_size or 1) * height * width > MOST_BATCH_PIXELS:
@@ -121,7 +125,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
             f"batch {request.graph.batch_size:,} of {height}x{width} px is not allowed; expected at most "
             f"{MOST_BATCH_PIXELS // (height * width):,} images of that size"
         )
-    folder = request.output or workspace.root / _name(spec, request, variants[method.name].last_block, loaded)
+    folder = request.output or workspace.root / _name(spec, request, variants[method.name].last_block, obstacle)
     require_usable(folder)
 
     with atomic_folder(folder) as staging:
@@ -192,7 +196,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     return ExportReport(folder, manifests, loaded.warning, loaded.notes)
 
 
-def _name(spec: ModelSpec, request: ExportRequest, last_block: LastBlock, loaded: LoadedModel) -> str:
+def _name(spec: ModelSpec, request: ExportRequest, last_block: LastBlock, obstacle: str) -> str:
     graph, method = request.graph, methods.get(spec.method)
     asked = request.model.image_size
     if asked is None and spec.image_size != backbones.native_image_size(spec.timm_name):
@@ -206,18 +210,18 @@ def _name(spec: ModelSpec, request: ExportRequest, last_block: LastBlock, loaded
         image_size=asked,
         batch_size=graph.batch_size,
     )
-    if last_block != last_block_of(method, spec.backbone, loaded.model.adapted.no_prefix_block):
+    if last_block != last_block_of(method, spec.backbone, obstacle):
         name += f"-{last_block}-block"
     return name + ("-uint8" if graph.with_preprocess else "") + ("-with-life" if graph.with_life else "")
 
 
-def _variants(loaded: LoadedModel, options: GraphOptions) -> dict[str, _Variant]:
+def _variants(loaded: LoadedModel, obstacle: str, options: GraphOptions) -> dict[str, _Variant]:
     """What the export holds, the slimmed model first.
 
     Raises:
         UnsupportedModelError: a last block of prefix tokens alone is asked for, and they are not enough.
     """
-    obstacle, slimmed = loaded.model.adapted.no_prefix_block, methods.get(loaded.spec.method)
+    slimmed = methods.get(loaded.spec.method)
     variants = {}
     for method in methods.variants(slimmed):
         spec = loaded.spec.under(method.name)
@@ -232,18 +236,26 @@ def _variants(loaded: LoadedModel, options: GraphOptions) -> dict[str, _Variant]
 def _write_graphs(folder: Path, variants: Mapping[str, _Variant], cost: Cost, options: GraphOptions) -> None:
     """The graphs of all variants; those of baseline and bound out of the slimmed model's, where that is possible."""
     first, *others = variants.values()
-    graphs = {first.method.name: exporter.trace(first.traced, first.spec, options)}
+    graphs = {first.method.name: _traced(first, options)}
     for variant in others:
         # Before the first is saved, since saving renames the nodes that others are made of.
         graphs[variant.method.name] = (
             exporter.derive(graphs[first.method.name], first.spec, variant.method)
             if first.method.derives and variant.last_block == first.last_block
-            else exporter.trace(variant.traced, variant.spec, options)
+            else _traced(variant, options)
         )
     for name, graph in graphs.items():
         variant = variants[name]
         facts = metadata(variant.spec, cost, options, variant.last_block)
         exporter.save(graph, folder / f"{variant.method.stem}.onnx", metadata=facts)
+
+
+def _traced(variant: _Variant, options: GraphOptions) -> ir.Model:
+    model = variant.traced
+    graph = exporter.trace(model, variant.spec, options)
+    if model is not variant.model:
+        del model.backbone  # torch remembers what it traced, and the gate needs the memory
+    return graph
 
 
 def _torch_answers(variant: _Variant, samples: Sequence[Sample]) -> list[parity.Answer]:
