@@ -130,6 +130,7 @@ def test_what_is_merged_is_drawn_in_groups(workspace, tmp_path, weights_file, mo
     folder = exported_by("tome", workspace, weights_file, r="1")
     # A graph whose last block is of prefix tokens alone merges none there.
     left = [15, 14, 13, 12, 11, 10] if form else [15, 14, 13, 12, 11]
+    shown = (2, 3, 5, 6) if form else (2, 3, 4, 5)
     figures = painted(monkeypatch)
     for picture in drawn_by(monkeypatch, folder / form, tmp_path / "x.png"):
         assert (picture.fate, picture.life) == ("merged", None)
@@ -143,11 +144,11 @@ def test_what_is_merged_is_drawn_in_groups(workspace, tmp_path, weights_file, mo
     first = figures[0].axes[:6]
     assert [axis.get_title() for axis in first] == [
         "image",
-        *(f"after layer {layer}" for layer in (2, 3, 5, 6)),
+        *(f"after layer {layer}" for layer in shown),
         "groups",
     ]
-    assert [axis.get_xlabel() for axis in first[1:5]] == [f"{left} tokens of 16 patches" for left in (14, 13, 11, 10)]
-    assert first[5].get_xlabel().startswith("10 groups, the largest of ")
+    assert [axis.get_xlabel() for axis in first[1:5]] == [f"{left[layer - 1]} tokens of 16 patches" for layer in shown]
+    assert first[5].get_xlabel().startswith(f"{left[-1]} groups, the largest of ")
     caption = figures[0].get_supxlabel()
     assert caption.startswith(f"ToMe of {TINY}, ") and caption.endswith(" · in the colour of its group: merged")
     assert "13 of 196" not in caption  # one was asked for, so it is not its own budget
