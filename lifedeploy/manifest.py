@@ -237,9 +237,7 @@ class Manifest:
     @property
     def kept(self) -> KeptTokens:
         """Where its graph, and every engine of it, says which tokens it kept."""
-        schedule = self.spec.schedule
-        if self.last_block == "prefix":
-            schedule = schedule.without_last_drop()
+        schedule = self.spec.schedule.under(self.last_block)
         if self.graph.kept is not None:
             return KeptTokens.of(schedule, self.graph.kept, parks=self.graph.parks)
         # Written before there were other methods: it ranks once, and says so under another name.

@@ -282,7 +282,7 @@ class Method:
         Raises:
             UsageError: its ``work`` fails, or what that says cannot be.
         """
-        schedule = schedule.without_last_drop() if last_block == "prefix" else schedule
+        schedule = schedule.under(last_block)
         with self.blamed("its work"):
             work = self.work(schedule, self.settle(options), cost)
         sound = isinstance(work, Work) and type(work.scoring) is int and work.scoring >= 0

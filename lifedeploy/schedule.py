@@ -16,7 +16,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from lifedeploy.errors import ScheduleError
-from lifedeploy.typed import Layer, Patches, Rate
+from lifedeploy.typed import LastBlock, Layer, Patches, Rate
 
 PAPER_DEPTH = 12
 DEFAULT_KEEP_RATE = 0.7
@@ -167,8 +167,12 @@ class Schedule:
             return self.tokens[layer]
         return self.tokens[-1] if self.last is None else self.last
 
+    def under(self, last_block: LastBlock) -> Schedule:
+        """What is left of it: where the last block computes prefix tokens alone nobody reads what leaves layer T."""
+        return self.without_last_drop() if last_block == "prefix" else self
+
     def without_last_drop(self) -> Schedule:
-        """The same with nothing leaving in layer T: what is left of it where nobody reads patches behind that layer."""
+        """The same with nothing leaving in layer T."""
         if self.depth not in self.drop_layers:
             return self
         return replace(self, drop_layers=self.drop_layers[:-1], last=None)

@@ -22,6 +22,7 @@ from benchmarks.common import BF16, Results, command_line, interval, lifedeploy,
 from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.data.samples import photo_folder
+from lifedeploy.engines.base import EngineOptions
 from lifedeploy.files import now
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import of_artifact
@@ -75,7 +76,7 @@ def measured(work: Path, engine: str, mode: str, batch: int, budget_s: float) ->
             folder = next((work / entry.form).glob(f"{engine}-{entry.precision}"))
             manifest = "model.json" if entry.method == "life" else f"{entry.method}.json"
             target = of_artifact(Artifact.read(folder / manifest))
-            session = stack.enter_context(Session(target, options=_options(batch, STREAMS[mode])))
+            session = stack.enter_context(Session(target, options=EngineOptions(batch=batch, streams=STREAMS[mode])))
             lanes = tuple(session.lane(batch, number) for number in range(STREAMS[mode]))
             contenders.append(Contender(name=entry.name, batch=batch, lanes=lanes))
         samples = measure(contenders, Stop(budget_s=budget_s * len(contenders), half_width=0.005))
@@ -87,12 +88,6 @@ def measured(work: Path, engine: str, mode: str, batch: int, budget_s: float) ->
             ratio = samples.ratio(entry.name, base)
             rows[entry.name] |= {label: ratio.median, f"{label}_low": ratio.low, f"{label}_high": ratio.high}
     return {"rows": rows, "rounds": samples.count, "date": now()}
-
-
-def _options(batch: int, streams: int) -> Any:
-    from lifedeploy.engines.base import EngineOptions
-
-    return EngineOptions(batch=batch, streams=streams)
 
 
 def _bases(entry: Entry) -> dict[str, str]:

@@ -73,8 +73,7 @@ class _Variant:
     @property
     def schedule(self) -> Schedule:
         """Tokens per layer, as far as its graph counts them."""
-        schedule = self.spec.schedule
-        return schedule.without_last_drop() if self.last_block == "prefix" else schedule
+        return self.spec.schedule.under(self.last_block)
 
 
 @dataclass(frozen=True)

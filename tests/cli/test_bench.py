@@ -53,6 +53,16 @@ def test_which_one_is_a_table_of_eighty_columns(workspace, lifedeploy, tmp_path,
     assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_what_dense_is_beside_timm_s_own_model_is_said(workspace):
+    request = BenchRequest(engines=("onnxruntime",), batches=(2,), stop=Stop(budget_s=0.1, min_rounds=3), memory=False)
+    report = bench(request, Workspace(workspace))
+    dense = next(row.subject for row in report.rows if row.subject.method == "dense")
+    said = f"timm's own model has {dense.over_plain:.2f} times its MACs."
+    assert dense.over_plain > 1 and said in " ".join(shown(report, 200).split())
+    whole = [replace(row, subject=replace(row.subject, over_plain=1.0)) for row in report.rows]
+    assert "timm's own model" not in shown(replace(report, rows=tuple(whole)), 200)
+
+
 def test_the_longest_name_and_the_widest_numbers_fit(workspace, tmp_path):
     stop = Stop(budget_s=0.1, min_rounds=3)
     data = make_images(tmp_path / "data")

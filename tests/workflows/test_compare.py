@@ -118,6 +118,29 @@ def test_all_methods_in_one_contest(clock, workspace, weights):
     assert {rows[name].subject.keep_rate for name in ("life", "evit", "random")} == {0.7}
 
 
+def test_where_timm_s_own_model_takes_part_all_are_held_against_it_too(lifedeploy, clock, workspace, weights):
+    line = ("--backbone", TINY, "--img-size", "64", "--weights", weights, "--engine", "fake", "--threads", "1")
+    line += ("--methods", "dense,life,plain", "--batch", "2", "--budget", "1", "--mode", "latency")
+    ended = lifedeploy("compare", *line, "--json", "t.json", "--markdown", "t.md")
+    assert ended.code == 0, ended.err
+    rows = {row["method"]: row for row in json.loads(Path("t.json").read_text())["rows"]}
+    work = {name: row["gmacs"] for name, row in rows.items()}
+    assert work["life"] < work["dense"] < work["plain"]
+    for name, row in rows.items():
+        assert row["base"] == "fake fp32 plain"
+        assert row["over_base"] == pytest.approx(work["plain"] / work[name])  # the fake engine takes time by work
+        assert row["speedup"] == pytest.approx(work["dense"] / work[name])
+        assert row["over_plain"] == pytest.approx(work["plain"] / work[name])
+    page = Path("t.md").read_text()
+    (head,) = [text for text in page.splitlines() if text.startswith("| method |")]
+    place = head.split(" | ").index("over plain")
+    shown = {
+        text.split(" | ")[0].strip("| "): text.split(" | ")[place] for text in page.splitlines() if text[:1] == "|"
+    }
+    assert shown["plain"] == "–" and shown["dense"].startswith(f"{work['plain'] / work['dense']:.2f} (")
+    assert "dense computes prefix tokens alone in its last block" in " ".join(page.split())
+
+
 @pytest.mark.parametrize("hint", [None, "--allow-unfused"])
 @pytest.mark.parametrize("kind", [ParityError, EngineError])
 @pytest.mark.parametrize("step", ["export", "build"])
