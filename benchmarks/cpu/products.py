@@ -10,11 +10,11 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from benchmarks.cpu.rows import Node, Shape
+from lifedeploy.engines.openvino import ELEMENT_TYPES, rt_value
 
 RUNS = 5  # of a product per round
 CONFIG = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}  # as lifedeploy opens an engine for one request at a time
 HINTS = {"fp32": "f32", "bf16": "bf16"}
-_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _TIMED = ("FullyConnected", "MatMul")
 
 
@@ -33,20 +33,15 @@ def executed(model: Any, base: str) -> tuple[Node, ...]:
         if before and fed.isdisjoint(before):
             continue
         facts = node.get_rt_info()
-        told = [_value(facts, key) for key in ("layerType", "runtimePrecision", "originalLayersNames")]
+        told = [str(rt_value(facts, key)) for key in ("layerType", "runtimePrecision", "originalLayersNames")]
         if told[0] == "Const":
             continue
         fed.add(node.get_friendly_name())
         if told[0] in ("Input", "Output"):
             continue
-        precision = _NAMES.get(told[1], told[1])
+        precision = ELEMENT_TYPES.get(told[1], told[1])
         nodes.append(Node(node.get_friendly_name(), told[0], precision, tuple(told[2].split(","))))
     return tuple(nodes)
-
-
-def _value(facts: Any, key: str) -> str:
-    value = facts[key] if key in facts else ""  # noqa: SIM401  OpenVINO's RTMap has no get
-    return str(getattr(value, "value", value))
 
 
 class Product:

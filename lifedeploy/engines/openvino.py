@@ -31,7 +31,7 @@ _DEVICE = "CPU"
 _LOOP = re.compile(r"\btype=\"(Loop|TensorIterator)\"")
 _WARM_UP = 3  # runs that a profile leaves out
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+ELEMENT_TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 # Kinds of executed nodes that carry the model's products, as they begin: what they run in is what the engine runs in.
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
 # A product of our exports among the names that a node was fused from: blocks.0.mlp.fc1/MatMul/DequantizationMultiply.
@@ -212,10 +212,10 @@ class OpenVino(Engine):
         self._opened()
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
-            precision = _NAMES.get(str(_value(facts, "runtimePrecision")))
+            precision = ELEMENT_TYPES.get(str(rt_value(facts, "runtimePrecision")))
             if precision is not None:
-                origins = str(_value(facts, "originalLayersNames")).split(",")
-                yield _Executed(str(_value(facts, "layerType")), precision, tuple(origins))
+                origins = str(rt_value(facts, "originalLayersNames")).split(",")
+                yield _Executed(str(rt_value(facts, "layerType")), precision, tuple(origins))
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -323,7 +323,8 @@ def _spec(port: Any, name: str) -> TensorSpec:
     return TensorSpec(name, np.dtype(port.get_element_type().to_dtype()).name, dims)
 
 
-def _value(facts: Any, key: str) -> Any:
+def rt_value(facts: Any, key: str) -> Any:
+    """An entry of OpenVINO's RTMap; '' where it has none."""
     value = facts[key] if key in facts else ""  # noqa: SIM401  OpenVINO's RTMap has no get
     return getattr(value, "value", value)
 

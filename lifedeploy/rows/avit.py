@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.errors import ScheduleError
 from lifedeploy.method import Method
 from lifedeploy.options import option
 from lifedeploy.published import Published
+from lifedeploy.rows.counting import every_token
 from lifedeploy.schedule import Schedule
 
 
@@ -24,15 +23,6 @@ class AvitOptions:
     gate_center: Annotated[float, Meta(ge=-1, le=1000)] = option(
         -1.0, "β; -1: as published, 30 for 192 channels (DeiT-T) and 75 for others (DeiT-S)."
     )
-
-
-def _avit_schedule(
-    patches: int, depth: int, keep_rate: float | None, drop_layers: Sequence[int], options: AvitOptions
-) -> Schedule:
-    """Every token in every layer: which of them still count is the image's business."""
-    if drop_layers:
-        raise ScheduleError("avit drops nothing, so it has no drop layers", hint="--method avit-ranked")
-    return Schedule.dense(patches, depth)
 
 
 def _avit_work(schedule: Schedule, options: AvitOptions, cost: Cost) -> Work:
@@ -51,7 +41,7 @@ AVIT = Method(
     counts_lives=True,
     options=AvitOptions,
     work=_avit_work,
-    schedule=_avit_schedule,
+    schedule=every_token("avit", "--method avit-ranked"),  # which of them still count is the image's business
     published=Published(
         arguments=("gate_scale", "gate_center", "ponder_token_scale", "distr_prior_alpha"),
         options=(("gate_scale", "gate_scale"), ("gate_center", "gate_center")),

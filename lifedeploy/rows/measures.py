@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.errors import ScheduleError
 from lifedeploy.method import BASELINE, BOUND, Method, TrainingStage
-from lifedeploy.options import NoOptions, option
+from lifedeploy.options import option
+from lifedeploy.rows.counting import every_token
 from lifedeploy.schedule import Schedule
 
 
@@ -24,15 +23,6 @@ class FirstKOptions:
 
 def _first_k_work(schedule: Schedule, options: FirstKOptions, cost: Cost) -> Work:
     return Work.inside(schedule) if options.inside else Work.of(schedule)
-
-
-def _plain_schedule(
-    patches: int, depth: int, keep_rate: float | None, drop_layers: Sequence[int], options: NoOptions
-) -> Schedule:
-    """Every token in every layer."""
-    if drop_layers:
-        raise ScheduleError("plain drops nothing, so it has no drop layers", hint="leave them out")
-    return Schedule.dense(patches, depth)
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,7 @@ PLAIN = Method(
     reducer="lifedeploy.model.reducers.dense:DenseReducer",
     selection="none",
     work=lambda schedule, options, cost: Work.dense(schedule),
-    schedule=_plain_schedule,
+    schedule=every_token("plain", "leave them out"),
     own_budget="it computes every token of every layer, as timm does",
     drop_layers=lambda depth: (),
     takes_counts=False,
