@@ -21,6 +21,7 @@ from lifedeploy.typed import (
     Digest,
     FileName,
     Graph,
+    Integer,
     LastBlock,
     Layer,
     Maybe,
@@ -127,7 +128,8 @@ class FormRecord(Section):
     precision: Precision
     attention: Attention
     with_order: bool  # kept tokens as further outputs
-    integer: Maybe[bool] = absent()  # quantised products as ONNX Runtime's integer operator, attention where known
+    integer: Maybe[Integer] = absent()  # quantised products as ONNX Runtime's operator, attention of others in its own
+    least_queries: Maybe[Count] = absent()  # attention of fewer stays products
 
 
 @dataclass(frozen=True, kw_only=True)

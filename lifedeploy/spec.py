@@ -25,6 +25,7 @@ from lifedeploy.typed import (
     Classes,
     CropMode,
     Extent,
+    Integer,
     Interpolation,
     Label,
     MaybeDigest,
@@ -63,20 +64,20 @@ BIAS_INPUT = {"Attention": 3, "MultiHeadAttention": 5}
 
 # Lives: (B, N), in layers, an output of graphs that were exported with it.
 LIVES_NAME = "life"
-# Inner tensors of every patch in original order, (B, N), that every form of a model can be asked for where its method
-# tells them, beside those of :mod:`.kept`.
+# Inner tensors of every patch, (B, N), in original order, where the method tells them; beside those of :mod:`.kept`.
 SCORES_NAME = "life_scores"  # lives are its standardised form, or it is lives already: in how many layers it took part
 GROUPS_NAME = "groups"  # of a method that merges tokens: the patch whose token stands for it at the end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphForm:
     """The form of the ONNX graph that a runtime is given: as exported, unless it asks for another one."""
 
     precision: Precision = "fp32"  # of the tensors in it; inputs and outputs are FP32 in any case
     attention: Attention = "products"
     with_order: bool = False  # which tokens it kept as further outputs
-    integer: bool = False  # quantised products as ONNX Runtime's integer operator; attention where its form is known
+    integer: Integer = "none"  # quantised products as ONNX Runtime's operator, attention of others in its own
+    least_queries: int = 1  # attention of fewer stays products
 
     @property
     def as_exported(self) -> bool:

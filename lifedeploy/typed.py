@@ -27,6 +27,9 @@ PRECISIONS = ("fp32", *HALVES, *QUANTIZED)
 # How a graph shows attention: MatMul → Softmax → MatMul, one Attention operator (ONNX, opset 23), or ONNX Runtime's own
 # operator for it (com.microsoft.MultiHeadAttention, a "contrib" operator, which no other runtime reads).
 ATTENTIONS = ("products", "operator", "contrib")
+# Quantised products as ONNX Runtime's integer operator or not, and the type of the second factor where that is computed
+# too: without VNNI signed ones overflow in silence.
+INTEGERS = ("none", "signed", "unsigned")
 # What the last block computes: prefix tokens alone, where nothing else is read behind it, or all tokens.
 LAST_BLOCKS = ("prefix", "full")
 CROP_MODES = ("center", "squash")
@@ -48,6 +51,7 @@ _LISTS = {
     "form": ORDERINGS,
     "precision": PRECISIONS,
     "attention": ATTENTIONS,
+    "integer": INTEGERS,
     "last_block": LAST_BLOCKS,
     "crop_mode": CROP_MODES,
     "interpolation": INTERPOLATIONS,
@@ -86,6 +90,7 @@ if TYPE_CHECKING:  # a word of a list is a str to whoever works with it, and wha
     Graph: TypeAlias = str
     Precision: TypeAlias = str
     Attention: TypeAlias = str
+    Integer: TypeAlias = str
     LastBlock: TypeAlias = str
     CropMode: TypeAlias = str
     Interpolation: TypeAlias = str
@@ -104,6 +109,7 @@ else:
     Graph = Literal[ORDERINGS]
     Precision = Literal[PRECISIONS]
     Attention = Literal[ATTENTIONS]
+    Integer = Literal[INTEGERS]
     LastBlock = Literal[LAST_BLOCKS]
     CropMode = Literal[CROP_MODES]
     Interpolation = Literal[INTERPOLATIONS]

@@ -121,7 +121,10 @@ def write(source: Path, variant: Variant, half: str, target: Path) -> None:
     Raises:
         ExportError: the graph has no Gather, attention or precision of the form that is to be changed.
     """
-    forms.prepare(source, GraphForm("fp32", variant.attention, with_order=True), target)
+    # FP32 first, which TensorRT's own form refuses; the rest is as TensorRT asks for it.
+    forms.prepare(
+        source, GraphForm(precision="fp32", attention=variant.attention, with_order=True, least_queries=2), target
+    )
     model = ir.load(target)
     if variant.gather in GATHERS and not regather(model, variant.gather):
         raise ExportError(f"{source} has no flat Gather of ranked tokens that {variant.gather} could replace")

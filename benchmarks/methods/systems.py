@@ -37,9 +37,10 @@ from benchmarks.common import (
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact
 from lifedeploy.data.samples import photo_folder
+from lifedeploy.engines.base import BuildOptions
+from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.files import write_json
 from lifedeploy.machine import identity
-from lifedeploy.spec import GraphForm
 from lifedeploy.text import chained
 from lifedeploy.typed import COMPARED_AT
 
@@ -131,7 +132,7 @@ def kernels(work: Path) -> list[dict[str, Any]]:
         dense = export.sibling(methods.baseline().name)
         assert dense is not None  # every export has one
         for graph in (dense, export) if not rows else (export,):
-            form = GraphForm("fp16", "operator", with_order=True)
+            form = TensorRT.form("fp16", BuildOptions())
             rows.append({"method": graph.method} | built(graph.folder, graph.path.stem, form))
             print(rows[-1], flush=True)
     return rows

@@ -22,6 +22,7 @@ from lifedeploy.artifact import Artifact
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
+from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.exporters import forms
 from lifedeploy.spec import GraphForm
 
@@ -120,9 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbones", default=BACKBONES)
     parser.add_argument("--forms", choices=("usual", "all"), default="usual")
     given = parser.parse_args(arguments)
-    wanted = [GraphForm("fp16", "operator", with_order=True)]
+    wanted = [TensorRT.form("fp16", BuildOptions())]
     if given.forms == "all":
-        wanted += [GraphForm("fp16", "products", with_order=True), GraphForm("bf16", "operator", with_order=True)]
+        products = BuildOptions(attention="products")
+        wanted += [TensorRT.form("fp16", products), TensorRT.form("bf16", BuildOptions())]
     given.out.mkdir(parents=True, exist_ok=True)
     rows = run(given.out.resolve(), given.backbones.split(","), wanted)
     record = {"rows": rows} | record_of(command_line("tensorrt.kernels", arguments, {"DIR": given.out}))

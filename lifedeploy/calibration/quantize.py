@@ -18,7 +18,7 @@ from lifedeploy.calibration.policy import Product
 from lifedeploy.calibration.ranges import TensorStatistics
 from lifedeploy.calibration.smooth import ALPHA, migrations_of, smooth
 from lifedeploy.errors import ExportError, UsageError
-from lifedeploy.exporters import passes
+from lifedeploy.exporters import passes, row_levels
 from lifedeploy.exporters.inspect import load
 from lifedeploy.spec import QUANTIZED
 from lifedeploy.writing import saving
@@ -26,7 +26,7 @@ from lifedeploy.writing import saving
 SMOOTHING_IMAGES = 128  # enough to find the channels that reach far
 # P·V in FP8: probabilities end at 1, so that the scale is known. The very number that NVIDIA's ModelOpt and TensorRT
 # use, though FP16 rounds it.
-_SOFTMAX_FP8 = np.float32(1 / 448)
+_SOFTMAX_FP8 = np.asarray(np.float32(1 / 448))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +105,13 @@ def prepare(
         )
         reach = {name: counted.channels for name, counted in channels.items() if counted.channels is not None}
         smooth(model, movable, reach, recipe.smoothing)
+    levelled = _level_rows(model, chosen) if recipe.precision == "int8" else []
     graph = work / f"{source.graph.stem}.float.onnx"
     with saving(graph):
         ir.save(model, graph)
     names = _activations(chosen, recipe)
     moved = {"smoothing": recipe.smoothing, "moved": [migration.activation for migration in movable]}
+    moved |= {"levelled": levelled} if levelled else {}
     statistics, also_known = cached(
         key | {"what": "ranges", **moved, "tensors": names},
         lambda: collect(graph, names, batches, count=count),
@@ -129,7 +131,12 @@ def write(prepared: Prepared, destination: Path, leave: Collection[str] = ()) ->
     """Write the quantised graph, but for the products in ``leave``."""
     model = ir.from_proto(load(prepared.graph, check=False))
     wanted = set(prepared.names) - set(leave)
-    chosen = [product for product in policy.products(model) if product.name in wanted]
+    chosen = []
+    for product in policy.products(model):
+        if product.name in wanted:
+            chosen.append(product)
+        else:
+            row_levels.unlevel(product.node)
     recipe = prepared.recipe
     qdq.insert(model, chosen, prepared.scales, recipe.precision, per_channel=recipe.per_channel)
     passes.clean(model)
@@ -156,18 +163,33 @@ def _chosen(products: Sequence[Product], recipe: Recipe, graph: Path) -> list[Pr
     return chosen
 
 
+def _level_rows(model: ir.Model, chosen: Sequence[Product]) -> list[str]:
+    """Divide probabilities that INT8 products are of by the largest of their row, in place: 127 levels for all rows
+    together would leave next to nothing of most. The products it was done for."""
+    levelled = [product.name for product in chosen if row_levels.level(model, product.node)]
+    if levelled:
+        passes.clean(model)  # infers the shapes of what is new
+    return levelled
+
+
 def _activations(chosen: Sequence[Product], recipe: Recipe) -> list[str]:
     """Tensors whose range has to be found."""
     return list(
         dict.fromkeys(
-            value.name or "" for product in chosen for value in product.activations if not _is_known(value, recipe)
+            value.name or ""
+            for product in chosen
+            for value in product.activations
+            if _known_scale(value, recipe) is None
         )
     )
 
 
-def _is_known(value: ir.Value, recipe: Recipe) -> bool:
+def _known_scale(value: ir.Value, recipe: Recipe) -> NDArray[np.float32] | None:
+    """The scale of what ends at 1 whatever the images; None of other tensors."""
+    if recipe.precision == "int8":
+        return qdq.GRIDS["int8"].scale(np.asarray(row_levels.LARGEST)) if row_levels.is_levelled(value) else None
     producer = value.producer()
-    return recipe.precision == "fp8" and producer is not None and producer.op_type == "Softmax"
+    return _SOFTMAX_FP8 if producer is not None and producer.op_type == "Softmax" else None
 
 
 def _scales(
@@ -177,6 +199,7 @@ def _scales(
     scales = {name: grid.scale(np.asarray(threshold(tensor))) for name, tensor in statistics.items()}
     for product in chosen:
         for value in product.activations:
-            if _is_known(value, recipe):
-                scales[value.name or ""] = np.asarray(_SOFTMAX_FP8)
+            known = _known_scale(value, recipe)
+            if known is not None:
+                scales[value.name or ""] = known
     return scales

@@ -168,7 +168,8 @@ class FakeDevice(Fake):
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
         floating = (options.remainder or "fp16") if precision in QUANTIZED else precision
         products = precision in ("fp32", "fp8")  # as TensorRT: none is fused in FP32, FP8 quantises inside
-        return GraphForm(floating, options.attention or ("products" if products else "operator"), with_order=True)
+        attention = options.attention or ("products" if products else "operator")
+        return GraphForm(precision=floating, attention=attention, with_order=True, least_queries=2)
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from lifedeploy.engines.base import (
     LayerTime,
     PrecisionPlan,
 )
+from lifedeploy.engines.integer_products import integer_products, require_no_overflow
 from lifedeploy.engines.lanes import Array, Lane, buffers
 from lifedeploy.engines.onnxruntime_trace import WARM_UP, times
 from lifedeploy.errors import ArtifactError, EngineError
@@ -39,7 +39,6 @@ if TYPE_CHECKING:  # a heavy library
 
 _LOOP_S = 60.0  # for one inference of a graph with loops, which may have no end
 _SILENT = 4  # of ONNX Runtime: it would print names as they are; what it has to say is in its exceptions too
-_INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "QLinearMatMul", "QGemm")
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -93,13 +92,13 @@ class OnnxRuntime(Engine):
         if precision not in QUANTIZED:
             # As fast as the operator on a CPU (benchmarks/cpu/ATTENTION.md), and every version reads it. Providers run
             # the precision of the graph.
-            return GraphForm(precision, options.attention or "products")
+            return GraphForm(precision=precision, attention=options.attention or "products")
         # What is not quantised stays FP32 on a CPU.
         if options.attention or not installed("onnx_ir"):  # which takes graphs apart
             return GraphForm(attention=options.attention or "products")  # ONNX Runtime fuses what it finds by itself
         # Beside integer products it shows what is moved around attention, whose own operator takes queries, keys and
         # values as these give them.
-        return GraphForm(attention="contrib", integer=True)
+        return GraphForm(attention="contrib", integer="signed" if fast_int8() else "unsigned")
 
     @classmethod
     def build(cls, job: BuildJob) -> Built:
@@ -122,7 +121,7 @@ class OnnxRuntime(Engine):
             graphs.read(target)  # a full disk is no reason for it to fail
         if job.precision not in QUANTIZED:
             return Built(target.name, (target.name,))
-        products = _integer_products(target)
+        products = integer_products(target)
         if not products:
             raise EngineError(f"ONNX Runtime computes none of the products of {target.name} in integers")
         return Built(target.name, (target.name,), DetailsRecord(integer_products=products))
@@ -153,11 +152,13 @@ class OnnxRuntime(Engine):
     @property
     def eight_bits(self) -> int | None:
         """Products computed in integers, read off the optimised graph of an engine that was built."""
-        return sum(_integer_products(self.path).values())
+        return sum(integer_products(self.path).values())
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         ort = require("onnxruntime", extra=self.extra)
         model = read_sound(self.path)
+        if self.options.precision in QUANTIZED and not fast_int8():
+            require_no_overflow(self.path, model)
         self._loops = graphs.has_loops(model)
         source: Path | bytes = self.path
         if self.options.taps or unneeded(model):
@@ -234,19 +235,6 @@ class _BoundLane(Lane):
     def infer(self) -> None:
         with self._engine._running() as how:
             self._session.run_with_iobinding(self._binding, how)
-
-
-def _integer_products(optimized: Path) -> dict[str, int]:
-    """How many products ONNX Runtime really computes in integers, by the graph it optimised; others keep Q and DQ.
-
-    A product that is computed in parts is one.
-    """
-    products = {
-        (node.op_type, node.name.partition(graphs.PART)[0] or f"{index}")
-        for index, node in enumerate(graphs.read(optimized).graph.node)
-        if node.op_type in _INTEGER_PRODUCTS
-    }
-    return dict(Counter(kind for kind, _ in sorted(products)))
 
 
 def new_session(

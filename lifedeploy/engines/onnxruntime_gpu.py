@@ -53,6 +53,7 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     # https://github.com/microsoft/onnxruntime/pull/28849 it prefers cuDNN's from SM 90 on. FP32 has none for so few
     # tokens as a ViT's. With a bias that flash attention does not take see attention_kernels.ALIGNED.
     fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {"fp16": (1, 16), "bf16": (1, 24)}
+    least_queries: ClassVar[int] = 1  # in an attention that becomes an operator
     quantized: ClassVar[tuple[str, ...]] = ()  # its Q and DQ surround products in floating point
     eight_bits = None  # what TensorRT computes behind it, it does not tell
     memory: ClassVar[str] = "cuda"  # where ONNX Runtime is told that addresses point to
@@ -67,7 +68,8 @@ class OnnxRuntimeCuda(DeviceEngine, OnnxRuntime):
     @classmethod
     def form(cls, precision: str, options: BuildOptions) -> GraphForm:
         floating = (options.remainder or "fp16") if precision in QUANTIZED else precision
-        return GraphForm(floating, options.attention or cls._usual_attention(floating))
+        attention = options.attention or cls._usual_attention(floating)
+        return GraphForm(precision=floating, attention=attention, least_queries=cls.least_queries)
 
     @classmethod
     def _usual_attention(cls, precision: str) -> str:
@@ -230,6 +232,7 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     attentions: ClassVar[tuple[str, ...]] = STANDARD_ATTENTIONS  # what TensorRT cannot read, others would compute
     fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {}
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
+    least_queries: ClassVar[int] = 2  # as TensorRT itself
     provider: ClassVar[str] = "TensorrtExecutionProvider"
 
     @classmethod
@@ -272,6 +275,7 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
     fused_since: ClassVar[Mapping[str, tuple[int, int]]] = {}
     quantized: ClassVar[tuple[str, ...]] = QUANTIZED
     extra: ClassVar[str] = "onnxruntime-rtx"
+    least_queries: ClassVar[int] = 2  # as TensorRT itself
     provider: ClassVar[str] = "NvTensorRTRTXExecutionProvider"
     plugin: ClassVar[str] = "onnxruntime_ep_nv_tensorrt_rtx"
 

@@ -23,7 +23,6 @@ from lifedeploy.exporters.attention_patterns import (
     PackedAttention,
     Size,
     attentions,
-    of_one_query,
     packed_of,
     sizes_of,
 )
@@ -42,19 +41,17 @@ def raise_opset(model: ir.Model) -> None:
     model.graph.opset_imports[""] = max(OPSET, model.graph.opset_imports.get("", 0))
 
 
-def fuse(model: ir.Model) -> int:
+def fuse(model: ir.Model, least_queries: int = 1) -> int:
     """Put an ``Attention`` node in the place of every MatMul → Softmax → MatMul, with the bias between the first two
     where there is one; how many there were.
 
     Condition: the scale is a constant that multiplies the query, the key is transposed in front of the product, and
-    nothing between the products is used elsewhere; and there is more than one query (:func:`of_one_query`). What has
-    another form stays as it is.
+    nothing between the products is used elsewhere; and there are ``least_queries``. What has another form stays as it
+    is.
     """
     fused = 0
     biases = _Biases(model)
-    for attention in attentions(model):
-        if of_one_query(attention.softmax):
-            continue
+    for attention in attentions(model, least_queries):
         bias = biases.per_query(attention)
         node = ir.node(
             "Attention",
@@ -70,7 +67,7 @@ def fuse(model: ir.Model) -> int:
     return fused
 
 
-def fuse_contrib(model: ir.Model) -> int:
+def fuse_contrib(model: ir.Model, least_queries: int = 1) -> int:
     """Put a Split and ONNX Runtime's ``MultiHeadAttention`` in the place of a block's attention; how many there were.
 
     Condition: that of :func:`fuse`; and queries, keys and values are the parts of a tensor (B, N, n·H·D), reshaped,
@@ -79,12 +76,12 @@ def fuse_contrib(model: ir.Model) -> int:
     """
     fused = 0
     biases = _Biases(model)
-    for attention in attentions(model):
+    for attention in attentions(model, least_queries):
         packed = packed_of(attention)
         if packed is None:
             continue
         scope = attention.scope
-        splits, parts = _split(packed, scope)
+        splits, parts = split(packed, scope)
         domain, operator = CONTRIB
         bias = biases.per_query(attention)
         node = ir.node(
@@ -102,7 +99,7 @@ def fuse_contrib(model: ir.Model) -> int:
     return fused
 
 
-def _split(packed: PackedAttention, scope: str) -> tuple[list[ir.Node], list[ir.Value]]:
+def split(packed: PackedAttention, scope: str) -> tuple[list[ir.Node], list[ir.Value]]:
     """Queries, keys and values, and the nodes that part them."""
     nodes: list[ir.Node] = []
     parts: list[ir.Value] = []

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 _HEADS_FIRST = (2, 0, 3, 1, 4)  # (B, N, n, H, D) → (n, B, H, N, D)
-_HEADS_BACK = (0, 2, 1, 3)  # (B, H, N, D) → (B, N, H, D), and back
+HEADS_BACK = (0, 2, 1, 3)  # (B, H, N, D) → (B, N, H, D), and back
 
 Size = int | ir.SymbolicDim
 
@@ -46,53 +46,57 @@ class PackedAttention:
     output: ir.Value  # (B, P, H·D)
 
 
-def attentions(model: ir.Model) -> Iterator[MatchedAttention]:
-    """Those of a graph, in its order; the graph may be changed between them."""
+def attentions(model: ir.Model, least_queries: int = 1) -> Iterator[MatchedAttention]:
+    """Those of a graph that have ``least_queries``, in its order; the graph may be changed between them."""
     for node in list(model.graph):
-        attention = _match(node) if node.op_type == "Softmax" else None
+        attention = _match(node) if node.op_type == "Softmax" and has_queries(node, least_queries) else None
         if attention is not None:
             yield attention
 
 
-def of_one_query(softmax: ir.Node) -> bool:
-    """Whether a single query attends, as where the last block computes CLS alone.
-
-    TensorRT has no kernel for the operator of one query and a dynamic batch, and refuses to build it; the products it
-    fuses itself (TensorRT for RTX 1.7.1; two queries build in either form).
-    """
+def has_queries(softmax: ir.Node, least: int) -> bool:
+    """Whether at least that many queries attend, or it cannot be told; a last block of prefix tokens alone has few."""
     logits = softmax.inputs[0]
-    return logits is not None and sizes_of(logits)[2:3] == (1,)
+    queries = sizes_of(logits)[2:3] if logits is not None else ()
+    return not any(isinstance(size, int) and size < least for size in queries)
 
 
 def _match(softmax: ir.Node) -> MatchedAttention | None:
-    scores, bias = _logits(softmax)
-    after = list(softmax.outputs[0].uses())
-    last = after[0].node if len(after) == 1 and after[0].node.op_type == "MatMul" and after[0].idx == 0 else None
-    if scores is None or last is None or not _over_last_axis(softmax):
+    scores, bias = logits_of(softmax)
+    last = only_user(softmax.outputs[0], "MatMul")
+    if scores is None or last is None or last.inputs[0] is not softmax.outputs[0] or not is_over_last_axis(softmax):
         return None
-    if any(len(value.uses()) != 1 for value in (scores.outputs[0], softmax.inputs[0]) if value is not None):
+    if any(is_shared(value) for value in (scores.outputs[0], softmax.inputs[0])):
         return None
-    scaled, turned = producer(scores.inputs[0], "Mul"), producer(scores.inputs[1], "Transpose")
-    if scaled is None or turned is None or _permutation(turned) != (0, 1, 3, 2):
+    matched, value = query_and_key_of(*scores.inputs), last.inputs[1]
+    if matched is None or value is None:
         return None
-    query, factor = scaled.inputs
-    key, value = turned.inputs[0], last.inputs[1]
-    constant = factor.const_value if factor is not None else None
-    if query is None or key is None or value is None or constant is None or constant.size != 1:
-        return None
+    query, key, scale = matched
     return MatchedAttention(
         softmax=softmax,
         query=query,
         key=key,
         value=value,
-        scale=float(constant.numpy().item()),
+        scale=scale,
         logits=scores.outputs[0],
         bias=bias,
         output=last.outputs[0],
     )
 
 
-def _logits(softmax: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
+def query_and_key_of(queries: ir.Value | None, keys: ir.Value | None) -> tuple[ir.Value, ir.Value, float] | None:
+    """The query, the key and the scale that the factors of Q·Kᵀ are made of; None where these are something else."""
+    scaled, turned = producer(queries, "Mul"), producer(keys, "Transpose")
+    if scaled is None or turned is None or permutation_of(turned) != (0, 1, 3, 2):
+        return None
+    (query, factor), key = scaled.inputs, turned.inputs[0]
+    constant = factor.const_value if factor is not None else None
+    if query is None or key is None or constant is None or constant.size != 1:
+        return None
+    return query, key, float(constant.numpy().item())
+
+
+def logits_of(softmax: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
     """The product that a Softmax is of, and the bias that is added to it; no product where it is of something else."""
     logits = softmax.inputs[0]
     added = producer(logits, "Add")
@@ -137,10 +141,10 @@ def packed_of(attention: MatchedAttention) -> PackedAttention | None:
     if [(part.source, part.index) for part in known] != [(it, i) for it, count in sources for i in range(count)]:
         return None
     back = only_user(attention.output, "Transpose")
-    merged = only_user(back.outputs[0], "Reshape") if back is not None and _permutation(back) == _HEADS_BACK else None
+    merged = only_user(back.outputs[0], "Reshape") if back is not None and permutation_of(back) == HEADS_BACK else None
     if merged is None:
         return None
-    heads, width, joined = known[0].heads, known[0].width, _integers(merged.inputs[1])
+    heads, width, joined = known[0].heads, known[0].width, integers_of(merged.inputs[1])
     adjacent = len(joined) == 3 and (joined[2] == heads * width or (joined[2] == -1 and joined[1] == 0))
     return PackedAttention(tuple(sources), heads, merged.outputs[0]) if adjacent else None
 
@@ -148,20 +152,20 @@ def packed_of(attention: MatchedAttention) -> PackedAttention | None:
 def _part(value: ir.Value) -> _Part | None:
     """What is reshaped and transposed only: all of a tensor, or a slice of one that holds several."""
     index, turned = 0, producer(value, "Transpose")
-    order: tuple[int, ...] = _HEADS_BACK
+    order: tuple[int, ...] = HEADS_BACK
     if turned is None:
         squeezed = producer(value, "Squeeze")
         sliced = producer(squeezed.inputs[0], "Slice") if squeezed is not None else None
-        if squeezed is None or sliced is None or _integers(squeezed.inputs[1]) != (0,):
+        if squeezed is None or sliced is None or integers_of(squeezed.inputs[1]) != (0,):
             return None
-        begin, end, axes, *steps = (_integers(bound) for bound in sliced.inputs[1:])
+        begin, end, axes, *steps = (integers_of(bound) for bound in sliced.inputs[1:])
         if axes != (0,) or len(begin) != 1 or end != (begin[0] + 1,) or any(step != (1,) for step in steps):
             return None
         index, turned, order = begin[0], producer(sliced.inputs[0], "Transpose"), _HEADS_FIRST
-    reshaped = producer(turned.inputs[0], "Reshape") if turned is not None and _permutation(turned) == order else None
+    reshaped = producer(turned.inputs[0], "Reshape") if turned is not None and permutation_of(turned) == order else None
     if reshaped is None:
         return None
-    source, sizes = reshaped.inputs[0], _integers(reshaped.inputs[1])
+    source, sizes = reshaped.inputs[0], integers_of(reshaped.inputs[1])
     if source is None or source.shape is None or len(source.shape) != 3 or len(sizes) != len(order):
         return None
     count, heads, width = (*sizes[2:],) if order == _HEADS_FIRST else (1, *sizes[2:])
@@ -177,9 +181,16 @@ def producer(value: ir.Value | None, operator: str) -> ir.Node | None:
 
 
 def only_user(value: ir.Value, operator: str) -> ir.Node | None:
-    """The node that uses a value; None where it is another operator, or where there are several or none."""
+    """The node that uses a value; None where it is another operator, or where there are several or none: whoever reads
+    an output of the graph is one too."""
     uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and uses[0].node.op_type == operator else None
+    alone = len(uses) == 1 and not value.is_graph_output()
+    return uses[0].node if alone and uses[0].node.op_type == operator else None
+
+
+def is_shared(value: ir.Value | None) -> bool:
+    """Whether a value has several readers; an output of the graph has one more than its nodes."""
+    return value is not None and len(value.uses()) + value.is_graph_output() != 1
 
 
 def sizes_of(value: ir.Value) -> tuple[Size, ...]:
@@ -187,16 +198,19 @@ def sizes_of(value: ir.Value) -> tuple[Size, ...]:
     return () if value.shape is None else tuple(value.shape)
 
 
-def _integers(value: ir.Value | None) -> tuple[int, ...]:
+def integers_of(value: ir.Value | None) -> tuple[int, ...]:
     """The numbers of a constant; none where it is no constant."""
     constant = value.const_value if value is not None else None
     return () if constant is None else tuple(int(number) for number in np.ravel(constant.numpy()))
 
 
-def _over_last_axis(softmax: ir.Node) -> bool:
+def is_over_last_axis(softmax: ir.Node) -> bool:
+    """Whether each row of four axes sums to 1."""
     axis = softmax.attributes.get("axis")
     return axis is None or axis.as_int() in (-1, 3)
 
 
-def _permutation(transpose: ir.Node) -> tuple[int, ...]:
-    return tuple(transpose.attributes["perm"].as_ints())
+def permutation_of(transpose: ir.Node) -> tuple[int, ...]:
+    """The order that a Transpose gives its axes; none where it does not say."""
+    order = transpose.attributes.get("perm")
+    return () if order is None else tuple(order.as_ints())

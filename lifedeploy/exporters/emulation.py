@@ -48,7 +48,7 @@ _HALVES = {
 # Operators that only move numbers: what goes in rounded comes out rounded.
 _MOVES = {
     *("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Gather", "GatherElements", "GatherND", "Concat"),
-    *("Expand", "Split", "Identity", "TopK", "Flatten"),
+    *("Expand", "Split", "Identity", "TopK", "Flatten", "ReduceMax"),
     # A scale is applied to the sum of a product in 8 bits, in FP32: what DQ gives exists nowhere.
     "DequantizeLinear",
 }

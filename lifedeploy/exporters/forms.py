@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lifedeploy.errors import ExportError, UsageError
-from lifedeploy.exporters import attention, emulation, integer, passes, precision
-from lifedeploy.exporters.attention_patterns import of_one_query
+from lifedeploy.exporters import attention, emulation, integer, integer_attention, integer_embedding, passes, precision
+from lifedeploy.exporters.attention_patterns import has_queries
 from lifedeploy.exporters.inspect import load
 from lifedeploy.exporters.ranking import is_inside
 from lifedeploy.records import FormedRecord, FormRecord
@@ -32,19 +32,24 @@ def prepare(source: Path, form: GraphForm, destination: Path) -> FormedRecord:
     attentions, done = 0, precision.Conversion({}, 0, 0)
     if form.with_order:
         model.graph.outputs.extend(value for value in passes.kept_tokens(model) if not value.is_graph_output())
-    if form.integer:
+    if form.integer != "none":
         integer.fuse(model)  # before attention: what is split there has its bias then
+        integer_embedding.fuse(model)
+        integer_attention.fuse(model, signed=form.integer == "signed")
     if form.attention in _FUSE:
-        attentions = _FUSE[form.attention](model)
+        attentions = _FUSE[form.attention](model, form.least_queries)
         others = [node for node in model.graph if node.op_type == "Softmax" and not is_inside(node)]
-        left = sum(not (form.attention == "operator" and of_one_query(node)) for node in others)
-        if (left or not attentions) and not form.integer:
+        left = [node for node in others if has_queries(node, form.least_queries)]
+        if (left or not attentions) and form.integer == "none":
+            quantized = bool(left) and all(integer_attention.is_quantized(node) for node in left)
+            why = "are quantised" if quantized else "have a form that is not known"
+            ways = [f"--attention {other}" for other in ATTENTIONS if other != form.attention]
             raise ExportError(
-                f"{left} of {left + attentions} attentions in {source} have a form that is not known, so they cannot "
-                f"become {form.attention!r}",
-                hint="; ".join(f"--attention {other}" for other in ATTENTIONS if other != form.attention),
+                f"{len(left)} of {len(left) + attentions} attentions in {source} {why}, so they cannot become "
+                f"{form.attention!r}",
+                hint="; ".join([*(["calibrate without --parts attention"] if quantized else []), *ways]),
             )
-    if form.integer:
+    if form.integer != "none":
         integer.take_apart(model)
     if form.precision != "fp32":
         if form.precision == "bf16":

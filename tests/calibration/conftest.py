@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
@@ -74,6 +76,33 @@ def check(life, batches) -> Check:
     kept = KeptTokens.of(spec.schedule, (spec.schedule.base_layer,))
     asked = partial(ask, kept)
     return Check(float_graph=path, batches=batches, method=spec.method, ask=asked, answers=asked(path, batches))
+
+
+def off_by(answered: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, as a share of the largest number expected."""
+    return float(np.abs(answered - expected).max() / np.abs(expected).max())
+
+
+def answers(path: Path, **entries: str) -> np.ndarray:
+    """What ONNX Runtime makes of noise with the graph at ``path``; ``entries`` are of the session."""
+    options = ort.SessionOptions()
+    for name, value in entries.items():
+        options.add_session_config_entry(f"session.{name}", value)
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    batch, *sizes = entry.shape
+    shape = (batch if isinstance(batch, int) else 3, *sizes)
+    generator = np.random.default_rng(0)
+    if entry.type == "tensor(uint8)":
+        images = generator.integers(0, 256, shape, dtype=np.uint8)
+    else:
+        images = generator.standard_normal(shape, dtype=np.float32)
+    return session.run(["logits"], {entry.name: images})[0]
+
+
+def kinds(model: ir.Model) -> Counter[str]:
+    """How many nodes of each operator."""
+    return Counter(node.op_type for node in model.graph)
 
 
 def operators(path: Path) -> list[str]:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from lifedeploy.calibration import qdq
 from lifedeploy.calibration.quantize import Recipe, write
 from lifedeploy.engines import onnxruntime as engine
 from lifedeploy.engines.base import BuildOptions
+from lifedeploy.engines.integer_products import integer_products
 from lifedeploy.engines.onnxruntime import OnnxRuntime
 from lifedeploy.errors import ExportError
 from lifedeploy.exporters import forms, integer
 from lifedeploy.graphs import PART
 from lifedeploy.spec import GraphForm
-from tests.calibration.conftest import SIZE
+from tests.calibration.conftest import answers, kinds
 
 DEPTH = 4
-FORM = GraphForm(attention="contrib", integer=True)
+FORM = GraphForm(attention="contrib", integer="signed")
 
 
 @pytest.fixture
@@ -30,22 +30,8 @@ def quantized(prepared, tmp_path):
     return tmp_path / "q.onnx"
 
 
-def kinds(model):
-    return Counter(node.op_type for node in model.graph)
-
-
 def products(model):
     return [node for node in model.graph if (node.domain, node.op_type) == integer.OPERATOR]
-
-
-def answers(path, **entries):
-    """Logits of noise; ``entries`` are of the session."""
-    options = ort.SessionOptions()
-    for name, value in entries.items():
-        options.add_session_config_entry(f"session.{name}", value)
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    images = np.random.default_rng(0).standard_normal((3, 3, SIZE, SIZE), dtype=np.float32)
-    return session.run(["logits"], {"images": images})[0]
 
 
 def fused(path):
@@ -98,7 +84,7 @@ def test_queries_keys_and_values_are_products_of_their_own(quantized, tmp_path):
     attention = next(node for node in model.graph if node.name == "blocks.1.attn/MultiHeadAttention")
     assert [value.producer() for value in attention.inputs[:3]] == parts
     # Counted as the products that were calibrated.
-    assert engine._integer_products(tmp_path / "form.onnx") == {"MatMulIntegerToFloat": 4 * DEPTH}
+    assert integer_products(tmp_path / "form.onnx") == {"MatMulIntegerToFloat": 4 * DEPTH}
 
 
 def shift_an_activation(model, node):
@@ -157,7 +143,9 @@ def test_an_attention_that_is_not_known_stays_only_where_that_is_no_error(quanti
 
 
 def test_the_engine_asks_for_it_where_graphs_can_be_taken_apart(monkeypatch):
-    assert OnnxRuntime.form("int8", BuildOptions()) == FORM
+    for vnni in (True, False):
+        monkeypatch.setattr(engine, "fast_int8", lambda vnni=vnni: vnni)
+        assert OnnxRuntime.form("int8", BuildOptions()) == replace(FORM, integer="signed" if vnni else "unsigned")
     assert OnnxRuntime.form("int8", BuildOptions(attention="products")) == GraphForm()
     assert OnnxRuntime.form("fp32", BuildOptions()).as_exported
     monkeypatch.setattr(engine, "installed", lambda module: module != "onnx_ir")

@@ -178,7 +178,7 @@ def test_the_attentions_of_a_graph_and_their_biases(tmp_path):
     source = tmp_path / "merging.onnx"
     exporter.save(exporter.trace(*with_merging(*make_tiny(), 3, (1, 3)), GraphOptions()), source, metadata={})
     for kind, operator in (("products", "Softmax"), ("operator", "Attention"), ("contrib", "MultiHeadAttention")):
-        forms.prepare(source, GraphForm("fp16", kind), tmp_path / "form.onnx")
+        forms.prepare(source, GraphForm(precision="fp16", attention=kind), tmp_path / "form.onnx")
         model = onnx.load(tmp_path / "form.onnx")
         nodes = attention_nodes(model)
         assert [node.name for node in nodes] == [f"blocks.{block}.attn/{operator}" for block in range(4)]
@@ -186,7 +186,7 @@ def test_the_attentions_of_a_graph_and_their_biases(tmp_path):
         assert [node.bias for node in nodes] == [None, 14, 14, 11]
         assert {node.is_operator for node in nodes} == {kind != "products"}
         assert all(node.half for node in nodes)
-        forms.prepare(source, GraphForm("fp32", kind), tmp_path / "fp32.onnx")
+        forms.prepare(source, GraphForm(precision="fp32", attention=kind), tmp_path / "fp32.onnx")
         assert not any(node.half for node in attention_nodes(onnx.load(tmp_path / "fp32.onnx")))
         del model.graph.value_info[:]
         assert [node.bias for node in attention_nodes(model)] == [None, 0, 0, 0]

@@ -99,7 +99,7 @@ def test_it_answers_the_same_and_moves_less(folder, tmp_path, name, method):
 @pytest.mark.parametrize(("name", "method"), [("deit", "dense"), ("deit, per-stage", "life"), ("dinov2", "first-k")])
 def test_it_is_converted_to_half_precision(folder, tmp_path, name, method, to, allowed):
     source = folder / f"{name}-{method}.onnx"
-    report = forms.prepare(source, GraphForm(to, "contrib"), tmp_path / "half.onnx")
+    report = forms.prepare(source, GraphForm(precision=to, attention="contrib"), tmp_path / "half.onnx")
     assert report.opset == (attention.OPSET if to == "bf16" else ir.load(source).graph.opset_imports[""])
     model = ir.load(tmp_path / "half.onnx")
     nodes = [node for node in model.graph if attention.is_contrib(node)]
@@ -188,5 +188,9 @@ def test_queries_and_keys_with_a_norm_are_refused_with_the_way_out(tmp_path):
 
 
 def test_the_ranking_can_be_told_of_it(folder, tmp_path):
-    forms.prepare(folder / "deit-life.onnx", GraphForm("fp16", "contrib", with_order=True), tmp_path / "half.onnx")
+    forms.prepare(
+        folder / "deit-life.onnx",
+        GraphForm(precision="fp16", attention="contrib", with_order=True),
+        tmp_path / "half.onnx",
+    )
     assert [value.name for value in ir.load(tmp_path / "half.onnx").graph.outputs] == ["logits", "kept_2"]

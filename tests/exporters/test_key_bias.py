@@ -141,7 +141,7 @@ def test_layers_without_a_bias_stay_without(folder, tmp_path, kind):
 @pytest.mark.parametrize("name", MODELS)
 def test_half_precision_has_the_bias_in_its_own_type_and_finite(folder, tmp_path, name, to, allowed, kind):
     half = precision.HALF[to]
-    forms.prepare(folder / f"{name}.onnx", GraphForm(to, kind), tmp_path / "half.onnx")
+    forms.prepare(folder / f"{name}.onnx", GraphForm(precision=to, attention=kind), tmp_path / "half.onnx")
     model = ir.load(tmp_path / "half.onnx")
     products = [n for n in model.graph if ".attn/" in n.name and n.op_type in ("MatMul", "Add", "Softmax")]
     around = operators(model, kind) if kind in OPERATOR else products

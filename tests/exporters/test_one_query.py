@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import onnx_ir as ir
@@ -44,13 +45,14 @@ def answers(path):
 @pytest.mark.parametrize("name", ["cls", "cls-dense", "registers", "registers-dense", "bias"])
 def test_every_form_answers_the_same(folder, tmp_path, name):
     one = not name.startswith("registers")
-    # A single query stays products where others become ONNX's operator; ONNX Runtime's own takes any.
-    expected = {"products": 0, "operator": DEPTH - one, "contrib": DEPTH}
     reference = answers(folder / f"{name}.onnx")
-    for form in ATTENTIONS:
-        report = forms.prepare(folder / f"{name}.onnx", GraphForm(attention=form), tmp_path / f"{form}.onnx")
-        assert report.attentions == expected[form], form
-        np.testing.assert_allclose(answers(tmp_path / f"{form}.onnx"), reference, rtol=1e-4, atol=1e-5)
+    for kind, least in product(ATTENTIONS, (1, 2)):
+        form = GraphForm(attention=kind, least_queries=least)
+        report = forms.prepare(folder / f"{name}.onnx", form, tmp_path / "form.onnx")
+        fused = DEPTH - (one and least == 2)  # a single query may have to stay products
+        assert report.attentions == (0 if kind == "products" else fused), form
+        assert report.form.least_queries == least
+        np.testing.assert_allclose(answers(tmp_path / "form.onnx"), reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["cls", "bias"])

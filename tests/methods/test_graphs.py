@@ -21,13 +21,14 @@ from lifedeploy.calibration import policy
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
+from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.exporters import forms
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.kept import kept_name
 from lifedeploy.model import checkpoint
 from lifedeploy.model.weights import ModelRequest, load
-from lifedeploy.spec import GROUPS_NAME, SCORES_NAME, GraphForm
+from lifedeploy.spec import GROUPS_NAME, SCORES_NAME
 from lifedeploy.targets.formed import check_graph
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import named
@@ -152,7 +153,7 @@ def test_a_checkpoint_of_it_is_itself(exported_by, case):
 
 def test_in_half_precision_its_ranking_alone_stays_fp32(own, case, tmp_path):
     half = tmp_path / "half.onnx"
-    report = forms.prepare(own.path, GraphForm("fp16", "operator", with_order=True), half)
+    report = forms.prepare(own.path, TensorRT.form("fp16", BuildOptions()), half)
     prefix_block = case != "evo-vit"  # whose single query stays products
     assert report.attentions == DEPTH - prefix_block
     (ranking,) = report.islands.values()
@@ -211,7 +212,7 @@ def test_of_a_real_backbone_every_attention_is_fused(rtx, case, tmp_path):
     model = loaded.model if methods.get(method).last_block == "full" else loaded.model.with_prefix_block()
     traced = exporter.trace(model, loaded.spec, GraphOptions(batch_size=8))
     exporter.save(traced, tmp_path / "graph.onnx", metadata={})
-    forms.prepare(tmp_path / "graph.onnx", GraphForm("fp16", "operator", with_order=True), tmp_path / "half.onnx")
+    forms.prepare(tmp_path / "graph.onnx", TensorRT.form("fp16", BuildOptions()), tmp_path / "half.onnx")
     found = fusion.of_plan(build_plan(rtx, tmp_path / "half.onnx", BuildOptions()).data).record
     sorts = 22 if case == "tome" else SORTS[case]  # in each of 11 layers one of all sources, and one back into order
     assert (found.attention, found.topk, found.precision) == (12, sorts, "fp16")

@@ -23,6 +23,7 @@ from lifedeploy.data.samples import PHOTOS, Sample, photo_folder
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
+from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.errors import UsageError
 from lifedeploy.evaluation import parity
 from lifedeploy.exporters import forms
@@ -30,7 +31,7 @@ from lifedeploy.model import checkpoint
 from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.reducers import BlockAttention, Plan, Tokens, build_reducer
 from lifedeploy.model.vit import SlimViT
-from lifedeploy.spec import GraphForm, ModelSpec
+from lifedeploy.spec import ModelSpec
 from lifedeploy.targets.formed import check_graph
 from lifedeploy.targets.session import Session
 from lifedeploy.targets.target import named
@@ -194,7 +195,7 @@ def test_in_half_precision_its_ranking_alone_stays_fp32_and_every_attention_is_f
     rtx, by_outside, tmp_path, precision
 ):
     member, target = Workspace(by_outside).latest_export(), tmp_path / "half.onnx"
-    report = forms.prepare(member.path, GraphForm(precision, "operator", with_order=True), target)
+    report = forms.prepare(member.path, TensorRT.form(precision, BuildOptions()), target)
     assert report.attentions == DEPTH - 1  # that of the last block's single query stays products
     (ranking,) = report.islands.values()
     assert {"MatMul", "ReduceMean", "Softmax", "TopK"} <= set(ranking)

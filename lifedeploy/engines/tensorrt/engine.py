@@ -91,7 +91,9 @@ class TensorRT(DeviceEngine):
                 "TensorRT has no kernel for FP32 attention as one operator",
                 hint="--fp16 or --bf16, or --attention products (which is not fused in FP32)",
             )
-        return GraphForm(floating, attention, with_order=True)
+        # There is no kernel for the operator of one query and a dynamic batch, and TensorRT refuses to build it; the
+        # products it fuses itself (TensorRT for RTX 1.7.1; two queries build in either form).
+        return GraphForm(precision=floating, attention=attention, with_order=True, least_queries=2)
 
     @classmethod
     def processor(cls, options: BuildOptions) -> str:

@@ -17,12 +17,12 @@ from lifedeploy.engines import cuda
 from lifedeploy.engines.base import Availability, BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
+from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.exporters import forms
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.model.weights import ModelRequest, load
 from lifedeploy.records import ParityRecord, ReachRecord
-from lifedeploy.spec import GraphForm
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
 
@@ -65,7 +65,7 @@ def test_every_attention_is_fused_and_order_once_sorts_once(rtx, tmp_path, traci
                 continue
             made = traced if method == "life" else exporter.derive(traced, loaded.spec, methods.get(method))
             exporter.save(made, graph, metadata={})
-            forms.prepare(graph, GraphForm("fp16", "operator", with_order=True), half)
+            forms.prepare(graph, TensorRT.form("fp16", BuildOptions()), half)
             began = time.process_time()  # not by the clock on the wall: other tests run beside this one
             plan = build_plan(rtx, half, BuildOptions())
             if backbone == "deit_s":

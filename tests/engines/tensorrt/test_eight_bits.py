@@ -13,12 +13,12 @@ from lifedeploy.engines.attention_nodes import attention_nodes
 from lifedeploy.engines.base import BuildOptions
 from lifedeploy.engines.tensorrt import fusion
 from lifedeploy.engines.tensorrt.builder import build_plan
+from lifedeploy.engines.tensorrt.engine import TensorRT
 from lifedeploy.errors import EngineError
 from lifedeploy.exporters import forms
 from lifedeploy.exporters import onnx as exporter
 from lifedeploy.exporters.onnx import GraphOptions
 from lifedeploy.model.weights import ModelRequest, load
-from lifedeploy.spec import GraphForm
 from tests.calibration.conftest import make_loose
 from tests.conftest import make_tiny
 from tests.model.other_methods import with_merging
@@ -42,8 +42,8 @@ def graph(folder, model, spec):
             Source(source, "graph", "data", folder), Recipe(precision=precision, keep=keep), batches, work
         )
         write(prepared, work / "quantized.onnx")
-        attention = "products" if precision == "fp8" else "operator"
-        forms.prepare(work / "quantized.onnx", GraphForm(remainder, attention, with_order=True), work / "form.onnx")
+        form = TensorRT.form(precision, BuildOptions(remainder=remainder))
+        forms.prepare(work / "quantized.onnx", form, work / "form.onnx")
         return work / "form.onnx", prepared.names
 
     return make

@@ -71,7 +71,7 @@ def test_the_sidecar_says_how_it_was_built_and_what_became_of_it(built):
         "no CUDA driver",
         "all GPUs of TensorRT for RTX",
     )
-    form = {"precision": "fp16", "attention": "operator", "with_order": True, "integer": False}
+    form = {"precision": "fp16", "attention": "operator", "with_order": True, "integer": "none", "least_queries": 2}
     assert record.graph.form.to_dict() == form
     assert record.graph.attentions == depth - 1  # that of a single query stays products, which are fused as well
     assert set(record.graph.islands) == {"ranking"}
@@ -174,8 +174,10 @@ def test_what_rtx_builds_only_beside_a_gpu_is_refused_without(built, option):
 
 
 def test_forms_and_options():
-    assert TensorRT.form("fp16", BuildOptions()) == GraphForm("fp16", "operator", with_order=True)
-    assert TensorRT.form("fp32", BuildOptions()) == GraphForm("fp32", "products", with_order=True)
+    assert TensorRT.form("fp16", BuildOptions()) == GraphForm(
+        precision="fp16", attention="operator", with_order=True, least_queries=2
+    )
+    assert TensorRT.form("fp32", BuildOptions()).attention == "products"
     assert TensorRT.form("bf16", BuildOptions(attention="products")).attention == "products"
     with pytest.raises(UsageError, match="no kernel for FP32 attention as one operator"):
         TensorRT.form("fp32", BuildOptions(attention="operator"))
