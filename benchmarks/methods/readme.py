@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.common import new_parser, read_json, table
-from benchmarks.methods.systems import BACKBONES, BATCHES, HERE, METHODS, named
+from benchmarks.methods.systems import BACKBONES, HERE, METHODS, named
 from lifedeploy import methods
 from lifedeploy.text import chained
 
@@ -20,17 +20,25 @@ README = HERE.parents[1] / "README.md"
 GPU = HERE.parent / "gpu"
 SHOWN = {"deit_s": "DeiT-S", "deit_b": "DeiT-B"}
 SHOWN |= {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "onnxruntime-cuda": "ONNX Runtime"}
-FASTEST = "openvino:bf16"  # in floating point, on that processor
+FASTEST = ("openvino:bf16", "openvino:int8")
 SURE = 0.1  # of a ratio: an interval that reaches further to a side is marked
 
 Report = Mapping[str, Any]
 
 
 def _reports() -> dict[str, Report]:
-    """What ``compare`` found on the processor that was measured first, by backbone, engine and budget."""
+    """What ``compare`` found, by backbone, engine and budget: on the first processor where timm's own model took part,
+    else on the first."""
     compared: Mapping[str, Any] = read_json(HERE / "results.json")["compare"]
-    reports: dict[str, Report] = next(iter(compared.values()))["result"]
-    return reports
+    found = [entry["result"] for entry in compared.values()]
+    names = dict.fromkeys(name for reports in found for name in reports)
+    each = {name: [reports[name] for reports in found if name in reports] for name in names}
+    return {name: next(filter(_has_plain, reports), reports[0]) for name, reports in each.items()}
+
+
+def _has_plain(report: Report) -> bool:
+    """Whether timm's own model took part; where it did not, the last block was computed in full by all."""
+    return any(model["method"] == "plain" for model in report["models"])
 
 
 def _on_gpus() -> list[tuple[str, str, Report]]:
@@ -80,14 +88,14 @@ def speedups() -> list[str]:
     """Speed over dense in every engine, all methods at life's GMACs, batch 8 (128 on a GPU)."""
     reports = _reports()
     columns = {
-        f"{SHOWN[backbone]}, {_engine(engine)}": (report, 8)
+        f"{SHOWN[backbone]}, {_engine(engine)}{_mark(report)}": (report, 8)
         for backbone in BACKBONES
         for engine in dict.fromkeys(name.split()[1] for name in reports)
         if (report := reports.get(f"{backbone} {engine} macs"))
     }
     for backbone, card, report in _on_gpus():
-        columns[f"{SHOWN[backbone]}, {card}, {_engine('onnxruntime-cuda:fp16')}"] = (report, 128)
-    first = next(iter(columns.values()))[0]
+        columns[f"{SHOWN[backbone]}, {card}, {_engine('onnxruntime-cuda:fp16')}{_mark(report)}"] = (report, 128)
+    first = max((report for report, _ in columns.values()), key=lambda report: len(report["models"]))
     rows = []
     for method in _measured(first):
         model = _model(first, method)
@@ -98,27 +106,39 @@ def speedups() -> list[str]:
     return table(" | ".join(["", "tokens", "GMACs of DeiT-S", *columns]), rows)
 
 
+def _mark(report: Report) -> str:
+    """Behind a column in which all computed the whole last block."""
+    return "" if _has_plain(report) else " ¹"
+
+
 def _engine(engine: str) -> str:
     name, _, precision = engine.partition(":")
     return f"{SHOWN[name]} {precision.upper()}"
 
 
 def same_rounds() -> list[str]:
-    """Speed over life's in the fastest float precision, at the same keep rate and at the same GMACs."""
+    """Speed over life's in OpenVINO's two fast precisions, at the same keep rate and at the same GMACs."""
     reports = _reports()
-    same_rate, same_work = (reports[f"{BACKBONES[0]} {FASTEST} {at}"] for at in ("keep-rate", "macs"))
-    batches = list(map(int, BATCHES.split(",")))
+    pairs = {
+        at: [reports[f"{BACKBONES[0]} {engine} {at}"] for engine in FASTEST] for at in ("keep-rate", "macs")
+    }  # "same keep rate" and "same work", a report for each engine
+    work = pairs["macs"]
+    fullest = max(range(len(work)), key=lambda index: len(work[index]["models"]))  # a gate may refuse one elsewhere
+    batches = list(dict.fromkeys(row["batch"] for row in work[0]["rows"]))
+    measured = _measured(work[fullest])
     rows = []
-    measured = _measured(same_work)
     for method in (*measured[2:], *measured[1::-1]):
-        if method == same_work["like"]:
+        if method == work[fullest]["like"]:
             continue
-        rate = _model(same_work, method)["keep_rate"]
-        rows.append([f"`{method}`", f"{_model(same_rate, method)['gmacs']:.2f}"])
-        rows[-1].append(" · ".join(_ratio(_row(same_rate, method, batch), "over_like") for batch in batches))
-        rows[-1].append("–" if _is_dense(method) else "its own" if rate is None else f"{rate:g}")
-        rows[-1].append(" · ".join(_ratio(_row(same_work, method, batch), "over_like") for batch in batches))
-    each = f"batch {' · '.join(map(str, batches))}"
+        rate = _model(work[fullest], method)["keep_rate"]
+        told = "–" if _is_dense(method) else "its own" if rate is None else f"{rate:g}"
+        ratios = {
+            at: [" · ".join(_ratio(_row(it, method, batch), "over_like") for batch in batches) for it in found]
+            for at, found in pairs.items()
+        }
+        gmacs = f"{_model(pairs['keep-rate'][fullest], method)['gmacs']:.2f}"
+        rows.append([f"`{method}`", gmacs, *ratios["keep-rate"], told, *ratios["macs"]])
+    each = " | ".join(f"{_engine(engine)}, batch {' · '.join(map(str, batches))}" for engine in FASTEST)
     return table(f" | GMACs at ρ 0.7 | {each} | keep rate at life's GMACs | {each}", rows)
 
 
