@@ -6,8 +6,11 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from lifedeploy import graphs
 from lifedeploy.artifact import TensorSpec
@@ -24,7 +27,9 @@ from lifedeploy.engines.base import (
 )
 from lifedeploy.engines.integer_products import integer_products, require_no_overflow
 from lifedeploy.engines.lanes import Array, Lane, buffers
+from lifedeploy.engines.onnxruntime_lane import BoundLane, has_free_batch
 from lifedeploy.engines.onnxruntime_trace import WARM_UP, times
+from lifedeploy.engines.shares import WHOLE, Bounds, Crew, bounds, cut, is_shared
 from lifedeploy.errors import ArtifactError, EngineError
 from lifedeploy.graph_outputs import asked_for, serialised, unneeded
 from lifedeploy.machine import cores, fast_int8
@@ -163,10 +168,16 @@ class OnnxRuntime(Engine):
         source: Path | bytes = self.path
         if self.options.taps or unneeded(model):
             source = asked_for(self.path, model, self.options.taps, EngineError)
+        threads = max(1, (self.options.threads or cores()) // self.options.streams)
+        # What was cut for a session is not kept, to be opened once more.
+        self._threads = threads if isinstance(source, Path) and has_free_batch(model) else 1
+        self._crew = Crew(self._threads)
         del model
-        self._session = self._cpu_session(ort, source, self._session_options(ort, self.options))
-        require_provider(self._session, self.provider)
-        inputs, outputs = specs_of(self._session.get_inputs()), specs_of(self._session.get_outputs())
+        shared = is_shared(bounds(self.options.batch or 1, self._threads))
+        session = self._cpu_session(ort, source, shared=shared)
+        self._sessions = {shared: session}  # whether images are shared among threads, not operators → its session
+        require_provider(session, self.provider)
+        inputs, outputs = specs_of(session.get_inputs()), specs_of(session.get_outputs())
         try:
             require_askable(self.path, inputs, outputs)
         except EngineError:
@@ -174,17 +185,40 @@ class OnnxRuntime(Engine):
             raise
         return inputs, outputs
 
-    def _cpu_session(self, ort: Any, source: Path | bytes, options: Any) -> Any:
+    def _cpu_session(self, ort: Any, source: Path | bytes, *, shared: bool = False, profile: str = "") -> Any:
+        options = self._session_options(ort, self.options)
+        if shared:
+            options.intra_op_num_threads = 1  # the others have images of their own
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
         return new_session(ort, source, options, [self.provider], disabled=self.disabled_optimizers(self.options))
 
+    def _session_for(self, begins: Bounds) -> Any:
+        """The session that computes these shares of a batch; opened where there is none yet."""
+        shared = is_shared(begins)
+        if shared not in self._sessions:
+            ort = require("onnxruntime", extra=self.extra)
+            self._sessions[shared] = self._cpu_session(ort, self.path, shared=shared)
+        return self._sessions[shared]
+
     def _close(self) -> None:
-        del self._session
+        self._crew.leave()
+        del self._sessions
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        names, session = [spec.name for spec in self.outputs], self._session
+        names, sizes = [spec.name for spec in self.outputs], {len(array) for array in feeds.values()}
+        begins = bounds(min(sizes), self._threads) if True in self._sessions and len(sizes) == 1 else WHOLE
+        session, parts = self._session_for(begins), cut(feeds, begins)
+        results: list[list[Array]] = [[] for _ in parts]
         with self._running() as how:
-            results = session.run(names, dict(feeds), how)
-        return dict(zip(names, results, strict=True))
+
+            def ask(number: int) -> None:
+                results[number] = session.run(names, parts[number], how)
+
+            self._crew.do([partial(ask, number) for number in range(len(parts))])
+        if len(parts) == 1:
+            return dict(zip(names, results[0], strict=True))
+        return {name: np.concatenate([result[index] for result in results]) for index, name in enumerate(names)}
 
     @contextmanager
     def _running(self) -> Iterator[Any]:
@@ -207,34 +241,16 @@ class OnnxRuntime(Engine):
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
         ort = require("onnxruntime", extra=self.extra)
         with scratch_folder("profile") as folder:
-            options = self._session_options(ort, self.options)
-            options.enable_profiling = True
-            options.profile_file_prefix = str(folder / "profile")
-            session = self._cpu_session(ort, self.path, options)
+            session = self._cpu_session(ort, self.path, profile=str(folder / "profile"))
             for _ in range(WARM_UP + runs):
                 with self._running() as how:
                     session.run(None, dict(feeds), how)
             return times(Path(session.end_profiling()), runs)
 
     def _lane(self, batch: int) -> Lane:
-        return _BoundLane(self, buffers(self.inputs, batch), buffers(self.outputs, batch))
-
-
-class _BoundLane(Lane):
-    """Buffers bound once; ``infer`` is a single call into the runtime."""
-
-    def __init__(self, engine: OnnxRuntime, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
-        super().__init__(inputs, outputs)
-        self._engine, self._session = engine, engine._session
-        self._binding = self._session.io_binding()
-        for name, array in inputs.items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-    def infer(self) -> None:
-        with self._engine._running() as how:
-            self._session.run_with_iobinding(self._binding, how)
+        begins = bounds(batch, self._threads)
+        arrays = buffers(self.inputs, batch), buffers(self.outputs, batch)
+        return BoundLane(self._session_for(begins), *arrays, begins=begins, crew=self._crew, running=self._running)
 
 
 def new_session(
