@@ -17,6 +17,8 @@ from lifedeploy.artifact import TensorSpec
 from lifedeploy.bounds import require_sound
 from lifedeploy.engines.base import Availability, BuildJob, BuildOptions, Built, Engine, LayerTime, PrecisionPlan
 from lifedeploy.engines.lanes import Array, Lane, buffers
+from lifedeploy.engines.openvino_lane import RequestLane, infer_all, joined
+from lifedeploy.engines.shares import WHOLE, Bounds, bounds, cut, is_shared
 from lifedeploy.errors import EngineError
 from lifedeploy.graph_outputs import asked_for
 from lifedeploy.kept import is_kept_name
@@ -107,14 +109,17 @@ class OpenVino(Engine):
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._ov = require("openvino", extra=self.extra)
         self._require_bounded()
-        self._compiled = self._compile({})
-        # A request holds one inference's inputs and outputs. `run` borrows one for itself, or makes one more.
+        self._begins: Bounds = WHOLE
+        self._compiled = self._compile()
+        # A request holds one inference's inputs and outputs. `run` borrows some for itself, or makes more.
         self._idle: deque[Any] = deque([self._compiled.create_infer_request()])
         self._shown = self._name_outputs()
-        outputs = tuple(_spec(self._compiled.outputs[index], name) for index, name in self._shown.items())
-        return tuple(_spec(port, port.any_name) for port in self._compiled.inputs), outputs
+        batch = self.options.batch if is_shared(self._begins) else None  # then what is compiled is of a share
+        outputs = tuple(_spec(self._compiled.outputs[index], name, batch) for index, name in self._shown.items())
+        return tuple(_spec(port, port.any_name, batch) for port in self._compiled.inputs), outputs
 
-    def _compile(self, extra: Mapping[str, Any]) -> Any:
+    def _compile(self, *, profile: bool = False) -> Any:
+        """The model; unless it is to be profiled, for shares of a batch where it can be shared."""
         core = self._ov.Core()
         try:
             model = _read(core, self.path, self.options.taps)
@@ -122,12 +127,19 @@ class OpenVino(Engine):
             _forget_told(model, self.options.taps)
             if self.options.taps:
                 model.add_outputs(list(self.options.taps))
-            if self.options.batch is not None:
+            batch, config = self.options.batch, self._config()
+            if batch is not None:
+                if not profile and all(_is_free(port) for port in (*model.inputs, *model.outputs)):
+                    threads = (self.options.threads or cores()) // self.options.streams
+                    self._begins = bounds(batch, threads, equal=True)
+                if is_shared(self._begins) and not profile:
+                    config |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": len(self._begins) - 1}
+                    batch //= len(self._begins) - 1
                 # A static batch is a quarter faster than a dynamic one (docs/architecture.md), so one model per batch.
                 # A batch that the export fixed stays fixed: the graph's own constants depend on it.
-                dynamic = [port for port in model.inputs if port.get_partial_shape()[0].is_dynamic]
-                model.reshape({port: [self.options.batch, *list(port.get_partial_shape())[1:]] for port in dynamic})
-            return core.compile_model(model, _DEVICE, {**self._config(), **extra})
+                dynamic = filter(_is_free, model.inputs)
+                model.reshape({port: [batch, *list(port.get_partial_shape())[1:]] for port in dynamic})
+            return core.compile_model(model, _DEVICE, config | ({"PERF_COUNT": True} if profile else {}))
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {self.path}: {_reason(error)}") from error
 
@@ -218,20 +230,24 @@ class OpenVino(Engine):
                 yield _Executed(str(rt_value(facts, "layerType")), precision, tuple(origins))
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        parts = cut({name: np.ascontiguousarray(array) for name, array in feeds.items()}, self._begins)
+        requests = [self._borrowed() for _ in parts]
         try:
-            request = self._idle.pop()
-        except IndexError:  # all are busy
-            request = self._compiled.create_infer_request()
-        try:
-            results = request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
+            infer_all(requests, parts)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {_reason(error)}") from error
-        answer = {name: np.array(results[index]) for index, name in self._shown.items()}
-        self._idle.append(request)  # after its outputs were copied
+        answer = joined(requests, self._shown)
+        self._idle.extend(requests)  # after their outputs were copied
         return answer
 
+    def _borrowed(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:  # all are busy
+            return self._compiled.create_infer_request()
+
     def _profile(self, feeds: Mapping[str, Array], runs: int) -> tuple[LayerTime, ...]:
-        request = self._compile({"PERF_COUNT": True}).create_infer_request()
+        request = self._compile(profile=True).create_infer_request()
         spent: dict[tuple[str, str], float] = {}
         for run in range(_WARM_UP + runs):
             request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
@@ -242,32 +258,17 @@ class OpenVino(Engine):
         return tuple(LayerTime(name, kind, total / runs) for (name, kind), total in spent.items())
 
     def _lane(self, batch: int) -> Lane:
-        request = self._compiled.create_infer_request()
         inputs = buffers(self.inputs, batch)
+        parts = cut(inputs, self._begins)
+        requests = [self._compiled.create_infer_request() for _ in parts]
         # Where the batch is dynamic, OpenVINO (2026.4) goes on to read and write a buffer that it was lent for one
         # request in the inferences of all others: their answers are wrong, and the buffer may be gone.
         lent = all(spec.shape and spec.shape[0] is not None for spec in self.inputs)
         if lent:
-            for name, array in inputs.items():
-                request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
-        return _RequestLane(request, inputs, self._shown, lent=lent)
-
-
-class _RequestLane(Lane):
-    """One infer request, over the lane's own buffers or with a copy of them; outputs are the request's own memory."""
-
-    def __init__(self, request: Any, inputs: dict[str, Array], shown: Mapping[int, str], *, lent: bool) -> None:
-        super().__init__(inputs, {})
-        self._request = request
-        self._shown = shown
-        self._lent = lent
-        self.infer()
-
-    def infer(self) -> None:
-        # The synchronous call would build a dictionary of copies of all results.
-        self._request.start_async(None if self._lent else self.inputs)
-        self._request.wait()
-        self.outputs = {name: self._request.get_output_tensor(index).data for index, name in self._shown.items()}
+            for request, part in zip(requests, parts, strict=True):
+                for name, array in part.items():
+                    request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
+        return RequestLane(requests, inputs, self._shown, feeds=None if lent else parts)
 
 
 def _read(core: Any, path: Path, names: Sequence[str]) -> Any:
@@ -318,9 +319,16 @@ def choose_precision(requested: str, *, bf16: bool) -> PrecisionPlan:
     )
 
 
-def _spec(port: Any, name: str) -> TensorSpec:
+def _is_free(port: Any) -> bool:
+    """Whether the first size of a tensor, that of the batch, is any."""
+    shape = port.get_partial_shape()
+    return bool(shape.rank.is_static and len(shape) and shape[0].is_dynamic)
+
+
+def _spec(port: Any, name: str, batch: int | None) -> TensorSpec:
     dims = tuple(dim.get_length() if dim.is_static else None for dim in port.get_partial_shape())
-    return TensorSpec(name, np.dtype(port.get_element_type().to_dtype()).name, dims)
+    whole = dims if batch is None else (batch, *dims[1:])
+    return TensorSpec(name, np.dtype(port.get_element_type().to_dtype()).name, whole)
 
 
 def rt_value(facts: Any, key: str) -> Any:

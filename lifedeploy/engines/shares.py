@@ -17,9 +17,12 @@ Bounds = Sequence[int | None]
 _WASTE = 1.07  # what the largest share may be over the mean: a thread that has none left waits
 
 
-def bounds(batch: int, threads: int) -> Bounds:
-    """Where each thread's images begin, and the end; :data:`WHOLE` where they cannot be shared evenly."""
+def bounds(batch: int, threads: int, *, equal: bool = False) -> Bounds:
+    """Where each thread's images begin, and the end; :data:`WHOLE` where they cannot be shared evenly, or are not to be
+    shared but ``equal``-ly."""
     largest = -(-batch // threads)
+    if equal and batch % threads:
+        return WHOLE
     if threads < 2 or batch < threads or largest * threads > _WASTE * batch:
         return WHOLE
     return tuple(batch * number // threads for number in range(threads + 1))

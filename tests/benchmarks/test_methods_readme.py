@@ -10,8 +10,8 @@ from benchmarks.methods import readme
 def test_the_tables_are_what_was_measured():
     text = readme.README.read_text(encoding="utf-8")
     assert readme.filled(text) == text
-    first = next(iter(readme._reports().values()))
-    assert len(readme.speedups()) == len(first["models"]) + 2
+    most = max(readme._reports().values(), key=lambda report: len(report["models"]))
+    assert len(readme.speedups()) == len(most["models"]) + 2
 
 
 def test_a_table_that_has_no_place_or_two_is_an_error():

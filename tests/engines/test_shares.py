@@ -1,4 +1,4 @@
-"""A batch's images shared among threads, in ONNX Runtime's engine on the CPU."""
+"""A batch's images shared among threads, in engines on CPUs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from lifedeploy.engines import onnxruntime as engine
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.engines.onnxruntime import OnnxRuntime
+from lifedeploy.engines.openvino import OpenVino
+from lifedeploy.engines.openvino_lane import infer_all
 from lifedeploy.engines.shares import WHOLE, Crew, bounds, cut, is_shared
 from lifedeploy.errors import EngineError
 from lifedeploy.exporters import onnx as exporter
@@ -149,3 +151,80 @@ def test_a_share_that_fails_is_an_engine_error(graphs):
         lane._bindings[1].clear_binding_inputs()
         with pytest.raises(EngineError, match="ONNX Runtime failed"):
             lane.infer()
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The batch and the streams of every model that OpenVINO compiles."""
+    ov = pytest.importorskip("openvino")
+    made = []
+    make = ov.Core.compile_model
+
+    def watched(self, model, device, config):
+        made.append((model.inputs[0].get_partial_shape()[0], config["NUM_STREAMS"]))
+        return make(self, model, device, config)
+
+    monkeypatch.setattr(ov.Core, "compile_model", watched)
+    return made
+
+
+def test_openvino_computes_shares_in_streams(graphs, compiled):
+    with OpenVino(graphs / "free.onnx", EngineOptions(threads=2, batch=4)) as shared:
+        assert compiled == [(2, 2)]
+        assert (shared.inputs[0].shape[0], shared.outputs[0].shape[0]) == (4, 4)
+        lane = shared.lane(4)
+        answer = asked(lane, 4)
+        np.testing.assert_array_equal(shared.run({"images": images(4)})["logits"], answer)
+        np.testing.assert_array_equal(asked(lane, 4), answer)
+        assert shared.profile({"images": images(4)}, runs=1)
+        assert compiled == [(2, 2), (4, 1)]  # a profile is of the whole batch, operator by operator
+    with OpenVino(graphs / "free.onnx", EngineOptions(threads=1, batch=4)) as alone:
+        np.testing.assert_allclose(asked(alone.lane(4), 4), answer, rtol=1e-4, atol=1e-5)
+    with OnnxRuntime(graphs / "free.onnx", EngineOptions(threads=2, batch=4)) as other:
+        np.testing.assert_allclose(asked(other.lane(4), 4), answer, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("fixed", {"threads": 2, "batch": 4}, (4, 1)),
+        ("free", {"threads": 2, "batch": 33}, (33, 1)),  # halves that are equal are needed, and one shape
+        ("free", {"threads": 2, "batch": 1}, (1, 1)),
+        ("free", {"threads": 2, "batch": 4, "streams": 2}, (4, 2)),
+        ("free", {"threads": 2, "batch": 4, "taps": ("kept_2",)}, (2, 2)),
+    ],
+)
+def test_openvino_shares_a_free_batch_in_equal_parts(graphs, compiled, name, options, expected):
+    with OpenVino(graphs / f"{name}.onnx", EngineOptions(**options)) as engine:
+        batch = options["batch"]
+        assert len(asked(engine.lane(batch), batch)) == batch
+        if "taps" in options:
+            kept = engine.run({"images": images(batch)})["kept_2"]
+            assert kept.shape[0] == batch
+    assert compiled == [expected]
+
+
+def test_a_request_that_fails_is_waited_for_with_all_others():
+    log = []
+
+    class Request:
+        def __init__(self, name, fails=""):
+            self.name, self.fails = name, fails
+
+        def start_async(self, feed):
+            if self.fails == "start":
+                raise RuntimeError(self.name)
+            log.append(f"{self.name} begins")
+
+        def wait(self):
+            log.append(f"{self.name} is over")
+            if self.fails == "wait":
+                raise RuntimeError(self.name)
+
+    with pytest.raises(RuntimeError, match="a"):
+        infer_all([Request("a", "wait"), Request("b")], [None, None])
+    assert log == ["a begins", "b begins", "a is over", "b is over"]
+    log.clear()
+    with pytest.raises(RuntimeError, match="b"):
+        infer_all([Request("a"), Request("b", "start")], [None, None])
+    assert log == ["a begins", "a is over"]
