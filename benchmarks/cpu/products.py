@@ -13,7 +13,7 @@ from benchmarks.cpu.rows import Node, Shape
 from lifedeploy.engines.openvino import ELEMENT_TYPES, rt_value
 
 RUNS = 5  # of a product per round
-CONFIG = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}  # as lifedeploy opens an engine for one request at a time
+CONFIG = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}  # as lifedeploy profiles an engine
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 _TIMED = ("FullyConnected", "MatMul")
 
