@@ -152,17 +152,21 @@ def markdown(content: Mapping[str, Any]) -> str:
         "plain* is over that model; elsewhere all compute all of it. What it means: [FINDINGS.md](FINDINGS.md).",
         "",
     ]
-    for processor, parts in content.get("compare", {}).items():
+    compared: Mapping[str, Any] = content.get("compare", {})
+    everything = [(name, report) for parts in compared.values() for name, report in parts["result"].items()]
+    for processor, parts in compared.items():
         lines += [f"## {processor}", ""]
         for name, report in parts["result"].items():
-            lines += _comparison(name, report)
+            # A picture has the name of its comparison: it is of the processor that was measured last.
+            last = max(other["date"] for known, other in everything if known == name)
+            lines += _comparison(name, report, pictured=report["date"] == last)
     counted: Mapping[str, Any] = content.get("kernels", {})
     for entry in counted.values():
         lines += _kernels(entry)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
+def _comparison(name: str, report: Mapping[str, Any], *, pictured: bool) -> list[str]:
     backbone, engine, at, *duel = name.split(" ")
     like = report["like"]
     told = {"keep-rate": "each at keep rate 0.7 or its own budget", "macs": f"all at the GMACs of {like}"}[at]
@@ -193,7 +197,7 @@ def _comparison(name: str, report: Mapping[str, Any]) -> list[str]:
         rounds = ", ".join(str(next(row["rounds"] for row in rows if row["batch"] == batch)) for batch in batches)
         lines += [f"{mode.capitalize()}, {flight}; rounds: {rounds}.", "", *table(head, cells), ""]
     picture = f"{backbone}-{engine.replace(':', '-')}-{at}.png"
-    return lines if duel else [*lines, f"![img/s of every method]({picture})", ""]
+    return [*lines, f"![img/s of every method]({picture})", ""] if pictured and not duel else lines
 
 
 def named(method: str, title: str) -> str:
