@@ -129,12 +129,11 @@ class OpenVino(Engine):
                 model.add_outputs(list(self.options.taps))
             batch, config = self.options.batch, self._config()
             if batch is not None:
-                if not profile and all(_is_free(port) for port in (*model.inputs, *model.outputs)):
-                    threads = (self.options.threads or cores()) // self.options.streams
-                    self._begins = bounds(batch, threads, equal=True)
-                if is_shared(self._begins) and not profile:
-                    config |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": len(self._begins) - 1}
-                    batch //= len(self._begins) - 1
+                if not profile:
+                    self._begins = self._shares(model, batch)
+                    if is_shared(self._begins):
+                        config |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": len(self._begins) - 1}
+                        batch //= len(self._begins) - 1
                 # A static batch is a quarter faster than a dynamic one (docs/architecture.md), so one model per batch.
                 # A batch that the export fixed stays fixed: the graph's own constants depend on it.
                 dynamic = filter(_is_free, model.inputs)
@@ -142,6 +141,12 @@ class OpenVino(Engine):
             return core.compile_model(model, _DEVICE, config | ({"PERF_COUNT": True} if profile else {}))
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {self.path}: {_reason(error)}") from error
+
+    def _shares(self, model: Any, batch: int) -> Bounds:
+        """Shares of a batch for one compiled shape: equal ones, where the batch is free on both sides."""
+        free = all(_is_free(port) for port in (*model.inputs, *model.outputs))
+        threads = (self.options.threads or cores()) // self.options.streams
+        return bounds(batch, threads, equal=True) if free else WHOLE
 
     def _require_bounded(self) -> None:
         """Refuse what OpenVINO might compute for ever: it hears neither a clock nor a signal meanwhile.

@@ -51,6 +51,9 @@ class Crew:
             Exception: what the first of them raised that did.
         """
         first, *rest = tasks
+        if not rest:
+            first()
+            return
         others = [self._others.submit(task) for task in rest]
         try:
             first()

@@ -62,14 +62,28 @@ def has_queries(softmax: ir.Node, least: int) -> bool:
 
 
 def _match(softmax: ir.Node) -> MatchedAttention | None:
-    scores, bias = logits_of(softmax)
+    scores, _ = logits_of(softmax)
     last = only_user(softmax.outputs[0], "MatMul")
-    if scores is None or last is None or last.inputs[0] is not softmax.outputs[0] or not is_over_last_axis(softmax):
+    if scores is None or last is None or last.inputs[0] is not softmax.outputs[0]:
         return None
-    if any(is_shared(value) for value in (scores.outputs[0], softmax.inputs[0])):
+    return attention_of(softmax, scores.inputs, last.inputs[1], last.outputs[0])
+
+
+def attention_of(
+    softmax: ir.Node, factors: Sequence[ir.Value | None], value: ir.Value | None, output: ir.Value
+) -> MatchedAttention | None:
+    """The attention around a Softmax of Q·Kᵀ; None where it is of something else, or its logits have other readers.
+
+    Args:
+        softmax: of the logits, a bias added to them or not.
+        factors: what Q·Kᵀ is of, scaled queries and transposed keys, without Q and DQ where they are quantised.
+        value: (B, H, N, D).
+        output: what comes of it, (B, H, N, D).
+    """
+    (scores, bias), matched = logits_of(softmax), query_and_key_of(*factors)
+    if scores is None or matched is None or value is None or not is_over_last_axis(softmax):
         return None
-    matched, value = query_and_key_of(*scores.inputs), last.inputs[1]
-    if matched is None or value is None:
+    if any(is_shared(logits) for logits in (scores.outputs[0], softmax.inputs[0])):
         return None
     query, key, scale = matched
     return MatchedAttention(
@@ -80,7 +94,7 @@ def _match(softmax: ir.Node) -> MatchedAttention | None:
         scale=scale,
         logits=scores.outputs[0],
         bias=bias,
-        output=last.outputs[0],
+        output=output,
     )
 
 

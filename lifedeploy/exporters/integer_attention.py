@@ -17,12 +17,10 @@ from lifedeploy.exporters.attention_patterns import (
     HEADS_BACK,
     MatchedAttention,
     PackedAttention,
-    is_over_last_axis,
-    is_shared,
+    attention_of,
     logits_of,
     only_user,
     packed_of,
-    query_and_key_of,
 )
 from lifedeploy.exporters.integer import OPERATOR, numbers_of, quantize_of, settled, unsigned, zero_point
 from lifedeploy.exporters.ranking import is_inside
@@ -69,30 +67,18 @@ def is_quantized(softmax: ir.Node) -> bool:
 
 
 def _match(softmax: ir.Node) -> _Quantised | None:
-    (scores, bias), mixed = logits_of(softmax), _mixed(softmax)
-    if scores is None or mixed is None or not is_over_last_axis(softmax):
+    (scores, _), mixed = logits_of(softmax), _mixed(softmax)
+    if scores is None or mixed is None:
         return None
     quantizes = tuple(quantize_of(value) for value in (*scores.inputs, *mixed.inputs))
     known = tuple(node for node in quantizes if node is not None)
-    if len(known) != 4 or any(is_shared(value) for value in (scores.outputs[0], softmax.inputs[0])):
+    if len(known) != 4:
         return None
     queries, keys, levels, values = (node.inputs[0] for node in known)
-    matched, output = query_and_key_of(queries, keys), restored_of(mixed, levels)
-    if matched is None or output is None or values is None or matched[-1] <= 0:
-        return None
-    query, key, scale = matched
-    attention = MatchedAttention(
-        softmax=softmax,
-        query=query,
-        key=key,
-        value=values,
-        scale=scale,
-        logits=scores.outputs[0],
-        bias=bias,
-        output=output,
-    )
-    packed = packed_of(attention)
-    if packed is None:
+    output = restored_of(mixed, levels)
+    attention = attention_of(softmax, (queries, keys), values, output) if output is not None else None
+    packed = packed_of(attention) if attention is not None and attention.scale > 0 else None
+    if attention is None or packed is None:
         return None
     return _Quantised(attention=attention, packed=packed, products=(scores, mixed), quantizes=known)
 
