@@ -31,6 +31,8 @@ REPORTED = (
     "onnxruntime-ep-nv-tensorrt-rtx",
     "cuda-bindings",
     "tritonclient",
+    "pyarrow",
+    "ray",
     "numpy",
 )
 
@@ -39,6 +41,8 @@ EXTRAS = {
     "export": ("torch", "timm", "onnxscript", "onnx_ir", "ml_dtypes", "safetensors"),
     "train": ("accelerate", "tomli_w"),
     "plot": ("matplotlib",),
+    "score": ("pyarrow", "fsspec"),
+    "ray": ("ray",),
     "onnxruntime": ("onnx",),  # as every extra does whose engine opens ONNX files
 }
 

@@ -24,6 +24,7 @@ from lifedeploy.cli.commands.export import export
 from lifedeploy.cli.commands.inspect import inspect
 from lifedeploy.cli.commands.package import package
 from lifedeploy.cli.commands.predict import predict
+from lifedeploy.cli.commands.score import score
 from lifedeploy.cli.commands.train import train
 from lifedeploy.cli.commands.verify import verify
 from lifedeploy.cli.commands.visualize import visualize
@@ -72,6 +73,7 @@ app.command()(package)
 app.command()(inspect)
 app.command()(verify)
 app.command()(predict)
+app.command()(score)
 app.command()(doctor)
 
 

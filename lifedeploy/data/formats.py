@@ -62,16 +62,20 @@ def opened(source: IO[bytes], name: str) -> Image.Image:
     return image
 
 
+def largest_file() -> int:
+    """Bytes that a file of one image may have."""
+    return _BYTES_PER_PIXEL * pixel_limit() + _BESIDE_PIXELS
+
+
 def require_plausible(size: int, name: str) -> None:
     """Make sure that a file of ``size`` bytes can be one image: some formats are read into memory as they lie there.
 
     Raises:
         ImageError: it is larger than the most pixels that are allowed could be.
     """
-    most = _BYTES_PER_PIXEL * pixel_limit() + _BESIDE_PIXELS
-    if size > most:
+    if size > largest_file():
         raise ImageError(
-            f"{name} is of {size:,} bytes, more than the {most:,} that {pixel_limit():,} pixels could need",
+            f"{name} is of {size:,} bytes, more than the {largest_file():,} that {pixel_limit():,} pixels could need",
             hint="--max-pixels allows more of them",
         )
 

@@ -146,6 +146,7 @@ class Engine(ABC):
     prefers_fixed_batch: ClassVar[bool] = False  # whether a dynamic batch costs speed, so that each size is compiled
     triton_backend: ClassVar[str] = "python"  # of Triton, which opens its files; "python" is lifedeploy itself
     benchmark_tool: ClassVar[str] = ""  # the vendor's own program that measures what was built, if there is one
+    on_gpu: ClassVar[bool] = False  # whether it computes on a GPU
     concurrent: ClassVar[bool] = False  # whether `_run` may be in several threads at once; else they take turns
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:

@@ -140,6 +140,7 @@ def _closed() -> None:
 class DeviceEngine(Engine):
     """An engine on an NVIDIA GPU: each batch size that ``run`` is asked for has a lane, and all end with the engine."""
 
+    on_gpu = True
     concurrent = False  # threads share those lanes' buffers, whatever the runtime itself would take
 
     @classmethod

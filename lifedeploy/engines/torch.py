@@ -117,6 +117,7 @@ class TorchCuda(Torch):
     """
 
     name: ClassVar[str] = "torch-cuda"
+    on_gpu: ClassVar[bool] = True
     device: ClassVar[str] = "cuda"
 
     @property

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lifedeploy.artifact import Workspace
-from lifedeploy.data.preprocess import read_image, to_pixels
+from lifedeploy.data.preprocess import read_image
 from lifedeploy.errors import WeightsError
+from lifedeploy.progress import Progress, Step, unwatched
+from lifedeploy.scoring.answers import Rows
+from lifedeploy.scoring.parts import Item, Part
+from lifedeploy.scoring.scorer import Scorer, Settings
 from lifedeploy.targets import select
 from lifedeploy.targets.find import ModelFile
-from lifedeploy.targets.session import Session, most_probable
+from lifedeploy.targets.session import most_probable
 from lifedeploy.targets.target import target_of
 from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import in_use
+
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,12 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image."""
+    """What the model says of one image; or why it says nothing."""
 
     image: str
     guesses: tuple[Guess, ...]
-    inference_ms: float
+    inference_ms: float | None  # of an image among those that were inferred with it; None: it was not
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,24 +64,27 @@ class PredictReport:
     engine: str
     predictions: tuple[Prediction, ...]
 
+    @property
+    def bad(self) -> tuple[Prediction, ...]:
+        """Those of images that could not be read."""
+        return tuple(prediction for prediction in self.predictions if prediction.error)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         return {"schema": 1, **asdict(self)}
 
 
-def predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
-    """Classify images one by one.
+def predict(request: PredictRequest, workspace: Workspace, progress: Progress = unwatched) -> PredictReport:
+    """Classify images, decoded beside the engine. One that cannot be read is told among the others.
 
     Raises:
         WeightsError: the model's weights are random: it has no classes to name.
-        ImageError: a file is no image.
-        EngineError: the engine gives NaN or infinity.
     """
     with in_use(select.for_prediction(request.model, workspace).folder):
-        return _predict(request, workspace)
+        return _predict(request, workspace, progress)
 
 
-def _predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
+def _predict(request: PredictRequest, workspace: Workspace, progress: Progress) -> PredictReport:
     artifact = select.for_prediction(request.model, workspace)
     spec = artifact.manifest.spec
     if spec.provenance.weights == RANDOM_WEIGHTS:
@@ -83,18 +95,27 @@ def _predict(request: PredictRequest, workspace: Workspace) -> PredictReport:
     if not spec.num_classes:
         raise WeightsError(f"{artifact.path} has no classification head: {spec.backbone} gives features")
     target = target_of(ModelFile.of(artifact))
-    # All images are read before the model is loaded: a bad file is found out in milliseconds.
-    pixels = [to_pixels(read_image(path), spec.preprocess) for path in request.images]
+    items = [Item(str(path), partial(read_image, path)) for path in request.images]
     predictions: list[Prediction] = []
-    with Session(target) as session:
-        for path, image in zip(request.images, pixels, strict=True):
-            if not predictions:
-                session.ask(image[None], [str(path)])  # the first inference allocates, and would be timed for it
-            before = session.seconds
-            logits = session.read(session.ask(image[None], [str(path)])).logits[0]
-            elapsed_ms = (session.seconds - before) * 1000
-            predictions.append(Prediction(str(path), _best(logits, spec.classes, request.top), elapsed_ms))
+    with Scorer(target, "logits", 1, Settings(batch=min(len(items), _BATCH))) as scorer:
+        scorer.warm_up()
+        with closing(scorer.scored([Part(number=0)], lambda part: iter(items))) as scored:
+            for _, rows in scored:
+                if rows is not None:
+                    predictions += _predictions(rows, scorer.take_seconds(), spec.classes, request.top)
+                    share = len(predictions) / len(items)
+                    progress(Step("predicting", share, f"{len(predictions):,} of {len(items):,} images"))
     return PredictReport(artifact.name, f"{target.engine.name} {target.precision}", tuple(predictions))
+
+
+def _predictions(rows: Rows, seconds: float, classes: Sequence[str], top: int) -> Iterator[Prediction]:
+    logits = iter(np.asarray(rows.values[0]))
+    each_ms = seconds * 1000 / max(len(rows.names) - rows.bad, 1)
+    for name, problem in zip(rows.names, rows.problems, strict=True):
+        if problem:
+            yield Prediction(name, (), None, problem)
+        else:
+            yield Prediction(name, _best(next(logits), classes, top), each_ms)
 
 
 def _best(logits: np.ndarray, classes: Sequence[str], top: int) -> tuple[Guess, ...]:

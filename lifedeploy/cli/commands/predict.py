@@ -10,6 +10,7 @@ from rich.text import Text
 
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, options, tables
+from lifedeploy.errors import ImageError
 from lifedeploy.text import printable
 
 if TYPE_CHECKING:
@@ -27,14 +28,20 @@ def predict(
     workspace: options.WorkspaceOption = WORKSPACE,
     json: options.JsonOption = None,
 ) -> None:
-    """Classify images: the best classes by name, and the time each image took."""
+    """Classify images: the best classes by name, and the time each image took.
+
+    One that cannot be read is told among the others, and the command ends with 1. For many images see `score`.
+    """
     options.require_apart({"--json": json}, [model, *images])
     options.limit_pixels(max_pixels)
     from lifedeploy.workflows.predict import PredictRequest
     from lifedeploy.workflows.predict import predict as run
 
-    report = run(PredictRequest(tuple(images), model, top), Workspace(workspace))
+    with console.watching() as (_, progress):
+        report = run(PredictRequest(tuple(images), model, top), Workspace(workspace), progress)
     console.report(json, report.to_dict, lambda: predicted(report))
+    if report.bad:
+        raise ImageError(f"{len(report.bad):,} of {len(report.predictions):,} images have no answer")
 
 
 def predicted(report: PredictReport) -> RenderableType:
@@ -42,6 +49,9 @@ def predicted(report: PredictReport) -> RenderableType:
     parts: list[RenderableType] = [Text(printable(f"{report.model} on {report.engine}"), style="dim")]
     for prediction in report.predictions:
         # No title of the table, which rich wraps to its width: the name of an image is longer.
+        if prediction.inference_ms is None:
+            parts.append(Text(printable(prediction.error), style="bold red", overflow="fold"))
+            continue
         headline = f"{printable(prediction.image)}  ({prediction.inference_ms:.1f} ms)"
         parts.append(Text(headline, style="bold", overflow="fold"))
         table = tables.plain_table("class", "probability")

@@ -1,0 +1,148 @@
+"""Parts in, a file for each out: the whole of what a process does that scores, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from lifedeploy.artifact import Artifact
+from lifedeploy.errors import ArtifactError
+from lifedeploy.limits import limit_pixels
+from lifedeploy.scoring.answers import Answers, Rows
+from lifedeploy.scoring.formats import FORMATS
+from lifedeploy.scoring.jobs import EXAMPLES, Job, Output, Tally
+from lifedeploy.scoring.parts import Part
+from lifedeploy.scoring.places import Place, place_of
+from lifedeploy.scoring.scorer import Scorer, Settings
+from lifedeploy.scoring.sources import Reader, Source
+from lifedeploy.targets.find import ModelFile
+from lifedeploy.targets.target import Target, target_of
+from lifedeploy.text import shortened
+
+Seen = Callable[[int], None]  # told how many images more are done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a process needs to know to score any part of a job."""
+
+    manifest: Path  # of the model
+    job: Job
+    source: Source
+    output: str  # address
+    single: bool  # whether one file is made of all parts in the end
+    settings: Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A part whose file is where it belongs."""
+
+    number: int
+    tally: Tally
+    engine_s: float = 0.0  # in the engine, since the part before it
+
+
+class Filer:
+    """A model, open inside a ``with`` block, that makes files of parts."""
+
+    def __init__(self, order: Order) -> None:
+        limit_pixels(order.job.max_pixels)
+        self._key = order.job.key
+        self.output = Output(place_of(order.output), FORMATS[order.job.format], single=order.single)
+        self._reader = Reader(order.source)
+        kept, top = order.job.keep, order.job.top
+        self._scorer = Scorer(_same_model(order), kept, top, order.settings)
+
+    def __enter__(self) -> Filer:
+        self._scorer.__enter__()
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self._scorer.__exit__(*ended)
+
+    def filed(self, parts: Iterable[Part], seen: Seen) -> Generator[Finished, None, None]:
+        """Every part once its file is there; that is waited for beside the next part.
+
+        Raises:
+            DataError: images or files cannot be reached.
+            EngineError: the runtime failed.
+        """
+        rows = self._scorer.scored(parts, self._reader.items)
+        file: _File | None = None
+        closing_now: deque[tuple[Finished, Future[None]]] = deque()
+        with closing(rows), ThreadPoolExecutor(1, "file") as pool:
+            try:
+                for part, block in rows:
+                    file = file or _File(self.output, self.output.part(part.number, self._key), self._scorer.answers)
+                    if block is not None:
+                        file.write(block)
+                        seen(len(block.names))
+                        continue
+                    finished = Finished(number=part.number, tally=file.tally, engine_s=self._scorer.take_seconds())
+                    closing_now.append((finished, pool.submit(file.close)))
+                    file = None
+                    if len(closing_now) > 1:
+                        yield _closed(*closing_now.popleft())
+                while closing_now:
+                    yield _closed(*closing_now.popleft())
+            except BaseException:
+                if file is not None:
+                    file.abandon()
+                raise
+
+    def filed_once(self, part: Part) -> Finished:
+        """One part; if its file is there, since somebody who died has got so far, what is in it."""
+        place = self.output.part(part.number, self._key)
+        if place.kind() == "file":
+            return Finished(number=part.number, tally=self.output.tally_of(place))
+        (finished,) = self.filed([part], lambda count: None)
+        return finished
+
+
+def _closed(finished: Finished, future: Future[None]) -> Finished:
+    future.result()
+    return finished
+
+
+class _File:
+    """The file of a part, which appears when it is closed."""
+
+    def __init__(self, output: Output, place: Place, answers: Answers) -> None:
+        self.tally = Tally()
+        with ExitStack() as stack:
+            path = stack.enter_context(place.writing())
+            self._writer = stack.enter_context(output.format.writer(path, answers.columns))
+            self._stack = stack.pop_all()
+
+    def write(self, rows: Rows) -> None:
+        """Add rows."""
+        self._writer.write(rows)
+        bad = ((name, shortened(problem)) for name, problem in zip(rows.names, rows.problems, strict=True) if problem)
+        self.tally += Tally(images=len(rows.names), bad=rows.bad, examples=tuple(islice(bad, EXAMPLES)))
+
+    def close(self) -> None:
+        """Put it where it belongs."""
+        self._stack.close()
+
+    def abandon(self) -> None:
+        """Leave nothing of it, after an error that is being handled."""
+        self._stack.__exit__(*sys.exc_info())
+
+
+def _same_model(order: Order) -> Target:
+    """The model of an order, which may have been replaced since, or be another one on another machine.
+
+    Raises:
+        ArtifactError: it is not there, or is another one.
+    """
+    target = target_of(ModelFile.of(Artifact.read(order.manifest)))
+    if target.artifact is None or target.artifact.manifest.sha256 != order.job.sha256:
+        raise ArtifactError(f"{target.path} is another model than the job was begun with")
+    return target

@@ -1,0 +1,197 @@
+"""A job on a cluster: Ray Data places the parts, and tries those again whose worker died. A row of it is a part.
+
+https://docs.ray.io/en/latest/data/batch_inference.html: a class whose objects are actors, each with a model of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lifedeploy
+from lifedeploy.children import environment
+from lifedeploy.engines import registry
+from lifedeploy.errors import EngineError, LifedeployError, UsageError
+from lifedeploy.optional import require
+from lifedeploy.progress import quiet_loggers
+from lifedeploy.reading import reason
+from lifedeploy.scoring.filing import Filer, Finished, Order
+from lifedeploy.scoring.jobs import Tally
+from lifedeploy.scoring.parts import Part
+
+_BLOCKS = 4096  # of parts: what Ray keeps account of, and tries again as a whole
+_TRIES = 4  # of one part, and of actors that end before any has done one, over their number
+_USUAL_CORES = 4  # of an actor on CPUs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actors:
+    """How many processes score, and what each of them has."""
+
+    count: int | None = None  # None: as many as the cluster has room for
+    cores: int | None = None  # each; None: 4, or all of a smaller machine
+    gpus: float | None = None  # each; None: 1 of an engine on GPUs
+
+
+def score_on_ray(order: Order, parts: Sequence[Part], actors: Actors) -> Generator[Finished, None, None]:
+    """Every part when its file is there, in the order in which they get done.
+
+    The cluster is the one at ``RAY_ADDRESS``, else the one that was started on this machine, else a local one, which
+    ends with this.
+
+    Raises:
+        UsageError: no machine of the cluster has what an actor is to have.
+        LifedeployError: what a worker raised.
+        EngineError: Ray failed.
+    """
+    ray, data = require("ray", extra="ray"), require("ray.data", extra="ray")
+    with _joined(ray):
+        actors = _placed(ray, actors, on_gpu=registry.get(order.job.engine).on_gpu)
+        _be_quiet(data)
+        threads, workers = order.settings.threads or actors.cores, order.settings.workers or actors.cores
+        order = replace(order, settings=replace(order.settings, threads=threads, workers=workers))
+        count = min(actors.count or 1, len(parts))
+        tries = ray.remote(num_cpus=0)(_Tries).remote()
+        rows = data.from_items([asdict(part) for part in parts], override_num_blocks=min(len(parts), _BLOCKS))
+        done = rows.map(
+            _Actor,
+            fn_constructor_args=(order, tries, count),
+            compute=data.ActorPoolStrategy(size=count),
+            num_cpus=actors.cores,
+            num_gpus=actors.gpus or None,
+        )
+        with quiet_loggers("ray", "ray.data"):
+            try:
+                for row in done.iter_rows():
+                    yield _finished(row)
+            except Exception as error:  # Ray wraps what a worker raised, and has errors of its own
+                raise _ours(error) from error
+
+
+class _Tries:
+    """How often what was begun is begun again: Ray does that without end, also where it ends its process every time."""
+
+    def __init__(self) -> None:
+        self._parts: Counter[int] = Counter()
+        self._opened = 0
+
+    def opened(self) -> int:
+        """An actor opens the model: how many have since any has done a part."""
+        self._opened += 1
+        return self._opened
+
+    def begun(self, number: int) -> int:
+        """An actor begins a part: how often that was."""
+        self._parts[number] += 1
+        return self._parts[number]
+
+    def ended(self) -> None:
+        """An actor has done a part."""
+        self._opened = 0
+
+
+class _Actor:
+    """A process that scores one part after the other.
+
+    Raises:
+        EngineError: processes end here again and again.
+    """
+
+    def __init__(self, order: Order, tries: Any, actors: int) -> None:
+        self._tries, self._wait = tries, require("ray", extra="ray").get
+        if self._wait(tries.opened.remote()) > actors + _TRIES:
+            raise EngineError(f"opening {order.job.model} has ended {_TRIES} processes of the cluster")
+        self._filer = Filer(order).__enter__()  # for as long as the process lives
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part = Part(**row)
+        if self._wait(self._tries.begun.remote(part.number)) > _TRIES:
+            raise EngineError(f"part {part.number} has ended {_TRIES} processes of the cluster")
+        done = self._filer.filed_once(part)
+        self._wait(self._tries.ended.remote())
+        examples = [list(example) for example in done.tally.examples]
+        tally = {"images": done.tally.images, "bad": done.tally.bad, "examples": examples}
+        return {"number": done.number, "engine_s": done.engine_s, **tally}
+
+
+def _finished(row: Mapping[str, Any]) -> Finished:
+    examples = tuple((name, problem) for name, problem in row["examples"])
+    tally = Tally(images=row["images"], bad=row["bad"], examples=examples)
+    return Finished(number=row["number"], tally=tally, engine_s=row["engine_s"])
+
+
+@contextmanager
+def _joined(ray: Any) -> Iterator[None]:
+    """Inside, this process is one of a cluster."""
+    if ray.is_initialized():  # whoever calls us has done that, and goes on with it
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its maker what runs
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised; the rest is in its own log files
+    os.environ.update(environment())  # what it starts looks for no module in the current folder
+    try:
+        # Ray puts the current folder onto the path of its workers. What lies where this package does is there already.
+        with chdir(Path(lifedeploy.__file__).parent.parent), _without_stderr():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ConnectionError, ValueError, RuntimeError: whatever an address comes to
+        where = os.environ.get("RAY_ADDRESS", "")
+        raise EngineError(f"Ray cannot be joined{f' at {where}' if where else ''}: {reason(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Nothing that C++ says comes out: that it was told to say nothing is one of the things that it says."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _placed(ray: Any, asked: Actors, *, on_gpu: bool) -> Actors:
+    """What each actor gets, and how many there is room for."""
+    gpus = float(on_gpu) if asked.gpus is None else asked.gpus
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = asked.cores or max(1, min(_USUAL_CORES, int(max(node.get("CPU", 0) for node in nodes))))
+
+    def room(node: dict[str, float]) -> int:
+        places = node.get("CPU", 0) / cores
+        return math.floor(min(places, node.get("GPU", 0) / gpus) if gpus else places)
+
+    most = sum(map(room, nodes))
+    if not most:
+        each = f"{cores} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise UsageError(
+            f"no machine of the cluster has {each} for an actor", hint="--actor-cores and --actor-gpus say less"
+        )
+    return Actors(count=asked.count or most, cores=cores, gpus=gpus)
+
+
+def _be_quiet(data: Any) -> None:
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _ours(error: Exception) -> LifedeployError:
+    """What a worker raised, out of what Ray wraps it in."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, LifedeployError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return EngineError(f"Ray failed: {reason(error)}")
