@@ -32,7 +32,7 @@ endef
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(require-python)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) -e '.[full,cpu,tensorrt-rtx,dev]'
+	$(BIN)/python $(PIP_INSTALL) -e '.[full,cpu,tensorrt-rtx,ray,dev]'
 	touch $@
 
 # Made anew, so that nothing is in it that its extra does not bring.

@@ -58,14 +58,14 @@ class Filer:
         self.output = Output(place_of(order.output), FORMATS[order.job.format], single=order.single)
         self._reader = Reader(order.source)
         kept, top = order.job.keep, order.job.top
-        self._scorer = Scorer(_same_model(order), kept, top, order.settings)
+        self.scorer = Scorer(_same_model(order), kept, top, order.settings)
 
     def __enter__(self) -> Filer:
-        self._scorer.__enter__()
+        self.scorer.__enter__()
         return self
 
     def __exit__(self, *ended: object) -> None:
-        self._scorer.__exit__(*ended)
+        self.scorer.__exit__(*ended)
 
     def filed(self, parts: Iterable[Part], seen: Seen) -> Generator[Finished, None, None]:
         """Every part once its file is there; that is waited for beside the next part.
@@ -74,18 +74,18 @@ class Filer:
             DataError: images or files cannot be reached.
             EngineError: the runtime failed.
         """
-        rows = self._scorer.scored(parts, self._reader.items)
+        rows = self.scorer.scored(parts, self._reader.items)
         file: _File | None = None
         closing_now: deque[tuple[Finished, Future[None]]] = deque()
         with closing(rows), ThreadPoolExecutor(1, "file") as pool:
             try:
                 for part, block in rows:
-                    file = file or _File(self.output, self.output.part(part.number, self._key), self._scorer.answers)
+                    file = file or _File(self.output, self.output.part(part.number, self._key), self.scorer.answers)
                     if block is not None:
                         file.write(block)
                         seen(len(block.names))
                         continue
-                    finished = Finished(number=part.number, tally=file.tally, engine_s=self._scorer.take_seconds())
+                    finished = Finished(number=part.number, tally=file.tally, engine_s=self.scorer.take_seconds())
                     closing_now.append((finished, pool.submit(file.close)))
                     file = None
                     if len(closing_now) > 1:

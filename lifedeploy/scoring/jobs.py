@@ -26,12 +26,14 @@ from lifedeploy.scoring.formats import FORMATS, Format
 from lifedeploy.scoring.parts import Part
 from lifedeploy.scoring.places import Place
 from lifedeploy.scoring.sources import LISTING
-from lifedeploy.text import quoted
+from lifedeploy.text import quoted, shortened
 
 RECORD = "_score.json"  # readers of data sets pass over names with "_" before them
 _UNDERWAY = ".parts"  # what is behind the name of a file in that of the folder where its parts wait
 _PART = re.compile(r"part-(?P<number>[0-9]{5,})-(?P<key>[0-9a-f]{12})\.(?P<format>[a-z]+)")
 _READ_TOGETHER = 16  # files that were there before
+_ENDINGS = tuple(form.ending for form in FORMATS.values())
+_NO_FORMATS = (".json", ".ndjson", ".tsv", ".txt", ".pq", ".feather", ".arrow", ".npy", ".npz", ".xlsx", ".gz", ".zst")
 _REPLACED = "--overwrite replaces what is there; or name another place"
 EXAMPLES = 10  # images without an answer that are named
 _Count = Annotated[int, Meta(ge=0)]
@@ -98,6 +100,11 @@ class Tally:
         return Tally(images=self.images + other.images, bad=self.bad + other.bad, examples=examples)
 
 
+def told(name: str, problem: str) -> str:
+    """What is wrong with an image, with its name, which is in most of what is said of one."""
+    return shortened(problem if name in problem else f"{name}: {problem}", 300)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What lies beside the rows: which job they are of."""
@@ -126,7 +133,7 @@ class Output:
         """
         kind = self.place.kind()
         if kind != "nothing" and (kind == "file") != self.single:
-            endings = ", ".join(form.ending for form in FORMATS.values())
+            endings = ", ".join(_ENDINGS)
             raise UsageError(f"{self.place} is a {kind}; rows go to a folder, or to one file that ends in {endings}")
         self.folder.require_writable()
 
@@ -251,17 +258,24 @@ class Output:
 
 @contextmanager
 def held(output: Output) -> Iterator[None]:
-    """Hold the folder of parts for this process."""
+    """Hold the folder of parts for this process; nothing is left of it where nothing came of it."""
+    new = output.folder.kind() == "nothing"
     with output.folder.held():
-        yield
+        try:
+            yield
+        finally:
+            if new:
+                output.folder.remove_empty()
 
 
 def output_at(place: Place, form: Format | None, asked: str) -> Output:
     """Where rows go: to one file where the place is called like one, else to a folder.
 
     Raises:
-        UsageError: the name means one format, and another one was asked for.
+        UsageError: the name means one format, and another one was asked for; or a kind of file that is not written.
     """
+    if form is None and place.name.lower().endswith(_NO_FORMATS):
+        raise UsageError(f"{place} is no file of rows by its ending; there are: {', '.join(_ENDINGS)}; or a folder")
     if form is None:
         return Output(place, FORMATS[asked or "parquet"], single=False)
     if asked and asked != form.name:

@@ -22,6 +22,7 @@ from lifedeploy.optional import pip_line
 from lifedeploy.reading import reason
 from lifedeploy.writing import atomic_file, require_folder, sole_writer
 
+_HERE = "file://"
 Kind = Literal["file", "folder", "nothing"]
 
 
@@ -154,6 +155,8 @@ def place_of(text: str) -> Place:
     """
     if not is_address(text):
         return LocalPlace(Path(text))
+    if text.startswith(_HERE):
+        return LocalPlace(Path(text.removeprefix(_HERE)))
     from lifedeploy.scoring.remote import RemotePlace
 
     return RemotePlace.at(text)

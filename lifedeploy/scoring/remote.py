@@ -5,6 +5,7 @@ https://filesystem-spec.readthedocs.io/en/latest/api.html
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 from collections.abc import Iterator
@@ -105,8 +106,7 @@ class RemotePlace(Place):
 
     def open(self) -> IO[bytes]:
         with reached(self.address):
-            file: IO[bytes] = self._system.open(self._path, "rb")
-        return file
+            return io.BufferedReader(self._system.open(self._path, "rb"))  # which reads lines as any other file does
 
     @contextmanager
     def here(self) -> Iterator[Path]:

@@ -48,13 +48,14 @@ class Scorer:
         self.batch = target.batch_size or settings.batch
         self.seconds = 0.0  # in the engine
         self._kept, self._top = kept, top
+        self._what = f"{target.place} on {target.engine.name} {target.precision}"
         self._session = Session(target, options=EngineOptions(threads=settings.threads, batch=self.batch))
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             session = stack.enter_context(self._session)
-            self._lane = session.lane(self.batch)
-            (self._images,) = self._lane.inputs.values()
+            self.lane = session.lane(self.batch)
+            (self._images,) = self.lane.inputs.values()
             self._given = session.engine.outputs[0].name
             width = int(session.engine.outputs[0].shape[-1] or self.spec.num_classes)
             top = min(self._top, width)
@@ -67,7 +68,7 @@ class Scorer:
 
     def warm_up(self) -> None:
         """Infer once, so that what a runtime does the first time is not in the time of what is asked first."""
-        self._lane.infer()
+        self.lane.infer()
 
     def take_seconds(self) -> float:
         """Seconds in the engine since this was asked last."""
@@ -111,7 +112,7 @@ class Scorer:
             sound = np.isfinite(given).all(axis=1)
             places = [number for number, image in enumerate(images) if image.pixels is not None]
             for number in np.flatnonzero(~sound).tolist():
-                problems[places[number]] = "the model's answer is NaN or infinity"
+                problems[places[number]] = f"{self._what} gives NaN or infinity for {images[places[number]].name}"
             values = self.answers.values(given[sound])
         return Rows(tuple(image.name for image in images), tuple(problems), values)
 
@@ -123,6 +124,6 @@ class Scorer:
         else:
             self._images[:count] = model_input(np.stack(pixels), self.spec.preprocess, in_graph=False)
         began = time.perf_counter()
-        self._lane.infer()
+        self.lane.infer()
         self.seconds += time.perf_counter() - began
-        return np.array(self._lane.outputs[self._given][:count], dtype=np.float32)
+        return np.array(self.lane.outputs[self._given][:count], dtype=np.float32)

@@ -127,7 +127,7 @@ def listed(given: Found, images: int, folder: Path, output: Place) -> Listed:
         source = Source(root=given.root.address, manifest=given.manifest.place.address, column=given.manifest.column)
         return Listed(source=source, parts=planned.parts, images=planned.images, digest=planned.digest)
     listing, left_out, is_of_shards = _written(given, folder)
-    table = manifest_at(LocalPlace(listing)).resolved()
+    table = manifest_at(LocalPlace(listing), (_SHARDS if is_of_shards else _IMAGES)[0]).resolved()
     if is_of_shards:
         planned = table.planned(1)
         return Listed(

@@ -9,9 +9,8 @@ from functools import reduce
 from lifedeploy.errors import DataError
 from lifedeploy.progress import Progress, Step
 from lifedeploy.scoring.filing import Finished
-from lifedeploy.scoring.jobs import Tally
+from lifedeploy.scoring.jobs import Tally, told
 from lifedeploy.scoring.parts import Part
-from lifedeploy.text import shortened
 
 _JUDGED_FROM = 1000  # images, where it is not known before how many there are
 
@@ -38,11 +37,20 @@ class Watch:
         self.engine_s = 0.0
         self.seconds = 0.0
         self._underway = 0  # images of parts that are not done
+        self._size = sum(part.size for part in self._parts.values())
+        self._done_images = self._done_bad = self._done_size = 0
+        for number, tally in done.items():
+            self._count(number, tally)
 
     @property
     def tally(self) -> Tally:
         """Of all parts that are done, in their order."""
         return reduce(Tally.__add__, (self._done[number] for number in sorted(self._done)), Tally())
+
+    def _count(self, number: int, tally: Tally) -> None:
+        self._done_images += tally.images
+        self._done_bad += tally.bad
+        self._done_size += self._parts[number].size
 
     def seen(self, images: int) -> None:
         """So many images more have their rows, though their part is not done yet."""
@@ -59,6 +67,7 @@ class Watch:
         self._began = time.perf_counter()
         for part in finished:
             self._done[part.number] = part.tally
+            self._count(part.number, part.tally)
             self._underway = max(0, self._underway - part.tally.images)
             self.scored += part.tally.images
             self.engine_s += part.engine_s
@@ -73,29 +82,27 @@ class Watch:
         Raises:
             DataError: too many have none; or none has one.
         """
-        tally = self.tally
-        of = tally.images if over or self._images is None else self._images
-        if not tally.bad or (not over and self._images is None and of < _JUDGED_FROM):
+        bad, of = self._done_bad, self._done_images if over or self._images is None else self._images
+        if not bad or (not over and self._images is None and of < _JUDGED_FROM):
             return
-        none = over and tally.bad == tally.images
-        if none or tally.bad > self._max_bad * of:
-            first = shortened(": ".join(tally.examples[0]), 300)
+        none = over and bad == of
+        if none or bad > self._max_bad * of:
+            name, problem = self.tally.examples[0]
             allowed = "" if none else f", more than --max-bad {self._max_bad:g} allows"
             raise DataError(
-                f"{tally.bad:,} of {of:,} images have no answer{allowed}; the first: {first}",
+                f"{bad:,} of {of:,} images have no answer{allowed}; the first: {told(name, problem)}",
                 hint=None if none else "what is done is kept: with a larger --max-bad the same command goes on",
             )
 
     def _tell(self) -> None:
-        done = sum(tally.images for tally in self._done.values()) + self._underway
+        done = self._done_images + self._underway
         elapsed = time.perf_counter() - self._began
         rate = (self.scored + self._underway) / elapsed if elapsed else 0.0
         speed = f", {rate:,.0f} img/s" if self.scored + self._underway else ""
         if self._images is not None:
             self._progress(Step("scoring", done / max(self._images, 1), f"{done:,} of {self._images:,} images{speed}"))
             return
-        size = sum(part.size for part in self._parts.values()) or 1
-        share = sum(self._parts[number].size for number in self._done) / size
+        share = self._done_size / max(self._size, 1)
         self._progress(
             Step("scoring", share, f"{len(self._done):,} of {len(self._parts):,} shards, {done:,} images{speed}")
         )

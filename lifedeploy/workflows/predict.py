@@ -13,7 +13,7 @@ import numpy as np
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.preprocess import read_image
-from lifedeploy.errors import WeightsError
+from lifedeploy.errors import ImageError, WeightsError
 from lifedeploy.progress import Progress, Step, unwatched
 from lifedeploy.scoring.answers import Rows
 from lifedeploy.scoring.parts import Item, Part
@@ -79,6 +79,7 @@ def predict(request: PredictRequest, workspace: Workspace, progress: Progress = 
 
     Raises:
         WeightsError: the model's weights are random: it has no classes to name.
+        ImageError: there is no image among them that the model says anything of.
     """
     with in_use(select.for_prediction(request.model, workspace).folder):
         return _predict(request, workspace, progress)
@@ -105,6 +106,9 @@ def _predict(request: PredictRequest, workspace: Workspace, progress: Progress) 
                     predictions += _predictions(rows, scorer.take_seconds(), spec.classes, request.top)
                     share = len(predictions) / len(items)
                     progress(Step("predicting", share, f"{len(predictions):,} of {len(items):,} images"))
+    first = next((prediction.error for prediction in predictions), "")
+    if all(prediction.error for prediction in predictions):
+        raise ImageError(first if len(predictions) == 1 else f"none of {len(predictions):,} images: {first}")
     return PredictReport(artifact.name, f"{target.engine.name} {target.precision}", tuple(predictions))
 
 

@@ -41,7 +41,8 @@ def predict(
         report = run(PredictRequest(tuple(images), model, top), Workspace(workspace), progress)
     console.report(json, report.to_dict, lambda: predicted(report))
     if report.bad:
-        raise ImageError(f"{len(report.bad):,} of {len(report.predictions):,} images have no answer")
+        count = f"{len(report.bad):,} of {len(report.predictions):,} images have no answer"
+        raise ImageError(f"{count}; the first: {report.bad[0].error}")
 
 
 def predicted(report: PredictReport) -> RenderableType:

@@ -152,11 +152,13 @@ def score(
             actors=Actors(count=actors, cores=actor_cores, gpus=actor_gpus),
             command=options.command_line(),
         )
+        from lifedeploy.scoring.jobs import told
+
         report = run(request, Workspace(workspace), say, progress)
     for warning in report.warnings:
         console.warn(warning)
     if report.bad:
-        lines = [f"{name}: {problem}" for name, problem in report.examples]
+        lines = [told(*example) for example in report.examples]
         more = report.bad - len(lines)
         lines += [f"and {more:,} more; their rows say why"] if more else []
         console.warn(
