@@ -114,7 +114,8 @@ class Bench:
         assert images.listing is not None
         (output.path / images.listing.name).write_bytes(images.listing.read_bytes())
         job = Job(
-            model=artifact.name, source=SMALL, sha256=artifact.manifest.sha256, engine=ENGINE,
+            model=artifact.name, source=SMALL, root=images.source.root,
+            column=images.source.column, sha256=artifact.manifest.sha256, engine=ENGINE,
             precision=artifact.precision, keep="top", top=5, input=images.digest, part=part, format="parquet",
             max_pixels=10**9,
         )  # fmt: skip

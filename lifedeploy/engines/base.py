@@ -1,8 +1,8 @@
 """The contract of an engine.
 
-The base class checks, the subclass works. ``run`` takes and gives dictionaries of arrays, checks names, dtypes and
-shapes first, and suits everyone, from any number of threads. ``lane`` gives buffers and an ``infer`` that only infers,
-for measuring and serving; several may infer at once, from a thread each, if opened with as many ``streams``.
+The base class checks, the subclass works. ``run`` checks the names, dtypes and shapes of what it is given, and suits
+everyone, from any number of threads. ``lane`` gives buffers and an ``infer`` that only infers, for measuring and
+serving; several may infer at once, from a thread each, if opened with as many ``streams``.
 """
 
 from __future__ import annotations
@@ -156,7 +156,6 @@ class Engine(ABC):
         self._turn = nullcontext() if self.concurrent else threading.Lock()
 
     # What a runtime can do here, asked before anything is built.
-
     @classmethod
     @abstractmethod
     def availability(cls) -> Availability:

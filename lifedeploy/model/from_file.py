@@ -67,6 +67,9 @@ def load_file(request: ModelRequest, path: Path, ordering: str) -> LoadedModel:
     given = file_spec.classes if file_spec else checkpoint.read_classes(path)
     names = given or (() if file_spec else imagenet_names(adapted(vit).classes))
     taken = "its 1,000 classes are taken for ImageNet's" if names and not given and not fresh else ""
+    if not classes:  # the head is left out
+        names = ()
+        state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)}
     if fresh:
         names = ()
         state = {name: tensor for name, tensor in state.items() if not _HEAD.match(name)} | _head_of(vit, state)

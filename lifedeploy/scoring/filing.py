@@ -16,11 +16,13 @@ from lifedeploy.errors import ArtifactError
 from lifedeploy.limits import limit_pixels
 from lifedeploy.scoring.answers import Answers, Rows
 from lifedeploy.scoring.formats import FORMATS
-from lifedeploy.scoring.jobs import EXAMPLES, Job, Output, Tally
+from lifedeploy.scoring.images import Reader
+from lifedeploy.scoring.jobs import EXAMPLES, Job, Tally
+from lifedeploy.scoring.output import Output
 from lifedeploy.scoring.parts import Part
 from lifedeploy.scoring.places import Place, place_of
 from lifedeploy.scoring.scorer import Scorer, Settings
-from lifedeploy.scoring.sources import Reader, Source
+from lifedeploy.scoring.sources import Source
 from lifedeploy.targets.find import ModelFile
 from lifedeploy.targets.target import Target, target_of
 from lifedeploy.text import shortened
@@ -122,7 +124,7 @@ class _File:
             self._stack = stack.pop_all()
 
     def write(self, rows: Rows) -> None:
-        """Add rows."""
+        """Add rows, behind those that are there."""
         self._writer.write(rows)
         bad = ((name, shortened(problem)) for name, problem in zip(rows.names, rows.problems, strict=True) if problem)
         self.tally += Tally(images=len(rows.names), bad=rows.bad, examples=tuple(islice(bad, EXAMPLES)))

@@ -42,7 +42,7 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, rows: Rows) -> None:
-        """Add rows."""
+        """Add rows, behind those that are there."""
 
     @abstractmethod
     def _begin(self) -> None: ...
@@ -223,7 +223,7 @@ class Csv(Format):
 class _CsvWriter(_TextWriter):
     def _begin(self) -> None:
         super()._begin()
-        self._table = csv.writer(self._file, lineterminator="\n")
+        self._table = csv.writer(self._file)
         self._table.writerow([NAME, *chain.from_iterable(map(_names, self.columns)), PROBLEM])
 
     def write(self, rows: Rows) -> None:

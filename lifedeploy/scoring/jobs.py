@@ -1,4 +1,4 @@
-"""A job: which model gives which answers to which images; and what of it is done, told by the files that are there.
+"""A job: which model gives which answers to which images, and how it went.
 
 A job has a key, which is in the name of every part: what another model, other options or another input have made is
 never taken for it. Batch sizes, threads and where it runs are none of that: a job may be taken up on a cluster.
@@ -7,34 +7,15 @@ never taken for it. Batch sizes, threads and where it runs are none of that: a j
 from __future__ import annotations
 
 import hashlib
-import re
-import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 from msgspec import Meta
 
-from lifedeploy.errors import DataError, UsageError
-from lifedeploy.files import compact_json, now, readable_json
-from lifedeploy.reading import decode_json
+from lifedeploy.files import compact_json
 from lifedeploy.scoring.answers import Kept
-from lifedeploy.scoring.formats import FORMATS, Format
-from lifedeploy.scoring.parts import Part
-from lifedeploy.scoring.places import Place
-from lifedeploy.scoring.sources import LISTING
-from lifedeploy.text import quoted, shortened
+from lifedeploy.text import shortened
 
-RECORD = "_score.json"  # readers of data sets pass over names with "_" before them
-_UNDERWAY = ".parts"  # what is behind the name of a file in that of the folder where its parts wait
-_PART = re.compile(r"part-(?P<number>[0-9]{5,})-(?P<key>[0-9a-f]{12})\.(?P<format>[a-z]+)")
-_READ_TOGETHER = 16  # files that were there before
-_ENDINGS = tuple(form.ending for form in FORMATS.values())
-_NO_FORMATS = (".json", ".ndjson", ".tsv", ".txt", ".pq", ".feather", ".arrow", ".npy", ".npz", ".xlsx", ".gz", ".zst")
-_REPLACED = "--overwrite replaces what is there; or name another place"
 EXAMPLES = 10  # images without an answer that are named
 _Count = Annotated[int, Meta(ge=0)]
 _SAID = {
@@ -45,6 +26,8 @@ _SAID = {
     "keep": "--keep",
     "top": "--top",
     "input": "images",
+    "root": "images",
+    "column": "--column",
     "part": "--part",
     "format": "format",
     "max_pixels": "--max-pixels",
@@ -57,6 +40,8 @@ class Job:
 
     model: str  # its name: only shown
     source: str  # the input as it was named: only shown
+    root: str  # address of the folder that names are below
+    column: str  # of a manifest
     sha256: str  # of the model's file
     engine: str
     precision: str
@@ -78,6 +63,8 @@ class Job:
         odd = [name for name in _SAID if name != "model" and getattr(self, name) != getattr(other, name)]
         said = []
         for name in odd:
+            if "input" in odd and name in ("root", "column"):
+                continue  # other images altogether
             ours, theirs = getattr(self, name), getattr(other, name)
             if name == "sha256":
                 ours, theirs = (f"{job.model} ({job.sha256[:8]})" for job in (self, other))
@@ -115,169 +102,3 @@ class Record:
     complete: bool = False
     parts: _Count = 0
     tally: Tally = field(default_factory=Tally)
-
-
-class Output:
-    """Where rows go: a folder with a file for each part; or one file, whose parts wait in a folder beside it."""
-
-    def __init__(self, place: Place, form: Format, *, single: bool) -> None:
-        self.place, self.format, self.single = place, form, single
-        self.folder = place.beside(place.name + _UNDERWAY) if single else place
-        self.record = place.beside(place.name + ".json") if single else place.child(RECORD)
-
-    def require_writable(self) -> None:
-        """Find out before the work that nothing can be written there, as far as that can be told.
-
-        Raises:
-            UsageError: it cannot.
-        """
-        kind = self.place.kind()
-        if kind != "nothing" and (kind == "file") != self.single:
-            endings = ", ".join(_ENDINGS)
-            raise UsageError(f"{self.place} is a {kind}; rows go to a folder, or to one file that ends in {endings}")
-        self.folder.require_writable()
-
-    def begin(self, job: Job, version: str, *, overwrite: bool) -> Record:
-        """The record of ``job``, which is there from here on; of a job that is over, the complete one.
-
-        What is of this very job stays, whether the rest is to be replaced or not: the same command goes on.
-
-        Raises:
-            UsageError: there is something of another job, and it is not to be replaced.
-            DataError: a record is damaged, or where it is cannot be reached.
-        """
-        underway = self._read(self.folder.child(RECORD))
-        ended = self._read(self.record) if self.single else underway
-        if not overwrite:
-            self._require_of(job, [record for record in (underway, ended) if record is not None])
-        if ended is not None and ended.job.key == job.key and ended.complete and self._is_whole(job, ended):
-            return ended
-        if underway is not None and underway.job.key == job.key:
-            return underway
-        self._clear()
-        record = Record(lifedeploy=version, created=now(), job=job)
-        self._write(self.folder.child(RECORD), record)
-        return record
-
-    def _require_of(self, job: Job, records: Sequence[Record]) -> None:
-        """Make sure that there is nothing but what is of ``job``, or of nobody.
-
-        Raises:
-            UsageError: there is.
-        """
-        other = next((record.job for record in records if record.job.key != job.key), None)
-        if other is not None:
-            said = "; ".join(job.differences(other))
-            raise UsageError(f"{self.place} holds rows of another job: {said}", hint=_REPLACED)
-        unknown = self.single and not records and self.place.kind() != "nothing"
-        if unknown or any(key != job.key for _, key in self._parts()):
-            raise UsageError(f"{self.place} is there already, and is not of this job", hint=_REPLACED)
-
-    def _is_whole(self, job: Job, record: Record) -> bool:
-        """Whether all that a record tells of is there."""
-        return self.place.kind() == "file" if self.single else len(self.done(job.key)) >= record.parts
-
-    def _clear(self) -> None:
-        """Take away what other jobs have left here: the record last, so that it is told until then."""
-        if self.single:
-            self.place.remove()
-        for entry in self.folder.entries():
-            if _PART.fullmatch(entry.name) or entry.name == LISTING:
-                self.folder.child(entry.name).remove()
-        self.folder.child(RECORD).remove()
-        if self.single:
-            self.record.remove()
-
-    def keep_listing(self, listing: Path) -> None:
-        """Put a table of the input beside the parts."""
-        with self.folder.child(LISTING).writing() as path:
-            shutil.copyfile(listing, path)
-
-    def discard_parts(self) -> None:
-        """Take away the folder in which parts of one file have waited, and nothing else that may be in it."""
-        for entry in self.folder.entries():
-            if _PART.fullmatch(entry.name) or entry.name in (LISTING, RECORD):
-                self.folder.child(entry.name).remove()
-        self.folder.remove_empty()
-
-    def part(self, number: int, job_key: str) -> Place:
-        """The file of a part."""
-        return self.folder.child(f"part-{number:05d}-{job_key}{self.format.ending}")
-
-    def done(self, key: str) -> set[int]:
-        """Numbers of the parts whose rows are there."""
-        return {number for number, other in self._parts() if other == key}
-
-    def _parts(self) -> list[tuple[int, str]]:
-        names = (_PART.fullmatch(entry.name) for entry in self.folder.entries())
-        return [(int(match["number"]), match["key"]) for match in names if match is not None]
-
-    def tally_of(self, place: Place) -> Tally:
-        """What is in a file of rows."""
-        count, bad = 0, 0
-        examples: list[tuple[str, str]] = []
-        with place.open() as file:
-            for name, problem in self.format.problems(file):
-                count += 1
-                if problem:
-                    bad += 1
-                    examples += [(name, problem)] if len(examples) < EXAMPLES else []
-        return Tally(images=count, bad=bad, examples=tuple(examples))
-
-    def tallies(self, numbers: Sequence[int], key: str) -> dict[int, Tally]:
-        """What is in the files of some parts."""
-        with ThreadPoolExecutor(_READ_TOGETHER, "tally") as pool:
-            read = pool.map(lambda number: self.tally_of(self.part(number, key)), numbers)
-            return dict(zip(numbers, read, strict=True))
-
-    def finish(self, record: Record, parts: Sequence[Part]) -> None:
-        """Say that all is done, after one file was made of all parts if that is wanted."""
-        if self.single:
-            with self.place.writing() as path:
-                self.format.join(self._opened(parts, record.job.key), path)
-        self._write(self.record, record)
-        if self.single:
-            self.discard_parts()
-
-    def _opened(self, parts: Sequence[Part], key: str) -> Iterator[IO[bytes]]:
-        for part in parts:
-            with self.part(part.number, key).open() as file:
-                yield file
-
-    def _read(self, place: Place) -> Record | None:
-        try:
-            data = place.read()
-        except FileNotFoundError:
-            return None
-        return decode_json(data, Record, str(place), DataError)
-
-    def _write(self, place: Place, record: Record) -> None:
-        with place.writing() as path:
-            path.write_text(readable_json(asdict(record)), encoding="utf-8")
-
-
-@contextmanager
-def held(output: Output) -> Iterator[None]:
-    """Hold the folder of parts for this process; nothing is left of it where nothing came of it."""
-    new = output.folder.kind() == "nothing"
-    with output.folder.held():
-        try:
-            yield
-        finally:
-            if new:
-                output.folder.remove_empty()
-
-
-def output_at(place: Place, form: Format | None, asked: str) -> Output:
-    """Where rows go: to one file where the place is called like one, else to a folder.
-
-    Raises:
-        UsageError: the name means one format, and another one was asked for; or a kind of file that is not written.
-    """
-    if form is None and place.name.lower().endswith(_NO_FORMATS):
-        raise UsageError(f"{place} is no file of rows by its ending; there are: {', '.join(_ENDINGS)}; or a folder")
-    if form is None:
-        return Output(place, FORMATS[asked or "parquet"], single=False)
-    if asked and asked != form.name:
-        raise UsageError(f"{place} ends as {form.name} does, and --format says {quoted(asked)}")
-    return Output(place, form, single=True)

@@ -36,6 +36,15 @@ def matches(name: str, pattern: str) -> bool:
     return _fits(name.split("/"), pattern.split("/"))
 
 
+def may_hold(folder: str, pattern: str) -> bool:
+    """Whether something below a folder may be like a pattern."""
+    parts, patterns = folder.split("/"), pattern.split("/")
+    plain = patterns[: patterns.index(_ANY)] if _ANY in patterns else patterns
+    if _ANY not in patterns and len(parts) >= len(patterns):
+        return False
+    return all(map(fnmatchcase, parts, plain))
+
+
 def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     if not patterns:
         return not parts
@@ -67,8 +76,8 @@ def files_below(
     Links are followed, but into no folder that they lie in; what lies under two names is there twice. ``pattern`` is
     what paths are to be like; what is not is not meant, and not counted.
     """
-    patterns = pattern.split("/")
-    depth = None if not pattern or _ANY in patterns else len(patterns)
+    if root.kind() != "folder":
+        return
     around = _folders_around(root)
     stack: list[tuple[str, object, Iterator[Entry]]] = [("", root.identity(), iter(root.entries()))]
     while stack:
@@ -79,18 +88,16 @@ def files_below(
             continue
         name = prefix + entry.name
         hidden = nameless(entry.name)
-        if pattern and entry.kind != "folder" and not matches(name, pattern):
+        if pattern and not (may_hold(name, pattern) if entry.kind == "folder" else matches(name, pattern)):
             continue
         if hidden:
             passed.add(hidden, name)
         elif entry.kind == "folder":
-            if depth is None or len(stack) < depth:
-                folder = root.child(name)
-                identity = folder.identity()
-                if identity is not None and identity in (*around, *(above for _, above, _ in stack)):
-                    passed.add("link to a folder that it lies in", name)
-                else:
-                    stack.append((name + "/", identity, _entries_of(folder, name, passed)))
+            identity, inside = _opened(root.child(name), name, passed)
+            if identity is not None and identity in (*around, *(above for _, above, _ in stack)):
+                passed.add("link to a folder that it lies in", name)
+            else:
+                stack.append((name + "/", identity, inside))
         elif not wanted(name):
             passed.add(f"no {what} by name", name, ending=Path(name).suffix.lower())
         elif entry.kind != "file":
@@ -105,11 +112,12 @@ def _folders_around(root: Place) -> tuple[object, ...]:
     return tuple(LocalPlace(folder).identity() for folder in root.path.resolve().parents)
 
 
-def _entries_of(folder: Place, name: str, passed: LeftOutCounter) -> Iterator[Entry]:
+def _opened(folder: Place, name: str, passed: LeftOutCounter) -> tuple[object, Iterator[Entry]]:
+    """A folder's identity, and what lies in it: nothing, and counted, where it cannot be opened."""
     try:
-        return iter(folder.entries())
+        return folder.identity(), iter(folder.entries())
     except DataError as error:
         if not isinstance(folder, LocalPlace):
             raise  # a store that is not reached now may be reached later
         passed.add(f"folder that cannot be opened ({reason(error.__cause__ or error)})", name)
-        return iter(())
+        return None, iter(())

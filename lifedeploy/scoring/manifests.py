@@ -11,6 +11,7 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -28,7 +29,7 @@ ENDINGS = (*TEXTS, *PARQUET)
 USUAL_COLUMNS = ("image", "file_name", "filename", "path", "file", "filepath", "image_path", "url", "uri")
 _LONGEST_LINE = 1024**2  # bytes
 _ROWS_READ = 4096  # of a Parquet file at a time
-_BOM = b"\xef\xbb\xbf"
+_BOM = "\ufeff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class ParquetManifest(Manifest):
     """An Apache Parquet file with a column of text."""
 
     def resolved(self) -> ParquetManifest:
-        with self._file() as file, foreign(str(self.place), DataError):
+        with self._file() as file:
             schema = file.schema_arrow
             column = chosen_column(schema.names, self.column, self.place)
             kind = schema.field(column).type
@@ -131,7 +132,7 @@ class ParquetManifest(Manifest):
         return ParquetManifest(self.place, column)
 
     def planned(self, images: int) -> Planned:
-        with self._file() as file, foreign(str(self.place), DataError):
+        with self._file() as file:
             rows = file.metadata.num_rows
         begins = range(0, rows, images)
         parts = (
@@ -141,7 +142,7 @@ class ParquetManifest(Manifest):
         return Planned(parts=tuple(parts), images=rows, digest=self.place.fingerprint())
 
     def names(self, part: Part) -> Iterator[str]:
-        with self._file() as file, foreign(str(self.place), DataError):
+        with self._file() as file:
             begin, groups = _groups_with(file.metadata, part)
             for batch in file.iter_batches(_ROWS_READ, row_groups=groups, columns=[self.column], use_threads=False):
                 inside = batch.slice(max(part.begin - begin, 0), max(part.end - max(begin, part.begin), 0))
@@ -151,10 +152,11 @@ class ParquetManifest(Manifest):
                 if begin >= part.end:
                     return
 
-    def _file(self) -> Any:
+    @contextmanager
+    def _file(self) -> Iterator[Any]:
         parquet = require("pyarrow.parquet", extra="score")
-        with foreign(str(self.place), DataError):
-            return parquet.ParquetFile(_opened(self.place))
+        with _opened(self.place) as source, foreign(str(self.place), DataError):
+            yield parquet.ParquetFile(source)
 
 
 def chosen_column(columns: Sequence[str], asked: str, place: Place | str) -> str:
@@ -222,7 +224,11 @@ class _Lines:
         begin = self.offset
         self.offset += len(line)
         self._hash.update(line)
-        return (line if begin else line.removeprefix(_BOM)).decode("utf-8")
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"it is not UTF-8 at byte {begin + error.start:,}") from error
+        return text if begin else text.removeprefix(_BOM)
 
     @property
     def digest(self) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lifedeploy
+from lifedeploy import errors
 from lifedeploy.children import environment
 from lifedeploy.engines import registry
 from lifedeploy.errors import EngineError, LifedeployError, UsageError
@@ -71,8 +72,10 @@ def score_on_ray(order: Order, parts: Sequence[Part], actors: Actors) -> Generat
             try:
                 for row in done.iter_rows():
                     yield _finished(row)
-            except Exception as error:  # Ray wraps what a worker raised, and has errors of its own
-                raise _ours(error) from error
+            except LifedeployError:
+                raise
+            except Exception as error:  # of Ray's own kinds, and what a worker raised that is none of ours
+                raise EngineError(f"Ray failed: {reason(error)}") from error
 
 
 class _Tries:
@@ -98,30 +101,55 @@ class _Tries:
 
 
 class _Actor:
-    """A process that scores one part after the other.
-
-    Raises:
-        EngineError: processes end here again and again.
-    """
+    """A process that scores one part after the other. What it raises of ours is a row too: Ray would wrap it, and lose
+    what it was on the way."""
 
     def __init__(self, order: Order, tries: Any, actors: int) -> None:
         self._tries, self._wait = tries, require("ray", extra="ray").get
-        if self._wait(tries.opened.remote()) > actors + _TRIES:
-            raise EngineError(f"opening {order.job.model} has ended {_TRIES} processes of the cluster")
-        self._filer = Filer(order).__enter__()  # for as long as the process lives
+        self._filer: Filer | None = None
+        self._problem: LifedeployError | None = None
+        try:
+            if self._wait(tries.opened.remote()) > actors + _TRIES:
+                raise EngineError(f"opening {order.job.model} has ended {_TRIES} processes of the cluster")
+            self._filer = Filer(order).__enter__()  # for as long as the process lives
+        except LifedeployError as error:
+            self._problem = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part = Part(**row)
+        if self._filer is None:
+            return _failed(self._problem)
+        try:
+            return _row(self._scored(self._filer, Part(**row)))
+        except LifedeployError as error:
+            return _failed(error)
+
+    def _scored(self, filer: Filer, part: Part) -> Finished:
         if self._wait(self._tries.begun.remote(part.number)) > _TRIES:
             raise EngineError(f"part {part.number} has ended {_TRIES} processes of the cluster")
-        done = self._filer.filed_once(part)
+        done = filer.filed_once(part)
         self._wait(self._tries.ended.remote())
-        examples = [list(example) for example in done.tally.examples]
-        tally = {"images": done.tally.images, "bad": done.tally.bad, "examples": examples}
-        return {"number": done.number, "engine_s": done.engine_s, **tally}
+        return done
+
+
+def _row(done: Finished) -> dict[str, Any]:
+    examples = [list(example) for example in done.tally.examples]
+    tally = {"images": done.tally.images, "bad": done.tally.bad, "examples": examples}
+    return {"number": done.number, "engine_s": done.engine_s, **tally, "failed": "", "message": "", "hint": ""}
+
+
+def _failed(error: LifedeployError | None) -> dict[str, Any]:
+    said = {"failed": type(error).__name__, "message": error.message, "hint": error.hint or ""} if error else {}
+    return _row(Finished(number=0, tally=Tally())) | said
 
 
 def _finished(row: Mapping[str, Any]) -> Finished:
+    """The part that a row tells of.
+
+    Raises:
+        LifedeployError: what it tells of instead.
+    """
+    if row["failed"]:
+        raise getattr(errors, row["failed"], EngineError)(row["message"], hint=row["hint"] or None)
     examples = tuple((name, problem) for name, problem in row["examples"])
     tally = Tally(images=row["images"], bad=row["bad"], examples=examples)
     return Finished(number=row["number"], tally=tally, engine_s=row["engine_s"])
@@ -185,13 +213,3 @@ def _be_quiet(data: Any) -> None:
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-
-
-def _ours(error: Exception) -> LifedeployError:
-    """What a worker raised, out of what Ray wraps it in."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, LifedeployError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return EngineError(f"Ray failed: {reason(error)}")

@@ -162,6 +162,13 @@ def place_of(text: str) -> Place:
     return RemotePlace.at(text)
 
 
+def located(root: Place, name: str) -> Place:
+    """Where ``name`` is: below ``root``, unless it is an address or begins with a slash."""
+    if is_address(name) or name.startswith("/"):
+        return place_of(name)
+    return root.child(name)
+
+
 class LocalPlace(Place):
     """A path on this machine."""
 
@@ -238,7 +245,7 @@ class LocalPlace(Place):
         require_folder(self.path)
 
     def absolute(self) -> LocalPlace:
-        return LocalPlace(self.path.absolute())
+        return LocalPlace(self.path.resolve())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -259,8 +266,8 @@ def _local_entry(entry: os.DirEntry[str]) -> Entry:
 
 
 @contextmanager
-def reached(address: str, done: str = "read") -> Iterator[None]:
-    """Around what a file system does: its errors become ours, but that there is no such file.
+def reached(address: str, done: str = "read", *, there: bool = True) -> Iterator[None]:
+    """Around what a file system does: its errors become ours, but that a file is not ``there``, if it is to be.
 
     Raises:
         FileNotFoundError: there is none.
@@ -268,8 +275,12 @@ def reached(address: str, done: str = "read") -> Iterator[None]:
     """
     try:
         yield
-    except (LifedeployError, FileNotFoundError):
+    except LifedeployError:
         raise
+    except FileNotFoundError as error:
+        if there:
+            raise
+        raise DataError(f"{address} cannot be {done}: {reason(error)}") from error
     except ImportError as error:
         raise NotInstalledError(f"{address} cannot be {done}: {reason(error)}", hint=pip_line("score")) from error
     except Exception as error:  # OSError of this machine; elsewhere whatever clients of stores raise

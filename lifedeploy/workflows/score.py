@@ -18,8 +18,9 @@ from lifedeploy.progress import Progress, Say, silent, unwatched
 from lifedeploy.scoring.answers import KEPT, MOST_TOP, Kept, require_given, usual
 from lifedeploy.scoring.filing import Filer, Finished, Order, Seen
 from lifedeploy.scoring.formats import FORMATS, format_of
-from lifedeploy.scoring.jobs import Job, Output, Record, held, output_at
+from lifedeploy.scoring.jobs import Job, Record
 from lifedeploy.scoring.on_ray import Actors, score_on_ray
+from lifedeploy.scoring.output import Output, held, output_at
 from lifedeploy.scoring.parts import Part
 from lifedeploy.scoring.places import place_of
 from lifedeploy.scoring.scorer import Settings
@@ -156,6 +157,8 @@ def _job(request: ScoreRequest, target: Target, shown: str, images: Listed, outp
     return Job(
         model=target.name,
         source=shown,
+        root=images.source.root,
+        column=images.source.column,
         sha256=target.artifact.manifest.sha256,
         engine=target.engine.name,
         precision=target.precision,
@@ -184,6 +187,7 @@ def _scored(
             order = _order(request, target, job, images, output)
             with closing(_finished(order, left, request, watch.seen)) as finished:
                 watch.follow(finished)
+        watch.require_good(over=True)
         say("putting the parts together" if output.single else "finishing")
         record = replace(record, complete=True, parts=len(images.parts), tally=watch.tally)
         output.finish(record, images.parts)

@@ -16,7 +16,8 @@ import pytest
 from lifedeploy.errors import DataError, UsageError
 from lifedeploy.scoring.answers import Column, Rows
 from lifedeploy.scoring.formats import FORMATS, format_of
-from lifedeploy.scoring.jobs import EXAMPLES, RECORD, Job, Output, Record, Tally, held, output_at
+from lifedeploy.scoring.jobs import EXAMPLES, Job, Record, Tally
+from lifedeploy.scoring.output import RECORD, Output, held, output_at
 from lifedeploy.scoring.parts import Part
 from lifedeploy.scoring.places import LocalPlace
 from lifedeploy.scoring.sources import LISTING
@@ -25,6 +26,8 @@ from tests.scoring.test_formats import read_back, rows
 JOB = Job(
     model="tiny",
     source="photos",
+    root="/data/photos",
+    column="image",
     sha256="a" * 64,
     engine="onnxruntime",
     precision="fp32",
@@ -59,9 +62,11 @@ class Place:
 
     def score(self, *numbers: int, problems: Sequence[str] = ("", "")) -> None:
         for number in numbers:
-            with self.output.part(number, self.job.key).writing() as path:
-                with self.output.format.writer(path, COLUMNS) as writer:
-                    writer.write(block(number, problems))
+            with (
+                self.output.part(number, self.job.key).writing() as path,
+                self.output.format.writer(path, COLUMNS) as writer,
+            ):
+                writer.write(block(number, problems))
 
     def finish(self, record: Record) -> None:
         done = sorted(self.output.done(self.job.key))
@@ -146,6 +151,8 @@ def test_the_record_says_what_the_rows_are_of(place):
     assert told["job"] == {
         "model": "tiny",
         "source": "photos",
+        "root": "/data/photos",
+        "column": "image",
         "sha256": "a" * 64,
         "engine": "onnxruntime",
         "precision": "fp32",
@@ -155,7 +162,7 @@ def test_the_record_says_what_the_rows_are_of(place):
         "part": 2,
         "format": place.output.format.name,
         "max_pixels": 1000,
-    } | {name: value for name, value in told["job"].items() if name not in vars(JOB)}
+    }
     assert (told["lifedeploy"], told["complete"], told["parts"]) == ("1.0", True, 3)
     assert told["tally"] == {"images": 6, "bad": 0, "examples": []}
 
@@ -220,6 +227,8 @@ CHANGES = {
     "precision": ({"precision": "int8"}, "precision fp32, not int8"),
     "keep": ({"keep": "top", "top": 5}, "--keep logits, not top; --top 1, not 5"),
     "images": ({"source": "s3://b/x", "input": "d" * 64}, "images photos (bbbbbbbb), not s3://b/x (dddddddd)"),
+    "folder": ({"source": "other", "root": "/data/other"}, "images /data/photos, not /data/other"),
+    "column": ({"column": "mask"}, "--column image, not mask"),
     "part": ({"part": 3}, "--part 2, not 3"),
     "pixels": ({"max_pixels": 2000}, "--max-pixels 1000, not 2000"),
 }
@@ -411,7 +420,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from lifedeploy.scoring.formats import format_of
-from lifedeploy.scoring.jobs import held, output_at
+from lifedeploy.scoring.output import held, output_at
 from lifedeploy.scoring.places import LocalPlace
 with held(output_at(LocalPlace(Path(sys.argv[1])), format_of(sys.argv[1]), "")):
     print("held", flush=True)
@@ -419,7 +428,9 @@ with held(output_at(LocalPlace(Path(sys.argv[1])), format_of(sys.argv[1]), "")):
 """
 
 
-def test_two_processes_never_write_to_one_place(place):
+@pytest.mark.parametrize("name", ["out", "out.csv"])
+def test_two_processes_never_write_to_one_place(tmp_path, name):
+    place = Place(tmp_path, name)
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(place.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lifedeploy.artifact import Workspace
 from lifedeploy.engines.fake import Fake
@@ -73,7 +74,8 @@ def test_a_bad_image_is_told_among_the_others(lifedeploy, model, data, tmp_path)
     assert none["error"] == f"image {tmp_path / 'none.png'} does not exist"
     assert (bad["guesses"], bad["inference_ms"], first["error"], last["error"]) == ([], None, "", "")
     assert len(first["guesses"]) == len(last["guesses"]) == 3
-    assert ended.lines[-1] == "error: 2 of 4 images have no answer"
+    assert ended.lines[-1].startswith("error: 2 of 4 images have no answer; the first: ")
+    assert "bad.png is not an image" in ended.lines[-1]
 
 
 def test_what_is_shown_has_the_others_and_the_reason(lifedeploy, model, data, tmp_path):
@@ -81,7 +83,8 @@ def test_what_is_shown_has_the_others_and_the_reason(lifedeploy, model, data, tm
     ended = lifedeploy("predict", data[0], tmp_path / "bad.png", data[1], "-m", model)
     assert ended.code == 1
     said = [str(data[0]), f"{tmp_path / 'bad.png'} is not an image", str(data[1])]
-    places = [ended.out.index(text) for text in said]
+    shown = ended.out.replace("\n", "")  # long names go on in the next line
+    places = [shown.index(text) for text in said]
     assert places == sorted(places)
     assert ended.out.count("ms)") == 2
     assert ended.out.count("rocket") == 2
@@ -96,19 +99,23 @@ def test_good_images_end_with_0(lifedeploy, model, data):
     assert {prediction["error"] for prediction in report["predictions"]} == {""}
 
 
-def test_bad_images_alone_are_told_each(lifedeploy, model, tmp_path):
-    ended = lifedeploy("predict", tmp_path / "a.png", tmp_path / "b.png", "-m", model, "--json", "-")
-    assert ended.code == 1
-    assert [prediction["error"] for prediction in json.loads(ended.out)["predictions"]] == [
-        f"image {tmp_path / name} does not exist" for name in ("a.png", "b.png")
-    ]
+@pytest.mark.parametrize("output", [(), ("--json", "-"), ("--json", "p.json")])
+def test_where_no_image_has_an_answer_there_is_no_report(lifedeploy, model, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    ended = lifedeploy("predict", "a.png", "-m", model, *output)
+    assert (ended.code, ended.out, ended.lines) == (1, "", ["error: image a.png does not exist"])
+    ended = lifedeploy("predict", "a.png", "b.png", "-m", model, *output)
+    assert (ended.code, ended.out, ended.lines) == (1, "", ["error: none of 2 images: image a.png does not exist"])
+    assert not (tmp_path / "p.json").exists()
 
 
-def test_a_bomb_is_told(lifedeploy, model, data):
-    ended = lifedeploy("predict", data[0], "-m", model, "--max-pixels", "100", "--json", "-")
+def test_a_bomb_is_told(lifedeploy, model, data, tmp_path):
+    Image.new("1", (100, 90)).save(tmp_path / "bomb.png")
+    ended = lifedeploy("predict", data[0], tmp_path / "bomb.png", "-m", model, "--max-pixels", "8000", "--json", "-")
     assert ended.code == 1
-    (prediction,) = json.loads(ended.out)["predictions"]
-    assert prediction["error"] == f"{data[0]} has 90 x 80 = 7,200 pixels, more than the 100 that --max-pixels allows"
+    good, bomb = json.loads(ended.out)["predictions"]
+    said = f"{tmp_path / 'bomb.png'} has 100 x 90 = 9,000 pixels, more than the 8,000 that --max-pixels allows"
+    assert (good["error"], bomb["error"]) == ("", said)
 
 
 def test_an_answer_that_is_no_number_is_told_of_its_image_alone(lifedeploy, fake, data, monkeypatch):

@@ -518,7 +518,7 @@ def test_another_folder_with_images_of_the_same_names_is_another_job(model, data
     shutil.copytree("photos", "other")
     photo(99).save("other/00.png")
     run(model, "photos")
-    with pytest.raises(UsageError, match="out holds rows of another job: images photos"):
+    with pytest.raises(UsageError, match=r"out holds rows of another job: images .*photos, not .*other"):
         run(model, "other")
 
 
@@ -530,7 +530,7 @@ def test_another_column_of_a_manifest_is_another_job(model, data, kind):
     else:
         Path("m.csv").write_text("image,mask\nphotos/00.png,photos/02.png\nphotos/01.png,photos/03.png\n")
     run(model, f"m.{kind}")
-    with pytest.raises(UsageError, match="out holds rows of another job: "):
+    with pytest.raises(UsageError, match=r"out holds rows of another job: --column image, not mask$"):
         run(model, f"m.{kind}", column="mask")
     run(model, f"m.{kind}", column="mask", overwrite=True)
     assert [row["image"] for row in read_rows(Path("out"))] == columns["mask"]
@@ -540,14 +540,46 @@ def test_another_root_of_a_manifest_is_another_job(model, data):
     shutil.copytree("photos", "other")
     Path("m.csv").write_text("image\n00.png\n01.png\n")
     run(model, "m.csv", root="photos")
-    with pytest.raises(UsageError, match="out holds rows of another job: "):
+    with pytest.raises(UsageError, match=r"out holds rows of another job: images /\S*/photos, not /\S*/other$"):
         run(model, "m.csv", root="other")
 
 
-@pytest.mark.parametrize("named", ["photos", "./photos/", "{here}/photos", "{here}/photos/../photos"])
+@pytest.mark.parametrize("named", ["photos", "./photos/", "{here}/photos", "{here}/photos/../photos", "link"])
 def test_a_folder_by_another_name_is_the_same_job(model, data, tmp_path, named):
+    Path("link").symlink_to("photos")
     run(model, "photos")
     assert run(model, named.format(here=tmp_path)).scored == 0
+
+
+@pytest.mark.parametrize("named", ["photos/00.png photos/01.png", "photos/*.png", "x.tar", "m.csv"])
+def test_the_same_files_are_the_same_job_wherever_the_command_is_given(model, data, tmp_path, monkeypatch, named):
+    """They are named from the root of all, and so is where their rows go."""
+    shard(tmp_path / "x.tar", {path.name: path.read_bytes() for path in data})
+    Path("m.csv").write_text("image\nphotos/00.png\nphotos/01.png\n")
+    images = [tmp_path / name for name in named.split()]
+    run(model, *images, output=str(tmp_path / "out"))
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run(model, *images, output=str(tmp_path / "out")).scored == 0
+
+
+def test_links_are_what_they_are_called(model, data, tmp_path):
+    """As caches of data sets have them: what a link leads to lies elsewhere, and is called anything."""
+    Path("blobs").mkdir()
+    Path("blobs/4f2a").write_text("image\n00.png\n01.png\n")
+    Path("photos/m.csv").symlink_to("../blobs/4f2a")
+    report = run(model, "photos/m.csv")
+    assert (report.images, report.bad) == (2, 0)
+    assert [row["image"] for row in read_rows(Path("out"))] == ["00.png", "01.png"]
+
+
+def test_rows_go_through_a_link(model, data, tmp_path):
+    Path("blobs").mkdir()
+    Path("rows.jsonl").symlink_to("blobs/77aa")
+    assert run(model, output="rows.jsonl").images == 11
+    assert Path("rows.jsonl").is_symlink() and Path("blobs/77aa").is_file()
+    assert len(read_rows(Path("rows.jsonl"))) == 11
+    assert run(model, output="rows.jsonl").scored == 0
 
 
 def test_a_file_of_the_user_is_never_replaced_unasked(lifedeploy, model, data):
@@ -643,7 +675,7 @@ def test_a_report_says_what_was_done(lifedeploy, model, data):
     assert {name: report[name] for name in expected} == expected
     assert report["images_per_s"] > 0 and report["engine_images_per_s"] > report["images_per_s"] / 2
     assert report["warnings"] == ["1 file of photos is not used: no image by name (.txt): notes.txt"]
-    for said in ("11 of photos", "out (top; 3 parts)", "img/s", "in the engine alone", "no benchmark"):
+    for said in ("11 of photos", "out (top; 3 parts)", "img/s", "in the engine alone", "No benchmark"):
         assert said in ended.out
     assert "no image by name (.txt): notes.txt" in ended.err
     again = lifedeploy("score", model, "photos", "-o", "out", "--part", "4")

@@ -1,4 +1,4 @@
-"""What the input is, from how it was named: the same images in the same order, wherever a process is that reads them."""
+"""What the input is, from how it was named: the same images in the same order, whichever process reads them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from pyarrow import parquet
 
 from lifedeploy.data.preprocess import read_image
 from lifedeploy.errors import DataError, ImageError, LifedeployError, UsageError
+from lifedeploy.scoring.images import Reader
 from lifedeploy.scoring.parts import Item, Part
 from lifedeploy.scoring.places import LocalPlace, is_address, place_of
-from lifedeploy.scoring.sources import LISTING, Listed, Reader, find, listed
+from lifedeploy.scoring.sources import LISTING, Listed, find, listed
 from tests.data.test_walk import files, lay_out
 from tests.pictures import LINK, encoded, picture, shard
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CLUSTER = "On a cluster"
 _TOP = 100
+_FILES = (".parquet", ".jsonl", ".csv")
 
 
 def score(
@@ -125,7 +126,10 @@ def score(
     Killed at any moment, the same command goes on where it was; `--on ray` may go on with what was begun here.
     """
     read = [model, *(Path(name) for name in images if "://" not in name)]
-    options.require_apart({"--json": json, "--out": None if "://" in out else Path(out)}, read)
+    written = {"--json": json, "--out": None if "://" in out else Path(out)}
+    if written["--out"] and out.lower().endswith(_FILES):
+        written["the record beside --out"] = Path(f"{out}.json")
+    options.require_apart(written, read)
     options.limit_pixels(max_pixels)
     with console.watching(left=True) as (say, progress):
         say("looking at the model")
@@ -186,9 +190,6 @@ def scored(report: ScoreReport) -> RenderableType:
 
 
 def _footnote(report: ScoreReport) -> str:
-    where = (
-        f"on {report.on}" if report.on != "here" else f"{report.machine['cpu']}, {report.machine['threads']} threads"
-    )
-    return (
-        f"{report.scored:,} images in {report.seconds:,.1f} s, {where}. img/s while images are decoded: no benchmark."
-    )
+    machine = f"{report.machine['cpu']}, {report.machine['threads']} threads"
+    where = machine if report.on == "here" else f"on {report.on}"
+    return f"No benchmark: {report.scored:,} images in {report.seconds:,.1f} s, opening and decoding included; {where}."
