@@ -11,6 +11,7 @@ from lifedeploy import optional
 
 HEAVY = ("torch", "timm", "onnx", "onnx_ir", "onnxruntime", "openvino", "matplotlib", "numpy", "PIL", "safetensors")
 HEAVY += ("onnxscript", "ml_dtypes", "accelerate", "tomli_w", "datasets")
+HEAVY += ("pyarrow", "fsspec", "ray")
 HEAVY += ("tensorrt", "tensorrt_rtx", "cuda", "pycuda")
 SCRIPT = """
 import sys
@@ -47,6 +48,7 @@ def test_importing_loads_nothing_heavy(code):
         "inspect",
         "verify",
         "predict",
+        "score",
         "doctor",
         "train",
         "evaluate",

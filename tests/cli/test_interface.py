@@ -43,6 +43,7 @@ REPORTS = {
     "verify": [("EXPORT/weights.safetensors", "EXPORT/model.onnx")],
     "package": [("--for", "triton", "--engine", "openvino", "-o", "repo")],
     "predict": [(CAT,)],
+    "score": [("EXPORT", "shown", "--out", "rows.csv")],
     "evaluate": [("--data", "data", "--batch", "4")],
     "calibrate": [("--data", "data", "--images", "8", "--check-images", "4"), ("--show-policy",)],
     "visualize": [("EXPORT", CAT), ("EXPORT", "--histogram", "--data", "data")],
@@ -97,6 +98,9 @@ def test_every_option_is_still_there_and_has_its_metavar_and_default():
 @pytest.mark.parametrize("command", REPORTS)
 def test_every_key_of_a_report_is_still_there(command, workspace, lifedeploy, weights_file):
     make_images(Path("data"))
+    Path("shown").mkdir()
+    (Path("shown") / "cat.jpg").write_bytes(CAT.read_bytes())
+    (Path("shown") / "none.jpg").touch()
     places = {"EXPORT": str(next(workspace.glob("*/model.json")).parent), "WEIGHTS": str(weights_file)}
     now: set[str] = set()
     for line in REPORTS[command]:
