@@ -59,7 +59,7 @@ def decode_image(source: Path | IO[bytes], name: str) -> Image.Image:
     except ImageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise ImageError(f"image {name} does not exist") from error
-        raise
+        raise ImageError(error.message.replace(str(source), name), hint=error.hint) from error
 
 
 def _decoded(file: IO[bytes], name: str) -> Image.Image:

@@ -92,9 +92,7 @@ class Output:
 
     def _clear(self) -> None:
         """Take away what other jobs have left here: the record last, so that it is told until then."""
-        if self.single:
-            self.place.remove()
-        for entry in self.folder.entries():
+        for entry in self.folder.entries():  # one file stays what it is until the new one takes its place
             if _PART.fullmatch(entry.name) or entry.name == LISTING:
                 self.folder.child(entry.name).remove()
         self.folder.child(RECORD).remove()

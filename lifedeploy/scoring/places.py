@@ -127,6 +127,10 @@ class Place(ABC):
         """The same, whatever folder a process is in."""
         return self
 
+    def real(self) -> Place:
+        """The same by the one name that it has in the end, whatever links lead to it."""
+        return self
+
     def held(self) -> AbstractContextManager[None]:
         """Hold a folder for this process, where that can be done.
 
@@ -245,6 +249,9 @@ class LocalPlace(Place):
         require_folder(self.path)
 
     def absolute(self) -> LocalPlace:
+        return LocalPlace(Path(os.path.abspath(self.path)))  # noqa: PTH100 - a link keeps its name, and its ending
+
+    def real(self) -> LocalPlace:
         return LocalPlace(self.path.resolve())
 
     @contextmanager

@@ -48,7 +48,7 @@ class Scorer:
         self.batch = target.batch_size or settings.batch
         self.seconds = 0.0  # in the engine
         self._kept, self._top = kept, top
-        self._what = f"{target.place} on {target.engine.name} {target.precision}"
+        self._what = f"{target.name} on {target.engine.name} {target.precision}"
         self._session = Session(target, options=EngineOptions(threads=settings.threads, batch=self.batch))
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from lifedeploy.scoring import manifests
 from lifedeploy.scoring.listing import files_below, is_image, is_pattern, is_shard, split_pattern
 from lifedeploy.scoring.manifests import Manifest, manifest_at
 from lifedeploy.scoring.parts import Part
-from lifedeploy.scoring.places import LocalPlace, Place, located, place_of
+from lifedeploy.scoring.places import LocalPlace, Place, is_address, located, place_of
 
 LISTING = "_input.csv"  # what a listing is called beside the rows that were made of it
 _IMAGES, _SHARDS = ("image",), ("shard", "bytes")  # columns of listings
@@ -75,11 +75,11 @@ def find(named: Sequence[str], *, column: str = "", root: str = "") -> Found:
         return find([text.removeprefix("wds/")], column=column, root=root)
     if kind == "nothing" and is_pattern(text):
         folder, pattern = split_pattern(text)
-        return Found(shown=text, root=place_of(folder).absolute(), pattern=pattern)
+        return Found(shown=text, root=place_of(folder).real(), pattern=pattern)
     if kind == "nothing":
         raise DataError(f"{text} does not exist", hint=_HINT)
     if kind == "folder":
-        return Found(shown=text, root=place.absolute())
+        return Found(shown=text, root=place.real())
     if place.name.lower().endswith(manifests.ENDINGS):
         manifest = manifest_at(place.absolute(), column).resolved()
         return Found(
@@ -99,7 +99,8 @@ def _files(named: Sequence[str]) -> Found:
         problem = "is neither an image nor a shard by its ending" if other else f"is no such file as {named[0]}"
         raise DataError(f"{odd} {problem}", hint=_HINT)
     shown = named[0] if len(named) == 1 else f"{named[0]} and {len(named) - 1:,} more"
-    return Found(shown=shown, root=LocalPlace(Path.cwd()), names=tuple(named))
+    anywhere = all(is_address(name) or name.startswith("/") for name in named)
+    return Found(shown=shown, root=LocalPlace(Path("/") if anywhere else Path.cwd()), names=tuple(named))
 
 
 def listed(given: Found, images: int, folder: Path, output: Place) -> Listed:

@@ -1,7 +1,7 @@
 """Scoring on Ray: a real cluster on this machine, with room for two actors of a core each; and actors that die.
 
-What a worker opens is watched there: an image whose name ends with ``deadly.png`` ends the process as ``kill -9`` does,
-and one that ends with ``once.png`` does so the first time that it is opened.
+What a worker opens is watched there: an image whose name ends with ``deadly.png`` ends the process as ``kill -9`` does;
+one that ends with ``once.png`` does so the first time that it is opened; one with ``slow.png`` takes some seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from PIL import Image
 from lifedeploy.artifact import Workspace
 from lifedeploy.errors import ArtifactError, DataError, EngineError, UsageError
 from lifedeploy.progress import Step
+from lifedeploy.scoring import on_ray
 from lifedeploy.scoring.on_ray import Actors
 from lifedeploy.workflows.score import ScoreReport, ScoreRequest, score
 from tests.pictures import encoded, shard
@@ -42,7 +44,10 @@ def cluster() -> Iterator[None]:
     def watch_what_is_opened() -> None:
         def look(event: str, arguments: tuple[object, ...]) -> None:
             path = arguments[0] if event == "open" else None
-            if not isinstance(path, str) or not path.endswith(("deadly.png", "once.png")):
+            if not isinstance(path, str) or not path.endswith(("deadly.png", "once.png", "slow.png")):
+                return
+            if path.endswith("slow.png"):
+                time.sleep(5)  # longer than Ray lets an actor go on that nobody waits for
                 return
             if path.endswith("once.png"):
                 try:
@@ -124,31 +129,6 @@ def inodes(folder: str) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in Path(folder).glob("part-*")}
 
 
-def test_one_file_of_two_actors_is_that_of_a_local_run(cluster, photos):
-    here, ray = run("here.parquet", "here"), run("rows.parquet")
-    assert Path("rows.parquet").read_bytes() == Path("here.parquet").read_bytes()
-    assert (ray.images, ray.bad, ray.parts, ray.scored) == (IMAGES, 1, IMAGES // PART, IMAGES)
-    assert ray.examples == here.examples and ray.examples[0][0] == "05.png"
-    assert not Path("rows.parquet.parts").exists()
-
-
-def test_an_actor_that_is_killed_costs_nothing_but_the_part_it_was_in(cluster, photos):
-    (photos / f"{IMAGES - 2}.png").rename(photos / f"{IMAGES - 2}-once.png")  # in the last part, and not its first
-    run("here", "here")
-    assert run("rows").scored == IMAGES
-    assert rows("rows") == rows("here")
-    there = json.loads((photos / f"{IMAGES - 2}-once.png.died").read_text())
-    assert there  # when it died
-    assert there.items() <= inodes("rows").items()
-
-
-def test_a_part_that_ends_its_process_every_time_is_given_up(cluster, photos):
-    (photos / "06.png").rename(photos / "06-deadly.png")
-    with pytest.raises(EngineError, match=r"^part \d has ended 4 processes of the cluster$"):
-        run("rows", actors=Actors(count=1, cores=1))
-    assert not Path("rows").joinpath("part-00005").exists()
-
-
 class Enough(Exception):
     """Somebody ends a run."""
 
@@ -158,17 +138,54 @@ def at_half(step: Step) -> None:
         raise Enough
 
 
-@pytest.mark.parametrize(("first", "second"), [("here", "ray"), ("ray", "here")])
-def test_what_was_begun_goes_on_elsewhere(cluster, photos, first, second):
+def test_what_was_begun_here_goes_on_on_two_actors_and_is_the_file_of_a_local_run(cluster, photos):
+    here = run("here.parquet", "here")
     with pytest.raises(Enough):
-        run("rows", first, progress=at_half)
-    there = inodes("rows")
+        run("rows.parquet", "here", progress=at_half)
+    there = inodes("rows.parquet.parts")
+    report = run("rows.parquet")
+    assert Path("rows.parquet").read_bytes() == Path("here.parquet").read_bytes()
+    assert (report.images, report.bad, report.parts) == (IMAGES, 1, IMAGES // PART)
+    assert (report.parts_before, report.scored) == (len(there), IMAGES - PART * len(there))
     assert 0 < len(there) < IMAGES // PART
-    report = run("rows", second)
-    assert (report.parts_before, report.images) == (len(there), IMAGES)
+    assert report.examples == here.examples and report.examples[0][0] == "05.png"
+    assert not Path("rows.parquet.parts").exists()
+
+
+def test_what_was_begun_on_ray_goes_on_here(cluster, photos):
+    (photos / "23.png").rename(photos / "23-slow.png")
+    with pytest.raises(Enough):
+        run("rows", progress=at_half)
+    there = inodes("rows")
+    report = run("rows", "here")
+    assert 0 < len(there) <= report.parts_before < IMAGES // PART  # an actor may have ended one more since
     assert there.items() <= inodes("rows").items()
     run("here", "here")
     assert rows("rows") == rows("here")
+
+
+def test_an_actor_that_is_killed_costs_nothing_but_the_part_it_was_in(cluster, photos):
+    (photos / "22.png").rename(photos / "22-once.png")  # in the last part, and not its first
+    assert run("rows").scored == IMAGES
+    there = json.loads((photos / "22-once.png.died").read_text())
+    assert there  # when it died
+    assert there.items() <= inodes("rows").items()
+    run("here", "here")
+    assert rows("rows") == rows("here")
+
+
+def test_a_part_that_ends_its_process_every_time_is_given_up(cluster, photos, monkeypatch):
+    class Late(on_ray._Tries):
+        """As if two processes had died before: each takes seconds to start."""
+
+        def begun(self, number: int) -> int:
+            return super().begun(number) + 2
+
+    monkeypatch.setattr(on_ray, "_Tries", Late)
+    (photos / "06.png").rename(photos / "06-deadly.png")
+    with pytest.raises(EngineError, match=r"^part 1 has ended 4 processes of the cluster$"):
+        run("rows", actors=Actors(count=1, cores=1))
+    assert "part-00001" not in {name[:10] for name in inodes("rows")}
 
 
 def _take_away_the_model() -> None:
@@ -201,15 +218,31 @@ def test_more_cores_than_any_machine_has_are_refused(cluster, photos):
 
 
 def test_modules_in_the_current_folder_are_not_imported_by_a_cluster_of_our_own(photos):
-    """A cluster of the command's own; a module that somebody left there says so, and is otherwise itself."""
+    """By the command, whose cluster ends with it. A module that somebody left there says so when it is imported."""
     for name in ("numpy", "json", "pyarrow", "lifedeploy", "sitecustomize"):
         Path(f"{name}.py").write_text(f"open({str(photos.parent / 'executed')!r}, 'w').write({name!r})\n")
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path is short
-    environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": secrets.token_hex(16), "PYTHONPATH": ""}
     line = ["score", str(next(Path("artifacts").glob("*/onnxruntime-fp32"))), "photos", "-o", "rows", "--format=jsonl"]
-    line += ["--keep=logits", "--part=4", "--threads=1", "--on=ray", "--actors=1", "--actor-cores=1"]
+    line += ["--keep=logits", f"--part={PART}", "--on=ray", "--actors=1", "--actor-cores=1"]
     program = str(Path(sys.executable).with_name("lifedeploy"))
-    done = subprocess.run([program, *line], capture_output=True, text=True, timeout=SECONDS, env=environment)
-    assert done.returncode == 0, done.stderr
+    # The path of a socket is short, whatever folder tests have.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": secrets.token_hex(16), "PYTHONPATH": ""}
+        done = subprocess.run([program, *line], capture_output=True, text=True, timeout=SECONDS, env=environment)
+        assert done.returncode == 0, done.stderr
+        ends = time.monotonic() + 10
+        while (left := processes_of(folder)) and time.monotonic() < ends:
+            time.sleep(0.1)
+    assert left == []
     assert not Path("executed").exists()
     assert sum(map(len, rows("rows").values())) == IMAGES
+
+
+def processes_of(folder: str) -> list[str]:
+    """Command lines of processes that were started with files below a folder."""
+    said = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            said.append(path.read_text(errors="replace"))
+        except OSError:  # it has ended
+            continue
+    return [line for line in said if f"{folder}/" in line]
