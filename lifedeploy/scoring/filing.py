@@ -99,13 +99,10 @@ class Filer:
                     file.abandon()
                 raise
 
-    def filed_once(self, part: Part) -> Finished:
-        """One part; if its file is there, since somebody who died has got so far, what is in it."""
+    def there(self, part: Part) -> Finished | None:
+        """A part whose file is there already, since somebody who died has got so far."""
         place = self.output.part(part.number, self._key)
-        if place.kind() == "file":
-            return Finished(number=part.number, tally=self.output.tally_of(place))
-        (finished,) = self.filed([part], lambda count: None)
-        return finished
+        return Finished(number=part.number, tally=self.output.tally_of(place)) if place.kind() == "file" else None
 
 
 def _closed(finished: Finished, future: Future[None]) -> Finished:
