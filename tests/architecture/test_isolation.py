@@ -78,7 +78,7 @@ def test_naming_engines_loads_no_runtime():
 def test_what_asks_engines_imports_no_framework():
     """What is not there where only a runtime is installed; tests/runtime has such an environment."""
     code = """
-from lifedeploy.workflows import bench, build, doctor, evaluate, inspect, predict, verify, visualize
+from lifedeploy.workflows import bench, build, doctor, evaluate, inspect, predict, score, verify, visualize
 from lifedeploy.engines import registry
 registry.resolve("auto")
 """

@@ -1,4 +1,7 @@
-"""Inputs of every kind that is read, made once: images, shards, two runs, an export with engines and a calibration."""
+"""Inputs of every kind that is read, made once: images, shards, two runs, an export with engines and a calibration.
+
+And more images than a command is done with at once, as files and in shards.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ TINY = ("--backbone=test_vit", "--img-size=32")  # timm's own test model at 4 pa
 EXPORT = "artifacts/test_vit-life-r0.7-32x32px"
 ENGINES = ("fake", "onnxruntime", "openvino")
 LAST = "image.png"  # of what is made
+MANY = 320
+LIST, ROWS = "list.csv", "rows"  # of images, and of what was made of them
 CLASSES = ("cat", "cup")
 TRAIN = ("train", "--data=data", *TINY, "--weights=random", "--batch=8", "--workers=0", "--log-every=1")
 
@@ -61,6 +66,8 @@ def make(root: Path) -> Inputs:
     work.mkdir(parents=True)
     draw_images(work / "data")
     draw_shards(work / "shards")
+    copy_many(work)
+    (work / LIST).write_text("image\n" + "".join(f"{number:03}.png\n" for number in range(12)), encoding="utf-8")
     environment = surroundings(root)
     for argv in (
         (*TRAIN, "--dense", "--epochs=1", "--name=dense"),
@@ -68,6 +75,7 @@ def make(root: Path) -> Inputs:
         ("export", *TINY, "--rho=0.7"),
         *(("build-engine", f"--engine={engine}") for engine in ENGINES),
         ("calibrate", "--data=data", "--images=8", "--check-images=4"),
+        score_line(work),
     ):
         require(argv, work, environment)
     shutil.copy(work / EXPORT / "weights.safetensors", work / "weights.safetensors")
@@ -76,13 +84,23 @@ def make(root: Path) -> Inputs:
     return Inputs(work)
 
 
+def score_line(root: Path) -> tuple[str, ...]:
+    """Score the images of the list that lie in the inputs at ``root``; the same job wherever the rows go."""
+    where = (f"--root={root.resolve() / 'many'}", f"--out={ROWS}")
+    return ("score", f"{EXPORT}/fake-fp32", LIST, *where, "--format=jsonl", "--part=4")
+
+
 def require(argv: tuple[str, ...], folder: Path, environment: Mapping[str, str]) -> None:
     """Run a command that has to succeed.
 
     Raises:
         RuntimeError: it did not.
     """
-    ended = forked.run(forked.Command(argv, folder, environment), seconds=300)
+    require_done(argv, forked.run(forked.Command(argv, folder, environment), seconds=300))
+
+
+def require_done(argv: tuple[str, ...], ended: forked.Ended) -> None:
+    """The same of a command that has ended."""
     if ended.code:
         said = ended.err.decode(errors="replace").strip()[-2000:]
         raise RuntimeError(f"lifedeploy {' '.join(argv)} ended with {ended.code}:\n{said}")
@@ -110,6 +128,19 @@ def draw_shards(root: Path) -> None:
             members[f"{number}.png"] = png(picture(generator))
             members[f"{number}.cls"] = str(number % 2).encode()
         write_tar(root / f"{shard}.tar", members)
+
+
+def copy_many(work: Path) -> None:
+    """The images to train on again and again: ``many/000.png`` and so on, and the same in ``tars``, 40 in each."""
+    drawn = [path.read_bytes() for path in sorted((work / "data/train").rglob("*.png"))]
+    members = {f"{number:03}.png": drawn[number % len(drawn)] for number in range(MANY)}
+    (work / "many").mkdir()
+    (work / "tars").mkdir()
+    for name, data in members.items():
+        (work / "many" / name).write_bytes(data)
+    names = sorted(members)
+    for begin in range(0, MANY, 40):
+        write_tar(work / f"tars/{begin:03}.tar", {name: members[name] for name in names[begin : begin + 40]})
 
 
 def picture(generator: np.random.Generator) -> Image.Image:

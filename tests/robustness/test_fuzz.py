@@ -47,7 +47,7 @@ def test_every_parameter_of_every_command_is_drawn():
     assert set(options.LINES) <= set(options.commands())
 
 
-@pytest.mark.parametrize("name", ["image", "shards", "configuration"])
+@pytest.mark.parametrize("name", ["image", "shards", "configuration", "rows"])
 def test_kinds_are_registered(name):
     assert KINDS[name].share > 0
 

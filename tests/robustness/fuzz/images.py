@@ -62,10 +62,17 @@ def folder(place: Place) -> Case:
             path.write_bytes(place.rng.randbytes(50))
         bad = True
     skip = place.one_of((), (), ("--on-error=skip",))
-    argv = ("evaluate", f"{EXPORT}/fake-fp32", "--data=data", f"--split={half}", *skip)
+    evaluate = ("evaluate", f"{EXPORT}/fake-fp32", "--data=data", f"--split={half}", *skip)
+    score = ("score", f"{EXPORT}/fake-fp32", f"data/{half}", "--out=rows", "--part=4", "--batch=2")
+    argv = place.one_of(evaluate, evaluate, score)
     about = f"{argv[0]} of a folder with an odd {way} {ascii(name)[:50]} {about}"
     return Case(
-        about, argv, bad=bad, terminal=place.rng.random() < 0.15, encoding=place.one_of("utf-8", "utf-8", "ascii")
+        about,
+        argv,
+        bad=bad,
+        writes=("rows",),  # what is done is kept
+        terminal=place.rng.random() < 0.15,
+        encoding=place.one_of("utf-8", "utf-8", "ascii"),
     )
 
 
@@ -99,8 +106,12 @@ def shards(place: Place) -> Case:
         if place.rng.random() < 0.5:
             (place.folder / "shards/classes.txt").unlink()
         way += f" {label[:20]!r}" if way == "label" else ""
-    argv = ("evaluate", f"{EXPORT}/fake-fp32", "--data=wds/shards", *place.one_of((), ("--on-error=skip",)))
-    return Case(f"shards with odd {way}", argv, bad=bad, terminal=place.rng.random() < 0.1)
+    evaluate = ("evaluate", f"{EXPORT}/fake-fp32", "--data=wds/shards", *place.one_of((), ("--on-error=skip",)))
+    score = ("score", f"{EXPORT}/fake-fp32", "shards", place.one_of("--out=rows", "--out=rows.csv"))
+    argv = place.one_of(evaluate, evaluate, score)
+    about = f"{argv[0]} of shards with odd {way}"
+    writes = ("rows", "rows.csv.parts")  # what is done is kept
+    return Case(about, argv, bad=bad, writes=writes, terminal=place.rng.random() < 0.1)
 
 
 def _odd_tar(path: Path, way: str, label: bytes, place: Place) -> None:

@@ -33,6 +33,7 @@ LINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "inspect": ((EXPORT,), ()),
     "verify": ((f"{EXPORT}/model.onnx", f"{EXPORT}/fake-fp32"), ()),
     "predict": (("image.png",), ()),
+    "score": ((f"{EXPORT}/fake-fp32", "data"), ("--out=rows", "--part=4", "--batch=4")),
 }
 _SHARES = {"train": 3, "export": 2, "doctor": 0.3, "bench": 1.5}  # of others: 1
 _NUMBER_LIST = re.compile(r"[A-Z]+(,[A-Z]+)+")

@@ -16,6 +16,7 @@ _OUTPUTS = {  # command → options that write a file
     "calibrate": ("--json", "--plot"),
     "doctor": ("--json",),
     "build-engine": ("--json",),
+    "score": ("--json",),
 }
 _ENDINGS = {"--json": ".json", "--csv": ".csv", "--plot": ".png", "--output": ".svg"}
 
@@ -33,6 +34,7 @@ def code_beside(place: Place) -> Case:
         ("build-engine", EXPORT, "--engine=onnxruntime"),
         ("evaluate", f"{EXPORT}/fake-fp32", "--data=hfds/evil"),
         ("predict", f"--model={EXPORT}", "image.png"),
+        ("score", f"{EXPORT}/fake-fp32", "image.png", "--out=rows"),
     )
     return Case(f"{argv[0]} in a folder with modules of somebody's", argv, environment={"PYTHONPATH": ""})
 
@@ -95,14 +97,15 @@ def output(place: Place) -> Case:
     usual = tuple(word for word in usual if not word.startswith(option))
     argv = (command, *usual, f"{option}={name}", *positional)
     # Nobody knows before that a device is full; what was made till then is whole.
-    writes = ("artifacts", *(f"out{ending}" for ending in _ENDINGS.values()), "lives.png") if way == "full" else ()
+    reports = (f"out{ending}" for ending in _ENDINGS.values())
+    writes = ("artifacts", *reports, "lives.png", "rows") if way == "full" else ()
     return Case(f"{command} {option}: {way}", argv, bad=bad, links=links, writes=writes)
 
 
 @kind("full disk", share=5)
 def full_disk(place: Place) -> Case:
     """A disk on which files end after some bytes."""
-    place.take("data", "weights.safetensors")
+    place.take("data", "weights.safetensors", "many")
     place.take_export("onnxruntime-fp32")
     lines = {
         ("export", *TINY, "--weights=weights.safetensors", "--no-parity", "--output=out"): 400_000,
@@ -110,12 +113,14 @@ def full_disk(place: Place) -> Case:
         ("build-engine", EXPORT, "--engine=onnxruntime", "--force"): 1_000_000,
         ("build-engine", EXPORT, "--engine=openvino"): 1_000_000,
         ("calibrate", EXPORT, "--data=data", "--images=4", "--check-images=2"): 300_000,
+        ("score", f"{EXPORT}/onnxruntime-fp32", "many", "--out=rows.jsonl"): 30_000,
     }
-    argv = place.rng.choices(list(lines), (1, 3, 3, 3, 2))[0]
+    argv = place.rng.choices(list(lines), (1, 3, 3, 3, 2, 3))[0]
     limit = place.rng.randrange(5_000, lines[argv])
     about = f"{argv[0]} where files end after {limit:,} bytes"
     says = "cannot be written|File too large|No space left"
-    return Case(about, argv, bad=True, says=says, writes=("artifacts/checkpoints",), largest_file=limit)
+    writes = ("artifacts/checkpoints", "rows.jsonl.parts")
+    return Case(about, argv, bad=True, says=says, writes=writes, largest_file=limit)
 
 
 @kind("surroundings", share=5)

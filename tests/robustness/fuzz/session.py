@@ -26,6 +26,7 @@ from tests.robustness.fuzz import (  # noqa: F401 (their kinds)
     options,
     places,
     runs,
+    scores,
     weights,
 )
 from tests.robustness.fuzz.case import KINDS, Case, Place

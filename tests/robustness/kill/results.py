@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Of what is measured, and of how a command was started: another one every time. The rest is found by comparison.
-_MEASURED = ("minutes", "seconds", "images_per_s", "command", "machine", "processor", "rounds", "created")
+# Of what is measured, of how a command was started, and of how much was left to do: another one every time. The rest is
+# found by comparison.
+_MEASURED = (
+    *("minutes", "seconds", "images_per_s", "engine_images_per_s", "command", "machine", "processor", "rounds"),
+    *("created", "parts_before", "scored", "root"),
+)
+_KEY = re.compile(r"(?<=part-[0-9]{5})-[0-9a-f]{12}(?=\.)")  # of a job, which is another one in another folder
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Results:
         contents = {}
         for path in folder.rglob("*"):
             name = str(path.relative_to(folder))
+            plain = _KEY.sub("", name)
+            name = plain if plain not in contents else name  # where two jobs have been in one folder
             contents[name] = _content(path) if path.is_file() else None
         return cls(contents)
 
