@@ -166,17 +166,30 @@ def release(descriptor: int) -> None:
 def _new(path: Path, *, folder: bool) -> tuple[Path, int]:
     while True:
         name = path.with_name(_owned(path, _ENDING))
-        if folder:
-            name.mkdir()  # with the usual rights: it keeps them under its final name
-        else:
-            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-        # Until it has the lock, it may be swept by somebody who finds it without one.
-        with suppress(FileNotFoundError):
-            held = lock(name, folder=folder)
-            if held is not None:
-                if _is(name, held):
-                    return name, held
-                release(held)
+        try:
+            held = _created(name, folder=folder)
+        except FileExistsError:  # somebody else's
+            continue
+        except BaseException:  # an interrupt, which is heard of when the disk has answered: the name is there then
+            remove(name)
+            raise
+        if held is not None:
+            return name, held
+
+
+def _created(name: Path, *, folder: bool) -> int | None:
+    """The lock on a new file or folder; None: before it had one, somebody has swept it away."""
+    if folder:
+        name.mkdir()  # with the usual rights: it keeps them under its final name
+    else:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+    with suppress(FileNotFoundError):
+        held = lock(name, folder=folder)
+        if held is not None:
+            if _is(name, held):
+                return held
+            release(held)
+    return None
 
 
 def _is(path: Path, descriptor: int) -> bool:

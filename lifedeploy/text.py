@@ -31,6 +31,15 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether it can be written as UTF-8: the name of a file may be any bytes, which Python carries in its own way."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(text: str) -> str:
     """White space of any kind and length as one space, and the rest :func:`printable`."""
     return printable(" ".join(text.split()))

@@ -120,9 +120,7 @@ class Bench:
             max_pixels=10**9,
         )  # fmt: skip
         settings = Settings(batch=BATCH)
-        order = Order(
-            manifest=self.engine, job=job, source=images.source, output=output.address, single=False, settings=settings
-        )
+        order = Order(manifest=self.engine, job=job, source=images.source, folder=output.address, settings=settings)
         return order, images.parts
 
 
@@ -209,7 +207,7 @@ def predict(bench: Bench, before: Path, rounds: int, files: int) -> dict[str, An
     """Whole commands, from their start to their end, with engine and images of each kind."""
     rows: dict[str, Any] = {}
     for images in (SMALL, CAMERA):
-        for model in (bench.engine, bench.export / "model.json"):
+        for model in (bench.engine,):
             names = sorted(str(path) for path in (bench.work / images).iterdir())[:files]
             words = ["predict", "--model", str(model), "--json", "-", *names]
             speeds: dict[str, list[float]] = {"now": [], "before": []}

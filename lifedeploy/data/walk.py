@@ -13,6 +13,7 @@ from pathlib import Path
 from lifedeploy.data.formats import endings
 from lifedeploy.data.left_out import LeftOutCounter
 from lifedeploy.errors import DataError
+from lifedeploy.text import is_utf8
 
 Identity = tuple[int, int]  # device and inode: the same for all names of one file or folder
 
@@ -229,11 +230,7 @@ def nameless(name: str) -> str:
     """Why a name is not looked at, if it is not."""
     if name.startswith("."):
         return "hidden"
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # reports and split files hold names as UTF-8
-        return "name that is not UTF-8"
-    return ""
+    return "" if is_utf8(name) else "name that is not UTF-8"  # as reports and split files hold names
 
 
 def _identity(path: str) -> Identity:

@@ -36,7 +36,7 @@ from lifedeploy.machine import cores, fast_int8
 from lifedeploy.optional import installed, pip_line, require
 from lifedeploy.records import DetailsRecord
 from lifedeploy.spec import ATTENTIONS, QUANTIZED, GraphForm
-from lifedeploy.text import quoted
+from lifedeploy.text import is_utf8, quoted
 from lifedeploy.writing import saving, scratch_folder
 
 if TYPE_CHECKING:  # a heavy library
@@ -112,7 +112,7 @@ class OnnxRuntime(Engine):
         options = cls._session_options(ort, how)
         target = job.folder / f"{job.stem}.onnx"
         with saving(target), scratch_folder("optimised") as folder:
-            written = target if is_utf8(target) else folder / target.name
+            written = target if is_utf8(str(target)) else folder / target.name
             options.optimized_model_filepath = str(written)
             try:
                 new_session(ort, job.graph, options, [cls.provider], disabled=cls.disabled_optimizers(how))
@@ -261,7 +261,7 @@ def new_session(
     Raises:
         EngineError: ONNX Runtime refused.
     """
-    if isinstance(source, Path) and not is_utf8(source):
+    if isinstance(source, Path) and not is_utf8(str(source)):  # C++ takes text
         source = serialised(source, read_sound(source), EngineError)
     try:
         what = source if isinstance(source, bytes) else str(source)
@@ -294,15 +294,6 @@ def read_sound(path: Path) -> onnx.ModelProto:
         return require_sound(path)
     except ArtifactError as error:
         raise EngineError(error.message, hint=error.hint) from error
-
-
-def is_utf8(path: Path) -> bool:
-    """Whether a path can be given to C++: ONNX Runtime takes text, and a name may be any bytes."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def require_askable(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

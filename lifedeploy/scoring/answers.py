@@ -16,7 +16,6 @@ from lifedeploy.targets.session import most_probable
 
 Kept = Literal["top", "logits", "embeddings"]
 KEPT: tuple[Kept, ...] = ("top", "logits", "embeddings")
-MOST_TOP = 100  # classes of an image: a column or three each
 NAME, PROBLEM = "image", "error"  # the first column, and the last one: why there is no answer
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from lifedeploy.artifact import Artifact
@@ -17,7 +16,7 @@ from lifedeploy.limits import limit_pixels
 from lifedeploy.scoring.answers import Answers, Rows
 from lifedeploy.scoring.formats import FORMATS
 from lifedeploy.scoring.images import Reader
-from lifedeploy.scoring.jobs import EXAMPLES, Job, Tally
+from lifedeploy.scoring.jobs import Job, Tally
 from lifedeploy.scoring.output import Output
 from lifedeploy.scoring.parts import Part
 from lifedeploy.scoring.places import Place, place_of
@@ -25,7 +24,6 @@ from lifedeploy.scoring.scorer import Scorer, Settings
 from lifedeploy.scoring.sources import Source
 from lifedeploy.targets.find import ModelFile
 from lifedeploy.targets.target import Target, target_of
-from lifedeploy.text import shortened
 
 Seen = Callable[[int], None]  # told how many images more are done
 
@@ -37,8 +35,7 @@ class Order:
     manifest: Path  # of the model
     job: Job
     source: Source
-    output: str  # address
-    single: bool  # whether one file is made of all parts in the end
+    folder: str  # address of that where the files of parts go
     settings: Settings
 
 
@@ -57,7 +54,7 @@ class Filer:
     def __init__(self, order: Order) -> None:
         limit_pixels(order.job.max_pixels)
         self._key = order.job.key
-        self.output = Output(place_of(order.output), FORMATS[order.job.format], single=order.single)
+        self.output = Output(place_of(order.folder), FORMATS[order.job.format])
         self._reader = Reader(order.source)
         kept, top = order.job.keep, order.job.top
         self.scorer = Scorer(_same_model(order), kept, top, order.settings)
@@ -123,8 +120,7 @@ class _File:
     def write(self, rows: Rows) -> None:
         """Add rows, behind those that are there."""
         self._writer.write(rows)
-        bad = ((name, shortened(problem)) for name, problem in zip(rows.names, rows.problems, strict=True) if problem)
-        self.tally += Tally(images=len(rows.names), bad=rows.bad, examples=tuple(islice(bad, EXAMPLES)))
+        self.tally += Tally.of(zip(rows.names, rows.problems, strict=True))
 
     def close(self) -> None:
         """Put it where it belongs."""

@@ -7,6 +7,7 @@ never taken for it. Batch sizes, threads and where it runs are none of that: a j
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
@@ -81,6 +82,18 @@ class Tally:
     images: _Count = 0
     bad: _Count = 0
     examples: tuple[tuple[str, str], ...] = ()  # the first bad ones: name, what is wrong
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, str]]) -> Tally:
+        """What rows come to: the name of each, and what is wrong with its image; ''."""
+        count, bad = 0, 0
+        examples: list[tuple[str, str]] = []
+        for name, problem in rows:
+            count += 1
+            if problem:
+                bad += 1
+                examples += [(name, shortened(problem))] if len(examples) < EXAMPLES else []
+        return cls(images=count, bad=bad, examples=tuple(examples))
 
     def __add__(self, other: Tally) -> Tally:
         examples = (*self.examples, *other.examples)[:EXAMPLES]

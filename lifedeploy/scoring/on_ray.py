@@ -5,24 +5,18 @@ https://docs.ray.io/en/latest/data/batch_inference.html: a class whose objects a
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import lifedeploy
 from lifedeploy import errors
-from lifedeploy.children import environment
 from lifedeploy.engines import registry
 from lifedeploy.errors import EngineError, LifedeployError, UsageError
 from lifedeploy.optional import require
 from lifedeploy.progress import quiet_loggers
-from lifedeploy.reading import reason
+from lifedeploy.scoring.cluster import joined, said
 from lifedeploy.scoring.filing import Filer, Finished, Order
 from lifedeploy.scoring.jobs import Tally
 from lifedeploy.scoring.parts import Part
@@ -53,13 +47,14 @@ def score_on_ray(order: Order, parts: Sequence[Part], actors: Actors) -> Generat
         EngineError: Ray failed.
     """
     ray, data = require("ray", extra="ray"), require("ray.data", extra="ray")
-    with _joined(ray):
+    with joined(ray):
         actors = _placed(ray, actors, on_gpu=registry.get(order.job.engine).on_gpu)
         _be_quiet(data)
         threads, workers = order.settings.threads or actors.cores, order.settings.workers or actors.cores
         order = replace(order, settings=replace(order.settings, threads=threads, workers=workers))
         count = min(actors.count or 1, len(parts))
-        tries = ray.remote(num_cpus=0)(_Tries).remote()
+        # Should the machine be lost that this is on, it begins to count again.
+        tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
         rows = data.from_items([asdict(part) for part in parts], override_num_blocks=min(len(parts), _BLOCKS))
         done = rows.map(
             _Actor,
@@ -75,7 +70,7 @@ def score_on_ray(order: Order, parts: Sequence[Part], actors: Actors) -> Generat
             except LifedeployError:
                 raise
             except Exception as error:  # of Ray's own kinds, and what a worker raised that is none of ours
-                raise EngineError(f"Ray failed: {reason(error)}") from error
+                raise EngineError(f"Ray failed: {said(error)}") from error
 
 
 class _Tries:
@@ -156,41 +151,6 @@ def _finished(row: Mapping[str, Any]) -> Finished:
     examples = tuple((name, problem) for name, problem in row["examples"])
     tally = Tally(images=row["images"], bad=row["bad"], examples=examples)
     return Finished(number=row["number"], tally=tally, engine_s=row["engine_s"])
-
-
-@contextmanager
-def _joined(ray: Any) -> Iterator[None]:
-    """Inside, this process is one of a cluster."""
-    if ray.is_initialized():  # whoever calls us has done that, and goes on with it
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its maker what runs
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised; the rest is in its own log files
-    os.environ.update(environment())  # what it starts looks for no module in the current folder
-    try:
-        # Ray puts the current folder onto the path of its workers. What lies where this package does is there already.
-        with chdir(Path(lifedeploy.__file__).parent.parent), _without_stderr():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # ConnectionError, ValueError, RuntimeError: whatever an address comes to
-        where = os.environ.get("RAY_ADDRESS", "")
-        raise EngineError(f"Ray cannot be joined{f' at {where}' if where else ''}: {reason(error)}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Nothing that C++ says comes out: that it was told to say nothing is one of the things that it says."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _placed(ray: Any, asked: Actors, *, on_gpu: bool) -> Actors:

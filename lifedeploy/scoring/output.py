@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from lifedeploy.errors import DataError, UsageError
 from lifedeploy.files import now, readable_json
 from lifedeploy.reading import decode_json
 from lifedeploy.scoring.formats import FORMATS, Format
-from lifedeploy.scoring.jobs import EXAMPLES, Job, Record, Tally
+from lifedeploy.scoring.jobs import Job, Record, Tally
 from lifedeploy.scoring.parts import Part
-from lifedeploy.scoring.places import Place
+from lifedeploy.scoring.places import Kind, Place
 from lifedeploy.scoring.sources import LISTING
 from lifedeploy.text import quoted
 
@@ -31,12 +31,14 @@ _REPLACED = "--overwrite replaces what is there; or name another place"
 
 
 class Output:
-    """Where rows go: a folder with a file for each part; or one file, whose parts wait in a folder beside it."""
+    """Where rows go: a folder with a file for each part, and the job's record."""
 
-    def __init__(self, place: Place, form: Format, *, single: bool) -> None:
-        self.place, self.format, self.single = place, form, single
-        self.folder = place.beside(place.name + _UNDERWAY) if single else place
-        self.record = place.beside(place.name + ".json") if single else place.child(RECORD)
+    kind: ClassVar[Kind] = "folder"
+
+    def __init__(self, place: Place, form: Format) -> None:
+        self.place, self.format = place, form
+        self.folder = place  # of the parts
+        self.record = place.child(RECORD)
 
     def require_writable(self) -> None:
         """Find out before the work that nothing can be written there, as far as that can be told.
@@ -45,7 +47,7 @@ class Output:
             UsageError: it cannot.
         """
         kind = self.place.kind()
-        if kind != "nothing" and (kind == "file") != self.single:
+        if kind not in ("nothing", self.kind):
             endings = ", ".join(_ENDINGS)
             raise UsageError(f"{self.place} is a {kind}; rows go to a folder, or to one file that ends in {endings}")
         self.folder.require_writable()
@@ -60,7 +62,7 @@ class Output:
             DataError: a record is damaged, or where it is cannot be reached.
         """
         underway = self._read(self.folder.child(RECORD))
-        ended = self._read(self.record) if self.single else underway
+        ended = self._read(self.record)
         if not overwrite:
             self._require_of(job, [record for record in (underway, ended) if record is not None])
         if ended is not None and ended.job.key == job.key and ended.complete and self._is_whole(job, ended):
@@ -82,34 +84,29 @@ class Output:
         if other is not None:
             said = "; ".join(job.differences(other))
             raise UsageError(f"{self.place} holds rows of another job: {said}", hint=_REPLACED)
-        unknown = self.single and not records and self.place.kind() != "nothing"
-        if unknown or any(key != job.key for _, key in self._parts()):
+        if (self._is_unknown() and not records) or any(key != job.key for _, key in self._parts()):
             raise UsageError(f"{self.place} is there already, and is not of this job", hint=_REPLACED)
+
+    def _is_unknown(self) -> bool:
+        """Whether there is something that only a record could tell of."""
+        return False
 
     def _is_whole(self, job: Job, record: Record) -> bool:
         """Whether all that a record tells of is there."""
-        return self.place.kind() == "file" if self.single else len(self.done(job.key)) >= record.parts
+        return len(self.done(job.key)) >= record.parts
 
     def _clear(self) -> None:
-        """Take away what other jobs have left here: the record last, so that it is told until then."""
-        for entry in self.folder.entries():  # one file stays what it is until the new one takes its place
+        """Take away what other jobs have left here: the records last, so that they are told until then."""
+        for entry in self.folder.entries():
             if _PART.fullmatch(entry.name) or entry.name == LISTING:
                 self.folder.child(entry.name).remove()
         self.folder.child(RECORD).remove()
-        if self.single:
-            self.record.remove()
+        self.record.remove()
 
     def keep_listing(self, listing: Path) -> None:
         """Put a table of the input beside the parts."""
         with self.folder.child(LISTING).writing() as path:
             shutil.copyfile(listing, path)
-
-    def discard_parts(self) -> None:
-        """Take away the folder in which parts of one file have waited, and nothing else that may be in it."""
-        for entry in self.folder.entries():
-            if _PART.fullmatch(entry.name) or entry.name in (LISTING, RECORD):
-                self.folder.child(entry.name).remove()
-        self.folder.remove_empty()
 
     def part(self, number: int, job_key: str) -> Place:
         """The file of a part."""
@@ -120,20 +117,13 @@ class Output:
         return {number for number, other in self._parts() if other == key}
 
     def _parts(self) -> list[tuple[int, str]]:
-        names = (_PART.fullmatch(entry.name) for entry in self.folder.entries())
+        names = (_PART.fullmatch(entry.name) for entry in self.folder.entries() if entry.kind == "file")
         return [(int(match["number"]), match["key"]) for match in names if match is not None]
 
     def tally_of(self, place: Place) -> Tally:
         """What is in a file of rows."""
-        count, bad = 0, 0
-        examples: list[tuple[str, str]] = []
         with place.open() as file:
-            for name, problem in self.format.problems(file):
-                count += 1
-                if problem:
-                    bad += 1
-                    examples += [(name, problem)] if len(examples) < EXAMPLES else []
-        return Tally(images=count, bad=bad, examples=tuple(examples))
+            return Tally.of(self.format.problems(file))
 
     def tallies(self, numbers: Sequence[int], key: str) -> dict[int, Tally]:
         """What is in the files of some parts."""
@@ -142,18 +132,11 @@ class Output:
             return dict(zip(numbers, read, strict=True))
 
     def finish(self, record: Record, parts: Sequence[Part]) -> None:
-        """Say that all is done, after one file was made of all parts if that is wanted."""
-        if self.single:
-            with self.place.writing() as path:
-                self.format.join(self._opened(parts, record.job.key), path)
+        """Say that all is done."""
         self._write(self.record, record)
-        if self.single:
-            self.discard_parts()
 
-    def _opened(self, parts: Sequence[Part], key: str) -> Iterator[IO[bytes]]:
-        for part in parts:
-            with self.part(part.number, key).open() as file:
-                yield file
+    def tidy(self) -> None:
+        """Take away what is of no use behind a job that is over."""
 
     def _read(self, place: Place) -> Record | None:
         try:
@@ -165,6 +148,40 @@ class Output:
     def _write(self, place: Place, record: Record) -> None:
         with place.writing() as path:
             path.write_text(readable_json(asdict(record)), encoding="utf-8")
+
+
+class OneFile(Output):
+    """One file, whose parts wait in a folder beside it. An older one stays until the new one is made of them."""
+
+    kind: ClassVar[Kind] = "file"
+
+    def __init__(self, place: Place, form: Format) -> None:
+        super().__init__(place, form)
+        self.folder = place.beside(place.name + _UNDERWAY)
+        self.record = place.beside(place.name + ".json")
+
+    def _is_unknown(self) -> bool:
+        return self.place.kind() != "nothing"
+
+    def _is_whole(self, job: Job, record: Record) -> bool:
+        return self.place.kind() == "file"
+
+    def finish(self, record: Record, parts: Sequence[Part]) -> None:
+        with self.place.writing() as path:
+            self.format.join(self._opened(parts, record.job.key), path)
+        super().finish(record, parts)
+        self.tidy()
+
+    def tidy(self) -> None:
+        for entry in self.folder.entries():  # and nothing else that may be in it
+            if _PART.fullmatch(entry.name) or entry.name in (LISTING, RECORD):
+                self.folder.child(entry.name).remove()
+        self.folder.remove_empty()
+
+    def _opened(self, parts: Sequence[Part], key: str) -> Iterator[IO[bytes]]:
+        for part in parts:
+            with self.part(part.number, key).open() as file:
+                yield file
 
 
 @contextmanager
@@ -188,7 +205,7 @@ def output_at(place: Place, form: Format | None, asked: str) -> Output:
     if form is None and place.name.lower().endswith(_NO_FORMATS):
         raise UsageError(f"{place} is no file of rows by its ending; there are: {', '.join(_ENDINGS)}; or a folder")
     if form is None:
-        return Output(place, FORMATS[asked or "parquet"], single=False)
+        return Output(place, FORMATS[asked or "parquet"])
     if asked and asked != form.name:
         raise UsageError(f"{place} ends as {form.name} does, and --format says {quoted(asked)}")
-    return Output(place, form, single=True)
+    return OneFile(place, form)

@@ -224,11 +224,12 @@ class LocalPlace(Place):
         return status.st_dev, status.st_ino
 
     def read(self, begin: int = 0, end: int | None = None) -> bytes:
-        with reached(self.address), self.path.open("rb") as file:
+        with self.open() as file, reached(self.address):
             file.seek(begin)
             return file.read(-1 if end is None else end - begin)
 
     def open(self) -> IO[bytes]:
+        self.kind()  # a device has no end
         with reached(self.address):
             return self.path.open("rb")
 

@@ -25,7 +25,7 @@ _STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "hf")
 # Where each file is a host's of its own: one that is not reached says nothing of the others.
 _HOSTS = ("http", "https")
 # No others: some of fsspec's compute what an address says (``reference``, ``jinja``), or chain what they open.
-SCHEMES = (*_STORES, *_HOSTS, "sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs")
+SCHEMES = (*_STORES, *_HOSTS, "sftp", "ssh", "smb", "hdfs", "webhdfs")
 
 
 class RemotePlace(Place):

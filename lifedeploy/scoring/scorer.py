@@ -105,16 +105,13 @@ class Scorer:
     def _rows(self, images: list[Decoded]) -> Rows:
         """The answers to at most a batch of images, and those that there are none to."""
         problems = [image.problem for image in images]
-        pixels = [image.pixels for image in images if image.pixels is not None]
-        values = self.answers.values(np.empty((0, self.answers.width), np.float32))
-        if pixels:
-            given = self._infer(pixels)
-            sound = np.isfinite(given).all(axis=1)
-            places = [number for number, image in enumerate(images) if image.pixels is not None]
-            for number in np.flatnonzero(~sound).tolist():
-                problems[places[number]] = f"{self._what} gives NaN or infinity for {images[places[number]].name}"
-            values = self.answers.values(given[sound])
-        return Rows(tuple(image.name for image in images), tuple(problems), values)
+        pixels = {number: image.pixels for number, image in enumerate(images) if image.pixels is not None}
+        given = self._infer(list(pixels.values())) if pixels else np.empty((0, self.answers.width), np.float32)
+        sound = np.asarray(np.isfinite(given).all(axis=1))
+        for number, is_sound in zip(pixels, sound, strict=True):
+            if not is_sound:
+                problems[number] = f"{self._what} gives NaN or infinity for {images[number].name}"
+        return Rows(tuple(image.name for image in images), tuple(problems), self.answers.values(given[sound]))
 
     def _infer(self, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """What the model gives, (len(pixels), width); behind them the lane holds what was there before."""

@@ -15,6 +15,7 @@ from lifedeploy.scoring.listing import files_below, is_image, is_pattern, is_sha
 from lifedeploy.scoring.manifests import Manifest, manifest_at
 from lifedeploy.scoring.parts import Part
 from lifedeploy.scoring.places import LocalPlace, Place, is_address, located, place_of
+from lifedeploy.text import is_utf8
 
 LISTING = "_input.csv"  # what a listing is called beside the rows that were made of it
 _IMAGES, _SHARDS = ("image",), ("shard", "bytes")  # columns of listings
@@ -89,7 +90,7 @@ def find(named: Sequence[str], *, column: str = "", root: str = "") -> Found:
 
 
 def _files(named: Sequence[str]) -> Found:
-    odd_one = next((name for name in named if not _is_utf8(name)), None)
+    odd_one = next((name for name in named if not is_utf8(name)), None)
     if odd_one is not None:
         raise DataError(f"{odd_one} has a name that is not UTF-8, which no table of rows holds", hint="rename it")
     shards = [is_shard(name) for name in named]
@@ -169,13 +170,6 @@ def _below(given: Found, wanted: _Wanted, what: str, passed: LeftOutCounter) -> 
 def _named(given: Found, wanted: _Wanted) -> Iterator[tuple[str, int]]:
     for name in filter(wanted, given.names):
         yield name, _size(located(given.root, name)) if wanted is is_shard else 0
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _size(place: Place) -> int:

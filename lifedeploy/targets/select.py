@@ -10,12 +10,13 @@ from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import PrecisionPlan
-from lifedeploy.errors import ArtifactError, UsageError
-from lifedeploy.spec import PRECISIONS
+from lifedeploy.errors import ArtifactError, UsageError, WeightsError
+from lifedeploy.spec import PRECISIONS, ModelSpec
 from lifedeploy.targets.evidence import require_passed
 from lifedeploy.targets.find import ModelFile, export_of, find, newest, quantized_precision, variants
 from lifedeploy.targets.target import RUNTIME, Target, graph_precision, named, of_artifact, target_of
 from lifedeploy.text import quoted
+from lifedeploy.typed import RANDOM_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,19 @@ def for_prediction(model: Path | None, workspace: Workspace) -> Artifact:
     if artifact is None:
         raise ArtifactError(f"{model} was not exported by lifedeploy, so its classes and preprocessing are unknown")
     return artifact
+
+
+def require_trained(path: Path, spec: ModelSpec) -> None:
+    """Make sure that a model's answers mean something.
+
+    Raises:
+        WeightsError: its weights are random.
+    """
+    if spec.provenance.weights == RANDOM_WEIGHTS:
+        raise WeightsError(
+            f"{path} has random weights: any class it named would be made up",
+            hint="export with --weights pretrained or --weights FILE",
+        )
 
 
 def for_packaging(model: Path | None, engine: str, workspace: Workspace) -> Artifact:

@@ -22,7 +22,6 @@ from lifedeploy.targets import select
 from lifedeploy.targets.find import ModelFile
 from lifedeploy.targets.session import most_probable
 from lifedeploy.targets.target import target_of
-from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import in_use
 
 _BATCH = 32
@@ -88,11 +87,7 @@ def predict(request: PredictRequest, workspace: Workspace, progress: Progress = 
 def _predict(request: PredictRequest, workspace: Workspace, progress: Progress) -> PredictReport:
     artifact = select.for_prediction(request.model, workspace)
     spec = artifact.manifest.spec
-    if spec.provenance.weights == RANDOM_WEIGHTS:
-        raise WeightsError(
-            f"{artifact.path} has random weights: any class it named would be made up",
-            hint="export with --weights pretrained or --weights FILE",
-        )
+    select.require_trained(artifact.path, spec)
     if not spec.num_classes:
         raise WeightsError(f"{artifact.path} has no classification head: {spec.backbone} gives features")
     target = target_of(ModelFile.of(artifact))

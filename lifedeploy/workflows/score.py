@@ -6,16 +6,16 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lifedeploy import __version__
 from lifedeploy.artifact import Workspace
-from lifedeploy.errors import UsageError, WeightsError
+from lifedeploy.errors import UsageError
 from lifedeploy.files import now
-from lifedeploy.limits import MOST_IMAGES, MOST_IN_BATCH, MOST_THREADS, pixel_limit, require_within
+from lifedeploy.limits import MOST_IMAGES, MOST_IN_BATCH, MOST_THREADS, MOST_TOP, pixel_limit, require_within
 from lifedeploy.machine import describe as describe_machine
 from lifedeploy.progress import Progress, Say, silent, unwatched
-from lifedeploy.scoring.answers import KEPT, MOST_TOP, Kept, require_given, usual
+from lifedeploy.scoring.answers import KEPT, Kept, require_given, usual
 from lifedeploy.scoring.filing import Filer, Finished, Order, Seen
 from lifedeploy.scoring.formats import FORMATS, format_of
 from lifedeploy.scoring.jobs import Job, Record
@@ -29,7 +29,6 @@ from lifedeploy.scoring.watch import Watch
 from lifedeploy.targets import select
 from lifedeploy.targets.find import ModelFile
 from lifedeploy.targets.target import Target, target_of
-from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import in_use, scratch_folder
 
 WHERE = ("here", "ray")
@@ -42,7 +41,7 @@ class ScoreRequest:
     model: Path
     images: tuple[str, ...]  # one folder, pattern, manifest, shard or image, here or at an address; or several files
     output: str  # a folder, or a file with the ending of a format
-    keep: Kept | Literal[""] = ""  # '': classes, or embeddings of a model without a head
+    keep: str = ""  # '': classes, or embeddings of a model without a head
     top: int = 5
     column: str = ""  # of a manifest; '': the usual one
     root: str = ""  # what a manifest's paths are below; '': its folder
@@ -121,7 +120,7 @@ def score(
     say("looking at the model")
     with in_use(select.for_prediction(request.model, workspace).folder):
         target = target_of(ModelFile.of(select.for_prediction(request.model, workspace)))
-        request = _resolved(request, target)
+        keep = _kept(request, target)
         place = place_of(request.output).absolute()
         output = output_at(place, format_of(place.name), request.format)
         output.format.require()
@@ -130,29 +129,26 @@ def score(
         given = find(request.images, column=request.column, root=request.root)
         with scratch_folder("score") as folder:
             images = listed(given, request.part, folder, output.folder)
-            job = _job(request, target, given.shown, images, output)
+            job = _job(request, keep, target, given.shown, images, output)
             with held(output):
                 return _scored(request, target, job, images, output, say, progress)
 
 
-def _resolved(request: ScoreRequest, target: Target) -> ScoreRequest:
-    """The request with what is to be kept of an answer, which the model gives.
+def _kept(request: ScoreRequest, target: Target) -> Kept:
+    """What is to be kept of an answer, which the model gives.
 
     Raises:
         UsageError, WeightsError: it does not, or should not.
     """
     assert target.spec is not None
-    kept = request.keep or usual(target.spec)
-    require_given(kept, target.spec, target.place)
-    if kept == "top" and target.weights == RANDOM_WEIGHTS:
-        raise WeightsError(
-            f"{target.path} has random weights: any class it named would be made up",
-            hint="export with --weights pretrained or --weights FILE",
-        )
-    return replace(request, keep=kept, top=request.top if kept == "top" else 1)
+    keep = next((kept for kept in KEPT if kept == request.keep), usual(target.spec))
+    require_given(keep, target.spec, target.place)
+    if keep == "top":
+        select.require_trained(target.path, target.spec)
+    return keep
 
 
-def _job(request: ScoreRequest, target: Target, shown: str, images: Listed, output: Output) -> Job:
+def _job(request: ScoreRequest, keep: Kept, target: Target, shown: str, images: Listed, output: Output) -> Job:
     assert target.artifact is not None
     return Job(
         model=target.name,
@@ -162,8 +158,8 @@ def _job(request: ScoreRequest, target: Target, shown: str, images: Listed, outp
         sha256=target.artifact.manifest.sha256,
         engine=target.engine.name,
         precision=target.precision,
-        keep=request.keep or KEPT[0],
-        top=request.top,
+        keep=keep,
+        top=request.top if keep == "top" else 1,
         input=images.digest,
         part=request.part,
         format=output.format.name,
@@ -179,20 +175,19 @@ def _scored(
     if not record.complete:
         if images.listing is not None:
             output.keep_listing(images.listing)
-        done = sorted(output.done(job.key))
-        say(f"looking at {len(done):,} parts that are done" if done else f"opening {target.name}")
-        watch = Watch(images.parts, images.images, output.tallies(done, job.key), request.max_bad, progress)
+        numbers = sorted(output.done(job.key))
+        say(f"looking at {len(numbers):,} parts that are done" if numbers else f"opening {target.name}")
+        done = output.tallies(numbers, job.key)
+        watch = Watch(images.parts, images.images, done, request.max_bad, progress)
         left = [part for part in images.parts if part.number not in done]
-        if left:
-            order = _order(request, target, job, images, output)
-            with closing(_finished(order, left, request, watch.seen)) as finished:
-                watch.follow(finished)
-        watch.require_good(over=True)
-        say("putting the parts together" if output.single else "finishing")
+        order = _order(request, target, job, images, output)
+        with closing(_finished(order, left, request, watch.seen)) as finished:
+            watch.follow(finished)
+        say("finishing")
         record = replace(record, complete=True, parts=len(images.parts), tally=watch.tally)
         output.finish(record, images.parts)
-    elif output.single:
-        output.discard_parts()
+    else:
+        output.tidy()
     return _report(request, target, record, images, output, watch)
 
 
@@ -203,8 +198,7 @@ def _order(request: ScoreRequest, target: Target, job: Job, images: Listed, outp
         manifest=target.artifact.manifest_path.absolute(),
         job=job,
         source=images.source,
-        output=output.place.address,
-        single=output.single,
+        folder=output.folder.address,
         settings=settings,
     )
 
@@ -212,12 +206,12 @@ def _order(request: ScoreRequest, target: Target, job: Job, images: Listed, outp
 def _finished(
     order: Order, parts: Sequence[Part], request: ScoreRequest, seen: Seen
 ) -> Generator[Finished, None, None]:
-    """Every part when its file is there."""
-    if request.on == "ray":
+    """Every part when its file is there; without parts no model is opened."""
+    if parts and request.on == "ray":
         yield from score_on_ray(order, parts, request.actors)
-        return
-    with Filer(order) as filer:
-        yield from filer.filed(parts, seen)
+    elif parts:
+        with Filer(order) as filer:
+            yield from filer.filed(parts, seen)
 
 
 def _report(
@@ -232,7 +226,7 @@ def _report(
         model=target.name,
         engine=target.engine.name,
         precision=target.precision,
-        keep=request.keep,
+        keep=record.job.keep,
         source=record.job.source,
         output=request.output,
         images=record.tally.images,

@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 RUNTIMES = {"cpu", "gpu", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "onnxruntime-rtx", "pycuda"}
-OTHERS = {"export", "train", "plot", "datasets", "tensorboard", "full", "serve", "kserve", "dev"}
+OTHERS = {"export", "train", "plot", "datasets", "tensorboard", "full", "serve", "kserve", "score", "ray", "dev"}
 ORT = {"onnxruntime", "onnxruntime-gpu"}
 
 
@@ -59,7 +59,9 @@ def test_the_two_onnxruntimes_never_meet(extra):
 
 
 def test_full_is_all_but_runtimes_and_tools():
-    assert brought("full") == set().union(*(brought(extra) for extra in OTHERS - {"serve", "kserve", "dev"}))
+    assert brought("full") == set().union(
+        *(brought(extra) for extra in OTHERS - {"serve", "kserve", "score", "ray", "dev"})
+    )
 
 
 @pytest.mark.parametrize("extra", optional.EXTRAS)

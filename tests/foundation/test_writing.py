@@ -140,6 +140,31 @@ def test_atomic_folder_puts_the_previous_one_back_when_the_last_rename_fails(tmp
     assert listing(tmp_path) == ["folder"]
 
 
+@names
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_interruption_while_the_name_is_made_leaves_nothing_behind(tmp_path, monkeypatch, interruption, folder):
+    """It is heard of when the disk has answered, and the name is there by then."""
+
+    def interrupted(path: Path, *, folder: bool) -> int:
+        assert path.exists()
+        raise interruption
+
+    monkeypatch.setattr(temporary, "lock", interrupted)
+    with pytest.raises(type(interruption)), temporary.temporary(tmp_path / "new", folder=folder):
+        raise AssertionError("there is no name")
+    assert listing(tmp_path) == []
+
+
+def test_a_name_that_somebody_has_is_left_to_them(tmp_path, monkeypatch):
+    owned = iter([".a.lifedeploy-tmp", ".b.lifedeploy-tmp"])
+    monkeypatch.setattr(temporary, "_owned", lambda path, ending: next(owned))
+    (tmp_path / ".a.lifedeploy-tmp").write_text("theirs")
+    with temporary.temporary(tmp_path / "new", folder=False) as name:
+        assert name.name == ".b.lifedeploy-tmp"
+    assert listing(tmp_path) == [".a.lifedeploy-tmp"]
+    assert (tmp_path / ".a.lifedeploy-tmp").read_text() == "theirs"
+
+
 def test_files_and_folders_get_the_permissions_that_plain_ones_would(tmp_path):
     before = os.umask(0o022)
     try:

@@ -189,7 +189,7 @@ def test_a_file_that_was_taken_away_is_made_again(tmp_path):
 
 def test_a_merge_that_was_killed_is_finished(place, tmp_path):
     """The file is there, and so are its parts; who made it did not get so far as to say so."""
-    if not place.output.single:
+    if place.output.kind != "file":
         place = Place(tmp_path, "other.jsonl")
     record = place.begin()
     place.score(0, 1, 2)
@@ -215,7 +215,7 @@ def test_a_job_killed_after_it_said_that_it_was_over_is_over(tmp_path):
         path.write_bytes(content)
     over = place.begin()
     assert over.complete
-    place.output.discard_parts()
+    place.output.tidy()
     assert place.files == ["out.jsonl", "out.jsonl.json"]
 
 
@@ -294,7 +294,7 @@ def test_overwriting_takes_all_of_the_other_job_and_nothing_else(place, over, tm
     assert (record.complete, record.job.part) == (False, 7)
     kept = {f"{folder.name}/{name}" for name in (*mine, "deep/part-00000-0123456789ab.parquet", RECORD)}
     # One file that was whole stays what it was until the new one takes its place.
-    assert set(place.files) == kept | ({place.path.name} if over and place.output.single else set())
+    assert set(place.files) == kept | ({place.path.name} if over and (place.output.kind == "file") else set())
     assert all((folder / name).read_text() == "mine" for name in mine)
     place.score(0, 1, 2)
     place.finish(record)
@@ -338,6 +338,22 @@ def test_a_file_that_is_of_nobody_is_refused(tmp_path, form):
     place.score(0, 1, 2)
     place.finish(record)
     assert place.path.read_bytes() != b"mine"
+
+
+def test_what_leads_to_a_device_is_no_part_and_no_record(place):
+    """A device has no end: nothing of it is read."""
+    place.begin()
+    place.score(0)
+    folder = place.output.folder.path
+    part = place.output.part(1, place.job.key)
+    (folder / part.name).symlink_to("/dev/zero")
+    assert place.output.done(place.job.key) == {0}
+    with pytest.raises(DataError, match="is neither a file nor a folder, but a pipe, a device or a socket"):
+        part.read()
+    (folder / RECORD).unlink()
+    (folder / RECORD).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=f"{RECORD} is neither a file nor a folder, but a pipe, a device or a socket"):
+        place.begin()
 
 
 def test_parts_without_a_record_are_refused(place):
@@ -386,7 +402,7 @@ def test_a_record_that_is_damaged_is_told_with_its_name(place, content):
 )
 def test_where_rows_go(tmp_path, name, asked, form, single):
     place = Place(tmp_path, name, asked)
-    assert (place.output.format.name, place.output.single) == (form, single)
+    assert (place.output.format.name, (place.output.kind == "file")) == (form, single)
 
 
 def test_two_formats_are_refused(tmp_path):

@@ -27,6 +27,7 @@ from lifedeploy.errors import ArtifactError, DataError, EngineError, UsageError
 from lifedeploy.progress import Step
 from lifedeploy.scoring import on_ray
 from lifedeploy.scoring.on_ray import Actors
+from lifedeploy.temporary import is_temporary, sweep
 from lifedeploy.workflows.score import ScoreReport, ScoreRequest, score
 from tests.pictures import encoded, shard
 
@@ -120,9 +121,18 @@ def run(
 
 def rows(folder: str) -> dict[str, list[str]]:
     """File → its rows; nothing else is there but the record and the listing."""
+    wait_for_the_dying(Path(folder))
     parts = {path.name: path.read_text().splitlines() for path in sorted(Path(folder).glob("part-*"))}
     assert {path.name for path in Path(folder).iterdir()} == {*parts, "_score.json", "_input.csv"}
     return parts
+
+
+def wait_for_the_dying(folder: Path) -> None:
+    """Ray ends actors after the run that had them: what one of them was writing goes when somebody writes next."""
+    until = time.monotonic() + 30
+    while any(is_temporary(path.name) for path in folder.iterdir()) and time.monotonic() < until:
+        sweep(folder)
+        time.sleep(0.1)
 
 
 def inodes(folder: str) -> dict[str, int]:

@@ -702,7 +702,7 @@ def test_how_far_it_is_is_told(model, data):
         "looking at the model",
         "listing photos",
         f"opening {Artifact.read(model / 'model.json').name}",
-        "putting the parts together",
+        "finishing",
     ]
     shares = [step.share for step in steps]
     assert shares == sorted(shares) and shares[-1] == 1.0

@@ -276,6 +276,7 @@ def test_a_row_that_names_nothing_is_a_bad_image(kind):
         ("/dev/zero", "/dev/zero is a device; expected a regular file"),
         ("1.txt", "1.txt is not an image that can be read"),
         (" 1.png", "image 1.png does not exist"),
+        ("ftp://127.0.0.1:1/1.png", "'ftp://127.0.0.1:1/1.png' is no address that is read here; there are: "),
         ("memory://1.png", "'memory://1.png' is no address that is read here; there are: "),
         ("file:///1.png", "image file:///1.png does not exist"),
         ("data:image/png;base64,iVBORw0KGgo=", "does not exist"),

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lifedeploy.workflows.score import ScoreReport
 
 _CLUSTER = "On a cluster"
-_TOP = 100
-_FILES = (".parquet", ".jsonl", ".csv")
 
 
 def score(
@@ -49,7 +47,7 @@ def score(
             help="Of each answer.  [default: top; of a model without a head embeddings]",
         ),
     ] = None,
-    top: Annotated[int, options.whole("--top", low=1, high=_TOP, help="Classes to keep of each image.")] = 5,
+    top: Annotated[int, options.whole("--top", low=1, high=limits.MOST_TOP, help="Classes to keep of each image.")] = 5,
     format: Annotated[
         str | None,
         options.option(
@@ -125,23 +123,25 @@ def score(
 
     Killed at any moment, the same command goes on where it was; `--on ray` may go on with what was begun here.
     """
+    from lifedeploy.scoring.formats import format_of
+    from lifedeploy.scoring.jobs import told
+    from lifedeploy.scoring.on_ray import Actors
+    from lifedeploy.workflows.score import ScoreRequest
+    from lifedeploy.workflows.score import score as run
+
     read = [model, *(Path(name) for name in images if "://" not in name)]
     written = {"--json": json, "--out": None if "://" in out else Path(out)}
-    if written["--out"] and out.lower().endswith(_FILES):
+    if written["--out"] and format_of(out):
         written["the record beside --out"] = Path(f"{out}.json")
     options.require_apart(written, read)
     options.limit_pixels(max_pixels)
     with console.watching(left=True) as (say, progress):
         say("looking at the model")
-        from lifedeploy.scoring.on_ray import Actors
-        from lifedeploy.workflows.score import ScoreRequest
-        from lifedeploy.workflows.score import score as run
-
         request = ScoreRequest(
             model=model,
             images=tuple(images),
             output=out,
-            keep=keep or "",  # type: ignore[arg-type]  # a word of the list above
+            keep=keep or "",
             top=top,
             column=column or "",
             root=root or "",
@@ -156,8 +156,6 @@ def score(
             actors=Actors(count=actors, cores=actor_cores, gpus=actor_gpus),
             command=options.command_line(),
         )
-        from lifedeploy.scoring.jobs import told
-
         report = run(request, Workspace(workspace), say, progress)
     for warning in report.warnings:
         console.warn(warning)
