@@ -105,7 +105,8 @@ def command_line(module: str, arguments: Sequence[str] | None, hidden: Mapping[s
     """How a script was called; ``hidden`` are words shown in the place of paths that mean nothing elsewhere."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     line = shlex.join(["python", "-m", f"benchmarks.{module}", *words])
-    for word, path in (hidden or {}).items():
+    # The longest first: a path may begin as another one does.
+    for word, path in sorted((hidden or {}).items(), key=lambda pair: -len(str(pair[1]))):
         line = line.replace(str(path), word)
     return line
 
@@ -201,7 +202,8 @@ class Results:
         return read_json(self.path) if self.path.is_file() else {}
 
     def update(self, change: Callable[[dict[str, Any]], None]) -> None:
-        """Change what is there by now."""
+        """Change what is there by now; its folder is made if there is none: what was measured is not to be lost."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path.parent, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

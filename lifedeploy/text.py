@@ -6,6 +6,7 @@ One rule for messages, tables, pictures and JSON: what does not print is shown a
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ _PLAIN = str.maketrans(
         "‘": "'", "’": "'", "✓": "yes", "✗": "no", "•": "*",
     }
 )  # fmt: skip
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 TERMINAL = "lifedeploy.terminal"  # how a terminal's encoding treats what it lacks: ``stream.reconfigure(errors=…)``
 
 
@@ -38,6 +40,11 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def without_colours(text: str) -> str:
+    """``text`` as it is where colours are not wanted: libraries put them into messages and logs for terminals."""
+    return _COLOUR.sub("", text)
 
 
 def one_line(text: str) -> str:

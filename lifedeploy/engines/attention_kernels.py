@@ -21,6 +21,7 @@ from lifedeploy.engines.onnxruntime import new_session, require_provider, specs_
 from lifedeploy.errors import EngineError
 from lifedeploy.optional import require
 from lifedeploy.records import FusionRecord
+from lifedeploy.text import without_colours
 
 VARIABLE = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
 UNFUSED = "MATH"  # what ONNX Runtime calls MatMul, Softmax, MatMul
@@ -32,7 +33,6 @@ TIMEOUT_S = 120.0
 # A single query is otherwise computed as any number of them: kernels that are for decoding ask for past keys too.
 # ONNX's Attention told nothing at first (https://github.com/microsoft/onnxruntime/issues/29714).
 ALIGNED = {"Attention": 4, "MultiHeadAttention": 8}
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TOLD = re.compile(r"Operator=(?P<operator>\S+)(?: Node=(?P<node>.*?))? DataType=(?P<type>\S+)(?P<rest>[^\r\n]*)")
 _NAMED = re.compile(r"\bSdpaKernel=(\w+)")  # since ONNX Runtime 1.20
 _FLAGGED = re.compile(r"\b([A-Z]\w*)=1\b")  # before
@@ -44,7 +44,7 @@ def parse(text: str) -> dict[str, str]:
     A node without a name is known by its place. A kernel that is named in neither of the two ways is left out.
     """
     kernels: dict[str, str] = {}
-    for number, told in enumerate(_TOLD.finditer(_COLOUR.sub("", text))):
+    for number, told in enumerate(_TOLD.finditer(without_colours(text))):
         rest = told["rest"]
         named, flagged = _NAMED.search(rest), _FLAGGED.findall(rest)
         # Earlier versions list what is on, and nothing where that is none of the fused kernels.

@@ -22,7 +22,7 @@ from torch import Tensor
 from lifedeploy.errors import WeightsError
 from lifedeploy.files import is_lfs_pointer
 from lifedeploy.reading import foreign, reason, require_regular
-from lifedeploy.text import quoted, shortened
+from lifedeploy.text import quoted, shortened, without_colours
 from lifedeploy.writing import atomic_file, saving
 
 _CHUNK = 8 * 1024**2
@@ -231,5 +231,5 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    said = re.sub(r"\x1b\[\d*m", "", str(error)).strip().partition("\n")[0]
+    said = without_colours(str(error)).strip().partition("\n")[0]
     return " ".join(part for part in (type(error).__name__, shortened(said, _SHOWN)) if part)

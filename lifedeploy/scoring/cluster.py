@@ -20,6 +20,7 @@ import lifedeploy
 from lifedeploy.children import environment
 from lifedeploy.errors import EngineError
 from lifedeploy.reading import reason
+from lifedeploy.text import shortened, without_colours
 
 _ANSWER_S = 10.0  # within which a cluster takes a connection
 
@@ -94,4 +95,5 @@ def _without_stderr() -> Iterator[None]:
 
 def said(error: Exception) -> str:
     """What an error of Ray's says, or the one of a worker that it is wrapped around; without its colours."""
-    return reason(RuntimeError(re.sub(r"\x1b\[[0-9;]*m", "", str(getattr(error, "cause", None) or error))))
+    inner = getattr(error, "cause", None) or error
+    return shortened(without_colours(str(inner))) or type(inner).__name__

@@ -90,7 +90,7 @@ def test_a_contest_is_over_the_first_lane():
 
 
 def test_results_are_kept_by_processor_and_part_whoever_else_writes(tmp_path):
-    results = common.Results(tmp_path / "results.json")
+    results = common.Results(tmp_path / "new/results.json")
     assert results.read() == {}
     threads = [
         threading.Thread(target=results.keep, args=("speed", index, "x"), kwargs={"part": f"seed {index}"})
@@ -101,7 +101,7 @@ def test_results_are_kept_by_processor_and_part_whoever_else_writes(tmp_path):
     for thread in threads:
         thread.join()
     results.keep("cost", [1], "python -m benchmarks.x")
-    content = json.loads((tmp_path / "results.json").read_text())
+    content = json.loads(results.path.read_text())
     assert content["speed"][identity()]["result"] == {f"seed {index}": index for index in range(8)}
     assert content["cost"][identity()]["result"] == [1]
     line = common.source(content["cost"][identity()], "numpy")
@@ -122,6 +122,9 @@ def test_paths_of_the_machine_are_not_in_commands(tmp_path):
     words = ["--out", str(tmp_path), "--batch", "8"]
     line = common.command_line("gpu.kernels", words, {"DIR": tmp_path})
     assert line == "python -m benchmarks.gpu.kernels --out DIR --batch 8"
+    words = ["--work", str(tmp_path), "--out", f"{tmp_path}-out", "--model", f"{tmp_path}/model.onnx"]
+    line = common.command_line("gpu.kernels", words, {"DIR": tmp_path, "OUT": f"{tmp_path}-out"})
+    assert line == "python -m benchmarks.gpu.kernels --work DIR --out OUT --model DIR/model.onnx"
 
 
 @pytest.mark.parametrize(

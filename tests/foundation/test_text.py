@@ -26,6 +26,10 @@ def test_printable_text_prints_and_is_one_line(given_text):
     assert text.printable(shown) == shown
 
 
+def test_colours_go_and_nothing_else():
+    assert text.without_colours("\x1b[1;31mred\x1b[0m, \x1b[mplain \x1b[2Jand [31m") == "red, plain \x1b[2Jand [31m"
+
+
 @given(anything)
 def test_what_prints_stays_as_it_is(given_text):
     plain = "".join(letter for letter in given_text if letter.isprintable())

@@ -294,7 +294,7 @@ def test_overwriting_takes_all_of_the_other_job_and_nothing_else(place, over, tm
     assert (record.complete, record.job.part) == (False, 7)
     kept = {f"{folder.name}/{name}" for name in (*mine, "deep/part-00000-0123456789ab.parquet", RECORD)}
     # One file that was whole stays what it was until the new one takes its place.
-    assert set(place.files) == kept | ({place.path.name} if over and (place.output.kind == "file") else set())
+    assert set(place.files) == kept | ({place.path.name} if over and place.output.kind == "file" else set())
     assert all((folder / name).read_text() == "mine" for name in mine)
     place.score(0, 1, 2)
     place.finish(record)
@@ -402,7 +402,7 @@ def test_a_record_that_is_damaged_is_told_with_its_name(place, content):
 )
 def test_where_rows_go(tmp_path, name, asked, form, single):
     place = Place(tmp_path, name, asked)
-    assert (place.output.format.name, (place.output.kind == "file")) == (form, single)
+    assert (place.output.format.name, place.output.kind == "file") == (form, single)
 
 
 def test_two_formats_are_refused(tmp_path):

@@ -126,11 +126,12 @@ def score(
     from lifedeploy.scoring.formats import format_of
     from lifedeploy.scoring.jobs import told
     from lifedeploy.scoring.on_ray import Actors
+    from lifedeploy.scoring.places import is_address
     from lifedeploy.workflows.score import ScoreRequest
     from lifedeploy.workflows.score import score as run
 
-    read = [model, *(Path(name) for name in images if "://" not in name)]
-    written = {"--json": json, "--out": None if "://" in out else Path(out)}
+    read = [model, *(Path(name) for name in images if not is_address(name))]
+    written = {"--json": json, "--out": None if is_address(out) else Path(out)}
     if written["--out"] and format_of(out):
         written["the record beside --out"] = Path(f"{out}.json")
     options.require_apart(written, read)
