@@ -14,6 +14,7 @@ MOST_IMAGES = 10**9  # of a data set
 MOST_IN_BATCH = 65_536
 MOST_BATCHES = 64  # batch sizes of one benchmark
 MOST_CLIENTS = 256  # that ask a server at the same time
+MOST_TUNED_IMAGES = 10_000  # that schedules are tuned on: they are held in memory
 MOST_TOP = 100  # classes that are kept of an image: a column or three each
 MOST_STREAMS = 1_024  # requests in flight
 MOST_THREADS = 4_096

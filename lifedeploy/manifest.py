@@ -31,6 +31,7 @@ from lifedeploy.records import (
 from lifedeploy.section import Section, keep_given, plain
 from lifedeploy.spec import ModelSpec
 from lifedeploy.text import quoted
+from lifedeploy.tuned import TunedFor
 from lifedeploy.typed import (
     QUANTIZED,
     Digest,
@@ -118,6 +119,7 @@ class Manifest:
     reference: Text = ""  # file with PyTorch's own answers, relative to the manifest's folder
     checkpoint: Text = ""
     siblings: dict[MethodName, FileName] = field(default_factory=dict)  # method → manifest, same folder
+    tuned: TunedFor | None = None  # the machine that its schedule was chosen for, where it was
     engine: EngineRecord | None = None
     quantization: QuantizationRecord = field(default_factory=QuantizationRecord)  # how it was calibrated, at what cost
     versions: dict[Name, Text] = field(default_factory=dict)

@@ -54,6 +54,7 @@ _LISTS = {
     "integer": INTEGERS,
     "last_block": LAST_BLOCKS,
     "crop_mode": CROP_MODES,
+    "mode": MODES,
     "interpolation": INTERPOLATIONS,
     "weights": WEIGHTS,
     "predictor": PREDICTORS,
@@ -93,6 +94,7 @@ if TYPE_CHECKING:  # a word of a list is a str to whoever works with it, and wha
     Integer: TypeAlias = str
     LastBlock: TypeAlias = str
     CropMode: TypeAlias = str
+    Mode: TypeAlias = str
     Interpolation: TypeAlias = str
     Weights: TypeAlias = str
     Predictor: TypeAlias = str
@@ -112,6 +114,7 @@ else:
     Integer = Literal[INTEGERS]
     LastBlock = Literal[LAST_BLOCKS]
     CropMode = Literal[CROP_MODES]
+    Mode = Literal[MODES]
     Interpolation = Literal[INTERPOLATIONS]
     Weights = Literal[WEIGHTS]
     Predictor = Literal[PREDICTORS]

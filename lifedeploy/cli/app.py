@@ -26,6 +26,7 @@ from lifedeploy.cli.commands.package import package
 from lifedeploy.cli.commands.predict import predict
 from lifedeploy.cli.commands.score import score
 from lifedeploy.cli.commands.train import train
+from lifedeploy.cli.commands.tune import tune
 from lifedeploy.cli.commands.verify import verify
 from lifedeploy.cli.commands.visualize import visualize
 from lifedeploy.cli.method_options import MethodCommand, TrainingCommand
@@ -69,6 +70,7 @@ app.command()(calibrate)
 app.command("build-engine")(build_engine)
 app.command()(bench)
 app.command()(compare)
+app.command()(tune)
 app.command()(package)
 app.command()(inspect)
 app.command()(verify)

@@ -7,13 +7,16 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lifedeploy import limits, typed
 from lifedeploy.cli import paths, values
 from lifedeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from lifedeploy.tuned import Tuned
 
 CLASSES = typed.MOST_CLASSES
 SIDE = typed.LARGEST_EXTENT  # pixels
@@ -247,6 +250,23 @@ def _is_of_a_model(path: Path) -> bool:
 
 def _holds(folder: Path, place: str) -> bool:
     return folder.is_dir() and place.startswith(os.path.realpath(folder) + os.sep)
+
+
+def tuned_schedule(path: Path | None, instead: Mapping[str, object]) -> Tuned | None:
+    """The schedule in a file that ``tune`` wrote, if one is named; ``instead``: options that say a schedule too.
+
+    Raises:
+        UsageError: one of these is given besides.
+        ArtifactError, ScheduleError: the file is no such schedule.
+    """
+    if path is None:
+        return None
+    given = next((flag for flag, value in instead.items() if value is not None), None)
+    if given is not None:
+        raise UsageError(f"--schedule and {given} exclude each other: both set the schedule")
+    from lifedeploy.tuned import read_tuned
+
+    return read_tuned(path)
 
 
 def command_line() -> str:

@@ -38,7 +38,7 @@ def photo_folder() -> Path:
 
 def parity_samples(spec: PreprocessSpec, batch_size: int | None = None) -> list[Sample]:
     """Photographs and noise at batch 1 and 3 (a batch that an exporter fixed shows), or at the one static batch."""
-    photos = _views(spec)
+    photos = photographs(spec)
     generator = np.random.default_rng(NOISE_SEED)
     height, width = spec.image_size
     samples = []
@@ -50,8 +50,8 @@ def parity_samples(spec: PreprocessSpec, batch_size: int | None = None) -> list[
     return samples
 
 
-def _views(spec: PreprocessSpec) -> list[NDArray[np.uint8]]:
-    """Every photograph as it is, then mirrored."""
+def photographs(spec: PreprocessSpec) -> list[NDArray[np.uint8]]:
+    """Every packaged photograph as it is, then mirrored: (H, W, 3) each."""
     images = [read_image(photo_folder() / name) for name in PHOTOS]
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
     return [to_pixels(image, spec) for image in (*images, *mirrored)]

@@ -132,7 +132,7 @@ def without_drops(model: ir.Model, *, slices: dict[int, int] | None = None) -> N
         scope = scope_of(node)
         order, keep = _ORDER.search(scope), _KEEP.search(scope)
         if order and node.op_type == "Gather":
-            tokens, ordered = _around_gather(node)
+            tokens, ordered = around_gather(node)
             layer = int(order.group(2))
             replacement = tokens if slices is None else _prefix_slice(model, node, tokens, slices[layer])
         elif keep and node.op_type == "Slice" and slices is None:
@@ -144,7 +144,7 @@ def without_drops(model: ir.Model, *, slices: dict[int, int] | None = None) -> N
         ir.convenience.replace_all_uses_with(ordered, replacement)
 
 
-def _around_gather(gather: ir.Node) -> tuple[ir.Value, ir.Value]:
+def around_gather(gather: ir.Node) -> tuple[ir.Value, ir.Value]:
     """The token tensors before and after a flat Gather: Reshape → Gather → Reshape."""
     data = gather.inputs[0]
     before = data.producer() if data is not None else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lifedeploy.bench.contests import Conditions, Contest, Contests, contestant, digest_of
 from lifedeploy.machine import gpu_state, gpus, identity
@@ -39,14 +40,8 @@ def held(
     """
     mode, batch, streams = setting
     before = gpu_state()
-    machine = {
-        "processor": identity(),
-        "gpu": gpus(),
-        "driver": sorted({state["driver_version"] for state in before}),
-        "versions": versions(),
-    }
     conditions = Conditions(
-        machine=machine,
+        machine=machine_conditions(before),
         engines=tuple(variants.label for variants in chosen),
         mode=mode,
         batch=batch,
@@ -67,6 +62,16 @@ def held(
     measured = [row for of_engine in rows.values() for row in of_engine]
     states = {"before": before, "after": gpu_state()} if before else {}
     return contests.keep(conditions, wanted, rules.stop.budget_s, measured, states), False
+
+
+def machine_conditions(state: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """What of the machine a speed holds for; ``state`` is that of its GPUs."""
+    return {
+        "processor": identity(),
+        "gpu": gpus(),
+        "driver": sorted({gpu["driver_version"] for gpu in state}),
+        "versions": versions(),
+    }
 
 
 def _files(target: Target) -> dict[str, str]:

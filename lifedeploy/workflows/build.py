@@ -54,6 +54,16 @@ class BuildReport:
         fusion = self.record.details.fusion
         return fusion.note if fusion is not None and (fusion.unfused or fusion.attention is None) else ""
 
+    @property
+    def unlike_tuned(self) -> str:
+        """What is another there than where the model's schedule was tuned, in a sentence; '' where nothing is."""
+        tuned, record = self.engine.manifest.tuned, self.record
+        if tuned is None:
+            return ""
+        return tuned.unlike(
+            engine=record.name, precision=record.precision, runtime=record.runtime, processor=record.processor
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         engines = {method: manifest.to_dict() for method, manifest in self.manifests.items()}

@@ -34,6 +34,7 @@ from lifedeploy.training.loop import Job, Outcome, Trainer
 from lifedeploy.training.runs import claim, held, run_config, run_folder
 from lifedeploy.training.stages import plan
 from lifedeploy.training.start import fingerprint, load_start, require_elastic, resolved, warning_of
+from lifedeploy.tuned import Tuned
 from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import require_folder
 
@@ -52,6 +53,7 @@ class TrainRequest:
     resume: bool = False
     overwrite: bool = False
     command: str = ""
+    tuned: Tuned | None = None  # that the configuration's counts and drop layers are from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,8 @@ def train(
     say("making the model")
     config, warning = resolved(config, split.train.classes, workspace)
     loaded = load_start(config, split.train.classes, workspace)
+    if request.tuned is not None:
+        request.tuned.require_of(loaded.spec.timm_name, loaded.spec.image_size)
     for line in loaded.notes:
         note(line)
     if others := _other_classes(loaded, split.train.classes):

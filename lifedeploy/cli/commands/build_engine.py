@@ -155,6 +155,8 @@ def build_engine(
     if record.note:
         other = record.precision != record.requested
         console.warn(record.note, title=f"asked for {record.requested}, runs {record.precision}" if other else "note")
+    if report.unlike_tuned:
+        console.warn(report.unlike_tuned)
     console.report(json, report.to_dict, lambda: built(report))
 
 

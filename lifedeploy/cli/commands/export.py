@@ -45,6 +45,10 @@ def export(
             "--drop-layers", "Layers after which tokens are dropped.  [default: the method's own, else 4,7,10 of 12]"
         ),
     ] = None,
+    schedule: Annotated[
+        Path | None,
+        options.path("--schedule", help="Counts and drop layers out of a file that `tune` wrote."),
+    ] = None,
     weights: options.WeightsOption = "auto",
     img_size: options.ImageSizeOption = None,
     weights_img_size: Annotated[
@@ -97,7 +101,8 @@ def export(
     """
     if rho is not None and counts is not None:
         raise UsageError("--rho and --counts exclude each other: both set the schedule")
-    options.require_apart({"--json": json}, [weights])
+    tuned = options.tuned_schedule(schedule, {"--rho": rho, "--counts": counts, "--drop-layers": drop_layers})
+    options.require_apart({"--json": json}, [weights, schedule])
     with console.working() as say:
         say("importing torch")
         from lifedeploy.exporters.onnx import GraphOptions
@@ -109,8 +114,8 @@ def export(
             ModelRequest(
                 backbone=backbone,
                 keep_rate=rho,
-                counts=counts,
-                drop_layers=drop_layers,
+                counts=tuned.counts if tuned else counts,
+                drop_layers=tuned.drop_layers if tuned else drop_layers,
                 method=method,
                 options=method_options.given(),
                 weights=weights,
@@ -127,10 +132,13 @@ def export(
             ),
             output,
             check_parity=parity,
+            tuned=tuned,
         )
         report = run(request, Workspace(workspace), say)
     if report.warning:
         console.warn(report.warning, alarming=True)
+    if report.unlike:
+        console.warn(report.unlike)
     for note in report.notes:
         console.note(note)
     console.report(json, report.to_dict, lambda: exported(report))

@@ -36,7 +36,7 @@ _READERS = {
     "weights": paths.Source("--weights"),
     "method": method_options.MethodName(methods.SLIMMED, methods.BASELINE),
 }
-_RUN = "The run"
+_MODEL, _RUN = "The model", "The run"
 
 
 def _annotations() -> dict[str, Any]:
@@ -58,6 +58,10 @@ def _annotations() -> dict[str, Any]:
 
 def train(
     config: Annotated[Path | None, options.path("--config", help="Settings as TOML; options go over them.")] = None,
+    schedule: Annotated[
+        Path | None,
+        options.path("--schedule", help="Counts and drop layers out of a file that `tune` wrote.", panel=_MODEL),
+    ] = None,
     max_pixels: options.MaxPixelsOption = None,
     name: Annotated[
         str | None,
@@ -87,9 +91,13 @@ def train(
         raise UsageError("--resume and --overwrite exclude each other")
     if given["keep_rate"] is not None and given["counts"] is not None:
         raise UsageError("--rho and --counts exclude each other: both set the schedule")
-    options.require_apart({"--json": json}, [given["data"], config, given["weights"]])
+    flags = {"--rho": given["keep_rate"], "--counts": given["counts"], "--drop-layers": given["drop_layers"]}
+    tuned = options.tuned_schedule(schedule, flags)
+    options.require_apart({"--json": json}, [given["data"], config, given["weights"], schedule])
     options.limit_pixels(max_pixels)
     settings = {key: value for key, value in given.items() if value is not None}
+    if tuned is not None:
+        settings |= {"counts": tuned.counts, "drop_layers": tuned.drop_layers}
     if method_options.given():
         settings["options"] = method_options.given()
     main_process = os.environ.get("RANK", "0") == "0"
@@ -111,6 +119,7 @@ def train(
                 resume=resume,
                 overwrite=overwrite,
                 command=command,
+                tuned=tuned,
             )
 
         def begin(plan: TrainConfig, folder: Path, warning: str) -> None:

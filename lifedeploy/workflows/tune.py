@@ -1,0 +1,305 @@
+"""``tune``: an exported model and an engine in; the token schedule that suits the two, measured, out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifedeploy.artifact import Artifact, Workspace
+from lifedeploy.bench.measure import Stop
+from lifedeploy.data.batches import decoded_batches
+from lifedeploy.data.samples import photographs
+from lifedeploy.data.sets import ImageSet, Subset
+from lifedeploy.data.unlabelled import read_unlabelled
+from lifedeploy.engines import registry
+from lifedeploy.engines.base import BuildOptions
+from lifedeploy.errors import EngineUnavailableError, ImageError, UsageError
+from lifedeploy.files import now
+from lifedeploy.limits import (
+    LONGEST_BUDGET_S,
+    MOST_IN_BATCH,
+    MOST_STREAMS,
+    MOST_THREADS,
+    MOST_TUNED_IMAGES,
+    require_within,
+)
+from lifedeploy.machine import cores, describe, gpu_state
+from lifedeploy.model import checkpoint
+from lifedeploy.progress import Progress, Say, silent, unwatched
+from lifedeploy.spec import PreprocessSpec
+from lifedeploy.targets import select
+from lifedeploy.targets.divergence import Teacher
+from lifedeploy.targets.find import export_of, find, quantized_precision
+from lifedeploy.targets.held import machine_conditions
+from lifedeploy.targets.probing import Deadline, probe_staircase
+from lifedeploy.targets.session import Session
+from lifedeploy.targets.tunable import base_layers, require_tunable
+from lifedeploy.targets.workbench import Asked, Workbench, times
+from lifedeploy.text import quoted
+from lifedeploy.tuned import Tuned, TunedFor
+from lifedeploy.tuning.book import Book, Divergence
+from lifedeploy.tuning.choosing import Goal, best_of, candidates, keeps, require_within_front
+from lifedeploy.tuning.expected import Expected
+from lifedeploy.tuning.front import Choice, Front
+from lifedeploy.tuning.losses import Images, expected_losses
+from lifedeploy.tuning.pace import Pace
+from lifedeploy.tuning.report import Point, Ratio, TuneReport, rank_correlation, said_of, warned_of
+from lifedeploy.tuning.staircase import Staircase
+from lifedeploy.typed import MODES
+from lifedeploy.writing import in_use
+
+Pixels = NDArray[np.uint8]
+FOLDER = "tuning"  # of the workspace: what was measured
+IMAGES = 256
+_DECODED = 32  # images at a time
+_STOP = Stop(budget_s=20.0, half_width=0.004, min_rounds=15, max_rounds=200, round_s=0.08)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneRequest:
+    """What to tune, for what, and how."""
+
+    model: Path | None = None  # None: the newest export
+    engine: str = ""  # NAME or NAME:PRECISION; '': the model's own where it is an engine, else the fastest here
+    mode: str = MODES[0]
+    batch: int = 1
+    streams: int = 2  # requests in flight in throughput mode
+    threads: int | None = None
+    goal: Goal = field(default_factory=Goal)
+    base_layer: int | None = None  # of a model that is still to be trained
+    data: str = ""  # images, whose labels do not matter
+    split: str = ""
+    images: int = IMAGES
+    budget_s: float = 150.0  # of measuring the staircase
+    fresh: bool = False  # pass over what was measured before
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(f"mode {quoted(self.mode)} is unknown; there are: {', '.join(MODES)}")
+        require_within(self.batch, MOST_IN_BATCH, "images per batch")
+        require_within(self.streams, MOST_STREAMS, "streams")
+        require_within(self.threads, MOST_THREADS, "threads", optional=True)
+        require_within(self.images, MOST_TUNED_IMAGES, "images")
+        if not 0 < self.budget_s <= LONGEST_BUDGET_S:
+            raise UsageError(
+                f"a budget of {self.budget_s:g} s is not allowed: it must be above 0, at most {LONGEST_BUDGET_S:,}"
+            )
+        if self.goal.max_kl is not None and not self.data:
+            raise UsageError("--max-kl needs images to ask about: --data DIR; their labels do not matter")
+        if self.split and not self.data:
+            raise UsageError("--split chooses among images, and there are none without --data")
+
+
+def tune(request: TuneRequest, workspace: Workspace, say: Say = silent, progress: Progress = unwatched) -> TuneReport:
+    """Measure how an engine's time depends on the number of tokens, and find the schedule that suits it.
+
+    Raises:
+        UsageError: the request cannot be meant, the method cannot be tuned, or the goal is out of reach.
+        ArtifactError: no model, a damaged one, or one that is not calibrated for that precision.
+        EngineUnavailableError: the engine does not run here.
+        DataError, ImageError: the images are missing or broken.
+        EngineError, ExportError: the runtime refused, or the graph has a form that is not known.
+    """
+    with in_use(export_of(request.model, workspace).folder):
+        return _tune(request, workspace, say, progress)
+
+
+def _tune(request: TuneRequest, workspace: Workspace, say: Say, progress: Progress) -> TuneReport:
+    began = time.monotonic()
+    export = export_of(request.model, workspace)
+    registry.verify(export)
+    require_tunable(export, request.batch)
+    bases, spec = base_layers(export, request.base_layer), export.manifest.spec
+    bench = _bench(request, export)
+    bench.baseline.require_complete()
+    book = Book(workspace.root / FOLDER, fresh=request.fresh)
+    conditions = {"machine": machine_conditions(gpu_state()), "engine": f"{bench.engine.name} {bench.precision}"}
+    say("reading images" if request.data else "reading the packaged photographs")
+    pixels = _pixels(request, spec.preprocess)
+    with bench.dense() as dense:
+        say("building what is measured first")
+        deadline = Deadline.after(request.budget_s)
+        probed = probe_staircase(bench, dense, book, conditions, deadline, progress)
+        stairs = Staircase(probed.times)
+        pace = _pace(bench, dense, stairs, progress)
+        say("looking at the model")
+        expected = _expected(request, export, bases, pixels, progress)
+        front = Front({base: pace.tables(expected, base) for base in bases})
+        require_within_front(front, request.goal, pace.dense_ms)
+        before = pace.price(spec.schedule, expected)
+        teacher = Teacher(bench, pixels, book, conditions, progress) if request.data and spec.num_classes else None
+        choices = candidates(front, request.goal, before, pace.dense_ms, teacher.kl if teacher else None)
+        known = teacher.known if teacher else {}
+        before_point, *verified = _verified(bench, dense, [before, *choices], known, progress)
+    chosen = best_of(before_point, verified, request.goal, pace.dense_ms)
+    prices = [expected.of(choice.schedule) for choice in known]
+    ranks = {unit: [price[unit] for price in prices] for unit in (prices[0] if prices else ())}
+    true = [divergence.kl for divergence in known.values()]
+    correlations = {unit: rank_correlation(losses, true) for unit, losses in ranks.items()}
+    return TuneReport(
+        model=export.name,
+        goal=request.goal.words(),
+        tuned=_tuned(bench, chosen, expected.unit, request.command),
+        improves=chosen is not before_point,
+        machine=describe(threads=request.threads),
+        created=now(),
+        command=request.command,
+        images=len(pixels),
+        data=request.data,
+        loss_is=expected.unit,
+        dense_ms=pace.dense_ms,
+        ordering=pace.ordering,
+        slicing=pace.slicing,
+        probes=dict(sorted(probed.probes.items())),
+        new_probes=probed.measured,
+        fitted=dict(zip(stairs.counts, stairs.times, strict=True)),
+        edges=stairs.edges,
+        jump=stairs.jump,
+        schedules=front.looked_at,
+        before=before_point,
+        chosen=chosen,
+        front=tuple(map(Point.of, front.best())),
+        verified=tuple(verified),
+        asked=tuple(sorted((Point.of(choice, true=it) for choice, it in known.items()), key=lambda point: point.time)),
+        correlations={unit: value for unit, value in correlations.items() if value is not None},
+        seconds=time.monotonic() - began,
+        notes=said_of(spec, stairs, data=request.data, complete=probed.complete),
+        warnings=warned_of(
+            verified,
+            before_point,
+            kept=chosen is before_point,
+            missed="" if keeps(chosen, request.goal, pace.dense_ms) else request.goal.words(),
+        ),
+    )
+
+
+def _bench(request: TuneRequest, export: Artifact) -> Workbench:
+    """The engine that is asked for; else the model's own, where it is an engine; else the fastest here."""
+    named, model = request.engine, find(request.model).artifact if request.model is not None else None
+    if not named and model is not None:
+        record, calibrated = model.manifest.engine, quantized_precision(request.model)
+        named = f"{record.name}:{record.precision}" if record else f"{registry.AUTO}:{calibrated}" if calibrated else ""
+    try:
+        wanted = select.for_comparison([named] if named else []).engines[0]
+    except EngineUnavailableError as error:
+        raise EngineUnavailableError(f"{error.message}; tune measures where an engine runs", hint=error.hint) from error
+    engine = registry.get(wanted.engine)
+    if engine.endings == (".safetensors",):
+        raise UsageError(
+            f"engine {engine.name} runs checkpoints, and schedules are tuned on graphs; expected another engine"
+        )
+    streams = request.streams if request.mode == MODES[1] else 1
+    asked = Asked(mode=request.mode, batch=request.batch, streams=streams, threads=request.threads)
+    return Workbench(export, engine, wanted.plan.precision, asked)
+
+
+def _pixels(request: TuneRequest, preprocess: PreprocessSpec) -> Pixels:
+    """The images to look at, (B, H, W, 3): those given, evenly over the set, else the packaged photographs.
+
+    Raises:
+        DataError, ImageError: there are none, or one is broken.
+    """
+    if not request.data:
+        return np.stack(photographs(preprocess))
+    images: ImageSet = read_unlabelled(request.data, split=request.split)
+    if request.images < len(images):
+        images = Subset(images, np.arange(request.images, dtype=np.int64) * len(images) // request.images)
+    parts = []
+    with closing(decoded_batches(images, [preprocess], batch=_DECODED, workers=cores())) as batches:
+        for batch in batches:
+            if batch.broken:
+                raise ImageError(batch.broken[0].message, hint="remove this image: tune needs those that can be read")
+            parts.append(batch.pixels[preprocess])
+    return np.concatenate(parts)
+
+
+def _pace(bench: Workbench, dense: Session, stairs: Staircase, progress: Progress) -> Pace:
+    """What cannot be told from the staircase: how long the dense model takes, and what ordering and slicing add."""
+    manifest = bench.baseline.manifest
+    graphs = {"sliced": bench.bound, "ordered": bench.slimmed}
+    with ExitStack() as stack:
+        # Twice each: two engines of one graph differ by as much as what is to be told from them.
+        opened = {
+            f"{name} {twin}": stack.enter_context(bench.opened(graphs[name])) for name in graphs for twin in (1, 2)
+        }
+        samples = bench.compare({"dense": dense, **opened}, _STOP, "measuring what ordering takes", progress)
+    ratios = times(samples, "dense")
+    mean = {name: (ratios[f"{name} 1"].median + ratios[f"{name} 2"].median) / 2 for name in graphs}
+    latencies = [seconds for turn in samples.turns["dense"] for seconds in turn.latencies_s]
+    return Pace.of(
+        stairs,
+        manifest.macs.per_layer or (),
+        bench.slimmed.manifest.spec.schedule,
+        sliced=mean["sliced"],
+        ordered=mean["ordered"],
+        dense_ms=1000 * float(np.median(latencies)),
+    )
+
+
+def _expected(
+    request: TuneRequest, export: Artifact, bases: Sequence[int], pixels: Pixels, progress: Progress
+) -> Expected:
+    """What dropping loses, asked of PyTorch; of single cuts where there are images, and one layer to rank after."""
+    spec = export.manifest.spec
+    model, _ = checkpoint.load(export.file(export.manifest.checkpoint))
+    layer = spec.schedule.base_layer
+    cuts_tell = bool(request.data and spec.num_classes) and tuple(bases) == (layer,)
+    images = Images(pixels, spec.preprocess)
+    return expected_losses(model, images, sorted({*bases, layer}), cuts=cuts_tell, progress=progress)
+
+
+def _verified(
+    bench: Workbench,
+    dense: Session,
+    choices: Sequence[Choice],
+    known: Mapping[Choice, Divergence],
+    progress: Progress,
+) -> list[Point]:
+    """The choices, measured in one contest with the dense model; the first is the schedule that the model has."""
+    distinct = list({choice.schedule.tokens: choice for choice in reversed(choices)}.values())[::-1]
+    with ExitStack() as stack:
+        sessions = {"dense": dense}
+        sessions |= {str(place): stack.enter_context(bench.under(it.schedule)) for place, it in enumerate(distinct)}
+        samples = bench.compare(sessions, _STOP, "verifying", progress)
+    points = []
+    for place, choice in enumerate(distinct):
+        over_dense, over_before = (samples.ratio(str(place), other) for other in ("dense", "0"))
+        measured, gained = (Ratio(median=it.median, low=it.low, high=it.high) for it in (over_dense, over_before))
+        points.append(Point.of(choice, true=known.get(choice), measured=measured, over_before=gained))
+    return points
+
+
+def _tuned(bench: Workbench, chosen: Point, unit: str, command: str) -> Tuned:
+    spec, asked = bench.slimmed.manifest.spec, bench.asked
+    assert chosen.measured is not None and chosen.over_before is not None  # it was verified
+    return Tuned(
+        backbone=spec.timm_name,
+        method=spec.method,
+        image_size=spec.image_size,
+        patches=spec.schedule.patches,
+        depth=spec.schedule.depth,
+        counts=chosen.counts,
+        drop_layers=chosen.drop_layers,
+        tuned_for=TunedFor(
+            engine=bench.engine.name,
+            precision=bench.precision,
+            runtime=bench.engine.availability().version,
+            processor=bench.engine.processor(BuildOptions()),
+            mode=asked.mode,
+            batch=asked.batch,
+            streams=asked.streams,
+            threads=asked.threads,
+        ),
+        speedup=chosen.measured.median,
+        over_before=chosen.over_before.median,
+        loss=chosen.true.kl if chosen.true else chosen.loss,
+        loss_is="KL divergence as deployed, in nats" if chosen.true else unit,
+        command=command,
+    )
