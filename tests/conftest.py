@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -32,6 +32,8 @@ from lifedeploy.model.vit import SlimViT, build_model
 from lifedeploy.model.weights import ModelRequest
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, PreprocessSpec, Provenance
+from lifedeploy.targets import probing
+from lifedeploy.workflows import tune as tuning
 from lifedeploy.workflows.build import BuildRequest, build
 from lifedeploy.workflows.export import ExportRequest, export
 from tests.once import made_once, shared_folder, tracing
@@ -71,6 +73,13 @@ def tiny_vit(**options: object) -> VisionTransformer:
 def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured takes short turns: speeds are not what tests look at."""
     monkeypatch.setattr(measure, "MIN_ROUND_S", 0.01)
+
+
+@pytest.fixture
+def quick_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tuned is measured for moments."""
+    for place in (probing, tuning):
+        monkeypatch.setattr(place, "_STOP", replace(place._STOP, budget_s=0.2, round_s=0.001))
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 """Another schedule in a graph that was exported. Where tokens are ordered once, a schedule is a few constants and a
-Slice for each later drop: no weight is made or traced for it, and a quantised graph stays as it was calibrated.
+Slice for each later drop: no weight is given or traced for it, and a quantised graph stays as it was calibrated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEEP = re.compile(r"reducer\.keep\.\d+/")
 
 
 class Reschedulable:
-    """An exported or calibrated graph, of which graphs under other schedules are made.
+    """An exported or calibrated graph, of which graphs under other schedules are given.
 
     Args:
         path: the ONNX file.
@@ -109,8 +109,10 @@ def _leaving(model: ir.Model, layer: int) -> ir.Value:
     Raises:
         ExportError: it cannot be told which they are.
     """
-    made = [value for node in model.graph if _layer_of(node) == layer for value in node.outputs]
-    return _only([value for value in made if any(_layer_of(use.node) != layer for use in value.uses())], "leave", layer)
+    given = [value for node in model.graph if _layer_of(node) == layer for value in node.outputs]
+    return _only(
+        [value for value in given if any(_layer_of(use.node) != layer for use in value.uses())], "leave", layer
+    )
 
 
 def _only(values: list[ir.Value], verb: str, layer: int) -> ir.Value:

@@ -19,6 +19,7 @@ from lifedeploy.model.reducers import Plan, build_reducer
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.schedule import DEFAULT_KEEP_RATE, Schedule
 from lifedeploy.spec import ModelSpec, Provenance
+from lifedeploy.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class ModelRequest:
     keep_rate: float | None = None
     counts: tuple[int, ...] | None = None
     drop_layers: tuple[int, ...] | None = None
+    tuned: Tuned | None = None  # that counts and drop layers are from
     method: str = methods.DEFAULT
     options: Mapping[str, Any] = field(default_factory=dict)  # of the method; what is not said is the weights' own
     weights: str = "auto"
@@ -112,7 +114,7 @@ def describe(
     """The spec of the model that ``request`` makes of ``vit``, whose weights may come with a spec.
 
     Raises:
-        UsageError: the method takes no such schedule or options, or not this backbone.
+        UsageError: the method takes no such schedule or options, or not this backbone; or the schedule is of another.
     """
     method, view = methods.get(request.method), adapted(vit)
     method.require_prefix(view.prefix, request.backbone)
@@ -121,7 +123,7 @@ def describe(
     options = request.all_options(weights_spec)
     other = methods.built_in(weights_spec.method) if weights_spec else None
     trained = weights_spec.schedule if weights_spec and method.keeps_schedule_of(other) else None
-    return ModelSpec(
+    spec = ModelSpec(
         backbone=request.backbone,
         timm_name=backbones.timm_name(request.backbone),
         method=method.name,
@@ -133,6 +135,9 @@ def describe(
         classes=classes,
         options=options,
     )
+    if request.tuned is not None:
+        request.tuned.require_of(spec.timm_name, spec.image_size)
+    return spec
 
 
 def imagenet_names(num_classes: int) -> tuple[str, ...]:

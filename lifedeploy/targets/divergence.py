@@ -25,7 +25,7 @@ class Teacher:
         bench: makes the models.
         pixels: the images, (B, H, W, 3).
         book: what was asked before.
-        conditions: that an answer holds under.
+        machine: that answers are of.
         progress: told how many images were asked about.
     """
 
@@ -34,14 +34,15 @@ class Teacher:
         bench: Workbench,
         pixels: NDArray[np.uint8],
         book: Book,
-        conditions: Mapping[str, Any],
+        machine: Mapping[str, Any],
         progress: Progress,
     ) -> None:
         self.bench, self.pixels, self.book, self.progress = bench, pixels, book, progress
         self.known: dict[Choice, Divergence] = {}  # of those asked about in this run
         self._batch = bench.slimmed.manifest.graph.batch_size or min(_BATCH, len(pixels))
         graphs = [graph.manifest.sha256 for graph in (bench.slimmed, bench.baseline)]
-        self._conditions = {**conditions, "graphs": graphs, "images": digest(pixels)}
+        engine = f"{bench.engine.name} {bench.precision}"
+        self._conditions = {"machine": dict(machine), "engine": engine, "graphs": graphs, "images": digest(pixels)}
         self._kept = book.divergences(self._conditions)
         self._dense: NDArray[np.float64] | None = None
 

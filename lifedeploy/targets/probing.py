@@ -57,7 +57,7 @@ def probe_staircase(
     bench: Workbench,
     dense: Session,
     book: Book,
-    conditions: Mapping[str, Any],
+    machine: Mapping[str, Any],
     deadline: Deadline,
     progress: Progress,
 ) -> Probed:
@@ -67,7 +67,7 @@ def probe_staircase(
         bench: makes the models.
         dense: the baseline, open.
         book: what was measured before.
-        conditions: that a time holds under.
+        machine: that times are of.
         deadline: when to stop.
         progress: told how far it is.
 
@@ -76,7 +76,7 @@ def probe_staircase(
         EngineError: the runtime refused.
     """
     spec = bench.baseline.manifest.spec
-    patches = spec.schedule.patches
+    conditions, patches = {"machine": dict(machine), **bench.conditions}, spec.schedule.patches
     usual = first_counts(patches, spec.prefix_tokens)
     # With those that the model has now: what it takes is held against the others.
     first = tuple(sorted({*usual, *bench.slimmed.manifest.spec.schedule.counts}, reverse=True))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact
@@ -56,6 +57,20 @@ class Workbench:
         self._baseline = Reschedulable(self.baseline.path, self.baseline.manifest.spec)
         self._form = engine.form(precision, BuildOptions())
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What a time holds for, beside the machine: the engine, how it is asked, and all of the model but weights."""
+        manifest = self.baseline.manifest
+        return {
+            "engine": f"{self.engine.name} {self.precision}",
+            "asked": asdict(self.asked),
+            "backbone": manifest.spec.timm_name,
+            "image_size": list(manifest.spec.image_size),
+            "classes": manifest.spec.num_classes,
+            "graph": [manifest.last_block, manifest.graph.with_preprocess, manifest.graph.batch_size],
+            "quantized": list(manifest.quantized_products),
+        }
+
     @contextmanager
     def opened(self, graph: Artifact, write: Write | None = None, *, batch: int | None = None) -> Iterator[Session]:
         """An open engine of what ``write`` made of ``graph``; of the graph as it is where that is None.
@@ -90,7 +105,7 @@ class Workbench:
         return EngineOptions(batch=asked.batch, streams=asked.streams, threads=asked.threads, trust=True)
 
     def dense(self, *, batch: int | None = None) -> AbstractContextManager[Session]:
-        """The baseline."""
+        """The baseline, every token of it."""
         return self.opened(self.baseline, batch=batch)
 
     def first_k(self) -> AbstractContextManager[Session]:

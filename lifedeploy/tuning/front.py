@@ -37,7 +37,7 @@ class Tables:
 
     @property
     def depth(self) -> int:
-        """Layers, T."""
+        """Number of layers, T."""
         return len(self.time)
 
 

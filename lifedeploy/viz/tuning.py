@@ -66,7 +66,14 @@ def _front(axis: Any, report: TuneReport) -> None:
     if report.improves:
         _measured(axis, report.chosen, report, _CHOSEN, "*", "chosen")
     axis.axvline(report.dense_ms, color=colour(methods.baseline().name), linewidth=1)
-    axis.annotate("dense", (report.dense_ms, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="right", va="top")
+    axis.annotate(
+        methods.baseline().name,
+        (report.dense_ms, 1),
+        xycoords=("data", "axes fraction"),
+        fontsize=7,
+        ha="right",
+        va="top",
+    )
     axis.set_xlabel("ms of a request", fontsize=8)
     axis.set_ylabel(report.loss_is, fontsize=8)
     axis.set_ylim(bottom=0)

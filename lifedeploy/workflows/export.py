@@ -40,7 +40,6 @@ from lifedeploy.targets.evidence import compare
 from lifedeploy.targets.output import CHECKPOINT, REFERENCE, require_usable
 from lifedeploy.targets.target import Target
 from lifedeploy.targets.tunable import unlike_here
-from lifedeploy.tuned import Tuned
 from lifedeploy.typed import LastBlock
 from lifedeploy.writing import atomic_folder, saving
 
@@ -55,7 +54,6 @@ class ExportRequest:
     model: ModelRequest = field(default_factory=lambda: ModelRequest(backbone="deit_s"))
     graph: GraphOptions = field(default_factory=GraphOptions)
     output: Path | None = None  # None: a folder of the workspace, named after the model
-    tuned: Tuned | None = None  # that the model's counts and drop layers are from
     check_parity: bool = True
 
 
@@ -87,12 +85,17 @@ class ExportReport:
     manifests: dict[str, Manifest]  # method → manifest
     warning: str
     notes: tuple[str, ...] = ()  # about the weights' file: what was recognised, what was taken for granted
-    unlike: str = ""  # what is another here than where its schedule was tuned, in a sentence
+
+    @property
+    def unlike_tuned(self) -> str:
+        """What is another here than where its schedule was tuned, in a sentence; '' where nothing is."""
+        tuned = next(iter(self.manifests.values())).tuned
+        return unlike_here(tuned) if tuned is not None else ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         models = {method: manifest.to_dict() for method, manifest in self.manifests.items()}
-        said = {"warning": self.warning, "notes": self.notes, "unlike": self.unlike}
+        said = {"warning": self.warning, "notes": self.notes, "unlike_tuned": self.unlike_tuned}
         return {"schema": 1, "folder": str(self.folder), **said, "models": models}
 
 
@@ -115,15 +118,13 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     exporter.require_one_file(backbones.weight_bytes(request.model.backbone, num_classes=request.model.num_classes))
     if request.output is not None:
         require_usable(request.output)
-    tuned, unlike = request.tuned, ""
+    tuned = request.model.tuned
     if tuned is not None:
         size = request.model.image_size or tuned.image_size  # else the weights' own, which is not known yet
         tuned.require_of(backbones.timm_name(request.model.backbone), size)
-        unlike = unlike_here(tuned.tuned_for)
+        unlike_here(tuned.tuned_for)  # raises where there is no such engine
     say("loading the model")
     loaded = load(request.model, workspace, ordering=options.ordering)
-    if tuned is not None:
-        tuned.require_of(loaded.spec.timm_name, loaded.spec.image_size)
     spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)
     obstacle = loaded.model.adapted.no_prefix_block
     variants = _variants(loaded, obstacle, options)
@@ -204,7 +205,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
                 versions=versions(),
             )
             manifests[name].write(path.with_suffix(".json"))
-    return ExportReport(folder, manifests, loaded.warning, loaded.notes, unlike)
+    return ExportReport(folder, manifests, loaded.warning, loaded.notes)
 
 
 def _name(spec: ModelSpec, request: ExportRequest, last_block: LastBlock, obstacle: str) -> str:

@@ -120,6 +120,8 @@ def train(
     config = request.config
     if not config.data:
         raise UsageError("no data to train on", hint="--data takes a folder of class folders, wds/FOLDER or hfds/NAME")
+    if request.tuned is not None:
+        request.tuned.require_of(backbones.timm_name(config.backbone), config.size or request.tuned.image_size)
     usual = methods.get(config.method).plain_options({})
     config = config.but(options=usual | config.options)  # a run keeps all settings
     split = read_split(config.data, val_share=config.val_share, seed=config.seed)

@@ -57,6 +57,7 @@ from lifedeploy.writing import in_use
 Pixels = NDArray[np.uint8]
 FOLDER = "tuning"  # of the workspace: what was measured
 IMAGES = 256
+_DENSE = "the dense model"  # as it is called among what takes turns
 _DECODED = 32  # images at a time
 _STOP = Stop(budget_s=20.0, half_width=0.004, min_rounds=15, max_rounds=200, round_s=0.08)
 
@@ -120,13 +121,13 @@ def _tune(request: TuneRequest, workspace: Workspace, say: Say, progress: Progre
     bench = _bench(request, export)
     bench.baseline.require_complete()
     book = Book(workspace.root / FOLDER, fresh=request.fresh)
-    conditions = {"machine": machine_conditions(gpu_state()), "engine": f"{bench.engine.name} {bench.precision}"}
+    machine = machine_conditions(gpu_state())
     say("reading images" if request.data else "reading the packaged photographs")
     pixels = _pixels(request, spec.preprocess)
     with bench.dense() as dense:
         say("building what is measured first")
         deadline = Deadline.after(request.budget_s)
-        probed = probe_staircase(bench, dense, book, conditions, deadline, progress)
+        probed = probe_staircase(bench, dense, book, machine, deadline, progress)
         stairs = Staircase(probed.times)
         pace = _pace(bench, dense, stairs, progress)
         say("looking at the model")
@@ -134,7 +135,7 @@ def _tune(request: TuneRequest, workspace: Workspace, say: Say, progress: Progre
         front = Front({base: pace.tables(expected, base) for base in bases})
         require_within_front(front, request.goal, pace.dense_ms)
         before = pace.price(spec.schedule, expected)
-        teacher = Teacher(bench, pixels, book, conditions, progress) if request.data and spec.num_classes else None
+        teacher = Teacher(bench, pixels, book, machine, progress) if request.data and spec.num_classes else None
         choices = candidates(front, request.goal, before, pace.dense_ms, teacher.kl if teacher else None)
         known = teacher.known if teacher else {}
         before_point, *verified = _verified(bench, dense, [before, *choices], known, progress)
@@ -229,10 +230,10 @@ def _pace(bench: Workbench, dense: Session, stairs: Staircase, progress: Progres
         opened = {
             f"{name} {twin}": stack.enter_context(bench.opened(graphs[name])) for name in graphs for twin in (1, 2)
         }
-        samples = bench.compare({"dense": dense, **opened}, _STOP, "measuring what ordering takes", progress)
-    ratios = times(samples, "dense")
+        samples = bench.compare({_DENSE: dense, **opened}, _STOP, "measuring what ordering takes", progress)
+    ratios = times(samples, _DENSE)
     mean = {name: (ratios[f"{name} 1"].median + ratios[f"{name} 2"].median) / 2 for name in graphs}
-    latencies = [seconds for turn in samples.turns["dense"] for seconds in turn.latencies_s]
+    latencies = [seconds for turn in samples.turns[_DENSE] for seconds in turn.latencies_s]
     return Pace.of(
         stairs,
         manifest.macs.per_layer or (),
@@ -265,12 +266,12 @@ def _verified(
     """The choices, measured in one contest with the dense model; the first is the schedule that the model has."""
     distinct = list({choice.schedule.tokens: choice for choice in reversed(choices)}.values())[::-1]
     with ExitStack() as stack:
-        sessions = {"dense": dense}
+        sessions = {_DENSE: dense}
         sessions |= {str(place): stack.enter_context(bench.under(it.schedule)) for place, it in enumerate(distinct)}
         samples = bench.compare(sessions, _STOP, "verifying", progress)
     points = []
     for place, choice in enumerate(distinct):
-        over_dense, over_before = (samples.ratio(str(place), other) for other in ("dense", "0"))
+        over_dense, over_before = (samples.ratio(str(place), other) for other in (_DENSE, "0"))
         measured, gained = (Ratio(median=it.median, low=it.low, high=it.high) for it in (over_dense, over_before))
         points.append(Point.of(choice, true=known.get(choice), measured=measured, over_before=gained))
     return points

@@ -20,7 +20,7 @@ from lifedeploy.data.samples import photo_folder
 from tests.conftest import TINY
 from tests.workflows.test_evaluate import make_images
 
-pytestmark = pytest.mark.usefixtures("traced_once")
+pytestmark = pytest.mark.usefixtures("traced_once", "quick_tuning")
 
 KNOWN = json.loads((Path(__file__).parent / "interface.json").read_text())
 CAT = photo_folder() / "chelsea.jpg"
@@ -39,6 +39,10 @@ REPORTS = {
             *("--engine", "fake", "--data", "data", "--budget", "0.1", "--threads", "1", "--batch", "2"),
         )
     ],
+    "tune": [
+        ("--engine", "openvino:fp32", "--data", "data", "--base-layer", "2"),
+        ("--engine", "fake", "--max-kl", "9", "--data", "data"),
+    ],
     "inspect": [(), ("EXPORT/model.onnx",), ("EXPORT/openvino-fp32",)],
     "verify": [("EXPORT/weights.safetensors", "EXPORT/model.onnx")],
     "package": [("--for", "triton", "--engine", "openvino", "-o", "repo")],
@@ -56,7 +60,20 @@ REPORTS = {
     "doctor": [()],
 }
 # Keys below these are names: of classes, packages, operators, files, kernels, parts of a profile, types of numbers.
-NAMES = ("classes", "versions", "operators", "files", "kernels", "launches", "precisions", "shares", "weight_types")
+NAMES = (
+    "probes",
+    "fitted",
+    "correlations",
+    "classes",
+    "versions",
+    "operators",
+    "files",
+    "kernels",
+    "launches",
+    "precisions",
+    "shares",
+    "weight_types",
+)
 
 
 def options() -> dict[str, dict[str, list[str | None]]]:

@@ -116,6 +116,7 @@ def export(
                 keep_rate=rho,
                 counts=tuned.counts if tuned else counts,
                 drop_layers=tuned.drop_layers if tuned else drop_layers,
+                tuned=tuned,
                 method=method,
                 options=method_options.given(),
                 weights=weights,
@@ -132,13 +133,12 @@ def export(
             ),
             output,
             check_parity=parity,
-            tuned=tuned,
         )
         report = run(request, Workspace(workspace), say)
     if report.warning:
         console.warn(report.warning, alarming=True)
-    if report.unlike:
-        console.warn(report.unlike)
+    if report.unlike_tuned:
+        console.warn(report.unlike_tuned)
     for note in report.notes:
         console.note(note)
     console.report(json, report.to_dict, lambda: exported(report))
