@@ -79,7 +79,7 @@ def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tuned is measured for moments."""
     for place in (probing, tuning):
-        monkeypatch.setattr(place, "_STOP", replace(place._STOP, budget_s=0.2, round_s=0.001))
+        monkeypatch.setattr(place, "_STOP", replace(place._STOP, max_rounds=3, min_rounds=1, round_s=0.001))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lifedeploy.bench.measure import Stop
@@ -18,7 +18,9 @@ from lifedeploy.tuning.staircase import MOST_PROBES, first_counts, next_counts
 
 GROUP = 5  # counts that take turns with each other and the dense model
 # A turn is as short as can be timed, so that many rounds fit: their median is what counts on a machine that is shared.
-_STOP = Stop(budget_s=14.0, half_width=0.01, min_rounds=5, max_rounds=40, round_s=0.06)
+_STOP = Stop(half_width=0.01, min_rounds=5, max_rounds=40, round_s=0.06)
+_GROUPS = 10  # that the budget is shared by
+_MOST_S = 15.0  # of a group, whatever the budget
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ def probe_staircase(
     usual = first_counts(patches, spec.prefix_tokens)
     # With those that the model has now: what it takes is held against the others.
     first = tuple(sorted({*usual, *bench.slimmed.manifest.spec.schedule.counts}, reverse=True))
-    probes = book.probes(conditions) | {patches: Probe(time=1.0, low=1.0, high=1.0, rounds=1)}
+    stop = replace(_STOP, budget_s=min(_MOST_S, deadline.budget_s / _GROUPS))
+    # What was measured in a hurry is measured again where there is more time.
+    kept = {count: it for count, it in book.probes(conditions).items() if 2 * it.seconds >= stop.budget_s}
+    probes = kept | {patches: Probe(time=1.0, low=1.0, high=1.0, rounds=1, seconds=stop.budget_s)}
     known = len(probes)
     while True:
         missing = tuple(tokens for tokens in first if tokens not in probes)
@@ -89,13 +94,14 @@ def probe_staircase(
             return Probed(probes, len(probes) - known, complete=True)
         if deadline.left_s <= 0:
             break
-        probes |= _group(bench, dense, wanted[:GROUP], _further(progress, len(probes), max(MOST_PROBES, len(first))))
+        told = _further(progress, len(probes), max(MOST_PROBES, len(first)))
+        probes |= _group(bench, dense, wanted[:GROUP], stop, told)
         book.keep_probes(conditions, probes)
     if missing:
         raise UsageError(
             f"a budget of {deadline.budget_s:g} s was over after {len(probes)} of {len(first)} token counts that are "
             "measured first, and no schedule can be told from these",
-            hint="run it again: what was measured is kept; or give it a longer --budget",
+            hint="run it again, and it goes on from there; or give it a longer --budget",
         )
     return Probed(probes, len(probes) - known, complete=False)
 
@@ -110,13 +116,15 @@ def _further(progress: Progress, known: int, most: int) -> Progress:
     return show
 
 
-def _group(bench: Workbench, dense: Session, counts: tuple[int, ...], progress: Progress) -> dict[int, Probe]:
+def _group(
+    bench: Workbench, dense: Session, counts: tuple[int, ...], stop: Stop, progress: Progress
+) -> dict[int, Probe]:
     with ExitStack() as stack:
         sessions = {"": dense} | {str(count): stack.enter_context(bench.shortened(count)) for count in counts}
-        samples = bench.compare(sessions, _STOP, "", progress)
+        samples = bench.compare(sessions, stop, "", progress)
     ratios = times(samples, "")
     return {
-        count: Probe(time=it.median, low=it.low, high=it.high, rounds=samples.count)
+        count: Probe(time=it.median, low=it.low, high=it.high, rounds=samples.count, seconds=stop.budget_s)
         for count in counts
         for it in (ratios[str(count)],)
     }

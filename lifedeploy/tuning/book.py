@@ -26,6 +26,7 @@ class Probe:
     low: Positive
     high: Positive
     rounds: Annotated[int, Meta(ge=1)]
+    seconds: Positive  # that the contest was given
 
 
 @dataclass(frozen=True, kw_only=True)

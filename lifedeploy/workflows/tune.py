@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ FOLDER = "tuning"  # of the workspace: what was measured
 IMAGES = 256
 _DENSE = "the dense model"  # as it is called among what takes turns
 _DECODED = 32  # images at a time
+_CONTESTS = 7.5  # the share of the budget that each further contest may take
 _STOP = Stop(budget_s=20.0, half_width=0.004, min_rounds=15, max_rounds=200, round_s=0.08)
 
 
@@ -129,16 +130,18 @@ def _tune(request: TuneRequest, workspace: Workspace, say: Say, progress: Progre
         deadline = Deadline.after(request.budget_s)
         probed = probe_staircase(bench, dense, book, machine, deadline, progress)
         stairs = Staircase(probed.times)
-        pace = _pace(bench, dense, stairs, progress)
+        pace = _pace(bench, dense, stairs, _stop(request.budget_s), progress)
         say("looking at the model")
         expected = _expected(request, export, bases, pixels, progress)
         front = Front({base: pace.tables(expected, base) for base in bases})
         require_within_front(front, request.goal, pace.dense_ms)
         before = pace.price(spec.schedule, expected)
         teacher = Teacher(bench, pixels, book, machine, progress) if request.data and spec.num_classes else None
+        if teacher is not None:
+            teacher.divergence(before)  # so that losses are of one kind
         choices = candidates(front, request.goal, before, pace.dense_ms, teacher.kl if teacher else None)
         known = teacher.known if teacher else {}
-        before_point, *verified = _verified(bench, dense, [before, *choices], known, progress)
+        before_point, *verified = _verified(bench, dense, [before, *choices], known, _stop(request.budget_s), progress)
     chosen = best_of(before_point, verified, request.goal, pace.dense_ms)
     prices = [expected.of(choice.schedule) for choice in known]
     ranks = {unit: [price[unit] for price in prices] for unit in (prices[0] if prices else ())}
@@ -221,7 +224,12 @@ def _pixels(request: TuneRequest, preprocess: PreprocessSpec) -> Pixels:
     return np.concatenate(parts)
 
 
-def _pace(bench: Workbench, dense: Session, stairs: Staircase, progress: Progress) -> Pace:
+def _stop(budget_s: float) -> Stop:
+    """Of a contest beside the staircase."""
+    return replace(_STOP, budget_s=min(_STOP.budget_s, budget_s / _CONTESTS))
+
+
+def _pace(bench: Workbench, dense: Session, stairs: Staircase, stop: Stop, progress: Progress) -> Pace:
     """What cannot be told from the staircase: how long the dense model takes, and what ordering and slicing add."""
     manifest = bench.baseline.manifest
     graphs = {"sliced": bench.bound, "ordered": bench.slimmed}
@@ -230,7 +238,7 @@ def _pace(bench: Workbench, dense: Session, stairs: Staircase, progress: Progres
         opened = {
             f"{name} {twin}": stack.enter_context(bench.opened(graphs[name])) for name in graphs for twin in (1, 2)
         }
-        samples = bench.compare({_DENSE: dense, **opened}, _STOP, "measuring what ordering takes", progress)
+        samples = bench.compare({_DENSE: dense, **opened}, stop, "measuring what ordering takes", progress)
     ratios = times(samples, _DENSE)
     mean = {name: (ratios[f"{name} 1"].median + ratios[f"{name} 2"].median) / 2 for name in graphs}
     latencies = [seconds for turn in samples.turns[_DENSE] for seconds in turn.latencies_s]
@@ -261,6 +269,7 @@ def _verified(
     dense: Session,
     choices: Sequence[Choice],
     known: Mapping[Choice, Divergence],
+    stop: Stop,
     progress: Progress,
 ) -> list[Point]:
     """The choices, measured in one contest with the dense model; the first is the schedule that the model has."""
@@ -268,7 +277,7 @@ def _verified(
     with ExitStack() as stack:
         sessions = {_DENSE: dense}
         sessions |= {str(place): stack.enter_context(bench.under(it.schedule)) for place, it in enumerate(distinct)}
-        samples = bench.compare(sessions, _STOP, "verifying", progress)
+        samples = bench.compare(sessions, stop, "verifying", progress)
     points = []
     for place, choice in enumerate(distinct):
         over_dense, over_before = (samples.ratio(str(place), other) for other in (_DENSE, "0"))

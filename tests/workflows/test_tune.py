@@ -148,12 +148,15 @@ def test_a_budget_that_is_over_too_soon_tells_nothing_and_keeps_what_there_is(wo
     monkeypatch.setattr(probing.time, "monotonic", iter(range(0, 10_000, 40)).__next__)
     with pytest.raises(UsageError, match=r"a budget of 60 s was over after \d+ of \d+ token counts") as refused:
         tune(request(budget_s=60), Workspace(workspace))
-    assert "what was measured is kept" in refused.value.hint
+    assert "it goes on from there" in refused.value.hint
     monkeypatch.undo()
     monkeypatch.setattr(workflow, "Workbench", Known)
     known_before = len(json.loads(next((workspace / workflow.FOLDER).glob("probes-*")).read_text())["entries"])
-    report = tune(request(), Workspace(workspace))
+    report = tune(request(budget_s=60), Workspace(workspace))
     assert report.new_probes == len(report.probes) - known_before
+    # What was measured in a hurry is measured again where there is more time; not the other way round.
+    assert tune(request(), Workspace(workspace)).new_probes == len(report.probes) - 1
+    assert tune(request(budget_s=60), Workspace(workspace)).new_probes == 0
 
 
 def test_stairs_that_there_was_no_time_for_are_said(workspace, known, monkeypatch):

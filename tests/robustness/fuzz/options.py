@@ -29,13 +29,14 @@ LINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
         (*TINY, "--weights=weights.safetensors", "--methods=life", "--engine=fake", "--batch=1", "--budget=0.1"),
     ),
+    "tune": ((EXPORT,), ("--engine=fake", "--budget=10", "--output=tune.json")),
     "package": ((EXPORT,), ("--for=triton", "--out=repo")),
     "inspect": ((EXPORT,), ()),
     "verify": ((f"{EXPORT}/model.onnx", f"{EXPORT}/fake-fp32"), ()),
     "predict": (("image.png",), ()),
     "score": ((f"{EXPORT}/fake-fp32", "data"), ("--out=rows", "--part=4", "--batch=4")),
 }
-_SHARES = {"train": 3, "export": 2, "doctor": 0.3, "bench": 1.5}  # of others: 1
+_SHARES = {"train": 3, "export": 2, "doctor": 0.3, "bench": 1.5, "tune": 0.5}  # of others: 1
 _NUMBER_LIST = re.compile(r"[A-Z]+(,[A-Z]+)+")
 _CHOICE = re.compile(r"[a-z0-9-]+(\|[a-z0-9-]+)+")
 _PLACES = ("folder", "pipe", "null", "zero", "loop", "text.txt", "dangling")

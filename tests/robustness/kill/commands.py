@@ -49,6 +49,18 @@ WRITERS = (
         *("bench", EXPORT, "--engine=fake", "--batch=1", "--budget=0.1", "--memory"),
         *("--json=bench.json", "--csv=bench.csv", "--plot=bench.png"),
     ),
+    _writer(
+        "tune",
+        *(
+            "tune",
+            EXPORT,
+            "--engine=fake",
+            "--budget=10",
+            "--output=tune.json",
+            "--json=tuned.json",
+            "--plot=front.png",
+        ),
+    ),
     _writer("evaluate", "evaluate", EXPORT, "--data=data", "--json=evaluate.json"),
     _writer("visualize", "visualize", EXPORT, "image.png", "--output=lives.png", "--json=lives.json"),
     _writer("package", "package", EXPORT, "--for=triton", "--engine=openvino", "--out=repo", "--json=package.json"),
