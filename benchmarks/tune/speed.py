@@ -2,9 +2,9 @@
 
     python -m benchmarks.tune.speed --work DIR [--engines NAME:PRECISION …] [--batches 1 8 32] [--fresh]
 
-DeiT-S with random weights at keep rate 0.7, tuned for as much of CLS's attention as that schedule keeps, for every engine
-and batch: once with lives still predicted after layer 4, and once wherever that is best, which is for a model that is yet to
-be trained. Every ratio is from one contest of ``tune`` itself. Results are kept by processor.
+DeiT-S with random weights at keep rate 0.7, tuned for as much of CLS's attention as that schedule keeps, for every
+engine and batch: once with lives still predicted after layer 4, and once wherever that is best, which is for a model
+that is yet to be trained. Every ratio is from one contest of ``tune`` itself. Results are kept by processor.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [
         "# Schedules for a machine",
         "",
-        "DeiT-S at 224 px, random weights (which speed does not depend on), life at ρ 0.7: 137, 96, 67 tokens after layers 4, 7, "
-        "10. `tune` looks for the fastest schedule that keeps as much of the attention that CLS pays to patches, on the packaged "
-        "photographs. Of random weights that attention is next to even, so this is about speed at equal numbers of tokens times "
-        "layers, and no claim about accuracy; that is [below](REAL.md).",
+        "DeiT-S at 224 px, random weights (which speed does not depend on), life at ρ 0.7: 137, 96, 67 tokens after "
+        "layers 4, 7, 10. `tune` looks for the fastest schedule that keeps as much of the attention that CLS pays to "
+        "patches, on the packaged photographs. Of random weights that attention is next to even: this is about speed "
+        "at equal numbers of tokens times layers, and no claim about accuracy: [that is another page](REAL.md).",
         "",
         "*off*: the largest difference between the expected and the measured time of the schedules that were verified. "
-        "*over ρ 0.7*: speed over that schedule's in the same rounds. Seconds are of the whole command, the first for an engine and "
-        "batch with measuring its staircase.",
+        "*over ρ 0.7*: speed over that schedule's in the same rounds. Seconds are of the whole command, in the first "
+        "line of an engine and batch with its staircase.",
         "",
     ]
     for processor, entry in results.items():

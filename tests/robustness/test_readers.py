@@ -31,8 +31,10 @@ from lifedeploy.spec import ModelSpec
 from lifedeploy.training import state
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.log import read_log
+from lifedeploy.tuned import read_tuned
 from lifedeploy.workflows.train import settled
 from tests.conftest import make_tiny
+from tests.foundation.test_tuned import TUNED
 from tests.robustness.fuzz.values import change_json, damaged
 from tests.robustness.fuzz.weights import join, split
 from tests.robustness.inputs import draw_shards, picture, png, split_csv
@@ -161,7 +163,14 @@ def _graph(folder: Path) -> Reader:
     return Reader(path, lambda: inspect.facts(inspect.load(path)))
 
 
+def _tuned(folder: Path) -> Reader:
+    path = folder / "tune.json"
+    TUNED.write(path)
+    return Reader(path, lambda: read_tuned(path))
+
+
 READERS = {
+    "tuned": _tuned,
     "checkpoint": _checkpoint,
     "pickle": _pickle,
     "state": _state,
