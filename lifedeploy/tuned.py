@@ -57,7 +57,11 @@ class TunedFor:
         return f"{self.engine} {self.precision} {self.runtime}, {self.mode}, batch {self.batch}"
 
     def unlike(self, *, engine: str, precision: str, runtime: str, processor: str) -> str:
-        """What is another there than it is for, in a sentence; '' where all is as it was."""
+        """What is another there than it is for, in a sentence; '' where all is as it was.
+
+        Where the processor is not known, it is ''.
+        """
+        processor = processor or self.processor
         pairs = (
             (engine, self.engine),
             (precision, self.precision),
@@ -103,19 +107,25 @@ class Tuned:
         """
         return Schedule.from_counts(self.patches, self.depth, self.counts, self.drop_layers)
 
-    def require_of(self, backbone: str, image_size: tuple[int, int]) -> None:
-        """Make sure that it is of a backbone (timm's name) and an image size.
+    def require_of(self, backbone: str, image_size: tuple[int, int], method: str) -> None:
+        """Make sure that it is of a backbone (timm's name, whatever weights it names), an image size and a method.
 
         Raises:
             UsageError: it is of another.
         """
-        if backbone != self.backbone:
+        if architecture(backbone) != architecture(self.backbone):
             raise UsageError(f"the schedule was tuned for {self.backbone}, and the model is {backbone}")
         if tuple(image_size) != self.image_size:
             given, here = ("x".join(map(str, size)) for size in (self.image_size, image_size))
             raise UsageError(
                 f"the schedule was tuned for images of {given} px, and the model takes {here} px",
                 hint=f"--img-size {given}, or lifedeploy tune on a model of {here} px",
+            )
+
+        if method != self.method:
+            raise UsageError(
+                f"the schedule was tuned for {self.method}, and the method is {method}",
+                hint=f"--counts {','.join(map(str, self.counts))} --drop-layers {','.join(map(str, self.drop_layers))}",
             )
 
     def write(self, path: Path) -> None:
@@ -125,6 +135,11 @@ class Tuned:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         return asdict(self)
+
+
+def architecture(backbone: str) -> str:
+    """timm's name of a model without the tag that names its weights."""
+    return backbone.partition(".")[0]
 
 
 def read_tuned(path: Path) -> Tuned:

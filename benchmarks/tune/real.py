@@ -25,11 +25,12 @@ from lifedeploy.artifact import Artifact
 from lifedeploy.data.batches import decoded_batches
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
-from lifedeploy.machine import cores, fast_bf16
+from lifedeploy.machine import cores, fast_bf16, gpu_state
 from lifedeploy.model import checkpoint as checkpoints
 from lifedeploy.progress import unwatched
 from lifedeploy.schedule import Schedule
 from lifedeploy.targets.divergence import Teacher
+from lifedeploy.targets.held import machine_conditions
 from lifedeploy.targets.workbench import Asked, Workbench
 from lifedeploy.tuning.book import Book
 from lifedeploy.tuning.front import MOST_CUTS, Choice
@@ -78,7 +79,7 @@ def correlations(out: Path, model: Path, engine: str) -> dict[str, float]:
     base = spec.schedule.base_layer
     expected = expected_losses(network, Images(pixels, spec.preprocess), [base], cuts=True)
     bench = Workbench(export, registry.get(name), precision, Asked(mode="latency", batch=1, streams=1))
-    teacher = Teacher(bench, pixels, Book(out / "tune" / "drawn"), {}, unwatched)
+    teacher = Teacher(bench, pixels, Book(out / "tune" / "drawn"), machine_conditions(gpu_state()), unwatched)
     proxies: dict[str, list[float]] = {}
     true = []
     for schedule in drawn(spec.schedule):
@@ -123,7 +124,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         "DINOv2 ViT-S/14 on photographs of solar cells ([benchmarks/real](../real/TRAINING.md)), the elastic model "
         "of each seed (`train --distill --hard --elastic`), lives predicted after layer 4; average precision (AP) on "
-        "657 validation photographs. *At its speed*: `tune --speedup` of what ρ 0.7's schedule was measured to have, "
+        "the validation photographs. *At its speed*: `tune --speedup` of what ρ 0.7's schedule was measured to have, "
         "with images of the training half, without labels. *At its loss*: the fastest with no more true KL.",
         "",
     ]
@@ -161,7 +162,7 @@ def _means(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
 def _row(seed: str, record: Mapping[str, Any]) -> tuple[object, ...]:
     fast, same = record["same_speed"], record["same_loss"]
     verified = [*fast["verified"], *same["verified"]]
-    off = max(abs(1 / point["measured"]["median"] / point["time"] - 1) for point in verified)
+    off = max((abs(1 / point["measured"]["median"] / point["time"] - 1) for point in verified), default=0.0)
     scores = record["scores"]
     return (
         seed,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lifedeploy.data.batches import decoded_batches
 from lifedeploy.data.preprocess import model_input
-from lifedeploy.data.sets import ImageSet, Subset
+from lifedeploy.data.sets import ImageSet, Subset, evenly
 from lifedeploy.engines.lanes import Array
 from lifedeploy.errors import ImageError
 from lifedeploy.machine import cores
@@ -55,10 +55,7 @@ class ImageBatches:
 
     def first(self, count: int) -> ImageBatches:
         """The same with at most ``count`` images, evenly over the set."""
-        if count >= len(self.images):
-            return self
-        chosen = np.arange(count, dtype=np.int64) * len(self.images) // count
-        return replace(self, images=Subset(self.images, chosen))
+        return replace(self, images=evenly(self.images, count))
 
     def __iter__(self) -> Iterator[tuple[Array, int]]:
         """Batches: what goes into the graph, and how many images of it count (a fixed batch is filled up).

@@ -69,6 +69,13 @@ class Subset(ImageSet):
         return self._whole.image(int(self._indices[index]))
 
 
+def evenly(images: ImageSet, count: int) -> ImageSet:
+    """At most ``count`` images, at even distances: folders come class by class, so the first ones would be of one."""
+    if count >= len(images):
+        return images
+    return Subset(images, np.arange(count, dtype=np.int64) * len(images) // count)
+
+
 def describe(images: ImageSet) -> dict[str, Any]:
     """What a report says of a set."""
     counts = np.bincount(images.targets, minlength=len(images.classes))

@@ -136,7 +136,7 @@ def describe(
         options=options,
     )
     if request.tuned is not None:
-        request.tuned.require_of(spec.timm_name, spec.image_size)
+        request.tuned.require_of(spec.timm_name, spec.image_size, spec.method)
     return spec
 
 

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from lifedeploy.data.samples import digest
 from lifedeploy.progress import Progress, Step
 from lifedeploy.targets.session import Session
-from lifedeploy.targets.workbench import Workbench
+from lifedeploy.targets.workbench import ANSWERED, Workbench
 from lifedeploy.tuning.book import Book, Divergence
 from lifedeploy.tuning.front import Choice
-
-_BATCH = 16  # images at a time, where the export leaves it open
 
 
 class Teacher:
@@ -39,7 +37,7 @@ class Teacher:
     ) -> None:
         self.bench, self.pixels, self.book, self.progress = bench, pixels, book, progress
         self.known: dict[Choice, Divergence] = {}  # of those asked about in this run
-        self._batch = bench.slimmed.manifest.graph.batch_size or min(_BATCH, len(pixels))
+        self._batch = bench.slimmed.manifest.graph.batch_size or min(ANSWERED, len(pixels))
         graphs = [graph.manifest.sha256 for graph in (bench.slimmed, bench.baseline)]
         engine = f"{bench.engine.name} {bench.precision}"
         self._conditions = {"machine": dict(machine), "engine": engine, "graphs": graphs, "images": digest(pixels)}

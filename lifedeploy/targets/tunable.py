@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from lifedeploy import methods
-from lifedeploy.artifact import Artifact
+from lifedeploy.artifact import Artifact, EngineRecord
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import BuildOptions
+from lifedeploy.engines.base import BuildOptions, Engine
 from lifedeploy.errors import UsageError
+from lifedeploy.machine import gpus
 from lifedeploy.spec import ORDERINGS
 from lifedeploy.tuned import TunedFor
 
@@ -19,6 +20,11 @@ def require_tunable(export: Artifact, batch: int) -> None:
             or it is fixed to another batch.
     """
     manifest, method = export.manifest, methods.get(export.method)
+    if method.role != methods.SLIMMED:
+        raise UsageError(
+            f"{export.path} is the {method.role} of its export, which has no schedule to tune",
+            hint=f"{export.folder}/ names the model itself",
+        )
     if not method.takes_counts:
         raise UsageError(
             f"{method.name} takes no token counts, so there is nothing to tune: {method.own_budget or 'a keep rate'}",
@@ -64,22 +70,37 @@ def base_layers(export: Artifact, asked: int | None) -> tuple[int, ...]:
     return tuple(range(1, depth)) if asked is None else (asked,)
 
 
-def unlike_here(tuned: TunedFor) -> str:
-    """What is another here than where a schedule was tuned, in a sentence; '' where nothing is.
+def processor_here(engine: type[Engine]) -> str:
+    """What an engine computes on here, as far as the system tells: the GPUs, or the CPU with its instruction sets."""
+    return ", ".join(gpus()) if engine.on_gpu else engine.processor(BuildOptions())
 
-    Raises:
-        UsageError: it was tuned for an engine that there is none of.
-    """
+
+def unlike_here(tuned: TunedFor) -> str:
+    """What is another here than where a schedule was tuned, in a sentence; '' where nothing is."""
+    anywhere = "its counts are as good as others, and may not be the fastest elsewhere"
+    if tuned.engine not in registry.names(hidden=True):
+        return f"the schedule was tuned for {tuned.label}, an engine that is not known here: {anywhere}"
     engine = registry.get(tuned.engine)
     status = registry.examine(engine)
     if not status.ok:
         return (
             f"the schedule was tuned for {tuned.label} on {tuned.processor}, and {tuned.engine} does not run here "
-            f"({status.reason}): its counts are as good as others, and may not be the fastest elsewhere"
+            f"({status.reason}): {anywhere}"
         )
     return tuned.unlike(
         engine=tuned.engine,
         precision=engine.plan(tuned.precision).precision,
         runtime=status.version,
-        processor=engine.processor(BuildOptions()),
+        processor=processor_here(engine),
+    )
+
+
+def unlike_built(tuned: TunedFor, record: EngineRecord) -> str:
+    """What of an engine is another than a schedule was tuned for, in a sentence; '' where nothing is."""
+    engine = registry.get(record.name)
+    return tuned.unlike(
+        engine=record.name,
+        precision=record.precision,
+        runtime=record.runtime,
+        processor=processor_here(engine) if engine.on_gpu else record.processor,
     )

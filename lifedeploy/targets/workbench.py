@@ -12,16 +12,21 @@ from lifedeploy import methods
 from lifedeploy.artifact import Artifact
 from lifedeploy.bench.measure import Contender, Samples, Stop, measure
 from lifedeploy.bench.stats import Interval
+from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildJob, BuildOptions, Engine, EngineOptions
+from lifedeploy.errors import ArtifactError
 from lifedeploy.exporters import forms
 from lifedeploy.exporters.reschedule import Reschedulable
+from lifedeploy.machine import cores
 from lifedeploy.progress import Progress
 from lifedeploy.schedule import Schedule
 from lifedeploy.targets.evidence import compiled
 from lifedeploy.targets.find import graphs_of
 from lifedeploy.targets.session import Session
+from lifedeploy.tuned import architecture
 from lifedeploy.writing import scratch_folder
 
+ANSWERED = 16  # images at a time that are asked about, where the export leaves that open
 Write = Callable[[Path], None]  # writes an ONNX graph
 
 
@@ -45,17 +50,28 @@ class Workbench:
         asked: how they are asked.
 
     Raises:
-        ArtifactError: the export is damaged, or not calibrated for that precision.
+        ArtifactError: the export is damaged, lacks a model, or is not calibrated for that precision.
     """
 
     def __init__(self, export: Artifact, engine: type[Engine], precision: str, asked: Asked) -> None:
         graphs = graphs_of(export, precision)
+        for method in (methods.baseline(), methods.bound()):
+            if method.name not in graphs:
+                raise ArtifactError(
+                    f"{export.folder}/ holds no {method.name} to measure beside it", hint="export again"
+                )
+        for graph in graphs.values():
+            registry.verify(graph)
+            graph.require_complete()
         self.engine, self.precision, self.asked = engine, precision, asked
         self.slimmed, self.baseline = graphs[export.method], graphs[methods.baseline().name]
         self.bound = graphs[methods.bound().name]
+        self._how = BuildOptions()
+        if "batch" in engine.takes and export.manifest.graph.batch_size is None:  # answers are asked for too
+            self._how = BuildOptions(batch=(1, asked.batch, max(asked.batch, ANSWERED)))
         self._slimmed = Reschedulable(self.slimmed.path, self.slimmed.manifest.spec)
         self._baseline = Reschedulable(self.baseline.path, self.baseline.manifest.spec)
-        self._form = engine.form(precision, BuildOptions())
+        self._form = engine.form(precision, self._how)
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -63,8 +79,8 @@ class Workbench:
         manifest = self.baseline.manifest
         return {
             "engine": f"{self.engine.name} {self.precision}",
-            "asked": asdict(self.asked),
-            "backbone": manifest.spec.timm_name,
+            "asked": {**asdict(self.asked), "threads": self.asked.threads or cores()},
+            "backbone": architecture(manifest.spec.timm_name),
             "image_size": list(manifest.spec.image_size),
             "classes": manifest.spec.num_classes,
             "graph": [manifest.last_block, manifest.graph.with_preprocess, manifest.graph.batch_size],
@@ -89,7 +105,9 @@ class Workbench:
             if not self._form.as_exported:
                 forms.prepare(path, self._form, folder / "formed.onnx")
                 path = folder / "formed.onnx"
-            job = BuildJob(source=graph, graph=path, folder=folder, stem="model", precision=self.precision)
+            job = BuildJob(
+                source=graph, graph=path, folder=folder, stem="model", precision=self.precision, options=self._how
+            )
             built = self.engine.build(job)
             for name in {"written.onnx", "formed.onnx"} - {*built.files}:
                 (folder / name).unlink(missing_ok=True)

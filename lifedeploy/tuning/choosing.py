@@ -63,7 +63,7 @@ def require_within_front(front: Front, goal: Goal, dense_ms: float) -> None:
         asked = f"--speedup {goal.speedup:g}" if goal.speedup is not None else f"--latency-ms {goal.latency_ms:g}"
         raise UsageError(
             f"{asked} is beyond what this engine has: the fastest schedule, {end.words}, is {1 / end.time:.2f}× as "
-            f"fast as dense, {end.time * dense_ms:.3g} ms"
+            f"fast as dense, {end.time * dense_ms:.4g} ms"
         )
 
 
@@ -92,7 +92,7 @@ def candidates(
         most = goal.most_time(dense_ms)
         if ask is None:
             return near_time(front, most, each=1)
-        losses = {choice: ask(choice) for choice in near_time(front, most, each=-(-MOST_ASKED // len(_TIGHTER)))}
+        losses = {choice: ask(choice) for choice in near_time(front, most, each=MOST_ASKED // len(_TIGHTER))}
         within = ([choice for choice in losses if choice.time <= most * share] for share in _TIGHTER)
         return list(dict.fromkeys(min(fit, key=lambda choice: losses[choice]) for fit in within if fit))
     if ask is None:
@@ -116,18 +116,25 @@ def keeps(point: Point, goal: Goal, dense_ms: float) -> bool:
     return goal.max_kl is None or (point.true is not None and point.true.kl <= goal.max_kl)
 
 
-def best_of(before: Point, verified: Sequence[Point], goal: Goal, dense_ms: float) -> Point:
-    """The best of what was measured; the schedule that the model has, where none is better for certain."""
+def best_of(before: Point, verified: Sequence[Point], goal: Goal, dense_ms: float, *, may_stay: bool = True) -> Point:
+    """The best of what was measured; the schedule that the model has, where none is better for certain.
+
+    Args:
+        before: that schedule.
+        verified: the others.
+        goal: what is asked of them.
+        dense_ms: of a request to the dense model.
+        may_stay: whether that schedule is one that may be chosen, as it is not where another base layer is asked for.
+    """
+    allowed = (*([before] if may_stay else []), *verified) or (before,)
     if goal.limits_time:
-        within = [point for point in (before, *verified) if keeps(point, goal, dense_ms)]
+        within = [point for point in allowed if keeps(point, goal, dense_ms)]
         if within:
             return min(within, key=lambda point: (point.known_loss, point.measured_time))
-        return min((before, *verified), key=lambda point: point.measured_time)
-    if goal.max_kl is not None and not keeps(before, goal, dense_ms):
-        faster = list(verified)  # what the model has loses more than is allowed
-    else:
-        faster = [point for point in verified if point.over_before is not None and point.over_before.low > 1]
-    return min(faster, key=lambda point: point.measured_time, default=before)
+        return min(allowed, key=lambda point: point.measured_time)
+    stays = may_stay and keeps(before, goal, dense_ms)
+    better = [point for point in verified if not stays or point.is_faster]
+    return min(better, key=lambda point: point.measured_time, default=before)
 
 
 def ask_near_loss(front: Front, limit: float, ask: Callable[[Choice], float]) -> list[tuple[Choice, float]]:

@@ -67,7 +67,8 @@ class Front:
     def __init__(self, tables: Mapping[int, Tables]) -> None:
         self.tables = tables
         self.looked_at = 0
-        self._choices: list[tuple[int, tuple[int, ...], NDArray[np.intp]]] = []  # base, later layers, places of counts
+        self._sets: list[tuple[int, tuple[int, ...]]] = []  # base layer, later layers
+        self._places: list[NDArray[np.int16]] = []  # of the counts of those that are kept, set by set
         times, losses = [], []
         for base, table in tables.items():
             places = {cuts: _falling(len(table.counts), cuts) for cuts in range(1, MOST_CUTS + 1)}
@@ -78,8 +79,10 @@ class Front:
                 kept = _undominated(time, loss)
                 times.append(time[kept])
                 losses.append(loss[kept])
-                self._choices += [(base, later, chosen[place]) for place in kept]
+                self._sets.append((base, later))
+                self._places.append(chosen[kept].astype(np.int16))
         self._time, self._loss = np.concatenate(times), np.concatenate(losses)
+        self._begins = np.cumsum([0, *map(len, times)])
 
     def best(self) -> tuple[Choice, ...]:
         """Those that nothing is both as fast as and loses no more than, fastest first."""
@@ -98,9 +101,10 @@ class Front:
         return tuple(map(self._choice, order[:count]))
 
     def _choice(self, index: np.intp) -> Choice:
-        base, later, places = self._choices[index]
+        number = int(np.searchsorted(self._begins, index, side="right")) - 1
+        base, later = self._sets[number]
         table = self.tables[base]
-        counts = [table.counts[place] for place in places]
+        counts = [table.counts[place] for place in self._places[number][index - self._begins[number]]]
         schedule = Schedule.from_counts(table.counts[0], table.depth, counts, (base, *later))
         return Choice(schedule, float(self._time[index]), float(self._loss[index]))
 

@@ -6,6 +6,7 @@ pass: the tokens that it left, in the order in which the method ranks them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from lifedeploy.tuning.expected import Expected, Floats
 
 _BATCH = 8  # images at a time
 _CUT_IMAGES = 64  # that every single cut is asked about
+_MOST_S = 60.0  # for each of the two, after the first images: of a large model fewer are looked at
 _CUT_COUNTS = 9  # numbers of tokens of single cuts, all of them among these
 Count = Callable[[int], None]  # told how many images are done
 
@@ -53,11 +55,7 @@ class Images:
 def expected_losses(
     model: SlimViT, images: Images, bases: Sequence[int], *, cuts: bool, progress: Progress = unwatched
 ) -> Expected:
-    """Both proxies of a model; that of single ``cuts`` if asked for, where there is one layer to rank after.
-
-    Raises:
-        UnsupportedModelError: a block of the backbone cannot be looked into.
-    """
+    """Both proxies of a model; that of single ``cuts`` if asked for, where there is one layer to rank after."""
     patches = model.schedule.patches
     counts = tuple(sorted({round(n) for n in np.linspace(1, patches, _CUT_COUNTS)}, reverse=True))
     some = images.some(_CUT_IMAGES)
@@ -68,11 +66,34 @@ def expected_losses(
         done += many
         progress(Step("looking at the model", min(1.0, done / total), f"{len(images):,} images"))
 
-    attention = lost_attention(model, images, bases, counted)
+    attention = lost_attention(model, _for_a_while(images), bases, counted)
     if not cuts:
         return Expected(attention=attention)
-    table = single_cuts(model, some, bases[0], counts, lambda many: counted(many * len(counts)))
+    table = single_cuts(model, _for_a_while(some), bases[0], counts, lambda many: counted(many * len(counts)))
     return Expected(attention=attention, cuts=table, cut_counts=counts)
+
+
+def require_open(model: SlimViT) -> None:
+    """Make sure that the attention of every layer can be looked at.
+
+    Raises:
+        UnsupportedModelError: that of one cannot.
+    """
+    backbone = model.adapted
+    closed = [type(block).__name__ for layer, block in enumerate(backbone.blocks, 1) if not backbone.has_inside(layer)]
+    if closed:
+        raise UnsupportedModelError(
+            f"tune looks at the attention of pre-norm blocks, and the backbone has a {closed[0]}"
+        )
+
+
+def _for_a_while(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches that are begun within the time there is; one at least."""
+    end = time.monotonic() + _MOST_S
+    for number, batch in enumerate(batches):
+        if number and time.monotonic() > end:
+            return
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -98,9 +119,6 @@ def lost_attention(
     Returns:
         Base layer → (T, N + 1): at [t - 1, n] what is lost in layer t by having no more than n patch tokens there, as
         part of what all layers pay to patches: so a schedule's loss is a sum over its layers.
-
-    Raises:
-        UnsupportedModelError: a block of the backbone cannot be looked into.
     """
     depth, patches = model.schedule.depth, model.schedule.patches
     kept = {base: torch.zeros(depth, patches + 1, dtype=torch.float64) for base in bases}
@@ -161,10 +179,6 @@ def _dense(model: SlimViT, images: Tensor) -> _Dense:
     backbone, left, attention = model.adapted, [], []
     tokens = backbone.embed(images)
     for layer in range(1, backbone.depth + 1):
-        if not backbone.has_inside(layer):
-            raise UnsupportedModelError(
-                f"layer {layer} of the backbone cannot be looked into: its attention is not seen"
-            )
 
         def seen(tokens: Tokens, attended: BlockAttention) -> Tokens:
             attention.append(attended.cls_row()[:, tokens.prefix :])

@@ -49,16 +49,15 @@ class Pace:
             dense_ms: of a request to the dense model.
         """
         bare = cls(stairs=stairs, shares=tuple(layer / sum(macs) for layer in macs))
-        computed, cuts = bare.time(schedule), len(schedule.leaving_layers)
-        slicing = max(0.0, (sliced - computed) / cuts)
-        ordering = ordered - computed - slicing * (cuts - 1)
+        computed, later = bare.time(schedule), len(_later_cuts(schedule))
+        slicing = max(0.0, (sliced - computed) / len(schedule.leaving_layers))
+        ordering = ordered - computed - slicing * later
         return cls(stairs=stairs, shares=bare.shares, ordering=ordering, slicing=slicing, dense_ms=dense_ms)
 
     def time(self, schedule: Schedule) -> float:
         """The time that a model should take under a schedule."""
         layers = sum(share * self.stairs.time(n) for share, n in zip(self.shares, schedule.tokens, strict=True))
-        later = [layer for layer in schedule.leaving_layers if layer != schedule.base_layer]
-        return layers + self.ordering + self.slicing * len(later)
+        return layers + self.ordering + self.slicing * len(_later_cuts(schedule))
 
     def tables(self, expected: Expected, base: int) -> Tables:
         """What schedules among the edges of its stairs cost that predict lives after layer ``base``."""
@@ -74,3 +73,8 @@ class Pace:
     def price(self, schedule: Schedule, expected: Expected) -> Choice:
         """Any schedule, with its time and loss."""
         return Choice(schedule, self.time(schedule), expected.of(schedule)[expected.unit])
+
+
+def _later_cuts(schedule: Schedule) -> list[int]:
+    """Drop layers that tokens are sliced after: all where some leave, but the first, which orders them."""
+    return [layer for layer in schedule.leaving_layers if layer != schedule.base_layer]

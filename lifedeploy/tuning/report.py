@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lifedeploy.bench.stats import CONFIDENCE, Interval
 from lifedeploy.section import plain
-from lifedeploy.spec import ModelSpec
 from lifedeploy.tuned import Tuned
 from lifedeploy.tuning.book import Divergence, Probe
 from lifedeploy.tuning.front import Choice
@@ -27,6 +27,17 @@ class Ratio:
     median: float
     low: float
     high: float
+    coverage: float = 1.0  # how probable it is that the true one is within
+
+    @classmethod
+    def of(cls, interval: Interval) -> Ratio:
+        """The median of some rounds."""
+        return cls(median=interval.median, low=interval.low, high=interval.high, coverage=interval.coverage)
+
+    @property
+    def above_one(self) -> bool:
+        """Whether it is for certain: with enough rounds for that."""
+        return self.low > 1 and self.coverage >= CONFIDENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,11 @@ class Point:
     def measured_time(self) -> float:
         """Its time relative to the dense model's: measured where it was, else expected."""
         return self.time if self.measured is None else 1 / self.measured.median
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it is faster than the schedule that the model has, for certain."""
+        return self.over_before is not None and self.over_before.above_one
 
     @property
     def known_loss(self) -> float:
@@ -113,14 +129,20 @@ class TuneReport:
         return {"schema": SCHEMA, **body}
 
 
-def said_of(spec: ModelSpec, stairs: Staircase, *, data: str, complete: bool) -> tuple[str, ...]:
-    """What a reader should know of how it came about."""
+def said_of(unit: str, stairs: Staircase, *, asked: bool, elastic: bool, complete: bool) -> tuple[str, ...]:
+    """What a reader should know of how it came about.
+
+    Args:
+        unit: of the losses that were expected.
+        stairs: the staircase.
+        asked: whether true divergences were asked for.
+        elastic: whether the weights were trained at many keep rates.
+        complete: whether there was time to look for all stairs.
+    """
     notes = []
-    if not data:
-        notes.append(
-            "without --data losses are a guess: the share of CLS's attention that is lost, on the packaged photographs"
-        )
-    elif not spec.provenance.elastic:
+    if not asked:
+        notes.append(f"losses are a guess ({unit}): how far the classes change was not asked")
+    elif not elastic:
         notes.append(
             "the weights were not trained at many keep rates (train --elastic): trained under the schedule chosen they "
             "will lose less than they do now"
@@ -132,13 +154,13 @@ def said_of(spec: ModelSpec, stairs: Staircase, *, data: str, complete: bool) ->
     return tuple(notes)
 
 
-def warned_of(verified: Sequence[Point], before: Point, *, kept: bool, missed: str) -> tuple[str, ...]:
+def warned_of(chosen: Point, verified: Sequence[Point], before: Point, *, missed: str) -> tuple[str, ...]:
     """What is not as it should be.
 
     Args:
+        chosen: the schedule that came of it.
         verified: the schedules that were measured.
         before: the schedule that the model has, measured too.
-        kept: whether that one stays.
         missed: the goal in words, where nothing that was measured keeps it.
     """
     warnings = []
@@ -150,8 +172,10 @@ def warned_of(verified: Sequence[Point], before: Point, *, kept: bool, missed: s
         )
     if missed:
         warnings.append(f"nothing that was measured keeps the goal, {missed}: this is the fastest of it")
-    elif kept:
+    elif chosen is before:
         warnings.append("nothing is better for certain than the schedule that the model has: it stays")
+    if chosen.measured is not None and not chosen.measured.above_one:
+        warnings.append("the schedule chosen is not faster than the dense model for certain: drop nothing instead")
     return tuple(warnings)
 
 

@@ -128,8 +128,7 @@ class Staircase:
 
     @property
     def jump(self) -> float:
-        """The largest jump between two neighbouring counts, 0 where every count that is a neighbour of another is on a
-        slope: how much of a staircase it is."""
+        """The largest rise between two counts that are neighbours; 0 where no two of those measured are."""
         steps = zip(self.counts, self.counts[1:], self.times, self.times[1:], strict=False)
         return max((after - before for low, high, before, after in steps if high - low == 1), default=0.0)
 

@@ -18,6 +18,7 @@ from lifedeploy.records import FormedRecord, OptionsRecord
 from lifedeploy.spec import HALVES, QUANTIZED, GraphForm
 from lifedeploy.targets.evidence import check, compiled, complete, proven
 from lifedeploy.targets.find import export_of, graphs_of, quantized_precision
+from lifedeploy.targets.tunable import unlike_built
 from lifedeploy.text import printable
 from lifedeploy.writing import atomic_folder, in_use
 
@@ -60,14 +61,13 @@ class BuildReport:
         tuned, record = self.engine.manifest.tuned, self.record
         if tuned is None:
             return ""
-        return tuned.unlike(
-            engine=record.name, precision=record.precision, runtime=record.runtime, processor=record.processor
-        )
+        return unlike_built(tuned, record)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         engines = {method: manifest.to_dict() for method, manifest in self.manifests.items()}
-        return {"schema": 1, "folder": str(self.engine.folder), "reused": self.reused, "engines": engines}
+        facts = {"folder": str(self.engine.folder), "reused": self.reused, "unlike_tuned": self.unlike_tuned}
+        return {"schema": 1, **facts, "engines": engines}
 
 
 def build(

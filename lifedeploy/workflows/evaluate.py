@@ -15,7 +15,7 @@ import numpy as np
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.batches import Batch, Broken, decoded_batches
 from lifedeploy.data.images import read_images
-from lifedeploy.data.sets import ImageSet, Subset, describe
+from lifedeploy.data.sets import ImageSet, describe, evenly
 from lifedeploy.engines.wire import address_of
 from lifedeploy.errors import DataError, ImageError, UsageError
 from lifedeploy.evaluation.accuracy import Accuracy, Tally, agreement
@@ -171,16 +171,12 @@ def evaluate(
 def listed(request: EvaluateRequest, say: Say = silent) -> ImageSet:
     """The request's images.
 
-    A ``limit`` takes them at even distances: folders come class by class, so the first ones would be of one class.
-
     Raises:
         DataError: they are missing, or there is no such split.
     """
     say(f"listing {request.data}")
-    images, limit = read_images(request.data, split=request.split), request.limit
-    if limit is None or limit >= len(images):
-        return images
-    return Subset(images, np.arange(limit, dtype=np.int64) * len(images) // limit)
+    images = read_images(request.data, split=request.split)
+    return images if request.limit is None else evenly(images, request.limit)
 
 
 def _pass(

@@ -121,8 +121,7 @@ def export(request: ExportRequest, workspace: Workspace, say: Say = silent) -> E
     tuned = request.model.tuned
     if tuned is not None:
         size = request.model.image_size or tuned.image_size  # else the weights' own, which is not known yet
-        tuned.require_of(backbones.timm_name(request.model.backbone), size)
-        unlike_here(tuned.tuned_for)  # raises where there is no such engine
+        tuned.require_of(backbones.timm_name(request.model.backbone), size, request.model.method)
     say("loading the model")
     loaded = load(request.model, workspace, ordering=options.ordering)
     spec, cost = loaded.spec, loaded.model.adapted.cost(loaded.spec.image_size)

@@ -121,7 +121,8 @@ def train(
     if not config.data:
         raise UsageError("no data to train on", hint="--data takes a folder of class folders, wds/FOLDER or hfds/NAME")
     if request.tuned is not None:
-        request.tuned.require_of(backbones.timm_name(config.backbone), config.size or request.tuned.image_size)
+        size = config.size or request.tuned.image_size
+        request.tuned.require_of(backbones.timm_name(config.backbone), size, config.method)
     usual = methods.get(config.method).plain_options({})
     config = config.but(options=usual | config.options)  # a run keeps all settings
     split = read_split(config.data, val_share=config.val_share, seed=config.seed)
@@ -133,7 +134,7 @@ def train(
     config, warning = resolved(config, split.train.classes, workspace)
     loaded = load_start(config, split.train.classes, workspace)
     if request.tuned is not None:
-        request.tuned.require_of(loaded.spec.timm_name, loaded.spec.image_size)
+        request.tuned.require_of(loaded.spec.timm_name, loaded.spec.image_size, loaded.spec.method)
     for line in loaded.notes:
         note(line)
     if others := _other_classes(loaded, split.train.classes):

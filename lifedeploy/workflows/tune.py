@@ -15,10 +15,9 @@ from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.measure import Stop
 from lifedeploy.data.batches import decoded_batches
 from lifedeploy.data.samples import photographs
-from lifedeploy.data.sets import ImageSet, Subset
+from lifedeploy.data.sets import evenly
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
-from lifedeploy.engines.base import BuildOptions
 from lifedeploy.errors import EngineUnavailableError, ImageError, UsageError
 from lifedeploy.files import now
 from lifedeploy.limits import (
@@ -32,14 +31,14 @@ from lifedeploy.limits import (
 from lifedeploy.machine import cores, describe, gpu_state
 from lifedeploy.model import checkpoint
 from lifedeploy.progress import Progress, Say, silent, unwatched
-from lifedeploy.spec import PreprocessSpec
+from lifedeploy.spec import QUANTIZED, PreprocessSpec
 from lifedeploy.targets import select
 from lifedeploy.targets.divergence import Teacher
 from lifedeploy.targets.find import export_of, find, quantized_precision
 from lifedeploy.targets.held import machine_conditions
 from lifedeploy.targets.probing import Deadline, probe_staircase
 from lifedeploy.targets.session import Session
-from lifedeploy.targets.tunable import base_layers, require_tunable
+from lifedeploy.targets.tunable import base_layers, processor_here, require_tunable
 from lifedeploy.targets.workbench import Asked, Workbench, times
 from lifedeploy.text import quoted
 from lifedeploy.tuned import Tuned, TunedFor
@@ -47,7 +46,7 @@ from lifedeploy.tuning.book import Book, Divergence
 from lifedeploy.tuning.choosing import Goal, best_of, candidates, keeps, require_within_front
 from lifedeploy.tuning.expected import Expected
 from lifedeploy.tuning.front import Choice, Front
-from lifedeploy.tuning.losses import Images, expected_losses
+from lifedeploy.tuning.losses import Images, expected_losses, require_open
 from lifedeploy.tuning.pace import Pace
 from lifedeploy.tuning.report import Point, Ratio, TuneReport, rank_correlation, said_of, warned_of
 from lifedeploy.tuning.staircase import Staircase
@@ -59,6 +58,7 @@ FOLDER = "tuning"  # of the workspace: what was measured
 IMAGES = 256
 _DENSE = "the dense model"  # as it is called among what takes turns
 _DECODED = 32  # images at a time
+_ENOUGH = 10  # requests of each in the verification: rounds, and those before them
 _CONTESTS = 7.5  # the share of the budget that each further contest may take
 _STOP = Stop(budget_s=20.0, half_width=0.004, min_rounds=15, max_rounds=200, round_s=0.08)
 
@@ -109,44 +109,48 @@ def tune(request: TuneRequest, workspace: Workspace, say: Say = silent, progress
         DataError, ImageError: the images are missing or broken.
         EngineError, ExportError: the runtime refused, or the graph has a form that is not known.
     """
-    with in_use(export_of(request.model, workspace).folder):
+    folder = export_of(request.model, workspace).folder
+    with in_use(folder, *(folder / precision for precision in QUANTIZED)):
         return _tune(request, workspace, say, progress)
 
 
 def _tune(request: TuneRequest, workspace: Workspace, say: Say, progress: Progress) -> TuneReport:
-    began = time.monotonic()
-    export = export_of(request.model, workspace)
-    registry.verify(export)
+    began, export = time.monotonic(), export_of(request.model, workspace)
     require_tunable(export, request.batch)
     bases, spec = base_layers(export, request.base_layer), export.manifest.spec
-    bench = _bench(request, export)
-    bench.baseline.require_complete()
+    if request.goal.max_kl is not None and not spec.num_classes:
+        raise UsageError(f"{export.path} has no classes for --max-kl", hint="--speedup, or --latency-ms")
+    bench, warning = _bench(request, export)
+    model, _ = checkpoint.load(export.file(export.manifest.checkpoint))
+    require_open(model)
     book = Book(workspace.root / FOLDER, fresh=request.fresh)
     machine = machine_conditions(gpu_state())
     say("reading images" if request.data else "reading the packaged photographs")
     pixels = _pixels(request, spec.preprocess)
     with bench.dense() as dense:
         say("building what is measured first")
-        deadline = Deadline.after(request.budget_s)
-        probed = probe_staircase(bench, dense, book, machine, deadline, progress)
-        stairs = Staircase(probed.times)
-        pace = _pace(bench, dense, stairs, _stop(request.budget_s), progress)
+        probed = probe_staircase(bench, dense, book, machine, Deadline.after(request.budget_s), progress)
+        pace = _pace(bench, dense, Staircase(probed.times), request.budget_s, progress)
         say("looking at the model")
-        expected = _expected(request, export, bases, pixels, progress)
+        # Of a model that may rank after any layer there would be a table of single cuts for each.
+        asks = bool(request.data and spec.num_classes)
+        images, layers = Images(pixels, spec.preprocess), sorted({*bases, spec.schedule.base_layer})
+        expected = expected_losses(model, images, layers, cuts=asks and len(layers) == 1, progress=progress)
+        say("looking at all schedules")
         front = Front({base: pace.tables(expected, base) for base in bases})
         require_within_front(front, request.goal, pace.dense_ms)
         before = pace.price(spec.schedule, expected)
-        teacher = Teacher(bench, pixels, book, machine, progress) if request.data and spec.num_classes else None
+        teacher = Teacher(bench, pixels, book, machine, progress) if asks else None
         if teacher is not None:
             teacher.divergence(before)  # so that losses are of one kind
         choices = candidates(front, request.goal, before, pace.dense_ms, teacher.kl if teacher else None)
         known = teacher.known if teacher else {}
-        before_point, *verified = _verified(bench, dense, [before, *choices], known, _stop(request.budget_s), progress)
-    chosen = best_of(before_point, verified, request.goal, pace.dense_ms)
-    prices = [expected.of(choice.schedule) for choice in known]
-    ranks = {unit: [price[unit] for price in prices] for unit in (prices[0] if prices else ())}
-    true = [divergence.kl for divergence in known.values()]
-    correlations = {unit: rank_correlation(losses, true) for unit, losses in ranks.items()}
+        before_point, *verified = _verified(bench, dense, [before, *choices], known, pace, request.budget_s, progress)
+    may_stay = spec.schedule.base_layer in bases
+    chosen = best_of(before_point, verified, request.goal, pace.dense_ms, may_stay=may_stay)
+    missed = "" if keeps(chosen, request.goal, pace.dense_ms) else request.goal.words()
+    warnings = warned_of(chosen, verified, before_point, missed=missed)
+    elastic = spec.provenance.elastic
     return TuneReport(
         model=export.name,
         goal=request.goal.words(),
@@ -163,35 +167,41 @@ def _tune(request: TuneRequest, workspace: Workspace, say: Say, progress: Progre
         slicing=pace.slicing,
         probes=dict(sorted(probed.probes.items())),
         new_probes=probed.measured,
-        fitted=dict(zip(stairs.counts, stairs.times, strict=True)),
-        edges=stairs.edges,
-        jump=stairs.jump,
+        fitted=dict(zip(pace.stairs.counts, pace.stairs.times, strict=True)),
+        edges=pace.stairs.edges,
+        jump=pace.stairs.jump,
         schedules=front.looked_at,
         before=before_point,
         chosen=chosen,
         front=tuple(map(Point.of, front.best())),
         verified=tuple(verified),
         asked=tuple(sorted((Point.of(choice, true=it) for choice, it in known.items()), key=lambda point: point.time)),
-        correlations={unit: value for unit, value in correlations.items() if value is not None},
+        correlations=_correlations(expected, known),
         seconds=time.monotonic() - began,
-        notes=said_of(spec, stairs, data=request.data, complete=probed.complete),
-        warnings=warned_of(
-            verified,
-            before_point,
-            kept=chosen is before_point,
-            missed="" if keeps(chosen, request.goal, pace.dense_ms) else request.goal.words(),
-        ),
+        notes=said_of(expected.unit, pace.stairs, asked=asks, elastic=elastic, complete=probed.complete),
+        warnings=(*filter(None, [warning]), *warnings),
     )
 
 
-def _bench(request: TuneRequest, export: Artifact) -> Workbench:
-    """The engine that is asked for; else the model's own, where it is an engine; else the fastest here."""
-    named, model = request.engine, find(request.model).artifact if request.model is not None else None
-    if not named and model is not None:
-        record, calibrated = model.manifest.engine, quantized_precision(request.model)
-        named = f"{record.name}:{record.precision}" if record else f"{registry.AUTO}:{calibrated}" if calibrated else ""
+def _correlations(expected: Expected, known: Mapping[Choice, Divergence]) -> dict[str, float]:
+    """How far each proxy ranks as the true divergence does."""
+    true = [divergence.kl for divergence in known.values()]
+    prices = [expected.of(choice.schedule) for choice in known]
+    ranks = {unit: rank_correlation([price[unit] for price in prices], true) for unit in (prices[0] if prices else ())}
+    return {unit: rank for unit, rank in ranks.items() if rank is not None}
+
+
+def _bench(request: TuneRequest, export: Artifact) -> tuple[Workbench, str]:
+    """The engine that is asked for; else the model's own, where it is an engine; else the fastest here. And what is
+    to be said of it."""
+    named, model = request.engine or registry.AUTO, find(request.model).artifact if request.model is not None else None
+    record, precision = model.manifest.engine if model is not None else None, quantized_precision(request.model)
+    if not request.engine and record is not None:
+        named, precision = record.name, record.precision
+    if precision and ":" not in named:
+        named = f"{named}:{precision}"
     try:
-        wanted = select.for_comparison([named] if named else []).engines[0]
+        wanted = select.for_comparison([named]).engines[0]
     except EngineUnavailableError as error:
         raise EngineUnavailableError(f"{error.message}; tune measures where an engine runs", hint=error.hint) from error
     engine = registry.get(wanted.engine)
@@ -201,7 +211,11 @@ def _bench(request: TuneRequest, export: Artifact) -> Workbench:
         )
     streams = request.streams if request.mode == MODES[1] else 1
     asked = Asked(mode=request.mode, batch=request.batch, streams=streams, threads=request.threads)
-    return Workbench(export, engine, wanted.plan.precision, asked)
+    built_otherwise = (
+        "" if record is None or not record.options else "measured as it is built without its build options"
+    )
+    said = "; ".join(filter(None, (wanted.plan.note, built_otherwise)))
+    return Workbench(export, engine, wanted.plan.precision, asked), said
 
 
 def _pixels(request: TuneRequest, preprocess: PreprocessSpec) -> Pixels:
@@ -212,9 +226,7 @@ def _pixels(request: TuneRequest, preprocess: PreprocessSpec) -> Pixels:
     """
     if not request.data:
         return np.stack(photographs(preprocess))
-    images: ImageSet = read_unlabelled(request.data, split=request.split)
-    if request.images < len(images):
-        images = Subset(images, np.arange(request.images, dtype=np.int64) * len(images) // request.images)
+    images = evenly(read_unlabelled(request.data, split=request.split), request.images)
     parts = []
     with closing(decoded_batches(images, [preprocess], batch=_DECODED, workers=cores())) as batches:
         for batch in batches:
@@ -224,12 +236,7 @@ def _pixels(request: TuneRequest, preprocess: PreprocessSpec) -> Pixels:
     return np.concatenate(parts)
 
 
-def _stop(budget_s: float) -> Stop:
-    """Of a contest beside the staircase."""
-    return replace(_STOP, budget_s=min(_STOP.budget_s, budget_s / _CONTESTS))
-
-
-def _pace(bench: Workbench, dense: Session, stairs: Staircase, stop: Stop, progress: Progress) -> Pace:
+def _pace(bench: Workbench, dense: Session, stairs: Staircase, budget_s: float, progress: Progress) -> Pace:
     """What cannot be told from the staircase: how long the dense model takes, and what ordering and slicing add."""
     manifest = bench.baseline.manifest
     graphs = {"sliced": bench.bound, "ordered": bench.slimmed}
@@ -238,6 +245,7 @@ def _pace(bench: Workbench, dense: Session, stairs: Staircase, stop: Stop, progr
         opened = {
             f"{name} {twin}": stack.enter_context(bench.opened(graphs[name])) for name in graphs for twin in (1, 2)
         }
+        stop = replace(_STOP, budget_s=min(_STOP.budget_s, budget_s / _CONTESTS))
         samples = bench.compare({_DENSE: dense, **opened}, stop, "measuring what ordering takes", progress)
     ratios = times(samples, _DENSE)
     mean = {name: (ratios[f"{name} 1"].median + ratios[f"{name} 2"].median) / 2 for name in graphs}
@@ -252,36 +260,30 @@ def _pace(bench: Workbench, dense: Session, stairs: Staircase, stop: Stop, progr
     )
 
 
-def _expected(
-    request: TuneRequest, export: Artifact, bases: Sequence[int], pixels: Pixels, progress: Progress
-) -> Expected:
-    """What dropping loses, asked of PyTorch; of single cuts where there are images, and one layer to rank after."""
-    spec = export.manifest.spec
-    model, _ = checkpoint.load(export.file(export.manifest.checkpoint))
-    layer = spec.schedule.base_layer
-    cuts_tell = bool(request.data and spec.num_classes) and tuple(bases) == (layer,)
-    images = Images(pixels, spec.preprocess)
-    return expected_losses(model, images, sorted({*bases, layer}), cuts=cuts_tell, progress=progress)
-
-
 def _verified(
     bench: Workbench,
     dense: Session,
     choices: Sequence[Choice],
     known: Mapping[Choice, Divergence],
-    stop: Stop,
+    pace: Pace,
+    budget_s: float,
     progress: Progress,
 ) -> list[Point]:
     """The choices, measured in one contest with the dense model; the first is the schedule that the model has."""
-    distinct = list({choice.schedule.tokens: choice for choice in reversed(choices)}.values())[::-1]
+    by_words: dict[str, Choice] = {}
+    for choice in choices:
+        by_words.setdefault(choice.words, choice)
+    distinct = list(by_words.values())
     with ExitStack() as stack:
         sessions = {_DENSE: dense}
         sessions |= {str(place): stack.enter_context(bench.under(it.schedule)) for place, it in enumerate(distinct)}
+        enough_s = _ENOUGH * len(sessions) * pace.dense_ms / 1000  # for as many rounds as certainty takes
+        stop = replace(_STOP, budget_s=max(min(_STOP.budget_s, budget_s / _CONTESTS), enough_s))
         samples = bench.compare(sessions, stop, "verifying", progress)
     points = []
     for place, choice in enumerate(distinct):
         over_dense, over_before = (samples.ratio(str(place), other) for other in (_DENSE, "0"))
-        measured, gained = (Ratio(median=it.median, low=it.low, high=it.high) for it in (over_dense, over_before))
+        measured, gained = Ratio.of(over_dense), Ratio.of(over_before)
         points.append(Point.of(choice, true=known.get(choice), measured=measured, over_before=gained))
     return points
 
@@ -301,11 +303,11 @@ def _tuned(bench: Workbench, chosen: Point, unit: str, command: str) -> Tuned:
             engine=bench.engine.name,
             precision=bench.precision,
             runtime=bench.engine.availability().version,
-            processor=bench.engine.processor(BuildOptions()),
+            processor=processor_here(bench.engine),
             mode=asked.mode,
             batch=asked.batch,
             streams=asked.streams,
-            threads=asked.threads,
+            threads=asked.threads or cores(),
         ),
         speedup=chosen.measured.median,
         over_before=chosen.over_before.median,

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "evaluation": FOUNDATION | {"data", "engines"},
     "calibration": FOUNDATION | {"data", "exporters", "engines", "evaluation"},
     "bench": FOUNDATION | {"engines"},
-    "tuning": FOUNDATION | {"data", "model"},
+    "tuning": FOUNDATION | {"data", "model", "bench"},
     "viz": FOUNDATION | {"bench", "evaluation", "training", "calibration", "tuning"},
     "targets": FOUNDATION | ROOMS - {"training"},
     "serving": FOUNDATION | {"data", "engines", "targets"},

@@ -99,10 +99,24 @@ def test_it_answers_as_pytorch_does(tmp_path, options, counts, layers):
     np.testing.assert_array_equal(positions, expected.kept[layers[0]].numpy())
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-def test_a_random_order_is_moved_too(tmp_path, prefix):
-    model, spec = export(tmp_path, method="random", prefix=prefix)
+@pytest.mark.parametrize("batch", [2, 5])
+def test_a_batch_that_is_fixed_stays_fixed(tmp_path, batch):
+    model, spec = export(tmp_path, batch_size=batch)
     schedule = Schedule.from_counts(16, 4, (13, 6), (1, 3))
+    Reschedulable(tmp_path / "model.onnx", spec).rescheduled(schedule, tmp_path / "made.onnx")
+    images = torch.randn(batch, 3, 32, 32)
+    session = ort.InferenceSession(str(tmp_path / "made.onnx"), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = model(images, schedule=schedule).logits
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize(("counts", "layers"), [((13, 6), (1, 3)), ((16, 6), (2, 3))])
+def test_a_random_order_is_moved_too(tmp_path, prefix, counts, layers):
+    model, spec = export(tmp_path, method="random", prefix=prefix)
+    schedule = Schedule.from_counts(16, 4, counts, layers)
     Reschedulable(tmp_path / "model.onnx", spec).rescheduled(schedule, tmp_path / "made.onnx")
     images, (logits,) = run(tmp_path / "made.onnx")
     with torch.inference_mode():

@@ -83,17 +83,21 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_it_is_of_one_backbone_and_image_size():
-    TUNED.require_of("vit_tiny", (224, 224))
+    TUNED.require_of("vit_tiny", (224, 224), "life")
+    TUNED.require_of("vit_tiny.in1k", (224, 224), "life")  # other weights
     with pytest.raises(UsageError, match="tuned for vit_tiny, and the model is vit_small"):
-        TUNED.require_of("vit_small", (224, 224))
+        TUNED.require_of("vit_small", (224, 224), "life")
     with pytest.raises(UsageError, match="images of 224x224 px, and the model takes 384x384 px") as refused:
-        TUNED.require_of("vit_tiny", (384, 384))
+        TUNED.require_of("vit_tiny", (384, 384), "life")
     assert "--img-size 224x224" in refused.value.hint
+    with pytest.raises(UsageError, match="tuned for life, and the method is evit") as refused:
+        TUNED.require_of("vit_tiny", (224, 224), "evit")
+    assert refused.value.hint == "--counts 127,95,63 --drop-layers 4,7,10"
 
 
 def test_it_says_what_is_another_elsewhere():
     here = {"engine": "openvino", "precision": "bf16", "runtime": "2026.4.1", "processor": "a CPU (avx2)"}
-    assert FOR.unlike(**here) == ""
+    assert FOR.unlike(**here) == "" == FOR.unlike(**here | {"processor": ""})
     for name, value in (
         ("engine", "onnxruntime"),
         ("precision", "fp32"),

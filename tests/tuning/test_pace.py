@@ -34,6 +34,12 @@ def test_what_was_measured_is_what_is_expected_of_it():
     assert pace.time(Schedule.from_counts(16, 4, (12,), (1,))) == pytest.approx(0.3 + 0.7 * 0.7 + 0.04)
 
 
+def test_a_first_cut_that_only_orders_is_one_slice_less():
+    schedule = Schedule.from_counts(16, 4, (16, 12, 4), (1, 2, 3))
+    pace = Pace.of(STAIRS, MACS, schedule, sliced=0.74, ordered=0.78, dense_ms=9)
+    assert pace.time(schedule) == pytest.approx(0.78) and pace.slicing == pytest.approx((0.74 - 0.72) / 2)
+
+
 def test_slicing_never_saves_time():
     pace = Pace.of(STAIRS, MACS, SCHEDULE, sliced=0.70, ordered=0.76, dense_ms=9)
     assert pace.slicing == 0 and pace.time(SCHEDULE) == pytest.approx(0.76)

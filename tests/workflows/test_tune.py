@@ -13,6 +13,8 @@ from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.measure import Samples, Turn
 from lifedeploy.errors import ArtifactError, DataError, EngineUnavailableError, UsageError
+from lifedeploy.exporters import inspect
+from lifedeploy.exporters.reschedule import Reschedulable
 from lifedeploy.schedule import Schedule
 from lifedeploy.targets import probing, tunable
 from lifedeploy.targets.workbench import Workbench
@@ -21,6 +23,7 @@ from lifedeploy.tuning.choosing import Goal
 from lifedeploy.tuning.expected import ATTENTION, SINGLE_CUTS
 from lifedeploy.viz.tuning import plot_tuning
 from lifedeploy.workflows import tune as workflow
+from lifedeploy.workflows.calibrate import CalibrateRequest, calibrate
 from lifedeploy.workflows.tune import TuneRequest, tune
 from tests.conftest import TINY
 from tests.workflows.test_evaluate import make_images
@@ -107,7 +110,7 @@ def test_it_comes_to_the_edges_of_the_stairs(workspace, known):
         assert point.off == pytest.approx(0, abs=1e-6)
     assert report.ordering == pytest.approx(0.01, abs=1e-6) and report.slicing == pytest.approx(0, abs=1e-6)
     assert report.tuned.counts == report.chosen.counts and report.tuned.speedup == report.chosen.measured.median
-    assert not report.warnings and any("a guess" in note for note in report.notes)
+    assert not report.warnings and any("losses are a guess" in note for note in report.notes)
     times = [point.time for point in report.front]
     losses = [point.loss for point in report.front]
     assert times == sorted(times) and losses == sorted(losses, reverse=True)
@@ -160,9 +163,16 @@ def test_a_budget_that_is_over_too_soon_tells_nothing_and_keeps_what_there_is(wo
 
 
 def test_stairs_that_there_was_no_time_for_are_said(workspace, known, monkeypatch):
+    """The clock moves with every group: the counts that are measured first take three of them."""
     monkeypatch.setattr(known, "stair", 4)
-    complete = tune(request(), Workspace(workspace))
-    assert not any("budget was over" in note for note in complete.notes)
+    monkeypatch.setattr(probing, "first_counts", lambda patches, prefix: (16, 11, 7, 3))
+    monkeypatch.setattr(probing, "GROUP", 1)
+    monkeypatch.setattr(probing.time, "monotonic", lambda: 100.0 * len(known.measured))
+    report = tune(request(budget_s=599), Workspace(workspace))
+    assert any("budget was over before all stairs" in note for note in report.notes)
+    monkeypatch.setattr(probing.time, "monotonic", lambda: 0.0)
+    complete = tune(request(budget_s=599), Workspace(workspace))
+    assert complete.new_probes > 0 and not any("budget was over" in note for note in complete.notes)
 
 
 @pytest.mark.parametrize(("goal", "most"), [(Goal(speedup=1.5), 1 / 1.5), (Goal(latency_ms=60), 0.6)])
@@ -179,6 +189,30 @@ def test_goals_beyond_the_front_are_refused_with_its_end(workspace, known):
             UsageError, match=rf"{said} is beyond what this engine has: the fastest schedule, 7 tokens "
         ):
             tune(request(goal=goal), Workspace(workspace))
+
+
+def test_the_schedule_that_the_model_has_may_be_among_the_best(workspace, known, monkeypatch):
+    """Whichever place it has there, it is what the others are held against."""
+    first = tune(request(), Workspace(workspace))
+    for place in (0, 1, 2):
+
+        def among(front, goal, before, *more, place=place):
+            others = list(front.fastest(before.loss, 2))
+            return [*others[:place], replace(before, time=before.time * 1.0001), *others[place:]]
+
+        monkeypatch.setattr(workflow, "candidates", among)
+        report = tune(request(), Workspace(workspace))
+        assert report.before.counts == first.before.counts and report.before.over_before.median == 1
+        assert report.chosen.counts == first.chosen.counts and report.improves
+        assert len(report.verified) == 2
+
+
+def test_a_model_without_classes_has_no_divergence_to_limit(workspace, folder, known, tmp_path):
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest["spec"] |= {"num_classes": 0, "classes": []}
+    (folder / "model.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="has no classes for --max-kl"):
+        tune(request(goal=Goal(max_kl=0.1), data=images(tmp_path)), Workspace(workspace))
 
 
 def test_goals_exclude_each_other():
@@ -226,8 +260,9 @@ def test_a_trained_predictor_ranks_where_it_was_trained(workspace, trained, know
 def test_a_base_layer_can_be_chosen_for_a_model_still_to_be_trained(workspace, known):
     anywhere = tune(request(), Workspace(workspace))
     assert len({point.drop_layers[0] for point in anywhere.front}) > 1
-    report = tune(request(base_layer=3), Workspace(workspace))
-    assert {point.drop_layers[0] for point in report.front} == {3}
+    for goal in (Goal(), Goal(speedup=1.2)):
+        report = tune(request(base_layer=3, goal=goal), Workspace(workspace))
+        assert {point.drop_layers[0] for point in (*report.front, report.chosen)} == {3}
     with pytest.raises(UsageError, match="base layer 6 is out of range: 1 to 5 are allowed"):
         tune(request(base_layer=6), Workspace(workspace))
 
@@ -273,6 +308,19 @@ def test_real_engines_are_measured(workspace, engine, tmp_path):
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.usefixtures("quick_tuning")
+def test_a_calibrated_model_is_tuned_as_it_was_calibrated(workspace, folder, tmp_path):
+    data = images(tmp_path)
+    calibrate(CalibrateRequest(data=data, images=8, check_images=4), Workspace(workspace))
+    report = tune(TuneRequest(model=folder / "int8", engine="onnxruntime", data=data), Workspace(workspace))
+    assert report.tuned.tuned_for.precision == "int8" and report.before.true is not None
+    graph = Artifact.read(folder / "int8" / "model.json")
+    quantised = Reschedulable(graph.path, graph.manifest.spec)
+    quantised.rescheduled(graph.manifest.spec.schedule, tmp_path / "same.onnx")
+    kinds = [inspect.facts(inspect.load(path)).operators for path in (graph.path, tmp_path / "same.onnx")]
+    assert kinds[0] == kinds[1] and kinds[0]["QuantizeLinear"] > 0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -313,8 +361,15 @@ def test_what_is_not_calibrated_or_damaged_is_refused(workspace, folder, tmp_pat
         tune(TuneRequest(engine="openvino:int8"), Workspace(workspace))
     with pytest.raises(DataError):
         tune(request(data=str(tmp_path / "nothing")), Workspace(workspace))
-    (folder / "model.onnx").write_bytes(b"damaged")
-    with pytest.raises(ArtifactError, match="SHA-256"):
+    for name in ("dense.onnx", "model.onnx"):
+        (folder / name).write_bytes(b"damaged")
+        with pytest.raises(ArtifactError, match=f"{name} is not the file"):
+            tune(request(), Workspace(workspace))
+    with pytest.raises(UsageError, match="is the baseline of its export"):
+        tune(request(model=folder / "dense.json"), Workspace(workspace))
+    manifest = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(manifest | {"siblings": {}}))
+    with pytest.raises(ArtifactError, match="holds no dense to measure beside it"):
         tune(request(), Workspace(workspace))
 
 
@@ -344,6 +399,10 @@ def test_the_schedule_is_exported_built_and_said_to_be_of_another_engine(lifedep
     (workspace.parent / "other.json").write_text(json.dumps(facts))
     ended = lifedeploy("export", *common, "--schedule", "other.json", "-o", "elsewhere", "--no-parity")
     assert ended.code == 0 and "not another CPU" in " ".join(ended.err.replace("│", "").split())
+    facts["tuned_for"]["engine"] = "later"
+    (workspace.parent / "other.json").write_text(json.dumps(facts))
+    ended = lifedeploy("export", *common, "--schedule", "other.json", "-o", "elsewhere", "--no-parity")
+    assert ended.code == 0 and "an engine that is not known here" in " ".join(ended.err.replace("│", "").split())
 
 
 @pytest.mark.parametrize(
@@ -352,6 +411,7 @@ def test_the_schedule_is_exported_built_and_said_to_be_of_another_engine(lifedep
         (("--rho", "0.5"), "--schedule and --rho exclude each other"),
         (("--counts", "3,2,1"), "--schedule and --counts exclude each other"),
         (("--drop-layers", "1,2"), "--schedule and --drop-layers exclude each other"),
+        (("--backbone", TINY, "--method", "random"), "tuned for life, and the method is random"),
         (("--backbone", "deit_s"), "tuned for test_vit, and the model is deit_small_patch16_224"),
         (("--backbone", TINY, "--img-size", "32"), "tuned for images of 64x64 px, and the model takes 32x32 px"),
     ],

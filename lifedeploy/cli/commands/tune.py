@@ -99,7 +99,7 @@ def tune(
         options.option(
             values.Real("--budget", 0, limits.LONGEST_BUDGET_S, above=True),
             metavar="SECONDS",
-            help="Longest time for measuring the staircase; all the rest takes a minute or two.",
+            help="Longest time for measuring the staircase; what else there is takes a few minutes at most.",
         ),
     ] = 150.0,
     fresh: Annotated[

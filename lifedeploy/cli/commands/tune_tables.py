@@ -21,7 +21,8 @@ def tuned(report: TuneReport) -> RenderableType:
     headline = Text.assemble((printable(report.model), "bold"), printable(f" · {setting.label} · {report.goal}"))
     measured = Text(
         f"{len(report.probes)} token counts measured ({report.new_probes} now), largest stair {report.jump:.1%}; "
-        f"{report.schedules:,} schedules looked at; dense {report.dense_ms:.3g} ms a request; {report.seconds:.0f} s",
+        f"{report.schedules:,} schedules looked at; dense {tables.significant(report.dense_ms)} ms a request; "
+        f"{report.seconds:.0f} s",
         style="dim",
     )
     parts: list[RenderableType] = [headline, measured]
@@ -53,14 +54,15 @@ def _front(report: TuneReport) -> Table:
 
 def _verified(report: TuneReport) -> Table:
     asked = report.before.true is not None or any(point.true for point in report.verified)
-    more = ("true KL", "same\ntop-1 %") if asked else ()
-    table = tables.plain_table("tokens", "after layers", "over dense", "expected", "over now", *more, text_columns=2)
+    more = ("true\nKL", "same\ntop-1 %") if asked else ()
+    headers = ("tokens", "after layers", "over\ndense", "expected", "over now", *more)
+    table = tables.plain_table(*headers, text_columns=2)
     for point in (report.before, *report.verified):
         mark = "  now" if point is report.before else ""
         table.add_row(
             Text.assemble(chained(point.counts), (mark, "bold")),
             ", ".join(map(str, point.drop_layers)),
-            _ratio(point.measured),
+            f"{1 / point.measured_time:.2f}×",
             f"{1 / point.time:.2f}×",
             "" if point is report.before else _ratio(point.over_before),
             *(_true(point) if asked else ()),

@@ -36,7 +36,8 @@ class RandomReducer(Reducer):
         directions = np.random.default_rng(draw).standard_normal((schedule.patches, width), dtype=np.float32)
         # No part of the weights: made again from the draw, and for another image size of another shape.
         self.register_buffer("directions", torch.from_numpy(directions), persistent=False)
-        first, *later = schedule.leaving_layers or (0,)
+        first = schedule.base_layer if schedule.leaving_layers else 0
+        later = [layer for layer in schedule.leaving_layers if layer != first]
         self.order = nn.ModuleDict({str(first): TakeOrdered(schedule.after(first))} if first else {})
         self.keep = nn.ModuleDict({str(layer): KeepPrefix(schedule.after(layer)) for layer in later})
         self.sorts = len(self.order)
@@ -46,7 +47,7 @@ class RandomReducer(Reducer):
         return cls(plan.schedule, plan.width, plan.options.draw)
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
-        """Order after the first drop layer, slice after the others."""
+        """Order after the first drop layer, whether any leave there or not; slice after the others."""
         key = str(layer)
         if key in self.order:
             taken: Tokens = self.order[key](tokens, self._scores(tokens.x[:, tokens.prefix :]))[0]
