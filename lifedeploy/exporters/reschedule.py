@@ -156,16 +156,27 @@ def _move_ordering(model: ir.Model, tokens: ir.Value, length: int, prefix: int, 
         for place, value in enumerate(node.inputs):
             if _is_tokens(value) and _layer_of(value.producer() if value else None) is not None:
                 node.replace_input_with(place, tokens)
-    topk, shaped = sorting[0], ordered.producer()
-    assert shaped is not None and shaped.inputs[1] is not None  # it is a Reshape
-    count = length - prefix
-    topk.replace_input_with(1, passes.constant(model, f"int_{count}", np.array([count], dtype=np.int64)))
+    topk, shaped, rows = sorting[0], ordered.producer(), gathers[0].inputs[1]
+    flat = rows.producer() if rows is not None else None
+    sizes, indices = _numbers(shaped), _numbers(flat)
+    if shaped is None or flat is None or len(sizes) != 3 or len(indices) != 1:
+        raise ExportError(f"{gathers[0].name} takes tokens, or gives them, in a shape that is not known")
+    images = indices[0] // sizes[1]  # of a batch that the export fixed; of any batch it is -1
+    _give(model, topk, [length - prefix])
+    _give(model, flat, [images * length if images > 0 else -1])
+    _give(model, shaped, [sizes[0], length, sizes[2]])
     topk.outputs[1].name = kept
-    held = shaped.inputs[1].const_value
-    if held is None or held.size != 3:
-        raise ExportError(f"{shaped.name} gives tokens a shape that is not fixed")
-    sizes = held.numpy().copy()
-    sizes[1] = length
-    name = "int_" + "_".join(str(number).replace("-", "m") for number in sizes.tolist())
-    shaped.replace_input_with(1, passes.constant(model, name, sizes))
     return ordered
+
+
+def _numbers(node: ir.Node | None) -> list[int]:
+    """The constant that a Reshape has as its shape; nothing where it is computed."""
+    value = node.inputs[1] if node is not None else None
+    held = value.const_value if value is not None else None
+    return [] if held is None else [int(number) for number in held.numpy()]
+
+
+def _give(model: ir.Model, node: ir.Node, numbers: list[int]) -> None:
+    """Give a Reshape another shape, or a TopK another k."""
+    name = "int_" + "_".join(str(number).replace("-", "m") for number in numbers)
+    node.replace_input_with(1, passes.constant(model, name, np.array(numbers, dtype=np.int64)))
