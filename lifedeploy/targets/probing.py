@@ -17,8 +17,9 @@ from lifedeploy.tuning.book import Book, Probe
 from lifedeploy.tuning.staircase import MOST_PROBES, first_counts, next_counts
 
 GROUP = 5  # counts that take turns with each other and the dense model
-# A turn is as short as can be timed, so that many rounds fit: their median is what counts on a machine that is shared.
-_STOP = Stop(half_width=0.01, min_rounds=5, max_rounds=40, round_s=0.06)
+# Turns are short, so that many rounds fit: their median is what counts on a machine that is shared. Shorter ones would
+# be of one or two requests, of which the first still finds the other engines' threads awake.
+_STOP = Stop(half_width=0.01, min_rounds=5, max_rounds=40, round_s=0.15)
 _GROUPS = 10  # that the budget is shared by
 _MOST_S = 15.0  # of a group, whatever the budget
 

@@ -144,11 +144,15 @@ class Workbench:
         return self.opened(graph, lambda path: self._slimmed.rescheduled(schedule, path), batch=batch)
 
     def compare(self, sessions: Mapping[str, Session], stop: Stop, what: str, progress: Progress) -> Samples:
-        """Let open models take turns; the first is what the others are held against."""
+        """Let open models take turns; the first is what the others are held against.
+
+        Turns are of equal length, not of equal numbers of requests: one model may be ten times another.
+        """
         asked = self.asked
         contenders = [
             Contender(
                 name=name,
+                team=name,
                 batch=asked.batch,
                 lanes=tuple(session.lane(asked.batch, number) for number in range(asked.streams)),
             )

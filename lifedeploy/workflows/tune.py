@@ -60,7 +60,7 @@ _DENSE = "the dense model"  # as it is called among what takes turns
 _DECODED = 32  # images at a time
 _ENOUGH = 10  # requests of each in the verification: rounds, and those before them
 _CONTESTS = 7.5  # the share of the budget that each further contest may take
-_STOP = Stop(budget_s=20.0, half_width=0.004, min_rounds=15, max_rounds=200, round_s=0.08)
+_STOP = Stop(budget_s=20.0, half_width=0.004, min_rounds=15, max_rounds=200, round_s=0.15)
 
 
 @dataclass(frozen=True, kw_only=True)
