@@ -72,8 +72,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         "*off*: the largest difference between the expected and the measured time of the schedules that were verified. "
         "*over ρ 0.7*: speed over that schedule's in the same rounds. Seconds are of the whole command, in the first "
-        "line of an engine and batch with its staircase. Each line's own command is in results.json; the one below is of "
-        "the last that were measured.",
+        "line of an engine and batch with its staircase. Each line's own command is in results.json; the one below is "
+        "of the last that were measured.",
         "",
     ]
     for processor, entry in results.items():
