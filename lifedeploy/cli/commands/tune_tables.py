@@ -26,7 +26,10 @@ def tuned(report: TuneReport) -> RenderableType:
         style="dim",
     )
     parts: list[RenderableType] = [headline, measured]
-    parts += [tables.heading(f"The front, expected (loss: {report.loss_is})"), _front(report)]
+    shown, there = len(report.shown), len(report.front)
+    which = f"{shown} of {there} schedules, --json has all" if shown < there else f"{there} schedules"
+    parts += [tables.heading(f"The front, expected: {which}"), Text(f"loss: {report.loss_is}", style="dim")]
+    parts.append(_front(report))
     parts += [tables.heading("Verified, in one contest with dense"), _verified(report)]
     if report.correlations:
         ranks = "; ".join(f"{value:.2f} of {proxy}" for proxy, value in report.correlations.items())
