@@ -174,7 +174,7 @@ def warned_of(chosen: Point, verified: Sequence[Point], before: Point, *, missed
         warnings.append(f"nothing that was measured keeps the goal, {missed}: this is the fastest of it")
     elif chosen is before:
         warnings.append("nothing is better for certain than the schedule that the model has: it stays")
-    if chosen.measured is not None and not chosen.measured.above_one:
+    if chosen.measured is not None and chosen.measured.low <= 1:
         warnings.append("the schedule chosen is not faster than the dense model for certain: drop nothing instead")
     return tuple(warnings)
 

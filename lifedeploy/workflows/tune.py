@@ -58,7 +58,7 @@ FOLDER = "tuning"  # of the workspace: what was measured
 IMAGES = 256
 _DENSE = "the dense model"  # as it is called among what takes turns
 _DECODED = 32  # images at a time
-_ENOUGH = 10  # requests of each in the verification: rounds, and those before them
+_ENOUGH = 12  # turns of each in the verification: rounds, and what is asked before them
 _CONTESTS = 7.5  # the share of the budget that each further contest may take
 _STOP = Stop(budget_s=20.0, half_width=0.004, min_rounds=15, max_rounds=200, round_s=0.15)
 
@@ -277,7 +277,8 @@ def _verified(
     with ExitStack() as stack:
         sessions = {_DENSE: dense}
         sessions |= {str(place): stack.enter_context(bench.under(it.schedule)) for place, it in enumerate(distinct)}
-        enough_s = _ENOUGH * len(sessions) * pace.dense_ms / 1000  # for as many rounds as certainty takes
+        turn_s = max(pace.dense_ms / 1000, _STOP.round_s or 0.0)
+        enough_s = _ENOUGH * len(sessions) * turn_s  # for as many rounds as certainty takes
         stop = replace(_STOP, budget_s=max(min(_STOP.budget_s, budget_s / _CONTESTS), enough_s))
         samples = bench.compare(sessions, stop, "verifying", progress)
     points = []
