@@ -22,7 +22,7 @@ from benchmarks.common import Results, command_line, lifedeploy, new_parser, rep
 from benchmarks.real.photographs import DEFECTIVE
 from benchmarks.real.training import BACKBONE, checkpoint
 from lifedeploy.artifact import Artifact
-from lifedeploy.data.batches import decoded_batches
+from lifedeploy.data.batches import whole_batches
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
 from lifedeploy.machine import cores, fast_bf16, gpu_state
@@ -72,8 +72,7 @@ def correlations(out: Path, model: Path, engine: str) -> dict[str, float]:
     export = Artifact.read(out / model / "model.json")
     spec, (name, _, precision) = export.manifest.spec, engine.partition(":")
     images = read_unlabelled(str(out / "images"))
-    batches = list(decoded_batches(images, [spec.preprocess], batch=32, workers=cores()))
-    pixels = np.concatenate([batch.pixels[spec.preprocess] for batch in batches])
+    pixels = np.concatenate([*whole_batches(images, spec.preprocess, batch=32, workers=cores(), hint="")])
     pixels = pixels[:: max(1, len(pixels) // ASKED)][:ASKED]
     network, _ = checkpoints.load(export.folder / "weights.safetensors")
     base = spec.schedule.base_layer

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lifedeploy.data.batches import decoded_batches
+from lifedeploy.data.batches import whole_batches
 from lifedeploy.data.preprocess import model_input
 from lifedeploy.data.sets import ImageSet, Subset, evenly
 from lifedeploy.engines.lanes import Array
-from lifedeploy.errors import ImageError
 from lifedeploy.machine import cores
 from lifedeploy.spec import PreprocessSpec
 
@@ -77,11 +75,10 @@ class ImageBatches:
         return content.hexdigest()
 
     def _pixels(self) -> Iterator[NDArray[np.uint8]]:
-        batches = decoded_batches(self.images, [self.preprocess], batch=self.batch, workers=cores())
-        with closing(batches):
-            for batch in batches:
-                if batch.broken:
-                    raise ImageError(
-                        batch.broken[0].message, hint="calibration needs images that can be read: remove this one"
-                    )
-                yield batch.pixels[self.preprocess]
+        return whole_batches(
+            self.images,
+            self.preprocess,
+            batch=self.batch,
+            workers=cores(),
+            hint="calibration needs images that can be read: remove this one",
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +76,21 @@ def decoded_batches(
             yield _batch(images, specs, waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def whole_batches(
+    images: ImageSet, preprocess: PreprocessSpec, *, batch: int, workers: int, hint: str
+) -> Generator[Pixels, None, None]:
+    """The same of one preparation, where every image counts: (B, H, W, 3) each; ``hint`` goes with the error.
+
+    Raises:
+        ImageError: one cannot be decoded.
+    """
+    with closing(decoded_batches(images, [preprocess], batch=batch, workers=workers)) as batches:
+        for decoded in batches:
+            if decoded.broken:
+                raise ImageError(decoded.broken[0].message, hint=hint)
+            yield decoded.pixels[preprocess]
 
 
 _Prepared = dict[PreprocessSpec, Pixels]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,11 @@ def constant(model: ir.Model, name: str, numbers: NDArray[Any]) -> ir.Value:
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(numbers.shape), const_value=tensor)
     model.graph.register_initializer(value)
     return value
+
+
+def integers(model: ir.Model, *numbers: int) -> ir.Value:
+    """A list of integers as an initializer of a graph, called as :func:`read_well` calls them."""
+    return constant(model, f"int_{_in_a_name(numbers)}", np.array(numbers, dtype=np.int64))
 
 
 def is_asked_for(value: ir.Value) -> bool:
@@ -227,5 +233,9 @@ def _constant_name(value: ir.Value) -> str:
     tensor = value.const_value
     if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > 8 or tensor.shape.rank() > 1:
         return ""
-    numbers = "_".join(str(number).replace("-", "m") for number in tensor.numpy().ravel().tolist())
+    numbers = _in_a_name(tensor.numpy().ravel().tolist())
     return f"int_{numbers}" if tensor.shape.rank() else f"int_scalar_{numbers}"
+
+
+def _in_a_name(numbers: Iterable[int]) -> str:
+    return "_".join(str(number).replace("-", "m") for number in numbers)

@@ -1,5 +1,5 @@
 """Another schedule in a graph that was exported. Where tokens are ordered once, a schedule is a few constants and a
-Slice for each later drop: no weight is given or traced for it, and a quantised graph stays as it was calibrated.
+Slice for each later drop: no weight is made or traced for it, and a quantised graph stays as it was calibrated.
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from lifedeploy.errors import ExportError
@@ -24,7 +23,7 @@ _KEEP = re.compile(r"reducer\.keep\.\d+/")
 
 
 class Reschedulable:
-    """An exported or calibrated graph, of which graphs under other schedules are given.
+    """An exported or calibrated graph, of which graphs under other schedules are made.
 
     Args:
         path: the ONNX file.
@@ -109,9 +108,9 @@ def _leaving(model: ir.Model, layer: int) -> ir.Value:
     Raises:
         ExportError: it cannot be told which they are.
     """
-    given = [value for node in model.graph if _layer_of(node) == layer for value in node.outputs]
+    outputs = [value for node in model.graph if _layer_of(node) == layer for value in node.outputs]
     return _only(
-        [value for value in given if any(_layer_of(use.node) != layer for use in value.uses())], "leave", layer
+        [value for value in outputs if any(_layer_of(use.node) != layer for use in value.uses())], "leave", layer
     )
 
 
@@ -132,7 +131,7 @@ def _lead(model: ir.Model, layer: int, tokens: ir.Value) -> None:
 def _sliced(model: ir.Model, tokens: ir.Value, length: int, name: str) -> ir.Value:
     """``tokens[:, :length]``, as a node called ``name``."""
     numbers = (0, length, 1, 1)  # start, end, axis, step
-    constants = [passes.constant(model, f"int_{number}", np.array([number], dtype=np.int64)) for number in numbers]
+    constants = [passes.integers(model, number) for number in numbers]
     node = ir.node("Slice", [tokens, *constants], name=name)
     node.outputs[0].name = f"{name}_output_0"
     node.outputs[0].type = tokens.type
@@ -178,5 +177,4 @@ def _numbers(node: ir.Node | None) -> list[int]:
 
 def _give(model: ir.Model, node: ir.Node, numbers: list[int]) -> None:
     """Give a Reshape another shape, or a TopK another k."""
-    name = "int_" + "_".join(str(number).replace("-", "m") for number in numbers)
-    node.replace_input_with(1, passes.constant(model, name, np.array(numbers, dtype=np.int64)))
+    node.replace_input_with(1, passes.integers(model, *numbers))

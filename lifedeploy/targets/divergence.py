@@ -77,5 +77,4 @@ class Teacher:
             done = start + len(pixels)
             self.progress(Step(what, done / len(self.pixels), f"{done:,} of {len(self.pixels):,} images"))
         logits = np.concatenate(parts).astype(np.float64)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+        return np.asarray(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))

@@ -126,10 +126,6 @@ class Workbench:
         """The baseline, every token of it."""
         return self.opened(self.baseline, batch=batch)
 
-    def first_k(self) -> AbstractContextManager[Session]:
-        """The bound, under the export's schedule."""
-        return self.opened(self.bound)
-
     def shortened(self, tokens: int) -> AbstractContextManager[Session]:
         """The baseline with so many patch tokens in every layer."""
         return self.opened(self.baseline, lambda path: self._baseline.shortened(tokens, path))

@@ -39,6 +39,7 @@ class Goal:
         """The time allowed, relative to the baseline, which takes ``dense_ms``; of a goal that limits time."""
         return 1 / self.speedup if self.speedup is not None else (self.latency_ms or 0.0) / dense_ms
 
+    @property
     def words(self) -> str:
         """The goal as the table names it."""
         if self.speedup is not None:

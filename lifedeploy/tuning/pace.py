@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Pace:
         computed, later = bare.time(schedule), len(_later_cuts(schedule))
         slicing = max(0.0, (sliced - computed) / len(schedule.leaving_layers))
         ordering = ordered - computed - slicing * later
-        return cls(stairs=stairs, shares=bare.shares, ordering=ordering, slicing=slicing, dense_ms=dense_ms)
+        return replace(bare, ordering=ordering, slicing=slicing, dense_ms=dense_ms)
 
     def time(self, schedule: Schedule) -> float:
         """The time that a model should take under a schedule."""

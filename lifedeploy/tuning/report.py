@@ -21,26 +21,6 @@ _SHOWN = 12  # rows of the front in a table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """A time or speed over another, with its interval."""
-
-    median: float
-    low: float
-    high: float
-    coverage: float = 1.0  # how probable it is that the true one is within
-
-    @classmethod
-    def of(cls, interval: Interval) -> Ratio:
-        """The median of some rounds."""
-        return cls(median=interval.median, low=interval.low, high=interval.high, coverage=interval.coverage)
-
-    @property
-    def above_one(self) -> bool:
-        """Whether it is for certain: with enough rounds for that."""
-        return self.low > 1 and self.coverage >= CONFIDENCE
-
-
-@dataclass(frozen=True, kw_only=True)
 class Point:
     """A schedule: what is expected of it, and what was asked and measured. Times are relative to the dense model's."""
 
@@ -49,8 +29,8 @@ class Point:
     time: float  # expected
     loss: float  # expected, in what the report's ``loss_is`` says
     true: Divergence | None = None  # as deployed; None: no images were given, or it was not asked about
-    measured: Ratio | None = None  # speed-up over dense
-    over_before: Ratio | None = None  # speed over the schedule that the model has
+    measured: Interval | None = None  # speed-up over dense
+    over_before: Interval | None = None  # speed over the schedule that the model has
 
     @classmethod
     def of(cls, choice: Choice, **more: Any) -> Point:
@@ -70,8 +50,9 @@ class Point:
 
     @property
     def is_faster(self) -> bool:
-        """Whether it is faster than the schedule that the model has, for certain."""
-        return self.over_before is not None and self.over_before.above_one
+        """Whether it is faster than the schedule that the model has for certain, with enough rounds to say so."""
+        ratio = self.over_before
+        return ratio is not None and ratio.low > 1 and ratio.coverage >= CONFIDENCE
 
     @property
     def known_loss(self) -> float:

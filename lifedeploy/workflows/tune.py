@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.measure import Stop
-from lifedeploy.data.batches import decoded_batches
+from lifedeploy.data.batches import whole_batches
 from lifedeploy.data.samples import photographs
 from lifedeploy.data.sets import evenly
 from lifedeploy.data.unlabelled import read_unlabelled
 from lifedeploy.engines import registry
-from lifedeploy.errors import EngineUnavailableError, ImageError, UsageError
+from lifedeploy.errors import EngineUnavailableError, UsageError
 from lifedeploy.files import now
 from lifedeploy.limits import (
     LONGEST_BUDGET_S,
@@ -48,14 +48,13 @@ from lifedeploy.tuning.expected import Expected
 from lifedeploy.tuning.front import Choice, Front
 from lifedeploy.tuning.losses import Images, expected_losses, require_open
 from lifedeploy.tuning.pace import Pace
-from lifedeploy.tuning.report import Point, Ratio, TuneReport, rank_correlation, said_of, warned_of
+from lifedeploy.tuning.report import Point, TuneReport, rank_correlation, said_of, warned_of
 from lifedeploy.tuning.staircase import Staircase
 from lifedeploy.typed import MODES
 from lifedeploy.writing import in_use
 
 Pixels = NDArray[np.uint8]
 FOLDER = "tuning"  # of the workspace: what was measured
-IMAGES = 256
 _DENSE = "the dense model"  # as it is called among what takes turns
 _DECODED = 32  # images at a time
 _ENOUGH = 12  # turns of each in the verification: rounds, and what is asked before them
@@ -77,7 +76,7 @@ class TuneRequest:
     base_layer: int | None = None  # of a model that is still to be trained
     data: str = ""  # images, whose labels do not matter
     split: str = ""
-    images: int = IMAGES
+    images: int = 256
     budget_s: float = 150.0  # of measuring the staircase
     fresh: bool = False  # pass over what was measured before
     command: str = ""
@@ -148,12 +147,12 @@ def _tune(request: TuneRequest, workspace: Workspace, say: Say, progress: Progre
         before_point, *verified = _verified(bench, dense, [before, *choices], known, pace, request.budget_s, progress)
     may_stay = spec.schedule.base_layer in bases
     chosen = best_of(before_point, verified, request.goal, pace.dense_ms, may_stay=may_stay)
-    missed = "" if keeps(chosen, request.goal, pace.dense_ms) else request.goal.words()
+    missed = "" if keeps(chosen, request.goal, pace.dense_ms) else request.goal.words
     warnings = warned_of(chosen, verified, before_point, missed=missed)
     elastic = spec.provenance.elastic
     return TuneReport(
         model=export.name,
-        goal=request.goal.words(),
+        goal=request.goal.words,
         tuned=_tuned(bench, chosen, expected.unit, request.command),
         improves=chosen is not before_point,
         machine=describe(threads=request.threads),
@@ -194,8 +193,9 @@ def _correlations(expected: Expected, known: Mapping[Choice, Divergence]) -> dic
 def _bench(request: TuneRequest, export: Artifact) -> tuple[Workbench, str]:
     """The engine that is asked for; else the model's own, where it is an engine; else the fastest here. And what is
     to be said of it."""
-    named, model = request.engine or registry.AUTO, find(request.model).artifact if request.model is not None else None
-    record, precision = model.manifest.engine if model is not None else None, quantized_precision(request.model)
+    model = find(request.model).artifact if request.model is not None else None
+    record = model.manifest.engine if model is not None else None
+    named, precision = request.engine or registry.AUTO, quantized_precision(request.model)
     if not request.engine and record is not None:
         named, precision = record.name, record.precision
     if precision and ":" not in named:
@@ -211,9 +211,8 @@ def _bench(request: TuneRequest, export: Artifact) -> tuple[Workbench, str]:
         )
     streams = request.streams if request.mode == MODES[1] else 1
     asked = Asked(mode=request.mode, batch=request.batch, streams=streams, threads=request.threads)
-    built_otherwise = (
-        "" if record is None or not record.options else "measured as it is built without its build options"
-    )
+    optional = record is not None and bool(record.options)
+    built_otherwise = "measured as it is built without its build options" if optional else ""
     said = "; ".join(filter(None, (wanted.plan.note, built_otherwise)))
     return Workbench(export, engine, wanted.plan.precision, asked), said
 
@@ -227,13 +226,8 @@ def _pixels(request: TuneRequest, preprocess: PreprocessSpec) -> Pixels:
     if not request.data:
         return np.stack(photographs(preprocess))
     images = evenly(read_unlabelled(request.data, split=request.split), request.images)
-    parts = []
-    with closing(decoded_batches(images, [preprocess], batch=_DECODED, workers=cores())) as batches:
-        for batch in batches:
-            if batch.broken:
-                raise ImageError(batch.broken[0].message, hint="remove this image: tune needs those that can be read")
-            parts.append(batch.pixels[preprocess])
-    return np.concatenate(parts)
+    hint = "remove this image: tune needs those that can be read"
+    return np.concatenate([*whole_batches(images, preprocess, batch=_DECODED, workers=cores(), hint=hint)])
 
 
 def _pace(bench: Workbench, dense: Session, stairs: Staircase, budget_s: float, progress: Progress) -> Pace:
@@ -284,8 +278,7 @@ def _verified(
     points = []
     for place, choice in enumerate(distinct):
         over_dense, over_before = (samples.ratio(str(place), other) for other in (_DENSE, "0"))
-        measured, gained = Ratio.of(over_dense), Ratio.of(over_before)
-        points.append(Point.of(choice, true=known.get(choice), measured=measured, over_before=gained))
+        points.append(Point.of(choice, true=known.get(choice), measured=over_dense, over_before=over_before))
     return points
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lifedeploy.bench.stats import Interval
 from lifedeploy.errors import UsageError
 from lifedeploy.schedule import Schedule
 from lifedeploy.tuning.book import Divergence
 from lifedeploy.tuning.choosing import MOST_ASKED, Goal, ask_near_loss, best_of, candidates, keeps
 from lifedeploy.tuning.front import Choice, Front, Tables
-from lifedeploy.tuning.report import Point, Ratio, rank_correlation, warned_of
+from lifedeploy.tuning.report import Point, rank_correlation, warned_of
 
 COUNTS = (16, 13, 11, 8, 6, 4, 2, 1)
 BEFORE = Choice(Schedule.from_counts(16, 6, (11, 6), (2, 4)), 0.8, 0.2)
@@ -24,8 +25,8 @@ def front():
 
 
 def point(time, loss, *, over=1.1, kl=None, coverage=0.97, layers=(2,)):
-    measured = Ratio(median=1 / time, low=0.99 / time, high=1.01 / time)
-    gained = Ratio(median=over, low=over - 0.01, high=over + 0.01, coverage=coverage)
+    measured = Interval(1 / time, 0.99 / time, 1.01 / time, coverage)
+    gained = Interval(over, over - 0.01, over + 0.01, coverage)
     true = None if kl is None else Divergence(kl=kl, agreement=1.0)
     return Point(
         counts=(5,), drop_layers=layers, time=time, loss=loss, true=true, measured=measured, over_before=gained
@@ -135,7 +136,7 @@ def test_warnings_say_what_is_wrong():
     assert "keeps the goal, that" in warned_of(other, [other], before, missed="that")[0]
     slow = point(1.05, 0.3)
     assert "not faster than the dense model for certain" in warned_of(slow, [slow], before, missed="")[0]
-    off = Point(counts=(5,), drop_layers=(2,), time=0.5, loss=0.1, measured=Ratio(median=1.9, low=1.89, high=1.91))
+    off = Point(counts=(5,), drop_layers=(2,), time=0.5, loss=0.1, measured=Interval(1.9, 1.89, 1.91, 0.97))
     assert "takes 5.3% longer than expected" in warned_of(off, [off], before, missed="")[0]
 
 

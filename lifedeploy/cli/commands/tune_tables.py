@@ -12,7 +12,8 @@ from lifedeploy.cli import tables
 from lifedeploy.text import chained, printable
 
 if TYPE_CHECKING:
-    from lifedeploy.tuning.report import Point, Ratio, TuneReport
+    from lifedeploy.bench.stats import Interval
+    from lifedeploy.tuning.report import Point, TuneReport
 
 
 def tuned(report: TuneReport) -> RenderableType:
@@ -77,7 +78,7 @@ def _true(point: Point) -> tuple[str, str]:
     return ("–", "–") if point.true is None else (f"{point.true.kl:.3g}", tables.percent(point.true.agreement))
 
 
-def _ratio(ratio: Ratio | None) -> str:
+def _ratio(ratio: Interval | None) -> str:
     return "–" if ratio is None else f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
