@@ -28,6 +28,7 @@ from lifedeploy.options import (
 )
 from lifedeploy.published import Published
 from lifedeploy.reading import reason
+from lifedeploy.recipe import TrainingStage
 from lifedeploy.schedule import PAPER_DROP_LAYERS, Schedule, default_drop_layers, require_keep_rate, require_layers
 from lifedeploy.text import quoted, shortened
 from lifedeploy.typed import LAST_BLOCKS, ORDERINGS, LastBlock, MethodName
@@ -47,16 +48,6 @@ def _by_keep_rate(
 ) -> Schedule:
     assert keep_rate is not None  # it has no budget of its own
     return Schedule.from_keep_rate(patches, depth, keep_rate, drop_layers)
-
-
-@dataclass(frozen=True)
-class TrainingStage:
-    """Which of the two parts a stage trains; the other one is frozen."""
-
-    name: str
-    reducer: bool  # the method's own parameters
-    backbone: bool
-    soft: bool = True  # with the reducer's differentiable twin, where it has one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +80,8 @@ class Method:
     derives: bool = False
     options: type[Any] = NoOptions  # a frozen dataclass of fields made by :func:`option`
     stages: tuple[TrainingStage, ...] = ()  # of its training, in order: one or two
+    # Settings of its training as published (of training/config.py), where they are others than the usual ones.
+    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
     work: Callable[[Schedule, Any, Cost], Work]  # schedule, options, backbone → tokens by place, MACs of its own
     schedule: Counting = _by_keep_rate  # patches, layers, keep rate, drop layers, options → token counts
     # What it does where no keep rate is asked for, in words; '': then it is asked for the usual one. Its schedule gets

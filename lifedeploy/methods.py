@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import UsageError
-from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Fate, Method, TrainingStage
+from lifedeploy.method import BASELINE, BOUND, ROLES, SLIMMED, Fate, Method
 from lifedeploy.options import NoOptions, Option, option
 from lifedeploy.published import Published, Renamed
 from lifedeploy.reading import reason
+from lifedeploy.recipe import TrainingStage
 from lifedeploy.rows.avit import AVIT, AVIT_RANKED
 from lifedeploy.rows.dynamicvit import DYNAMICVIT
 from lifedeploy.rows.evit import EVIT, TOPK

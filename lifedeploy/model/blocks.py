@@ -105,6 +105,12 @@ class Backbone:
         norm: nn.Module = self.model.norm
         return norm
 
+    @property
+    def head(self) -> nn.Module:
+        """What makes classes of a vector."""
+        head: nn.Module = self.model.head
+        return head
+
     def require_supported(self, name: str) -> None:
         """Make sure that the package can run it.
 

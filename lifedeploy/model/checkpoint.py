@@ -32,15 +32,19 @@ SPEC_KEY = "lifedeploy.spec"
 # In plain safetensors of other tools, both as JSON: a list of names; 224 or [192, 256], height first.
 CLASSES_KEY = "classes"
 IMAGE_SIZE_KEY = "image_size"
+_AIDS = REDUCER + "aids."
 
 
 def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
     """Write the model's weights with its spec in the header, atomically; equal ones give equal files.
 
+    What the method has for training alone is left out.
+
     Raises:
         OSError, ArtifactError: it cannot be written; with the name of the file.
     """
-    write_tensors(path, model.state_dict(), {SPEC_KEY: compact_json(spec.to_dict()), "format": "pt"})
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_AIDS)}
+    write_tensors(path, weights, {SPEC_KEY: compact_json(spec.to_dict()), "format": "pt"})
 
 
 def read_spec(path: Path) -> ModelSpec | None:

@@ -28,11 +28,9 @@ class SlimOutput(NamedTuple):
     groups: Tensor | None  # (B, N), the patch whose token stands for each patch, where the method merges tokens
     # (B, P + n, C), as the last layer leaves them; those that were parked have come back. (B, P, C) of a prefix block.
     tokens: Tensor
-
-    @property
-    def survivors(self) -> Tensor | None:
-        """Of ``kept`` those that reach the last layer: (B, n_T); None: all of them."""
-        return self.kept[max(self.kept)] if self.kept else None
+    survivors: Tensor | None  # (B, n), original indices of these, -1 for what is no single patch; None: all, in order
+    alive: Tensor | None  # (B, N), of a relaxed form: 1 where a patch would have reached the last layer; None: all have
+    asides: dict[str, Tensor]  # what the method's loss needs beside the logits
 
 
 class SlimViT(nn.Module):
@@ -64,14 +62,16 @@ class SlimViT(nn.Module):
         """Tokens per layer."""
         return self.reducer.schedule
 
-    def forward(self, images: Tensor, *, soft: bool = False, schedule: Schedule | None = None) -> SlimOutput:
+    def forward(
+        self, images: Tensor, *, soft: bool = False, schedule: Schedule | None = None, progress: float = 0.0
+    ) -> SlimOutput:
         """Classify normalised images (B, 3, H, W).
 
-        Hard, tokens leave. ``soft``, for training: in the method's differentiable form, if it has one. Under the
-        model's own schedule, or another ``schedule``.
+        Hard, tokens leave. ``soft``, for training: in the method's differentiable form, if it has one, as it is when
+        ``progress`` of a stage is done. Under the model's own schedule, or another ``schedule``.
         """
         if soft:
-            return self._walk(images, self.reducer.relaxed(schedule or self.schedule))
+            return self._walk(images, self.reducer.relaxed(schedule or self.schedule).during(progress))
         return self._walk(images, self.reducer if schedule is None else self.reducer.at(schedule))
 
     def with_prefix_block(self) -> SlimViT:
@@ -99,7 +99,17 @@ class SlimViT(nn.Module):
             tokens = reducer("after_block", layer, tokens)  # (B, P + n_{t+1}, C)
         kept |= _kept(reducer, backbone.depth, tokens)
         logits = reducer.logits(backbone, tokens)
-        return SlimOutput(logits, kept, reducer("lives", tokens), tokens.scores, tokens.groups, tokens.x)
+        return SlimOutput(
+            logits=logits,
+            kept=kept,
+            lives=reducer("lives", tokens),
+            scores=tokens.scores,
+            groups=tokens.groups,
+            tokens=tokens.x,
+            survivors=tokens.positions,
+            alive=reducer.alive(tokens),
+            asides=reducer.asides(tokens),
+        )
 
 
 def _kept(reducer: Reducer, layer: int, tokens: Tokens) -> dict[int, Tensor]:

@@ -6,6 +6,7 @@ from lifedeploy.cost import Cost, Work
 from lifedeploy.method import Method
 from lifedeploy.options import NoOptions
 from lifedeploy.published import Published
+from lifedeploy.recipe import TrainingStage
 from lifedeploy.schedule import Schedule
 
 
@@ -20,6 +21,11 @@ IA_RED2 = Method(
     shown_by_title=True,
     reducer="lifedeploy.model.reducers.ia_red2:IaRed2Reducer",
     last_block="prefix",
+    stages=(
+        TrainingStage("interpreter", reducer=True, backbone=False),
+        TrainingStage("backbone", reducer=False, backbone=True),
+    ),
+    recipe={"single_stage": True},  # for 90 epochs, group by group; rates are not in the paper
     work=_ia_red2_work,
     published=Published(parameters=("interpreters.",)),
 )

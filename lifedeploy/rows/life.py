@@ -8,8 +8,9 @@ from typing import Annotated
 from msgspec import Meta
 
 from lifedeploy.cost import Cost, Work
-from lifedeploy.method import Method, TrainingStage
+from lifedeploy.method import Method
 from lifedeploy.options import option
+from lifedeploy.recipe import TrainingStage
 from lifedeploy.schedule import Schedule
 
 

@@ -11,8 +11,10 @@ from msgspec import Meta
 
 from lifedeploy.cost import Cost, Work
 from lifedeploy.errors import ScheduleError
-from lifedeploy.method import Method, TrainingStage
+from lifedeploy.method import Method
 from lifedeploy.options import option
+from lifedeploy.recipe import TrainingStage
+from lifedeploy.rows.evit import FINE_TUNING
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted, shortened
 
@@ -141,6 +143,7 @@ TOME = Method(
     fate="merged",
     options=TomeOptions,
     stages=(TrainingStage("backbone", reducer=False, backbone=True),),
+    recipe=FINE_TUNING,  # it needs none, and has none of its own: what merging costs is trained away as EViT's is
     work=_tome_work,
     schedule=_tome_schedule,
     own_budget="it merges as many tokens in every layer as 13 of 196 in 12",

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from lifedeploy import methods
 from lifedeploy.errors import UsageError
+from lifedeploy.recipe import NO_RECIPE, RecipeName
 from lifedeploy.schedule import Schedule
 from lifedeploy.text import quoted
 from lifedeploy.typed import Extent, Share
@@ -31,7 +32,9 @@ Counts = Annotated[tuple[Annotated[int, Meta(ge=1, le=1_000_000)], ...], Meta(ma
 Policy = Annotated[str, Meta(max_length=100, pattern=r"^([a-z0-9]+(-[a-z]+([0-9]+(\.[0-9]+)?[a-z]*)?)*)?$(?!\n)")]
 
 
-WITHOUT_EFFECT = ("workers", "checkpoint_every", "log_every", "tensorboard")  # settings that change no result
+Names = Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=1000)]
+
+WITHOUT_EFFECT = ("recipe", "workers", "checkpoint_every", "log_every", "tensorboard")  # settings that change no result
 
 _MODEL = "The model"
 _STAGES = "Stages"
@@ -81,6 +84,9 @@ class TrainConfig:
     # The data.
     data: Text = _option("", "", "Folder of class folders, wds/DIR or hfds/NAME.", metavar="DIR")
     # The stages (Algorithm 1).
+    recipe: RecipeName = _option(  # a note of where settings are from: they themselves stand beside it
+        NO_RECIPE, _STAGES, "Whose settings are taken where none are given.", usual="published: the method's authors'"
+    )
     epochs: Epochs = _option(3, _STAGES, "Of a dense run, or a method of one stage.")
     stage1_epochs: Epochs = _option(1, _STAGES, "The method's own parameters alone.")
     stage2_epochs: Epochs = _option(1, _STAGES, "Backbone alone.")
@@ -88,11 +94,13 @@ class TrainConfig:
     # Beyond the paper.
     hard: bool = _option(False, _BEYOND, "In the backbone's stage tokens really leave, as when deployed.")
     distill: bool = _option(False, _BEYOND, "The dense model it starts from is the teacher: of logits, tokens, lives.")
-    distill_logits: Share = 1.0  # how much its answers count, of 1; the labels have the rest
+    distill_labels: Weight = 0.0  # weight of the labels beside it
+    distill_logits: Weight = 1.0  # weight of the divergence from its answers
     distill_tokens: Weight = 0.5  # weight of the squared distance of the surviving tokens
     distill_lives: Weight = 1.0  # weight of the distance of the lives from where its later layers look
     elastic: bool = _option(False, _BEYOND, "Another keep rate in every step: one checkpoint for all.")
     elastic_range: tuple[Part, Part] = (0.4, 0.95)
+    keep_ramp: tuple[Share, Share] = (0.0, 0.0)  # the keep rate falls from 1 between these shares of a stage
     # The optimiser: AdamW, linear warm-up, cosine decay, in every stage anew.
     predictor_lr: Rate = _option(1e-3, _OPTIMISER)
     backbone_lr: Rate = _option(1e-5, _OPTIMISER)
@@ -101,6 +109,11 @@ class TrainConfig:
     accumulate: Batch = _option(1, _OPTIMISER, "Micro-batches that a batch is made of.")
     weight_decay: Rate = _option(0.05, _OPTIMISER)
     warmup: PartialShare = _option(0.1, _OPTIMISER, "Share of a stage.")
+    lr_min: Share = _option(0.0, _OPTIMISER, "Share of a rate that its decay ends at.")
+    backbone_delay: PartialShare = 0.0  # share of a stage before the backbone moves
+    # "capped": the backbone has its rate until that of the method's own parameters falls below it.
+    backbone_curve: Literal["cosine", "capped"] = "cosine"
+    frozen: Names = ()  # parameters of the backbone that stay as they are: "pos_embed"
     clip_grad: Annotated[float, Meta(ge=0, le=1e9)] = _option(1.0, _OPTIMISER, "0: never.")  # largest norm
     ema: PartialShare = _option(0.0, _OPTIMISER, "Decay of averaged weights.", usual="none")
     # Regularisation and augmentation, as timm names them.
@@ -136,7 +149,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in _kinds().items():
             _require(name, getattr(self, name), kind)
-        for name in ("scale", "ratio", "elastic_range"):
+        for name in ("scale", "ratio", "elastic_range", "keep_ramp"):
             low, high = getattr(self, name)
             if low > high:
                 raise UsageError(f"{name} is {low:g}, {high:g}; expected the smaller number first")
@@ -145,6 +158,8 @@ class TrainConfig:
         if any(float(number) > 100 for number in re.findall(r"[0-9]+(?:\.[0-9]+)?", self.auto_augment)):
             raise UsageError(f"auto_augment is {self.auto_augment}; expected numbers of at most 100 in it")
         self._require_method()
+        if self.keep_ramp[1] and (self.counts or self.elastic or self.has_own_budget or not self.slims):
+            raise UsageError("keep_ramp is about a keep rate, and this run has no single one")
         if self.total_epochs == 0:
             raise UsageError("0 epochs in all: there is nothing to train")
 
@@ -229,6 +244,11 @@ class TrainConfig:
         facts = self.to_dict()
         for name in WITHOUT_EFFECT:
             del facts[name]
+        for name, before in _LATER.items():
+            if facts[name] == before:
+                del facts[name]
+        if facts["distill_labels"] == _rest(facts["distill_logits"]):
+            del facts["distill_labels"]
         asked = methods.get(self.method)
         facts |= asked.plain_options({}) | facts.pop("options")  # as they were given: 2 is written otherwise than 2.0
         if asked.name == methods.DEFAULT:
@@ -260,8 +280,28 @@ class TrainConfig:
         return cls(**values)
 
 
+# Settings that there were not in version 0.1, at what was done then: they go without saying in a fingerprint.
+_LATER: dict[str, Any] = {
+    "keep_ramp": [0.0, 0.0],
+    "lr_min": 0.0,
+    "backbone_delay": 0.0,
+    "backbone_curve": "cosine",
+    "frozen": [],
+}
+
+
+def _rest(logits: float) -> float:
+    """What labels counted in version 0.1: what the teacher's answers left of 1."""
+    return max(1 - logits, 0.0)
+
+
 def brought_up(data: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they were called before methods had options, as they are called now: U of eq. 7 stood by itself."""
+    """Settings as they were called in version 0.1, as they are called now: labels had the rest of 1 beside a teacher,
+    and U of eq. 7 stood by itself.
+    """
+    logits = data.get("distill_logits")
+    if isinstance(logits, (int, float)) and "distill_labels" not in data and 0 <= logits <= 1:
+        data = data | {"distill_labels": _rest(logits)}
     if "temperature" not in data:
         return data
     options = data.get("options", {})

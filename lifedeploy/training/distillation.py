@@ -86,12 +86,11 @@ class Teacher:
         output: SlimOutput = self.model(images)
         return output
 
-    def loss(self, student: SlimOutput, wanted: SlimOutput, norm: nn.Module, kept: int) -> Tensor:
+    def loss(self, student: SlimOutput, wanted: SlimOutput, norm: nn.Module) -> Tensor:
         """How far the student is from the teacher: three terms, weighted as the configuration says.
 
         Logits: the divergence. Tokens: the squared distance behind ``norm``, the student's own last one, so that what
-        differs is the tokens; the prefix and the ``kept`` patches with the longest lives count. Lives:
-        :func:`ranking_loss`.
+        differs is the tokens; the prefix and the patches that survive count. Lives: :func:`ranking_loss`.
         """
         divergence = F.kl_div(
             F.log_softmax(student.logits.float(), dim=1),
@@ -100,7 +99,7 @@ class Teacher:
             log_target=True,
         )
         loss = self.config.distill_logits * divergence
-        loss = loss + self.config.distill_tokens * _token_loss(student, wanted, norm, kept)
+        loss = loss + self.config.distill_tokens * _token_loss(student, wanted, norm)
         if student.lives is not None and student.scores is not None and wanted.scores is not None:
             loss = loss + self.config.distill_lives * ranking_loss(student.scores, wanted.scores)
         return loss
@@ -116,19 +115,17 @@ def ranking_loss(scores: Tensor, attention: Tensor) -> Tensor:
     return 1 - (standardise(scores.float()) * wanted).mean()
 
 
-def _token_loss(student: SlimOutput, teacher: SlimOutput, norm: nn.Module, kept: int) -> Tensor:
-    wanted, survivors = teacher.tokens, student.survivors  # (B, P + N, C), (B, n_T)
+def _token_loss(student: SlimOutput, teacher: SlimOutput, norm: nn.Module) -> Tensor:
+    wanted, survivors = teacher.tokens, student.survivors  # (B, P + N, C), (B, n)
     counts: Tensor | None = None  # (B, L), which tokens do
-    if survivors is not None:  # hard: only survivors are left; those that are no single patch have no like
+    if survivors is not None:  # tokens have left, or lie in another order; those that are no single patch have no like
         prefix = student.tokens.shape[1] - survivors.shape[1]
         places = F.pad(survivors.clamp_min(0) + prefix, (prefix, 0))
         places[:, :prefix] = torch.arange(prefix, device=places.device)
         wanted = gather_tokens(wanted, places)
         counts = F.pad((survivors != NO_PATCH).float(), (prefix, 0), value=1.0)
-    elif student.lives is not None:
-        prefix = wanted.shape[1] - student.lives.shape[1]
-        alive = torch.zeros_like(student.lives).scatter(1, student.lives.topk(kept, dim=1).indices, 1.0)
-        counts = F.pad(alive, (prefix, 0), value=1.0)
+    elif student.alive is not None:
+        counts = F.pad(student.alive, (wanted.shape[1] - student.alive.shape[1], 0), value=1.0)
     with torch.no_grad():
         theirs: Any = norm(wanted).float()
     distance: Tensor = (norm(student.tokens).float() - theirs).square().mean(dim=2)  # (B, L)

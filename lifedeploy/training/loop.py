@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from timm.data import Mixup
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from lifedeploy.training.distillation import Teacher
 from lifedeploy.training.loader import MicroBatch
 from lifedeploy.training.log import Log, LogRow
 from lifedeploy.training.losses import classification_loss
-from lifedeploy.training.stages import Stage, freeze, parameter_groups, plan
+from lifedeploy.training.stages import LearningRates, Stage, freeze, parameter_groups, plan
 from lifedeploy.training.state import START, State
 from lifedeploy.training.validation import Meter, validate
 
@@ -71,6 +70,8 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.processes = Processes(accelerator.process_index, accelerator.num_processes)
         self.model = job.model.to(self.device)
+        if any(stage.soft and stage.backbone for stage in plan(job.config)):
+            self.model.reducer.equip(self.model.adapted)
         self.stages = plan(job.config)
         self.steps = loader.steps_per_epoch(len(job.train), job.config, self.processes.world)
         self.images = loader.TrainingImages(job.train, job.spec.preprocess, job.config)
@@ -99,10 +100,10 @@ class Trainer:
             self.log.close()
 
     def _stage(self, number: int, stage: Stage) -> None:
-        freeze(self.model, stage)
+        freeze(self.model, stage, self.config.frozen)
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), foreach=True)
         total = stage.epochs * self.steps
-        lr_curve = _lr_curve(optimizer, total, self.config)
+        rates = LearningRates(optimizer, total, self.config)
         model = self.accelerator.prepare_model(self.model)
         optimizer_: Any = self.accelerator.prepare_optimizer(optimizer)
         if self._resumed is not None:
@@ -113,7 +114,7 @@ class Trainer:
             self._resumed = None
         try:
             for epoch in range(self.position.epoch, stage.epochs):
-                self._epoch(stage, epoch, model, optimizer_, lr_curve)
+                self._epoch(stage, epoch, model, optimizer_, rates)
                 self._finish_epoch(stage)
                 last = epoch + 1 == stage.epochs
                 self._advance(
@@ -130,31 +131,40 @@ class Trainer:
             vars(self.model).pop("_is_accelerate_prepared", None)
             self.accelerator.free_memory()
 
-    def _epoch(self, stage: Stage, epoch: int, model: Any, optimizer: Any, lr_curve: CosineLRScheduler) -> None:
+    def _epoch(self, stage: Stage, epoch: int, model: Any, optimizer: Any, rates: LearningRates) -> None:
         run_epoch = self.position.run_epoch
         first = self.position.step
         order = loader.micro_batches(len(self.job.train), self.config, self.processes, run_epoch, first)
         batches = loader.batches(self.images, order, self.config, self.device)
         meter = Meter(self.device)
         for step in range(first, self.steps):
-            lr_curve.step_update(epoch * self.steps + step + 1)
+            done = epoch * self.steps + step
+            rates.set(done + 1)
             micro_batches = [next(batches) for _ in range(self.config.accumulate)]
-            self._step(stage, micro_batches, model, optimizer, meter)
+            self._step(stage, done / rates.steps, micro_batches, model, optimizer, meter)
             self._advance(step=step + 1, run_step=self.position.run_step + 1)
             at_end = step + 1 == self.steps
             save = self.position.run_step % self.config.checkpoint_every == 0 and not at_end
             # Before a state is saved too: a mean over a line's steps does not survive in it.
             if (step + 1) % self.config.log_every == 0 or at_end or save:
-                self._report(stage, epoch, step + 1, lr_curve, meter)
+                self._report(stage, epoch, step + 1, rates, meter)
                 meter = Meter(self.device)
             if save:
                 self._save(optimizer.optimizer)
 
-    def _step(self, stage: Stage, batches: Sequence[MicroBatch], model: Any, optimizer: Any, meter: Meter) -> None:
+    def _step(
+        self,
+        stage: Stage,
+        progress: float,
+        batches: Sequence[MicroBatch],
+        model: Any,
+        optimizer: Any,
+        meter: Meter,
+    ) -> None:
         """One step of the optimiser. All that it draws is a function of the seed, the step and the process."""
         seed = loader.seed_of(self.config.seed, self.position.run_step, self.processes.rank)
         torch.manual_seed(seed)
-        schedule = self._schedule(stage)
+        schedule = self._schedule(stage, progress)
         for number, batch in enumerate(batches):
             images, targets = batch.images, batch.targets
             if self.mixup is not None:
@@ -162,11 +172,8 @@ class Trainer:
                     images, targets = self.mixup(images, targets)
             synchronise = number + 1 == len(batches)
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
-                output = model(images, soft=stage.soft, schedule=schedule)
-                loss = classification_loss(output.logits, targets, self.config.label_smoothing)
-                if self.teacher is not None:
-                    share = self.config.distill_logits  # as in DeiT: answers of the teacher in place of labels
-                    loss = (1 - share) * loss + self._distillation(output, images, schedule)
+                output = model(images, soft=stage.soft, schedule=schedule, progress=progress)
+                loss = self._loss(output, images, targets, batch.targets)
                 self.accelerator.backward(loss / len(batches))
             meter.add(loss.detach(), output.logits.detach(), batch.targets)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -177,19 +184,33 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.accelerator.unwrap_model(model), self.position.run_step)
 
-    def _schedule(self, stage: Stage) -> Schedule | None:
-        """Another keep rate in every step of an elastic stage, the same in all processes; else the model's own."""
-        if not stage.elastic:
+    def _schedule(self, stage: Stage, progress: float) -> Schedule | None:
+        """Another keep rate in every step of an elastic stage, the same in all processes, or one that falls; else the
+        model's own.
+        """
+        if stage.elastic:
+            low, high = self.config.elastic_range
+            rate = low + (high - low) * loader.seed_of(self.config.seed, self.position.run_step) / 2**32
+        elif stage.backbone and progress < self.config.keep_ramp[1]:
+            rate = ramped(self.config.keep_rate, progress, self.config.keep_ramp)
+        else:
             return None
-        low, high = self.config.elastic_range
-        draw = loader.seed_of(self.config.seed, self.position.run_step) / 2**32
-        return self.config.schedule_at(low + (high - low) * draw, self.job.spec.schedule)
+        return self.config.schedule_at(rate, self.job.spec.schedule)
 
-    def _distillation(self, output: SlimOutput, images: Tensor, schedule: Schedule | None) -> Tensor:
-        assert self.teacher is not None
-        kept = (schedule or self.job.spec.schedule).tokens[-1]
-        with self.accelerator.autocast():
-            return self.teacher.loss(output, self.teacher(images), self.job.model.adapted.final_norm, kept)
+    def _loss(self, output: SlimOutput, images: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """Of a batch: against ``targets``, which may be mixtures of its ``labels``; of a teacher; and of the method."""
+        config, reducer = self.config, self.job.model.reducer
+
+        def criterion(logits: Tensor) -> Tensor:
+            return classification_loss(logits, targets, config.label_smoothing)
+
+        loss = reducer.labelled(output.logits, output.asides, criterion)
+        if self.teacher is not None:
+            with self.accelerator.autocast():
+                taught = self.teacher.loss(output, self.teacher(images), self.job.model.adapted.final_norm)
+            loss = config.distill_labels * loss + taught
+        penalty = reducer.penalty(output.asides, output.logits.detach().argmax(dim=1) == labels)
+        return loss if penalty is None else loss + penalty
 
     def _require_finite(self, stage: Stage, norm: Tensor | None, loss: Tensor, batches: Sequence[MicroBatch]) -> None:
         """Stop before a step that would leave a model of NaNs.
@@ -209,11 +230,10 @@ class Trainer:
             hint="a lower learning rate, --precision fp32, or look at these images; --resume goes on before this step",
         )
 
-    def _report(self, stage: Stage, epoch: int, step: int, lr_curve: CosineLRScheduler, meter: Meter) -> None:
+    def _report(self, stage: Stage, epoch: int, step: int, rates: LearningRates, meter: Meter) -> None:
         loss, accuracy, images, seconds = meter.read(self.accelerator)
         rate = images / seconds
-        lr = max(group["lr"] for group in lr_curve.optimizer.param_groups)
-        self._log("train", stage, lr=lr, loss=loss, accuracy=accuracy, images_per_s=rate)
+        self._log("train", stage, lr=rates.largest, loss=loss, accuracy=accuracy, images_per_s=rate)
         left = sum(stage.epochs for stage in self.stages) * self.steps - self.position.run_step
         if self.accelerator.is_main_process:
             minutes, seconds_left = divmod(round(left * self.config.batch / rate), 60)  # without validations
@@ -300,17 +320,13 @@ class Trainer:
             )
 
 
-def _lr_curve(optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> CosineLRScheduler:
-    """Linear warm-up, cosine decay; a function of the step (from 1), so that a resumed run is where it was."""
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=steps + 1,
-        lr_min=0.0,
-        warmup_t=round(config.warmup * steps),
-        warmup_lr_init=0.0,
-        warmup_prefix=False,
-        t_in_epochs=False,
-    )
+def ramped(keep_rate: float, progress: float, ramp: tuple[float, float]) -> float:
+    """A keep rate that falls from 1 by a cosine, between two shares of a stage, when ``progress`` of it is done (EViT,
+    section 4.1).
+    """
+    first, last = ramp
+    through = min(max((progress - first) / (last - first), 0.0), 1.0) if last > first else float(progress >= last)
+    return keep_rate + (1 - keep_rate) * 0.5 * (1 + math.cos(math.pi * through))
 
 
 def _mixup(config: TrainConfig, classes: int) -> Mixup | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from lifedeploy.errors import UsageError
 from lifedeploy.model.vit import SlimViT
+from lifedeploy.text import quoted, shortened
 from lifedeploy.training.config import TrainConfig
+
+BACKBONE, REDUCER = "backbone", "reducer"  # which part of a model a group of parameters is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +48,34 @@ def plan(config: TrainConfig) -> tuple[Stage, ...]:
     return tuple(stage for stage in stages if stage.epochs)
 
 
-def freeze(model: SlimViT, stage: Stage) -> None:
-    """Let the stage's part train and nothing else: no gradients, no dropout, no running statistics in the rest."""
-    for part, trains in ((model.backbone, stage.backbone), (model.reducer, stage.reducer)):
+def freeze(model: SlimViT, stage: Stage, frozen: tuple[str, ...] = ()) -> None:
+    """Let the stage's part train and nothing else: no gradients, no dropout, no running statistics in the rest.
+
+    Of the backbone the parameters called ``frozen`` never train; what the reducer has for training alone trains with
+    the backbone, where its form for training runs.
+    """
+    aids = stage.backbone and stage.soft
+    for part, trains in ((model.backbone, stage.backbone), (model.reducer, stage.reducer), (model.reducer.aids, aids)):
         part.requires_grad_(trains)
         part.train(trains)
+    for name, parameter in model.backbone.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+
+def require_frozen(model: SlimViT, config: TrainConfig) -> None:
+    """Make sure that what is to stay as it is is there.
+
+    Raises:
+        UsageError: a parameter is called otherwise.
+    """
+    there = [name for name, _ in model.backbone.named_parameters()]
+    missing = next((name for name in config.frozen if name not in there), None)
+    if missing is not None:
+        raise UsageError(
+            f"frozen names {quoted(missing)}, and {config.backbone} has no such parameter; there are: "
+            f"{shortened(', '.join(there))}"
+        )
 
 
 def parameter_groups(model: SlimViT, config: TrainConfig) -> list[dict[str, Any]]:
@@ -55,15 +84,55 @@ def parameter_groups(model: SlimViT, config: TrainConfig) -> list[dict[str, Any]
     Weights decay; biases, norms and whatever timm exempts (position embeddings, CLS) do not.
     """
     exempt = {f"backbone.{name}" for name in model.backbone.no_weight_decay()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = 0.0 if parameter.ndim <= 1 or name in exempt else config.weight_decay
-            groups.setdefault((_rate(name, config), decay), []).append(parameter)
-    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+            groups.setdefault((*_rate(name, config), decay), []).append(parameter)
+    return [
+        {"params": group, "part": part, "lr": rate, "peak": rate, "weight_decay": decay}
+        for (part, rate, decay), group in groups.items()
+    ]
 
 
-def _rate(name: str, config: TrainConfig) -> float:
-    if name.startswith(("backbone.head.", "backbone.head_dist.")):
-        return config.head_lr
-    return config.backbone_lr if name.startswith("backbone.") else config.predictor_lr
+def _rate(name: str, config: TrainConfig) -> tuple[str, float]:
+    """The part that a parameter is of, and its rate."""
+    if name.startswith(("backbone.head.", "backbone.head_dist.", "reducer.aids.")):
+        return BACKBONE, config.head_lr
+    return (BACKBONE, config.backbone_lr) if name.startswith("backbone.") else (REDUCER, config.predictor_lr)
+
+
+class LearningRates:
+    """Linear warm-up, cosine decay: a function of the step, so that a resumed run is where it was.
+
+    Args:
+        optimizer: of :func:`parameter_groups`.
+        steps: of the stage.
+        config: of the run.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> None:
+        self.groups = optimizer.param_groups
+        self.steps = steps
+        self.config = config
+        self.warmup = round(config.warmup * steps)
+        self.delay = round(config.backbone_delay * steps)
+
+    def set(self, step: int) -> None:
+        """The rates of ``step``, counted from 1."""
+        config = self.config
+        if step < self.warmup:
+            share = step / self.warmup
+        else:
+            cosine = 0.5 * (1 + math.cos(math.pi * step / (self.steps + 1)))
+            share = config.lr_min + (1 - config.lr_min) * cosine
+        for group in self.groups:
+            rate = group["peak"] * share
+            if group["part"] == BACKBONE and config.backbone_curve == "capped":
+                rate = min(group["peak"], config.predictor_lr * share)
+            group["lr"] = 0.0 if group["part"] == BACKBONE and step <= self.delay else rate
+
+    @property
+    def largest(self) -> float:
+        """Of the rates now."""
+        return float(max(group["lr"] for group in self.groups))

@@ -22,17 +22,16 @@ from lifedeploy.model.request import LoadedModel
 from lifedeploy.model.vit import SlimViT
 from lifedeploy.optional import require
 from lifedeploy.progress import Progress, Say, silent, unwatched
-from lifedeploy.reading import read_toml
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec, Provenance, model_name
 from lifedeploy.training import loader
 from lifedeploy.training.accelerator import accelerator_for
-from lifedeploy.training.config import TrainConfig, brought_up
+from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.distillation import require_watchable
 from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Trainer
 from lifedeploy.training.runs import claim, held, run_config, run_folder
-from lifedeploy.training.stages import plan
+from lifedeploy.training.stages import plan, require_frozen
 from lifedeploy.training.start import fingerprint, load_start, require_elastic, resolved, warning_of
 from lifedeploy.tuned import Tuned
 from lifedeploy.typed import RANDOM_WEIGHTS
@@ -41,7 +40,6 @@ from lifedeploy.writing import require_folder
 REPORT = "report.json"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
-DENSE_LR = 2e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +139,9 @@ def train(
         warn(others)
     loaded.model.adapted.set_drop_path(config.drop_path)
     require_watchable(loaded.model, config)
+    require_frozen(loaded.model, config)
+    if lacking := _lacking(config):
+        note(lacking)
     if config.elastic:
         require_elastic(loaded, config)
     loader.TrainingImages(split.train, loaded.spec.preprocess, config)  # refuses an augmentation that cannot be
@@ -191,32 +192,6 @@ def train(
         return report
 
 
-def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
-    """The configuration of ``settings`` over those in ``file`` over the defaults.
-
-    A new head starts from nothing: with ``dense``, rates that nobody set are those of fine-tuning, measured in
-    benchmarks/real.
-
-    Raises:
-        UsageError: an unknown setting, or a value that cannot be.
-    """
-    read = brought_up(read_toml(file, UsageError)) if file else {}
-    merged = read | settings
-    written, given = read.get("options"), settings.get("options")
-    same = merged.get("method", methods.DEFAULT) == read.get("method", methods.DEFAULT)
-    if not same:
-        merged["options"] = given or {}  # the file's are another method's
-    elif isinstance(written, dict) and isinstance(given, dict):
-        merged["options"] = {**written, **given}  # of one method, option by option
-    config = TrainConfig.from_dict(merged, str(file) if file else "the command")
-    dense = not config.slims
-    if dense and "backbone_lr" not in merged:
-        config = config.but(backbone_lr=DENSE_LR)
-    if "head_lr" not in merged and (dense or "backbone_lr" in merged):
-        config = config.but(head_lr=(10 if dense else 1) * config.backbone_lr)
-    return config
-
-
 def resumed(folder: Path, command: str = "") -> TrainRequest:
     """The request that continues the run in ``folder``.
 
@@ -234,6 +209,17 @@ def run_name(config: TrainConfig, spec: ModelSpec) -> str:
     name = model_name(config.backbone, method, schedule, options=spec.options, image_size=config.size)
     extras = [word for word in ("single_stage", "hard", "distill", "elastic") if getattr(config, word)]
     return "-".join([name, *(word.replace("_stage", "") for word in extras)])
+
+
+def _lacking(config: TrainConfig) -> str:
+    """What stage a slimmed model is trained without, in words; '' where it has all."""
+    method = config.trained_method
+    if not config.slims or method.trains_reducer:
+        return ""
+    return (
+        f"{method.name} has no parameters of its own to train: that stage is skipped, and --epochs says how long the "
+        f"backbone trains ({config.epochs})"
+    )
 
 
 def _warn_of_size(config: TrainConfig, warn: Say) -> None:

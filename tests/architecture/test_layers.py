@@ -29,6 +29,7 @@ FOUNDATION = {
     "options",
     "method",
     "methods",
+    "recipe",
     "kept",
     "spec",
     "files",

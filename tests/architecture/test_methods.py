@@ -19,6 +19,7 @@ REDUCERS = "model/reducers/"
 OTHERWISE = {
     "engines/tensorrt/fusion.py": {"topk": "what kernels that sort are called"},
     "spec.py": {"life": "the output of a graph that gives lives"},
+    "training/recipes.py": {"dense": "a setting of training"},
     "typed.py": {"random": "weights that nobody trained"},
 }
 OURS = [methods.get(name) for name in methods.names()]

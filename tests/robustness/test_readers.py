@@ -31,8 +31,8 @@ from lifedeploy.spec import ModelSpec
 from lifedeploy.training import state
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.log import read_log
+from lifedeploy.training.recipes import settled
 from lifedeploy.tuned import read_tuned
-from lifedeploy.workflows.train import settled
 from tests.conftest import make_tiny
 from tests.foundation.test_tuned import TUNED
 from tests.robustness.fuzz.values import change_json, damaged

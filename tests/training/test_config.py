@@ -15,7 +15,7 @@ from lifedeploy.errors import UsageError
 from lifedeploy.processes import Processes
 from lifedeploy.training import loader
 from lifedeploy.training.config import TrainConfig
-from lifedeploy.workflows.train import settled
+from lifedeploy.training.recipes import settled
 from tests.plugins import entry
 
 
@@ -76,7 +76,15 @@ def test_a_configuration_survives_toml(tmp_path):
         ({"scale": 0.9}, "scale is 0.9: expected array, got float"),
         ({"scale": [0.9, 1.5]}, r"scale is \(0.9, 1.5\): expected float <= 1.0 - at \$\[1\]"),
         ({"elastic_range": [0.5, 1.2]}, "expected float <= 1.0"),
-        ({"distill_logits": 1.5}, "distill_logits is 1.5: expected float <= 1.0"),
+        ({"distill_logits": -1.5}, "distill_logits is -1.5: expected float >= 0.0"),
+        ({"recipe": "ours"}, "recipe is 'ours': expected one of published, lifedeploy, none"),
+        ({"keep_ramp": [0.5, 0.1]}, "keep_ramp is 0.5, 0.1; expected the smaller number first"),
+        ({"keep_ramp": [0.0, 0.5], "counts": [9, 5]}, "keep_ramp is about a keep rate, and this run has no single one"),
+        ({"keep_ramp": [0.0, 0.5], "elastic": True}, "keep_ramp is about a keep rate"),
+        ({"keep_ramp": [0.0, 0.5], "dense": True}, "keep_ramp is about a keep rate"),
+        ({"backbone_curve": "flat"}, "backbone_curve is 'flat': expected one of cosine, capped"),
+        ({"backbone_delay": 1.0}, "backbone_delay is 1.0: expected float < 1.0"),
+        ({"lr_min": 2}, "lr_min is 2: expected float <= 1.0"),
         ({"counts": ["a"]}, r"counts is \('a',\): expected int, got str"),
         ({"image_size": [64]}, "image_size is 64 alone; expected height and width"),
         ({"image_size": [10**9, 64]}, r"image_size is \(1000000000, 64\): expected int <= 8192"),

@@ -166,28 +166,28 @@ def test_smoothing_is_left_to_mixtures_that_bring_their_own():
 def output(
     tokens: torch.Tensor,
     logits: torch.Tensor,
-    lives: torch.Tensor | None = None,
-    kept: dict[int, torch.Tensor] | None = None,
+    alive: torch.Tensor | None = None,
+    survivors: torch.Tensor | None = None,
 ) -> SlimOutput:
-    return SlimOutput(logits, kept or {}, lives, None, None, tokens)
+    return SlimOutput(logits, {}, None, None, None, tokens, survivors, alive, {})
 
 
 def test_distillation_counts_surviving_tokens_and_logits():
     torch.manual_seed(0)
     tokens, logits = torch.randn(2, 6, 8), torch.randn(2, 3)
-    life = torch.tensor([[9.0, 1.0, 8.0, 2.0, 3.0], [1.0, 2.0, 3.0, 8.0, 9.0]])
+    alive = torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0]])
     teacher = output(tokens, logits)
     norm = torch.nn.Identity()
     loss = Teacher(make_tiny()[0], TrainConfig(distill_logits=1.0, distill_tokens=1.0)).loss
-    assert loss(output(tokens, logits, life), teacher, norm, 2) == pytest.approx(0, abs=1e-6)
+    assert loss(output(tokens, logits, alive), teacher, norm) == pytest.approx(0, abs=1e-6)
     dead = tokens.clone()
     dead[0, 2] += 5  # patch 1 of image 0 is not among the two that survive
-    assert loss(output(dead, logits, life), teacher, norm, 2) == pytest.approx(0, abs=1e-6)
-    alive = tokens.clone()
-    alive[0, 3] += 1  # patch 2 is
+    assert loss(output(dead, logits, alive), teacher, norm) == pytest.approx(0, abs=1e-6)
+    moved_token = tokens.clone()
+    moved_token[0, 3] += 1  # patch 2 is
     # 1 of 6 counted tokens (prefix and two patches of two images) is off by 1 in every channel.
-    assert loss(output(alive, logits, life), teacher, norm, 2) == pytest.approx(1 / 6, rel=1e-5)
-    moved = loss(output(tokens, logits + torch.tensor([1.0, 0, 0]), life), teacher, norm, 2)
+    assert loss(output(moved_token, logits, alive), teacher, norm) == pytest.approx(1 / 6, rel=1e-5)
+    moved = loss(output(tokens, logits + torch.tensor([1.0, 0, 0]), alive), teacher, norm)
     expected = torch.nn.functional.kl_div(
         (logits + torch.tensor([1.0, 0, 0])).log_softmax(1), logits.softmax(1), reduction="batchmean"
     )
@@ -204,7 +204,7 @@ def test_distillation_compares_a_token_that_is_left_with_its_own_and_a_fused_one
     teacher, norm = output(dense, logits), torch.nn.Identity()
 
     def of(student: torch.Tensor) -> torch.Tensor:
-        return loss(output(student, logits, kept={2: torch.zeros(2, 5, dtype=torch.int64), 3: kept}), teacher, norm, 9)
+        return loss(output(student, logits, survivors=kept), teacher, norm)
 
     tokens[:, 3] += torch.randn(2, 8)
     assert of(tokens) == pytest.approx(0, abs=1e-6)
@@ -278,7 +278,7 @@ def test_a_predictor_learns_where_its_teacher_looks():
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.but(predictor_lr=1e-2)))
     losses = []
     for _ in range(60):
-        loss = teacher.loss(model(images, soft=True), wanted, model.backbone.norm, 6)
+        loss = teacher.loss(model(images, soft=True), wanted, model.backbone.norm)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

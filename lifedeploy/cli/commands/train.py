@@ -104,8 +104,9 @@ def train(
     with console.watching(shown=main_process, elapsed=False) as (say, progress):
         require_installed(*EXTRAS["train"], extra="train")  # before torch, which it brings too
         say("importing torch")
+        from lifedeploy.training.recipes import settled
         from lifedeploy.training.runs import newest_run, run_folder
-        from lifedeploy.workflows.train import TrainRequest, resumed, settled
+        from lifedeploy.workflows.train import TrainRequest, resumed
         from lifedeploy.workflows.train import train as run
 
         place = Workspace(workspace)

@@ -8,7 +8,8 @@ a token's outputs over its layers, each weighted by h, the last one by what is l
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +27,26 @@ _SUMS, _LAYERS = "halting", "layers"  # of each token: its probabilities so far;
 _LOG_SUMS = "log halting"  # of each token, up to the last drop
 _OUTPUT = "output"  # of prefix tokens, after each layer
 _FIRST = "first channel"  # of patches, after each layer since the last drop
+_HALTED = "halted"  # of each token, after each layer but the last: its probability of halting there
+_PONDER, _DEPTHS = "ponder", "depths"  # in training: (B,), layers that tokens took; (T,), in which layers they halt
 _PUBLISHED_CENTER = {192: 30.0}  # channels → β; of wider models 75
+_SPREAD = 1.0  # standard deviation, in layers, of the depths wanted
 
 
 class _Adaptive(Reducer):
     """What both share: halting probabilities, and the weighted mean of outputs."""
 
-    def __init__(self, schedule: Schedule, scale: float, center: float) -> None:
+    def __init__(self, schedule: Schedule, options: Any, width: int) -> None:
         super().__init__(schedule)
-        self.scale = scale
-        self.center = center
+        self.options = options
+        self.width = width
+        self.scale, self.center = options.gate_scale, options.gate_center
+        if self.center < 0:
+            self.center = _PUBLISHED_CENTER.get(width, 75.0)
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:
-        published, center = _PUBLISHED_CENTER.get(plan.width, 75.0), plan.options.gate_center
-        return cls(plan.schedule, plan.options.gate_scale, published if center < 0 else center)
+        return cls(plan.schedule, plan.options, plan.width)
 
     def logit(self, first: Tensor) -> Tensor:
         """γ x - β of first channels x of any shape."""
@@ -66,7 +72,24 @@ class _Adaptive(Reducer):
         return (weights @ outputs).squeeze(2)
 
     def at(self, schedule: Schedule) -> Self:
-        return type(self)(schedule, self.scale, self.center)
+        return type(self)(schedule, self.options, self.width)
+
+    def relaxed(self, schedule: Schedule) -> Reducer:
+        """As published, whatever the budget: tokens are masked once they have halted."""
+        return RelaxedAvit(Schedule.dense(schedule.patches, schedule.depth), self.options, self.width)
+
+    def penalty(self, asides: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
+        """The ponder loss, how many layers tokens take; and how far the layers in which they halt are from a normal
+        distribution around the depth wanted, as a divergence.
+        """
+        if not asides:
+            return None
+        depths = asides[_DEPTHS]
+        layers = torch.arange(1, len(depths) + 1, device=depths.device)
+        wanted = (-0.5 * ((layers - self.options.halting_depth * len(depths)) / _SPREAD).square()).softmax(dim=0)
+        halting = (depths / depths.sum()).clamp(0.01, 0.99)
+        away = (wanted * (wanted.log() - halting.log())).sum()
+        return self.options.ponder_weight * asides[_PONDER].mean() + self.options.prior_weight * away
 
 
 def act_weights(halting: Tensor) -> Tensor:
@@ -118,11 +141,36 @@ class AvitReducer(_Adaptive):
         return None if tokens.scores is None else tokens.scores.float()
 
 
+class RelaxedAvit(AvitReducer):
+    """For training: the same, and what its loss is made of is noted down."""
+
+    def after_block(self, layer: int, tokens: Tokens) -> Tokens:
+        """Note the probability of halting."""
+        after = super().after_block(layer, tokens)
+        if layer == self.schedule.depth:
+            return after
+        return _note(after, _HALTED, layer, self.logit(tokens.x[..., 0]).float().sigmoid())
+
+    def alive(self, tokens: Tokens) -> Tensor | None:
+        """The patches that had not halted before the last layer."""
+        return (tokens.beside[_SUMS][:, tokens.prefix :] < 1 - EPSILON).float()
+
+    def asides(self, tokens: Tokens) -> dict[str, Tensor]:
+        """ρ = N + r of each token: its layers, and what was left of 1 before the last of them; a mean over an image's
+        tokens. And the mean probability of halting in each layer.
+        """
+        halting = F.pad(torch.stack(_noted(tokens, _HALTED), dim=2), (0, 1), value=1.0)  # (B, P + N, T)
+        before = F.pad(halting.cumsum(dim=-1)[..., :-1], (1, 0))
+        took = before < 1 - EPSILON
+        left = 1 - (halting * (took & (before + halting < 1 - EPSILON))).sum(dim=-1)
+        return {_PONDER: (took.sum(dim=-1) + left).mean(dim=1), _DEPTHS: halting.mean(dim=(0, 1))}
+
+
 class AvitRankedReducer(_Adaptive):
     """Keeps at every drop the patches that have the least probability of having halted so far."""
 
-    def __init__(self, schedule: Schedule, scale: float, center: float) -> None:
-        super().__init__(schedule, scale, center)
+    def __init__(self, schedule: Schedule, options: Any, width: int) -> None:
+        super().__init__(schedule, options, width)
         self.take = nn.ModuleDict({str(layer): TakeOrdered(schedule.after(layer)) for layer in schedule.leaving_layers})
         self.sorts = len(self.take)
 

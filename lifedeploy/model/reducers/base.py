@@ -18,6 +18,9 @@ carries running scores                                ``Tokens.carry``
 says which tokens became one                          ``Tokens.groups``
 reads the classes from something else than CLS        ``logits``
 predicts lives                                        ``lives``
+trains in another form than it is deployed in         ``relaxed``, :meth:`Reducer.during`, ``alive``
+needs modules in training that it is deployed without ``equip``
+trains by more than the loss of its logits            ``asides``, ``labelled``, ``penalty``
 ====================================================  ==========================================================
 
 Token selection is a function of tensors and integers; every count is known before tracing: what goes on to layer
@@ -27,6 +30,7 @@ or, of the last layer, ``after_block(T)``; parked ones may have come back by the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +67,7 @@ class Reducer(nn.Module):
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         self.schedule = schedule
+        self.aids = nn.ModuleDict()  # what training alone has: trained with the backbone, and in no checkpoint
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:
@@ -125,6 +130,34 @@ class Reducer(nn.Module):
     def relaxed(self, schedule: Schedule) -> Reducer:
         """The differentiable reducer used in training, under ``schedule``; for a method that has none, :meth:`at`."""
         return self.at(schedule)
+
+    def during(self, progress: float) -> Reducer:
+        """A relaxed reducer as it is when ``progress`` of a stage of training is done, from 0 to below 1."""
+        return self
+
+    def equip(self, backbone: Backbone) -> None:
+        """Fill ``aids``, once, before training."""
+
+    def alive(self, tokens: Tokens) -> Tensor | None:
+        """Of a form that keeps every token, at the end: which patches would have reached the last layer, 1 or 0 each,
+        (B, N); None: all, or those that are there.
+        """
+        return None
+
+    def asides(self, tokens: Tokens) -> dict[str, Tensor]:
+        """At the end: what :meth:`labelled` and :meth:`penalty` need beside logits."""
+        return {}
+
+    def labelled(self, logits: Tensor, asides: Mapping[str, Tensor], criterion: Callable[[Tensor], Tensor]) -> Tensor:
+        """The loss against labels, where ``criterion`` is that of logits (B, classes)."""
+        return criterion(logits)
+
+    def penalty(self, asides: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
+        """What a relaxed form adds to the loss, whether labels or a teacher have the rest of it; None: nothing.
+
+        ``right`` (B,) says of which images the most probable class is the label.
+        """
+        return None
 
 
 class KeepPrefix(nn.Module):

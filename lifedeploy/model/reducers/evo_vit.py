@@ -7,6 +7,9 @@ the authors' files.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +20,9 @@ from lifedeploy.schedule import Schedule
 
 _ATTENTION = "attention"  # (B, N): what CLS paid to each patch so far, in the order in which tokens lie
 _NEW = 0.5  # how much of that is the latest layer's, once tokens wait
+_CLS = "cls"  # (B, classes), in training: logits of CLS, from a head of its own
+_NORM, _HEAD = "norm", "head"  # of that
+_BLOCKWISE = 2 / 3  # of training, in which tokens are chosen anew before every block
 
 
 class EvoVitReducer(Reducer):
@@ -70,3 +76,37 @@ class EvoVitReducer(Reducer):
 
     def at(self, schedule: Schedule) -> Reducer:
         return EvoVitReducer(schedule)
+
+    def relaxed(self, schedule: Schedule) -> Reducer:
+        """The form that CLS has a head in, too."""
+        return RelaxedEvoVit(schedule, self.aids)
+
+    def equip(self, backbone: Backbone) -> None:
+        """A norm and a head for CLS; both begin as the backbone's, which from now on are for the mean of patches."""
+        self.aids.update({_NORM: deepcopy(backbone.final_norm), _HEAD: deepcopy(backbone.head)})
+
+    def labelled(self, logits: Tensor, asides: Mapping[str, Tensor], criterion: Callable[[Tensor], Tensor]) -> Tensor:
+        """Half of it for each head."""
+        pooled = criterion(logits)
+        return (pooled + criterion(asides[_CLS])) / 2 if _CLS in asides else pooled
+
+
+class RelaxedEvoVit(EvoVitReducer):
+    """For training: CLS is read too; and for the first two thirds all come together behind every layer from the first
+    drop on, so that each of these chooses anew.
+    """
+
+    def __init__(self, schedule: Schedule, aids: nn.ModuleDict, *, blockwise: bool = True) -> None:
+        super().__init__(schedule)
+        self.aids = aids
+        if blockwise and self.take:
+            first = schedule.drop_layers[0]
+            self.take = nn.ModuleDict({str(t): TakeOrdered(schedule.patches) for t in range(first, schedule.depth)})
+
+    def during(self, progress: float) -> Reducer:
+        """Block by block, then stage by stage."""
+        return RelaxedEvoVit(self.schedule, self.aids, blockwise=progress < _BLOCKWISE)
+
+    def asides(self, tokens: Tokens) -> dict[str, Tensor]:
+        """What CLS answers."""
+        return {_CLS: self.aids[_HEAD](self.aids[_NORM](tokens.x[:, 0]))} if self.aids else {}

@@ -123,3 +123,10 @@ class RelaxedLife(_Life):
         predicted = self.predicted(layer, tokens)
         life = None if predicted is tokens else self.lives(predicted)
         return predicted if life is None else predicted.but(carry={"life": life})
+
+    def alive(self, tokens: Tokens) -> Tensor | None:
+        """The patches with the longest lives."""
+        if tokens.scores is None:
+            return None
+        longest = tokens.scores.topk(self.schedule.tokens[-1], dim=1).indices
+        return torch.zeros_like(tokens.scores).scatter(1, longest, 1.0)

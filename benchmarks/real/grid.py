@@ -1,0 +1,221 @@
+"""Every method over the same dense model, with the same budget: accuracy, minutes and memory; writes ``GRID.md``.
+
+    python -m benchmarks.real.prepare --out DIR                       once: weights and images
+    python -m benchmarks.real.grid --out DIR [--image-size 224] [--seeds 0,1,2] [--at keep-rate|macs] [--list]
+        [--only WORDS] [--minutes M]
+
+A cell is one ``lifedeploy train`` of two epochs over the dense model of its seed, by the method's published recipe or
+by ours (``--recipe lifedeploy``), and what its checkpoint then answers to all validation photographs (``scores.py``).
+``--at macs`` brings every method to the work of lives at the same keep rate, since keep 0.7 is other work for each.
+Cells are in the order in which they are worth having. Those that are done on any machine are not done again; the grid
+can be stopped at any time, ``kill -9`` too, and goes on where it was. The images may not be redistributed: they, and
+the checkpoints, stay in DIR.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Results, lifedeploy, new_parser, read_json
+from benchmarks.real.grid_page import markdown
+from benchmarks.real.prepare import WEIGHTS
+from benchmarks.real.scores import Asked, at_work_of_life, score
+from lifedeploy import methods
+from lifedeploy.files import now
+from lifedeploy.machine import describe, gpus, identity
+from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
+
+HERE = Path(__file__).parent
+BACKBONE = "vit_small_patch14_dinov2"
+SHARED = ("--batch", "32", "--scale", "0.9,1", "--vflip", "0.5", "--checkpoint-every", "20")
+DENSE = ("--dense", "--epochs", "3")
+OURS = ("--recipe", LIFEDEPLOY, "--backbone-lr", "3e-6")  # a rate chosen on seed 0, at 112 px
+RATES = (0.7, 0.5)
+# Whose scores need no training, in the order of the table; chance is the mean of these draws.
+FREE = ("life", "evit", "topk", "tome")
+DRAWS = 3
+OFTEN = ("life", "evit", "topk", "tome")  # on every seed
+ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first
+# Whose training knows of no keep rate, and as what its checkpoints are asked: at each rate, and as they are.
+WITHOUT_RATE = {"evo-vit": ("evo-vit",), "avit": ("avit", "avit-ranked"), "ia-red2": ("ia-red2",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run. ``rate`` is the keep rate that is asked for; None: none is."""
+
+    method: str
+    seed: int
+    rate: float | None = None
+    recipe: str = PUBLISHED
+    at: str = "keep-rate"
+
+    @property
+    def name(self) -> str:
+        """Without its seed: ``evit 0.7 published``, ``evit 0.7 published macs``; dense is called by its name."""
+        if self.method == methods.baseline().name:
+            return self.method
+        rate = "" if self.rate is None else f" {self.rate}"
+        return f"{self.method}{rate} {self.recipe}" + (f" {self.at}" if self.at != "keep-rate" else "")
+
+    def folder(self, image_size: int) -> Path:
+        """Of its checkpoints, below DIR."""
+        return Path("grid") / f"{image_size}px" / f"seed{self.seed}" / "checkpoints" / self.name.replace(" ", "-")
+
+    def asked_rate(self, image_size: int) -> float | None:
+        """The keep rate of the run."""
+        if self.at == "macs" and self.rate is not None:
+            return at_work_of_life(self.method, self.rate, BACKBONE, image_size)
+        return self.rate
+
+    def options(self, image_size: int) -> list[str]:
+        """What the run is asked for, beyond what all are."""
+        if self.method == methods.baseline().name:
+            return list(DENSE)
+        rate = self.asked_rate(image_size)
+        words = ["--method", self.method, *(OURS if self.recipe == LIFEDEPLOY else ("--recipe", self.recipe))]
+        return words if rate is None else [*words, "--rho", f"{rate:g}"]
+
+
+def dense(seed: int) -> Cell:
+    """The run that all others of the seed start from."""
+    return Cell(method=methods.baseline().name, seed=seed)
+
+
+def grid(seeds: Sequence[int], at: str) -> list[Cell]:
+    """All cells, in the order in which they are worth having."""
+    cells = []
+    for seed in seeds:
+        cells.append(dense(seed))
+        cells += [Cell(method="life", rate=rate, seed=seed, recipe=LIFEDEPLOY, at=at) for rate in RATES]
+        cells += [Cell(method=name, rate=rate, seed=seed, at=at) for name in OFTEN for rate in RATES]
+    first = seeds[0]
+    for name in ONCE:
+        rates = (None,) if name in WITHOUT_RATE else RATES
+        cells += [Cell(method=name, rate=rate, seed=first, at=at) for rate in rates]
+    for seed in seeds:
+        cells += [
+            Cell(method=name, rate=rate, seed=seed, recipe=LIFEDEPLOY, at=at) for name in OFTEN[1:] for rate in RATES
+        ]
+    cells += [Cell(method="dynamicvit", rate=rate, seed=first, recipe=LIFEDEPLOY, at=at) for rate in RATES]
+    cells += [Cell(method="evo-vit", seed=first, recipe=LIFEDEPLOY, at=at)]
+    cells += [Cell(method="avit-ranked", rate=rate, seed=first, recipe=LIFEDEPLOY, at=at) for rate in RATES]
+    cells += [Cell(method="ia-red2", rate=rate, seed=first, recipe=LIFEDEPLOY, at=at) for rate in RATES]
+    return list(dict.fromkeys(cells))
+
+
+def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
+    """``lifedeploy train``, if it has not ended yet; continues what was stopped.
+
+    Returns:
+        Its ``command``, ``minutes``, ``precision``, images per second of its last epoch, and, where it was not
+        stopped on the way, its ``peak_mib``.
+    """
+    folder = cell.folder(image_size)
+    first = dense(cell.seed).folder(image_size) / "last.safetensors"
+    weights = WEIGHTS if cell == dense(cell.seed) else str(first)
+    words = ["train", "--data", "images", "--backbone", BACKBONE, "--weights", weights, "--img-size", str(image_size)]
+    words += [*SHARED, "--seed", str(cell.seed), *cell.options(image_size)]
+    words += ["--name", folder.name, "-w", str(folder.parents[1])]
+    record: dict[str, Any] = {"command": f"lifedeploy {shlex.join(words)}"}
+    if not (out / folder / "report.json").is_file():
+        whole = not (out / folder / "state").is_dir()
+        usage = lifedeploy(*words, "--resume", folder=out)
+        if whole:
+            record["peak_mib"] = round(usage.peak_mib)
+    report = read_json(out / folder / "report.json")
+    return record | {"minutes": report["minutes"], "precision": report["precision"]}
+
+
+def measure(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
+    """Train a cell, and ask its checkpoints; the dense one also as each method that needs no training."""
+    record = train(cell, image_size, out)
+    last = out / cell.folder(image_size) / "last.safetensors"
+
+    def ask(weights: Path, method: str, rate: float | None, **options: Any) -> dict[str, float]:
+        scores = score(Asked(weights, method, rate, options), BACKBONE, image_size, out / "images")
+        print(f"{cell.name}, seed {cell.seed}: {method} {rate or ''} {options or ''} {scores}", flush=True)
+        return scores
+
+    if cell == dense(cell.seed):
+        record["dense"] = ask(last, cell.method, None)
+        free: dict[str, dict[str, Any]] = {}
+        for rate in RATES:
+            rows = {name: [ask(last, name, rate)] for name in FREE}
+            rows["random"] = [ask(last, "random", rate, draw=draw) for draw in range(DRAWS)]
+            free[str(rate)] = {
+                name: {key: sum(row[key] for row in scores) / len(scores) for key in scores[0]}
+                for name, scores in rows.items()
+            }
+        return record | {"untrained": free}
+    rates: dict[str, dict[str, Any]] = {}
+    for name in WITHOUT_RATE.get(cell.method, (cell.method,)):
+        takes = methods.get(name).takes_keep_rate
+        asked: tuple[float | None, ...] = RATES if cell.rate is None else (cell.rate,)
+        for rate in asked if takes else (None,):
+            at = Cell(method=name, seed=cell.seed, rate=rate, at=cell.at).asked_rate(image_size)
+            rates[f"{name} {rate}" if rate else name] = ask(last, name, at)
+    stages = methods.get(cell.method).stages
+    between = last.with_name(f"after-{stages[0].name}.safetensors")
+    if len(stages) > 1 and between.is_file() and cell.rate is not None:
+        rates[f"{cell.method} {cell.rate} after {stages[0].name}"] = ask(
+            between, cell.method, cell.asked_rate(image_size)
+        )
+    return record | {"scores": rates}
+
+
+def done(results: dict[str, Any], size: str, cell: Cell) -> bool:
+    """Whether a cell has its numbers, from whatever machine."""
+    machines = results.get(size, {}).values()
+    return any(f"{cell.name} / seed {cell.seed}" in machine["cells"] for machine in machines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every cell that has no numbers yet."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder that prepare.py wrote")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels; a multiple of 14 (default: 224)")
+    parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
+    parser.add_argument("--at", choices=("keep-rate", "macs"), default="keep-rate", help="what is the same for all")
+    parser.add_argument("--only", default="", help="only cells in whose names one of these words is, with commas")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after that long")
+    parser.add_argument("--results", type=Path, default=HERE / "grid.json", help="default: beside this script")
+    parser.add_argument("--list", action="store_true", help="show the cells, and which are done, and stop")
+    given = parser.parse_args(arguments)
+    words = [word for word in given.only.split(",") if word]
+    cells = grid([int(seed) for seed in given.seeds.split(",")], given.at)
+    cells = [cell for cell in cells if not words or any(word in cell.name for word in words)]
+    results, size = Results(given.results), f"{given.image_size}px"
+    if not cells:
+        parser.error(f"no cell has {given.only!r} in its name: --list shows them")
+    if given.list:
+        for cell in cells:
+            mark = "done" if done(results.read(), size, cell) else "    "
+            print(f"{mark} {cell.name} / seed {cell.seed}: train … {shlex.join(cell.options(given.image_size))}")
+        return
+    if not (given.out / WEIGHTS).is_file():
+        parser.error(f"{given.out}/{WEIGHTS} does not exist: run prepare.py --out {given.out} first")
+    began = time.monotonic()
+    for cell in cells:
+        if time.monotonic() - began > 60 * given.minutes:
+            return
+        if done(results.read(), size, cell):
+            continue
+        record = measure(cell, given.image_size, given.out.resolve()) | {"date": now()}
+
+        def enter(content: dict[str, Any], cell: Cell = cell, record: dict[str, Any] = record) -> None:
+            where = content.setdefault(size, {}).setdefault(gpus()[0] if gpus() else identity(), {"cells": {}})
+            where["cells"][f"{cell.name} / seed {cell.seed}"] = record
+            where["machine"] = describe()
+
+        results.update(enter)
+        given.results.with_name("GRID.md").write_text(markdown(results.read()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""How a method is trained, as data: what each stage trains, and whose settings are taken where none are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# "published": of the method's authors, as its row says; "lifedeploy": distilled from the dense model, tokens really
+# leave, the same for every method; "none": the defaults of training/config.py.
+RecipeName = Literal["published", "lifedeploy", "none"]
+PUBLISHED: RecipeName = "published"
+LIFEDEPLOY: RecipeName = "lifedeploy"
+NO_RECIPE: RecipeName = "none"
+SETTINGS: Mapping[str, Any] = {"distill": True, "hard": True, "epochs": 2}  # of "lifedeploy"
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """Which of the two parts a stage trains; the other one is frozen."""
+
+    name: str
+    reducer: bool  # the method's own parameters
+    backbone: bool
+    soft: bool = True  # with the reducer's differentiable twin, where it has one

@@ -1,0 +1,72 @@
+"""The settings of a run: those that are given, over those of a file, over those of a recipe, over the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lifedeploy import methods
+from lifedeploy.errors import UsageError
+from lifedeploy.method import Method
+from lifedeploy.reading import read_toml
+from lifedeploy.recipe import LIFEDEPLOY, NO_RECIPE, PUBLISHED, SETTINGS
+from lifedeploy.training.config import TrainConfig, brought_up
+
+
+def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
+    """The configuration of ``settings`` over those in ``file`` over the recipe's, which by default is the method's own.
+
+    The head's rate, where nobody has set it, goes with the backbone's as in the recipe.
+
+    Raises:
+        UsageError: an unknown setting, or a value that cannot be; or a recipe that the method has not.
+    """
+    read = brought_up(read_toml(file, UsageError)) if file else {}
+    merged = read | settings
+    written, given = read.get("options"), settings.get("options")
+    same = merged.get("method", methods.DEFAULT) == read.get("method", methods.DEFAULT)
+    if not same:
+        merged["options"] = given or {}  # the file's are another method's
+    elif isinstance(written, dict) and isinstance(given, dict):
+        merged["options"] = {**written, **given}  # of one method, option by option
+    merged.setdefault("recipe", PUBLISHED)
+    recipe = _recipe(merged)
+    config = TrainConfig.from_dict({**recipe, **merged}, str(file) if file else "the command")
+    if "head_lr" not in merged and ("backbone_lr" in merged or "head_lr" not in recipe):
+        usual = recipe.get("backbone_lr", config.backbone_lr)
+        config = config.but(head_lr=config.backbone_lr * (recipe.get("head_lr", usual) / usual))
+    return config
+
+
+def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe that is asked for says, of what makes sense beside the other ``settings``.
+
+    Raises:
+        UsageError: there is no such recipe for what is trained.
+    """
+    name, method = settings["recipe"], _method(settings)
+    if (
+        method is None or name == NO_RECIPE
+    ):  # what is wrong with it is said where all settings are held against their types
+        return {}
+    if name == LIFEDEPLOY and method.role != methods.SLIMMED:
+        raise UsageError(
+            f"recipe {LIFEDEPLOY} teaches a slimmed model what the dense one knows, and {method.name} is that"
+        )
+    if name == LIFEDEPLOY:
+        return dict(SETTINGS)
+    recipe = dict(method.recipe)
+    options = settings.get("options")
+    budget = isinstance(options, dict) and method.without_budget(options) != options
+    if settings.get("counts") or settings.get("elastic") or budget:
+        recipe.pop("keep_ramp", None)  # there is no single keep rate that could fall
+    return recipe
+
+
+def _method(settings: Mapping[str, Any]) -> Method | None:
+    """What is trained, where that can be told."""
+    if settings.get("dense") is True:
+        return methods.baseline()
+    name = settings.get("method", methods.DEFAULT)
+    return methods.known(name) if isinstance(name, str) else None
