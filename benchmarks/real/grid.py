@@ -36,9 +36,7 @@ SHARED = ("--batch", "32", "--scale", "0.9,1", "--vflip", "0.5", "--checkpoint-e
 DENSE = ("--dense", "--epochs", "3")
 OURS = ("--recipe", LIFEDEPLOY, "--backbone-lr", "3e-6")  # a rate chosen on seed 0, at 112 px
 RATES = (0.7, 0.5)
-# Whose scores need no training, in the order of the table; chance is the mean of these draws.
-FREE = ("life", "evit", "topk", "tome")
-DRAWS = 3
+FREE = ("life", "evit", "topk", "tome")  # whose scores need no training, in the order of the table
 OFTEN = ("life", "evit", "topk", "tome")  # on every seed
 ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first
 # Whose training knows of no keep rate, and as what its checkpoints are asked: at each rate, and as they are.
@@ -138,35 +136,29 @@ def measure(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
     last = out / cell.folder(image_size) / "last.safetensors"
 
     def ask(weights: Path, method: str, rate: float | None, **options: Any) -> dict[str, float]:
-        scores = score(Asked(weights, method, rate, options), BACKBONE, image_size, out / "images")
-        print(f"{cell.name}, seed {cell.seed}: {method} {rate or ''} {options or ''} {scores}", flush=True)
-        return scores
+        answer = score(Asked(weights, method, rate, options), BACKBONE, image_size, out / "images")
+        print(f"{cell.name}, seed {cell.seed}: {method} {rate or ''} {options or ''} {answer}", flush=True)
+        return answer
 
     if cell == dense(cell.seed):
         record["dense"] = ask(last, cell.method, None)
         free: dict[str, dict[str, Any]] = {}
-        for rate in RATES:
-            rows = {name: [ask(last, name, rate)] for name in FREE}
-            rows["random"] = [ask(last, "random", rate, draw=draw) for draw in range(DRAWS)]
-            free[str(rate)] = {
-                name: {key: sum(row[key] for row in scores) / len(scores) for key in scores[0]}
-                for name, scores in rows.items()
-            }
+        for free_rate in RATES:
+            free[str(free_rate)] = {name: ask(last, name, free_rate) for name in FREE}
+            free[str(free_rate)]["random"] = ask(last, "random", free_rate, draw=cell.seed)
         return record | {"untrained": free}
-    rates: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for name in WITHOUT_RATE.get(cell.method, (cell.method,)):
-        takes = methods.get(name).takes_keep_rate
-        asked: tuple[float | None, ...] = RATES if cell.rate is None else (cell.rate,)
-        for rate in asked if takes else (None,):
+        wanted: tuple[float | None, ...] = RATES if cell.rate is None else (cell.rate,)
+        for rate in wanted if methods.get(name).takes_keep_rate else (None,):
             at = Cell(method=name, seed=cell.seed, rate=rate, at=cell.at).asked_rate(image_size)
-            rates[f"{name} {rate}" if rate else name] = ask(last, name, at)
+            scores[f"{name} {rate}" if rate else name] = ask(last, name, at)
     stages = methods.get(cell.method).stages
     between = last.with_name(f"after-{stages[0].name}.safetensors")
     if len(stages) > 1 and between.is_file() and cell.rate is not None:
-        rates[f"{cell.method} {cell.rate} after {stages[0].name}"] = ask(
-            between, cell.method, cell.asked_rate(image_size)
-        )
-    return record | {"scores": rates}
+        after = f"{cell.method} {cell.rate} after {stages[0].name}"
+        scores[after] = ask(between, cell.method, cell.asked_rate(image_size))
+    return record | {"scores": scores}
 
 
 def done(results: dict[str, Any], size: str, cell: Cell) -> bool:

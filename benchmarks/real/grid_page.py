@@ -40,8 +40,8 @@ def markdown(results: Mapping[str, Any]) -> str:
             precisions = ", ".join(sorted({cell["precision"] for cell in run["cells"].values()}))
             lines += [
                 f"{len(run['cells'])} cells on {name}, {machine['cores']} cores, "
-                f"{', '.join(machine['gpu']) or 'no GPU'}; {versions(machine, 'torch', 'timm')}; {precisions}. Other work "
-                "shared the machine, so minutes are upper bounds.",
+                f"{', '.join(machine['gpu']) or 'no GPU'}; {versions(machine, 'torch', 'timm')}; {precisions}. Other "
+                "work shared the machine, so minutes are upper bounds.",
                 "",
             ]
         cells = {key: cell for run in machines.values() for key, cell in run["cells"].items()}

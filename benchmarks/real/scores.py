@@ -1,4 +1,4 @@
-"""What a checkpoint answers to the validation photographs, asked of PyTorch in FP32: no engine and no export between."""
+"""What a checkpoint answers to the validation photographs, asked of PyTorch in FP32, without an export or an engine."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lifedeploy.errors import UsageError
 from lifedeploy.method import Method
 from lifedeploy.reading import read_toml
 from lifedeploy.recipe import LIFEDEPLOY, NO_RECIPE, PUBLISHED, SETTINGS
+from lifedeploy.text import quoted
 from lifedeploy.training.config import TrainConfig, brought_up
 
 
@@ -57,6 +59,9 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     if name == LIFEDEPLOY:
         return dict(SETTINGS)
     recipe = dict(method.recipe)
+    known = {item.name for item in fields(TrainConfig)}
+    if odd := next((setting for setting in recipe if setting not in known), None):
+        raise method.broken(f"its recipe has {quoted(odd)}, which is no setting of training")
     options = settings.get("options")
     budget = isinstance(options, dict) and method.without_budget(options) != options
     if settings.get("counts") or settings.get("elastic") or budget:

@@ -50,7 +50,8 @@ class _Adaptive(Reducer):
 
     def logit(self, first: Tensor) -> Tensor:
         """γ x - β of first channels x of any shape."""
-        return first * self.scale - self.center
+        logit: Tensor = first * self.scale - self.center
+        return logit
 
     def logits(self, backbone: Backbone, tokens: Tokens) -> Tensor:
         """Of the mean of prefix tokens over layers. Of patches nothing is read, so nothing is added up.
@@ -89,7 +90,8 @@ class _Adaptive(Reducer):
         wanted = (-0.5 * ((layers - self.options.halting_depth * len(depths)) / _SPREAD).square()).softmax(dim=0)
         halting = (depths / depths.sum()).clamp(0.01, 0.99)
         away = (wanted * (wanted.log() - halting.log())).sum()
-        return self.options.ponder_weight * asides[_PONDER].mean() + self.options.prior_weight * away
+        loss: Tensor = self.options.ponder_weight * asides[_PONDER].mean() + self.options.prior_weight * away
+        return loss
 
 
 def act_weights(halting: Tensor) -> Tensor:

@@ -1,0 +1,182 @@
+"""What holds for lives in training holds for every method: the same tests, over all that have stages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from lifedeploy import methods
+from lifedeploy.artifact import Workspace
+from lifedeploy.errors import UsageError
+from lifedeploy.model import checkpoint
+from lifedeploy.model.request import ModelRequest
+from lifedeploy.model.weights import load
+from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
+from lifedeploy.training import loop
+from lifedeploy.training.config import TrainConfig
+from lifedeploy.training.log import read_log
+from lifedeploy.training.recipes import settled
+from lifedeploy.training.stages import plan
+from lifedeploy.workflows.train import TrainRequest, resumed, train
+from tests.training.test_runs import ROOT, comparable, digest, weights_of
+
+TRAINED = [name for name in methods.names() if methods.get(name).stages]
+SLIMMED = [name for name in TRAINED if methods.get(name).role == methods.SLIMMED]
+DRAWS = {"dynamicvit", "ia-red2"}  # in the forward pass, from the generator of each process
+
+
+def small(settings, method: str, **changes) -> TrainConfig:
+    """The recipe of a method, on images that take a second; rates under which that teaches something."""
+    usual = settings().to_dict()
+    shared = ("backbone", "image_size", "data", "val_share", "batch", "weights", "precision", "workers", "log_every")
+    given = {name: usual[name] for name in shared} | {"backbone_lr": 1e-3, "head_lr": 1e-3, "predictor_lr": 1e-2}
+    return settled(given | {"method": method} | changes, None)
+
+
+@pytest.fixture(scope="session")
+def unbroken(settings, tmp_path_factory):
+    """The run of a method, under a recipe, that nothing stopped."""
+
+    @cache
+    def run(method: str, recipe: str) -> Path:
+        config = small(settings, method, recipe=recipe, checkpoint_every=1)
+        workspace = Workspace(tmp_path_factory.mktemp(f"{method}-{recipe}"))
+        return train(TrainRequest(config=config, name="unbroken"), workspace).folder
+
+    return run
+
+
+@pytest.mark.parametrize("recipe", [PUBLISHED, LIFEDEPLOY])
+@pytest.mark.parametrize("method", SLIMMED)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, monkeypatch, unbroken, method, recipe):
+    """After the fourth of six steps, in the second epoch: of the second stage, where there is one."""
+    config = small(settings, method, recipe=recipe, checkpoint_every=1)
+    whole = unbroken(method, recipe)
+
+    class Stopped(Exception):
+        pass
+
+    step, steps = loop.Trainer._step, []
+
+    def stopping(self, *arguments):
+        if len(steps) == 4:
+            raise Stopped
+        steps.append(step(self, *arguments))
+
+    monkeypatch.setattr(loop.Trainer, "_step", stopping)
+    with pytest.raises(Stopped):
+        train(TrainRequest(config=config, name="broken"), workspace)
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    folder = workspace.root / "checkpoints" / "broken"
+    torch.rand(7)  # what was drawn meanwhile is of no consequence
+    train(resumed(folder), workspace)
+    ours, theirs = weights_of(folder), weights_of(whole)
+    assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert comparable(folder) == comparable(whole)
+
+
+@pytest.mark.parametrize("recipe", [PUBLISHED, LIFEDEPLOY])
+@pytest.mark.parametrize("method", SLIMMED)
+def test_what_a_stage_trains_moves_and_nothing_else(settings, workspace, unbroken, method, recipe):
+    config = small(settings, method, recipe=recipe)
+    folder = unbroken(method, recipe)
+    before = {name: tensor for name, tensor in start(config).items() if "aids" not in name}
+    for stage in plan(config):
+        after = weights_of(folder, f"after-{stage.name}")
+        assert set(after) == set(before)  # what training alone has is in no checkpoint
+        for backbone, trains in ((True, stage.backbone), (False, stage.reducer)):
+            if any(name.startswith("backbone.") == backbone for name in before):
+                moved = digest(after, backbone=backbone) != digest(before, backbone=backbone)
+                assert moved == trains, f"{stage.name}: {'backbone' if backbone else 'reducer'}"
+        for name in config.frozen:
+            assert torch.equal(after[f"backbone.{name}"], before[f"backbone.{name}"])
+        before = after
+
+
+def start(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The weights that a run starts from."""
+    from lifedeploy.training.start import load_start
+
+    classes = ("blue", "green", "red")
+    return dict(load_start(config, classes, Workspace(Path("nowhere"))).model.state_dict())
+
+
+@pytest.mark.parametrize("method", SLIMMED)
+def test_what_was_trained_is_read_as_what_it_is(unbroken, method):
+    folder = unbroken(method, PUBLISHED)
+    spec = checkpoint.read_spec(folder / "last.safetensors")
+    assert spec is not None and (spec.method, spec.provenance.weights) == (method, "trained")
+    assert spec.provenance.predictor == ("trained" if methods.get(method).trains_reducer else "none")
+    request = ModelRequest(backbone="test_vit", method=method, weights=str(folder / "last.safetensors"))
+    loaded = load(request, Workspace(folder))
+    assert loaded.spec.schedule == spec.schedule
+    assert loaded.model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("method", SLIMMED)
+def test_bf16_trains_every_method(settings, workspace, method):
+    report = train(TrainRequest(config=small(settings, method, precision="bf16", weight_decay=0.01)), workspace)
+    assert report.precision == "bf16"
+    state = weights_of(report.folder)
+    assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in state.values())
+    assert digest(state, backbone=True) != digest(start(report.config), backbone=True)
+
+
+@pytest.mark.parametrize("method", SLIMMED)
+def test_averaged_weights_mixtures_and_parts_of_a_batch_go_with_every_method(settings, workspace, method):
+    config = small(settings, method, ema=0.9, mixup=0.3, drop_path=0.1, accumulate=2, label_smoothing=0.1)
+    report = train(TrainRequest(config=config), workspace)
+    assert all(bool(tensor.isfinite().all()) for tensor in weights_of(report.folder).values())
+    assert all(row.loss == row.loss for row in read_log(report.folder / "log.csv"))
+
+
+def test_two_processes_train_every_method_as_one_does(settings, workspace, unbroken, tmp_path):
+    """Where nothing is drawn in the forward pass; else both have the same weights at the end, or the run would end with
+    an error: gradients are awaited of every parameter.
+    """
+    files = []
+    for method in SLIMMED:
+        files.append(tmp_path / f"{method}.toml")
+        files[-1].write_text(small(settings, method, checkpoint_every=1).to_toml(), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29633"]
+    command += ["-m", "tests.training.two_processes", str(workspace.root), *map(str, files)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for method in SLIMMED:
+        ours, theirs = weights_of(workspace.root / "checkpoints" / method), weights_of(unbroken(method, PUBLISHED))
+        assert set(ours) == set(theirs)
+        for name, tensor in theirs.items():
+            if method in DRAWS:
+                assert bool(ours[name].isfinite().all())
+            else:
+                torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=2e-3, msg=f"{method}: {name}")
+
+
+def test_a_stage_that_a_method_lacks_is_skipped_and_that_is_said(settings, workspace):
+    said: list[str] = []
+    train(TrainRequest(config=small(settings, "topk", epochs=1)), workspace, note=said.append)
+    assert said == [
+        "topk has no parameters of its own to train: that stage is skipped, and --epochs says how long the backbone "
+        "trains (1)"
+    ]
+    said.clear()
+    train(
+        TrainRequest(config=small(settings, "dynamicvit", stage1_epochs=1, stage2_epochs=0)),
+        workspace,
+        note=said.append,
+    )
+    assert said == []
+
+
+def test_a_parameter_that_is_to_stay_and_is_not_there_is_refused_by_name(settings, workspace):
+    config = small(settings, "dynamicvit").but(frozen=("pos_embed", "dist_token"))
+    with pytest.raises(UsageError, match=r"frozen names 'dist_token', and test_vit has no such parameter; there are: "):
+        train(TrainRequest(config=config), workspace)
+    assert not (workspace.root / "checkpoints").exists()

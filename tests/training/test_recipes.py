@@ -1,0 +1,169 @@
+"""Whose settings a run has where none are given, and what learning rates and keep rates come of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
+
+from lifedeploy import methods
+from lifedeploy.errors import UsageError
+from lifedeploy.recipe import LIFEDEPLOY, NO_RECIPE, PUBLISHED
+from lifedeploy.training.config import TrainConfig
+from lifedeploy.training.loop import ramped
+from lifedeploy.training.recipes import settled
+from lifedeploy.training.stages import LearningRates, freeze, parameter_groups, plan
+from tests.conftest import make_tiny
+
+TRAINED = [name for name in methods.names() if methods.get(name).stages]
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_published_recipe_is_what_is_taken_unless_told(method):
+    config = settled({"method": method}, None)
+    assert config.recipe == PUBLISHED
+    for name, value in methods.get(method).recipe.items():
+        assert getattr(config, name) == value
+    usual = TrainConfig()
+    changed = {name for name, value in config.to_dict().items() if value != usual.to_dict()[name]}
+    assert changed <= {"method", "recipe", "head_lr", *methods.get(method).recipe}
+    assert config.total_epochs == (3 if method == "dense" else 2)  # the same budget for every method
+    assert settled({"method": method, "recipe": NO_RECIPE}, None) == TrainConfig(method=method)
+
+
+def test_published_recipes_in_numbers():
+    """As their papers and scripts have them."""
+    evit = settled({"method": "evit"}, None)
+    assert (evit.backbone_lr, evit.head_lr, evit.lr_min * evit.backbone_lr) == (2e-5, 2e-5, pytest.approx(2e-6))
+    assert (evit.weight_decay, evit.warmup, evit.keep_ramp) == (1e-6, 0.0, (10 / 300, 110 / 300))
+    dynamic = settled({"method": "dynamicvit"}, None)
+    assert [(s.name, s.epochs, s.reducer, s.backbone, s.soft) for s in plan(dynamic)] == [
+        ("single", 2, True, True, True)
+    ]
+    assert (dynamic.distill_labels, dynamic.distill_logits, dynamic.distill_tokens) == (1.0, 0.5, 0.5)
+    assert dynamic.model_options == {"ratio_weight": 2.0}
+    assert dynamic.backbone_lr == pytest.approx(0.01 * dynamic.predictor_lr)
+    avit = settled({"method": "avit"}, None)
+    assert (avit.backbone_lr, avit.model_options["ponder_weight"], avit.model_options["prior_weight"]) == (
+        3e-4,
+        5e-4,
+        1e-3,
+    )
+    assert settled({}, None) == TrainConfig(recipe=PUBLISHED)  # the paper's, for lives
+
+
+@pytest.mark.parametrize("method", [name for name in TRAINED if methods.get(name).role == methods.SLIMMED])
+def test_our_recipe_is_the_same_for_every_method(method):
+    config = settled({"method": method, "recipe": LIFEDEPLOY}, None)
+    assert config == TrainConfig(method=method, recipe=LIFEDEPLOY, distill=True, hard=True, epochs=2)
+
+
+def test_what_is_given_goes_over_a_recipe_and_a_file_over_it_too(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('method = "evit"\nwarmup = 0.2\nrecipe = "published"\n', encoding="utf-8")
+    config = settled({"backbone_lr": 1e-4}, path)
+    assert (config.warmup, config.backbone_lr, config.head_lr, config.weight_decay) == (0.2, 1e-4, 1e-4, 1e-6)
+    assert settled({"recipe": LIFEDEPLOY}, path).but(warmup=0.1) == settled(
+        {"method": "evit", "recipe": LIFEDEPLOY}, None
+    )
+
+
+@pytest.mark.parametrize("given", [{"counts": [9, 5, 3]}, {"elastic": True}])
+def test_a_keep_rate_that_there_is_not_does_not_fall(given):
+    assert settled({"method": "evit"} | given, None).keep_ramp == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("given", [{"dense": True}, {"method": "dense"}])
+def test_the_dense_model_cannot_learn_from_itself(given):
+    with pytest.raises(UsageError, match="recipe lifedeploy teaches a slimmed model what the dense one knows"):
+        settled(given | {"recipe": LIFEDEPLOY}, None)
+
+
+def test_a_recipe_of_another_package_that_cannot_be_is_said(plugged, monkeypatch):
+    from tests import plugins
+    from tests.plugins import entry
+
+    monkeypatch.setattr(plugins, "OTHER", methods_with(plugins.OTHER, {"learning_rate": 1.0}))
+    plugged(entry("tests.plugins:OTHER"))
+    with pytest.raises(UsageError, match=r"method other of lifedeploy-other 1\.2 cannot be used: its recipe has .learn"):
+        settled({"method": "other"}, None)
+
+
+def methods_with(row, recipe):
+    from dataclasses import replace
+
+    return replace(row, recipe=recipe)
+
+
+# --- learning rates ---------------------------------------------------------------------------------------------
+
+
+def rates_of(config: TrainConfig, steps: int) -> tuple[list[list[float]], list[str]]:
+    """Step → the rate of each group; and of which part each group is."""
+    model, _ = make_tiny()
+    freeze(model, plan(config)[0], config.frozen)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    rates = LearningRates(optimizer, steps, config)
+    found = []
+    for step in range(1, steps + 1):
+        rates.set(step)
+        found.append([group["lr"] for group in optimizer.param_groups])
+    return found, [group["part"] for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_rates_are_those_of_timm(warmup):
+    """As they have been since the first version, to the last digit that matters: runs of then go on."""
+    config = TrainConfig(single_stage=True, warmup=warmup, predictor_lr=1e-3, backbone_lr=1e-5, head_lr=1e-4)
+    found, _ = rates_of(config, 40)
+    model, _ = make_tiny()
+    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    theirs = CosineLRScheduler(
+        optimizer, t_initial=41, warmup_t=round(warmup * 40), warmup_lr_init=0.0, t_in_epochs=False
+    )
+    for step, rates in enumerate(found, start=1):
+        theirs.step_update(step)
+        assert rates == pytest.approx([group["lr"] for group in optimizer.param_groups], rel=1e-12)
+
+
+def test_a_decay_may_end_at_a_share():
+    found, _ = rates_of(TrainConfig(single_stage=True, warmup=0.0, lr_min=0.1, predictor_lr=1.0), 1000)
+    rates = [max(step) for step in found]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-4) and rates[499] == pytest.approx(0.55, abs=2e-3)
+
+
+def test_a_backbone_may_wait_and_may_be_held_below_the_methods_own_rate():
+    config = TrainConfig(
+        single_stage=True, warmup=0.0, predictor_lr=1e-3, backbone_lr=1e-5, backbone_delay=0.1, backbone_curve="capped"
+    )
+    found, parts = rates_of(config, 100)
+    for step, rates in enumerate(found, start=1):
+        own = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / 101))
+        for part, rate in zip(parts, rates, strict=True):
+            wanted = own if part == "reducer" else 0.0 if step <= 10 else min(1e-5, own)
+            assert rate == pytest.approx(wanted, rel=1e-9)
+    assert found[-1][parts.index("backbone")] < 1e-5  # at the very end it is the other that is lower
+
+
+def test_a_parameter_that_stays_is_in_no_group():
+    model, _ = make_tiny()
+    config = TrainConfig(single_stage=True, frozen=("cls_token", "pos_embed"))
+    freeze(model, plan(config)[0], config.frozen)
+    grouped = {id(p) for group in parameter_groups(model, config) for p in group["params"]}
+    assert id(model.backbone.cls_token) not in grouped and id(model.backbone.pos_embed) not in grouped
+    assert id(model.backbone.patch_embed.proj.weight) in grouped
+
+
+# --- a keep rate that falls -------------------------------------------------------------------------------------
+
+
+def test_a_keep_rate_falls_from_one_by_a_cosine():
+    ramp = (0.2, 0.6)
+    assert [ramped(0.5, progress, ramp) for progress in (0.0, 0.1, 0.2)] == [1.0, 1.0, 1.0]
+    assert ramped(0.5, 0.4, ramp) == pytest.approx(0.75)
+    assert ramped(0.5, 0.3, ramp) == pytest.approx(0.5 + 0.25 * (1 + math.cos(math.pi / 4)))
+    assert [ramped(0.5, progress, ramp) for progress in (0.6, 0.9)] == pytest.approx([0.5, 0.5])
+    assert ramped(0.5, 0.3, (0.3, 0.3)) == 0.5 and ramped(0.5, 0.2, (0.3, 0.3)) == 1.0
