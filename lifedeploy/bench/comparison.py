@@ -13,13 +13,15 @@ from lifedeploy.bench.contests import Contest
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.errors import EngineError, ParityError
 
+AS_TRAINED = "as-trained"  # what checkpoints are compared at, beside typed.COMPARED_AT
 _EQUAL = 0.02  # an engine is as fast as itself within this share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """One method, as it took part."""
+    """One model, as it took part."""
 
+    name: str  # its method's, or, of checkpoints, one of its own
     method: str
     title: str
     export: str  # its folder
@@ -29,10 +31,11 @@ class Compared:
     gmacs: float  # of one image
 
     @classmethod
-    def of(cls, model: Artifact) -> Compared:
-        """A method by its manifest."""
+    def of(cls, model: Artifact, name: str) -> Compared:
+        """A model by its manifest, under the name that it has here."""
         spec = model.manifest.spec
         return cls(
+            name=name,
             method=spec.method,
             title=methods.title_of(spec.method),
             export=str(model.export.folder),
@@ -115,8 +118,8 @@ class CompareReport:
 
     bench: BenchReport
     backbone: str
-    at: str  # of typed.COMPARED_AT
-    like: str  # the method whose keep rate, work or speed the others were brought to
+    at: str  # of typed.COMPARED_AT, or AS_TRAINED
+    like: str  # the one whose keep rate, work or speed the others were brought to, and that they are held against
     models: tuple[Compared, ...]
     contests: tuple[Measured, ...]
     trials: tuple[Trial, ...] = ()

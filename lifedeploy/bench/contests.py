@@ -54,8 +54,8 @@ class Contest:
         if any(self.contestants.get(who) != digest for who, digest in wanted.items()):
             return None
         order = list(wanted)
-        rows = [row for row in self.rows if contestant(row.subject.label, row.subject.method) in wanted]
-        rows.sort(key=lambda row: order.index(contestant(row.subject.label, row.subject.method)))
+        rows = [row for row in self.rows if contestant(row.subject.label, row.subject.shown) in wanted]
+        rows.sort(key=lambda row: order.index(contestant(row.subject.label, row.subject.shown)))
         return replace(self, contestants=dict(wanted), rows=tuple(rows))
 
 

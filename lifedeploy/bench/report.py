@@ -24,6 +24,7 @@ class Subject:
 
     model: str
     method: str
+    name: str = ""  # what tells it from others of its method, where there are any
     engine: str
     precision: str  # what really ran
     mac_ratio: float | None  # MACs of dense over MACs of this: the bound on speed-up
@@ -34,6 +35,11 @@ class Subject:
     over_plain: float | None = None  # MACs of timm's own model over these: the bound on speed over that
     tokens: tuple[int, ...] | None = None  # patch tokens, from drop to drop
     keep_rate: float | None = None  # that the tokens were made of
+
+    @property
+    def shown(self) -> str:
+        """Its method, as tables name it; among others of its method its name."""
+        return self.name or self.method
 
     @property
     def label(self) -> str:
@@ -111,7 +117,7 @@ class Choice:
 
 
 _OF_A_CHOICE = (
-    *("model", "method", "engine", "precision", "mode", "streams", "batch", "copies", "images_per_s"),
+    *("model", "method", "name", "engine", "precision", "mode", "streams", "batch", "copies", "images_per_s"),
     *("base", "over_base", "over_base_low", "over_base_high"),
 )
 # Of a CSV file; facts of several numbers become columns of their own.
@@ -193,21 +199,21 @@ def make_rows(
         setting: in which they took turns.
         samples: of the contest.
         base: the contender that all engines are held against.
-        like: a method that the others are held against too; '': none.
-        memory_mib: method → peak memory.
-        unbounded: methods that this bound is none of: it lets other numbers of tokens through.
+        like: the one that the others are held against too, by its name; '': none.
+        memory_mib: name → peak memory.
+        unbounded: names of those that this bound is none of: it lets other numbers of tokens through.
     """
     baseline, bound = (
         contender_name(label, method.name, setting.copies) for method in (methods.baseline(), methods.bound())
     )
     rows = []
     for subject in subjects:
-        name = contender_name(label, subject.method, setting.copies)
+        name = contender_name(label, subject.shown, setting.copies)
         turns = samples.turns[name]
         device = [milliseconds for turn in turns for milliseconds in turn.device_ms]
         q1, median, q3 = percentiles([turn.images_per_s for turn in turns], (25, 50, 75))
         speedup = samples.ratio(name, baseline) if baseline in samples.turns else None
-        bounded = methods.role_of(subject.method) == methods.SLIMMED and subject.method not in unbounded
+        bounded = methods.role_of(subject.method) == methods.SLIMMED and subject.shown not in unbounded
         over_base = samples.ratio(name, base) if base else None
         liked = contender_name(label, like, setting.copies) if like else ""
         over_like = samples.ratio(name, liked) if liked in samples.turns and liked != name else None
@@ -224,7 +230,7 @@ def make_rows(
                 speedup_coverage=speedup.coverage if speedup else None,
                 efficiency=speedup.median / subject.mac_ratio if speedup and subject.mac_ratio else None,
                 first_k_share=samples.ratio(name, bound).median if bounded and bound in samples.turns else None,
-                peak_memory_mib=(memory_mib or {}).get(subject.method),
+                peak_memory_mib=(memory_mib or {}).get(subject.shown),
                 rounds=samples.count,
                 device_ms=_spread(device) if device else None,
                 base=base,

@@ -269,6 +269,15 @@ def tuned_schedule(path: Path | None, instead: Mapping[str, object]) -> Tuned | 
     return read_tuned(path)
 
 
+def first_given(context: typer.Context, *names: str) -> str:
+    """The flag of the first of these parameters that the command line has; '' where it has none of them."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            return f"--{name.replace('_', '-')}"
+    return ""
+
+
 def command_line() -> str:
     """How this process was called, for reports."""
     return shlex.join(["lifedeploy", *sys.argv[1:]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,13 @@ class Output(Value):
         if self.endings:
             require_installed("matplotlib", extra="plot")
         return path
+
+
+def matching(path: Path) -> list[Path]:
+    """The files that a pattern is of, ``DIR/*.safetensors``, by name; a path that is none, or of nothing, as it is."""
+    if os.path.lexists(path) or not set("*?[") & set(str(path)):
+        return [path]
+    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) or [path]
 
 
 def _path(text: str, flag: str) -> str:

@@ -63,7 +63,8 @@ class _Entry:
         lane = next(iter(self.ways.values()))[0]
         return Subject(
             model=target.name,
-            method=target.shown_method,
+            method=target.method or target.shown_method,
+            name=target.alias,
             engine=target.engine.name,
             precision=self.session.engine.precision,
             mac_ratio=manifest.macs.speedup_bound if manifest else None,
@@ -129,7 +130,7 @@ def contest(
         numbers = [number for number, entry in enumerate(entries) if entry.variants is variants]
         compared = [entries[number] for number in numbers]
         bounds = [places[number] for number in numbers if subjects[number].method == methods.bound().name]
-        unbounded = {subjects[number].method for number in numbers if places[number] not in bounds}
+        unbounded = {subjects[number].shown for number in numbers if places[number] not in bounds}
         memory = {}
         for entry in compared if rules.memory else ():
             target = entry.session.target
@@ -151,7 +152,7 @@ def contest(
             )
             if copies is False and streams == 1:
                 # One slimmed model's plan is enough: what is held against the tool is our runtime.
-                asked = next((place for place, row in enumerate(measured) if row.subject.method == rules.like), -1)
+                asked = next((place for place, row in enumerate(measured) if row.subject.shown == rules.like), -1)
                 number = numbers[asked]
                 measured[asked] = _asked_trtexec(
                     measured[asked], entries[number].session.target.path, inputs[number], say
@@ -181,7 +182,7 @@ def _ways(lanes: tuple[Lane, ...], copies: Sequence[bool]) -> Iterator[tuple[boo
 def _contenders(entry: _Entry, entries: Sequence[_Entry], batch: int, like: str) -> Iterator[Contender]:
     variants = [other for other in entries if other.variants is entry.variants]
     baseline = variants[0]
-    alike = next((other for other in variants if other.session.target.method == like), None)
+    alike = next((other for other in variants if other.session.target.shown_method == like), None)
     for copies, lanes in entry.ways.items():
         yield Contender(
             name=entry.name(copies),

@@ -51,7 +51,7 @@ def held(
         like=rules.like,
     )
     wanted = {
-        contestant(variants.label, target.method): digest_of(_files(target))
+        contestant(variants.label, target.shown_method): digest_of(_files(target))
         for variants in chosen
         for target in variants.targets
     }

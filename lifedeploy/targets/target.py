@@ -39,6 +39,7 @@ class Target:
     tells_groups: bool = False  # which tokens its method merged
     artifact: Artifact | None = None
     note: str = ""  # why it is in another precision than was asked for
+    alias: str = ""  # what tells it from others of its method, where several are compared
     url: str = ""  # where a server answers for it; '': it is opened here
 
     @property
@@ -48,8 +49,8 @@ class Target:
 
     @property
     def shown_method(self) -> str:
-        """Its method, as reports name it."""
-        return self.method or "unknown"
+        """Its method, as reports name it; among others of its method what tells it apart."""
+        return self.alias or self.method or "unknown"
 
     @property
     def weights(self) -> str:

@@ -59,7 +59,7 @@ def label(axis: Any, choices: Sequence[Choice], *, engines: bool = True) -> None
             y=choice.top1 * 100,
             low=100 * (choice.top1 - choice.standard_error),
             high=100 * (choice.top1 + choice.standard_error),
-            text=f"{choice.row.subject.label} {choice.row.subject.method}" if engines else choice.row.subject.method,
+            text=f"{choice.row.subject.label} {choice.row.subject.shown}" if engines else choice.row.subject.shown,
             colour=colour(choice.row.subject.method),
         )
         for choice in choices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from lifedeploy import methods
@@ -14,6 +15,7 @@ from lifedeploy.viz import choices
 from lifedeploy.viz.style import as_text, colour, new_figure, save, tidy, title
 
 _ACROSS = 3  # panels side by side
+_LETTERS_PER_INCH = 14  # of the smallest print
 
 
 def plot_comparison(report: CompareReport, path: Path) -> None:
@@ -28,7 +30,8 @@ def plot_comparison(report: CompareReport, path: Path) -> None:
     columns = min(_ACROSS, max(len(speeds), len(settings)))
     lines = [-(-len(part) // columns) for part in (speeds, settings)]
     heights = [0.9 + 0.27 * max(map(len, speeds), default=0)] * lines[0] + [3.4] * lines[1]
-    figure = new_figure(path, 0.6 + 4.6 * columns, 0.9 + sum(heights))
+    width = 0.6 + 4.6 * columns  # inches
+    figure = new_figure(path, width, 0.9 + sum(heights))
     grid = figure.add_gridspec(sum(lines), columns, height_ratios=heights)
     axes = [figure.add_subplot(grid[divmod(number, columns)]) for number in range(len(speeds))]
     for axis, rows in zip(axes, speeds, strict=True):
@@ -45,14 +48,14 @@ def plot_comparison(report: CompareReport, path: Path) -> None:
     gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
     images = f"; one standard error of {report.bench.choices[0].images} images (below)" if settings else ""
     baseline = methods.baseline().name
-    figure.suptitle(
+    said = (
         f"{report.backbone}, {' and '.join(sorted(engines))}, on {machine['cpu']}{gpu}, {machine['threads']} threads · "
-        "interleaved rounds\n"
+        "interleaved rounds",
         f"whiskers: 95 % interval of the ratio to {baseline}{images} · black tick: as much faster than {baseline} as "
         "there is less to compute · G: billion multiply-accumulates an image",
-        fontsize=8,
-        color="#555555",
     )
+    lines_said = [line for sentence in said for line in wrap(sentence, round(_LETTERS_PER_INCH * width))]
+    figure.suptitle("\n".join(lines_said), fontsize=8, color="#555555")
     with as_text(figure):
         figure.draw_without_rendering()  # lays it out
     figure.set_layout_engine("none")
@@ -111,7 +114,7 @@ def _draw_speeds(axis: Any, rows: Sequence[Row]) -> None:
         longest = max(longest, high, allowed or 0)
     for place, row in enumerate(ordered):
         axis.text(1.03 * longest, place, _figures(row), fontsize=7.5, va="center")
-    axis.set_yticks(range(len(ordered)), [_name(row.subject.method) for row in ordered], fontsize=8)
+    axis.set_yticks(range(len(ordered)), [_name(row.subject.shown) for row in ordered], fontsize=8)
     axis.set_xlim(0, 1.36 * longest)  # room for the figures
     axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel("images/s", fontsize=8)

@@ -195,7 +195,7 @@ class Accuracy:
         progress: Progress,
     ) -> None:
         models = {
-            (variants.label, target.method): target
+            (variants.label, target.shown_method): target
             for variants in chosen
             for target in variants.targets
             if target.artifact is not None and methods.role_of(target.method) != methods.BOUND
@@ -217,17 +217,17 @@ class Accuracy:
     def choices(self, rows: Mapping[str, Sequence[Row]]) -> tuple[Choice, ...]:
         """The rows of each engine, with their accuracy."""
         return ranked(
-            self._choice(row, self._numbers[label, row.subject.method])
+            self._choice(row, self._numbers[label, row.subject.shown])
             for label, measured in rows.items()
             for row in measured
-            if (label, row.subject.method) in self._numbers
+            if (label, row.subject.shown) in self._numbers
         )
 
     def _choice(self, row: Row, number: int) -> Choice:
         accuracy = self.report.rows[number - 1].accuracy
         base = self.report.pair(number, self._numbers.get((self._first, methods.baseline().name)))
         # Of the same method on the first engine; a baseline keeps everything, and has nothing in common there.
-        same = self.report.pair(number, self._numbers.get((self._first, row.subject.method)))
+        same = self.report.pair(number, self._numbers.get((self._first, row.subject.shown)))
         return Choice(
             row=row,
             images=accuracy.images,

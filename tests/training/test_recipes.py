@@ -87,7 +87,9 @@ def test_a_recipe_of_another_package_that_cannot_be_is_said(plugged, monkeypatch
 
     monkeypatch.setattr(plugins, "OTHER", methods_with(plugins.OTHER, {"learning_rate": 1.0}))
     plugged(entry("tests.plugins:OTHER"))
-    with pytest.raises(UsageError, match=r"method other of lifedeploy-other 1\.2 cannot be used: its recipe has .learn"):
+    with pytest.raises(
+        UsageError, match=r"method other of lifedeploy-other 1\.2 cannot be used: its recipe has .learn"
+    ):
         settled({"method": "other"}, None)
 
 

@@ -9,20 +9,24 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lifedeploy import methods
-from lifedeploy.artifact import Workspace
+from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.measure import measure
 from lifedeploy.engines import fake, registry
 from lifedeploy.engines.fake import Fake
-from lifedeploy.errors import EngineError, ParityError, UsageError
-from lifedeploy.model.weights import ModelRequest
+from lifedeploy.errors import EngineError, ParityError, UsageError, WeightsError
+from lifedeploy.files import sha256
+from lifedeploy.model import checkpoint
+from lifedeploy.model.weights import ModelRequest, load
 from lifedeploy.targets import held as holding
 from lifedeploy.targets.reuse import exported_as
 from lifedeploy.viz.comparison import plot_comparison
 from lifedeploy.workflows import compare as workflow
 from lifedeploy.workflows.bench import BenchRequest
-from lifedeploy.workflows.compare import CompareRequest, compare
+from lifedeploy.workflows.compare import CompareRequest, checkpoints, compare, workshop
 from tests.conftest import TINY, TINY_SIZE
 from tests.once import made_once, shared_folder
 from tests.workflows.test_build_and_bench import QUICK, Clock
@@ -145,14 +149,14 @@ def test_where_timm_s_own_model_takes_part_all_are_held_against_it_too(lifedeplo
 @pytest.mark.parametrize("kind", [ParityError, EngineError])
 @pytest.mark.parametrize("step", ["export", "build"])
 def test_what_a_gate_or_an_engine_refuses_says_of_which_method_it_is(workspace, weights, monkeypatch, step, kind, hint):
-    done = getattr(workflow, step)
+    done = getattr(workshop, step)
 
     def refusing(request, *rest):
         if "evit" in str(request.model):
             raise kind("model on fake fp32 is not what it should be", hint=hint)
         return done(request, *rest)
 
-    monkeypatch.setattr(workflow, step, refusing)
+    monkeypatch.setattr(workshop, step, refusing)
     if step == "export":
         shutil.rmtree(next(workspace.root.glob("*-evit-*")))
     with pytest.raises(kind) as told:
@@ -208,8 +212,8 @@ def test_what_is_missing_is_exported_and_what_is_there_is_not(clock, workspace, 
         made.append((wanted.model.method, wanted.model.keep_rate))
         return export(wanted, *rest)
 
-    export = workflow.export
-    monkeypatch.setattr(workflow, "export", exporting)
+    export = workshop.export
+    monkeypatch.setattr(workshop, "export", exporting)
     compare(request(weights), workspace)
     assert made == []
     wanted = request(weights, "life", "random")
@@ -323,7 +327,7 @@ def test_auto_takes_the_export_of_what_it_would_find(workspace, weights, monkeyp
     run.parent.mkdir(parents=True)
     shutil.copy(known.folder / "weights.safetensors", run)
     assert exported_as(wanted, workspace) is None  # the export is of another file
-    made = workflow.export(workflow.ExportRequest(model=wanted), workspace)
+    made = workshop.export(workshop.ExportRequest(model=wanted), workspace)
     found = exported_as(wanted, workspace)
     assert found is not None and found.folder == made.folder
 
@@ -458,6 +462,130 @@ def test_methods_as_a_request_are_refused_too():
     with pytest.raises(UsageError, match="at the same 'flops'"):
         CompareRequest(methods=("life",), at="flops")
     assert [method.name for method in CompareRequest().slimmed] == list(methods.names(methods.SLIMMED))
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, weights_file):
+    """Checkpoints as ``train`` writes them: lives at two keep rates, EViT, and the dense model. Read only."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        for name, method, rate in (("a", "life", 0.7), ("b", "life", 0.5), ("c", "evit", 0.7), ("d", "dense", 0.7)):
+            wanted = ModelRequest(
+                backbone=TINY, weights=str(weights_file), image_size=TINY_SIZE, method=method, keep_rate=rate
+            )
+            loaded = load(wanted, Workspace(folder))
+            provenance = replace(loaded.spec.provenance, weights="trained", source=name)
+            with torch.no_grad():
+                loaded.model.backbone.head.bias.add_(0.01 * rate)  # other weights, so another file
+            spec = replace(loaded.spec, provenance=provenance)
+            checkpoint.save(folder / f"{name}.safetensors", loaded.model, spec)
+
+    return made_once(shared_folder(tmp_path_factory) / "trained", make)
+
+
+def of(paths: list[Path], **bench: object) -> CompareRequest:
+    how = BenchRequest(engines=("fake",), batches=(2,), stop=QUICK, memory=False, threads=1)
+    return CompareRequest(bench=replace(how, **bench), checkpoints=tuple(paths))
+
+
+def test_checkpoints_are_compared_as_they_were_trained(clock, workspace, trained, traced_once):
+    report = compare(of(sorted(trained.glob("*.safetensors"))), workspace)
+    rows = {row.subject.shown: row for row in report.rows}
+    assert list(rows) == ["dense", "a", "b", "evit"]  # a method that is there once goes by its name
+    assert [row.subject.method for row in report.rows] == ["dense", "life", "life", "evit"]
+    assert [row.subject.keep_rate for row in report.rows] == [None, 0.7, 0.5, 0.7]
+    assert (report.at, report.like, report.backbone) == ("as-trained", "a", TINY)
+    assert [model.name for model in report.models] == list(rows)
+    for row in rows.values():
+        assert row.speedup == pytest.approx(rows["dense"].subject.gmacs / row.subject.gmacs)
+    assert rows["b"].over_like == pytest.approx(rows["a"].subject.gmacs / rows["b"].subject.gmacs)
+    # The baseline is the dense checkpoint itself, and not the first one without its drops.
+    exports = {model.name: Path(model.export) for model in report.models}
+    assert len(set(exports.values())) == 4
+    digests = {
+        name: Artifact.read(path / "model.json").manifest.spec.provenance.sha256 for name, path in exports.items()
+    }
+    assert digests["dense"] == sha256(trained / "d.safetensors") and digests["b"] == sha256(trained / "b.safetensors")
+    assert report.bench.warnings == ()
+    again = compare(of(sorted(trained.glob("*.safetensors"))), workspace)
+    assert [contest.kept for contest in again.contests] == [True]
+    assert [row.subject.shown for row in again.rows] == list(rows)
+
+
+def test_without_a_dense_checkpoint_that_is_said(clock, workspace, trained, traced_once):
+    report = compare(of([trained / "a.safetensors", trained / "c.safetensors"]), workspace)
+    assert [row.subject.shown for row in report.rows] == ["dense", "life", "evit"]
+    (warning,) = report.bench.warnings
+    assert warning.startswith("no dense checkpoint is among them, so dense is life without its drops")
+
+
+def test_accuracy_is_of_each_checkpoint(clock, workspace, trained, traced_once, tmp_path):
+    data = make_images(tmp_path)
+    report = compare(of(sorted(trained.glob("*.safetensors")), data=str(data)), workspace)
+    assert {choice.row.subject.shown for choice in report.bench.choices} == {"dense", "a", "b", "evit"}
+    assert any(choice.pareto for choice in report.bench.choices)
+    plot_comparison(report, tmp_path / "trained.png")
+    assert (tmp_path / "trained.png").stat().st_size > 10_000
+
+
+def test_files_of_training_runs_are_called_as_their_runs(trained, tmp_path):
+    paths = []
+    for run in ("one", "two", "dense"):
+        (tmp_path / run).mkdir()
+        paths.append(tmp_path / run / "last.safetensors")
+        shutil.copy(trained / "a.safetensors", paths[-1])
+    names = list(checkpoints.trained(paths).slimmed)
+    assert names == ["one", "two", "life dense"]  # no slimmed model is called as the baseline is
+    assert list(checkpoints.trained(paths[:1]).slimmed) == ["life"]
+    shutil.copy(paths[0], tmp_path / "one" / "best.safetensors")
+    both = checkpoints.trained([paths[0], tmp_path / "one" / "best.safetensors", paths[1]])
+    assert list(both.slimmed) == ["one/last", "one/best", "two"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a", "a"], "a.safetensors is named twice: it would take turns with itself"),
+        (["d"], "d.safetensors is of the dense model, and there is none to hold against it"),
+        (["d", "e", "a"], "d.safetensors and .*e.safetensors both are of the dense model"),
+        (["a", "other"], "other.safetensors is of .* at 32x32 pixels with 3 classes, and .*a.safetensors of "),
+        (["a", "plain"], "plain.safetensors carries no description of its model"),
+        (["a", "nothing"], "nothing.safetensors does not exist"),
+    ],
+)
+def test_checkpoints_that_cannot_be_compared_are_refused(trained, tmp_path, names, said):
+    for path in trained.iterdir():
+        shutil.copy(path, tmp_path)
+    shutil.copy(tmp_path / "d.safetensors", tmp_path / "e.safetensors")
+    model, spec = checkpoint.load(tmp_path / "a.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    spec = replace(spec, preprocess=replace(spec.preprocess, image_size=(32, 32)))
+    checkpoint.save(tmp_path / "other.safetensors", model, spec)
+    with pytest.raises((UsageError, WeightsError), match=said):
+        checkpoints.trained([tmp_path / f"{name}.safetensors" for name in names])
+
+
+def test_checkpoints_on_the_command_line(lifedeploy, clock, workspace, trained, traced_once):
+    line = ("--engine", "fake", "--threads", "1", "--batch", "2", "--budget", "1", "--mode", "latency")
+    files = [str(trained / f"{name}.safetensors") for name in "abcd"]
+    ended = lifedeploy("compare", *line, "--json", "t.json", "--checkpoints", *files)  # as a shell has it of a pattern
+    assert ended.code == 0, ended.err
+    rows = json.loads(Path("t.json").read_text())["rows"]
+    assert [(row["method"], row["name"]) for row in rows] == [("dense", ""), ("life", "a"), ("life", "b"), ("evit", "")]
+    again = lifedeploy("compare", *line, "--checkpoints", str(trained / "*.safetensors"))
+    assert again.code == 0 and "Each as its checkpoint was trained" in again.out
+    for more, said in (
+        (("--rho", "0.5"), "--checkpoints and --rho exclude each other"),
+        (("--methods", "life"), "--checkpoints and --methods exclude each other"),
+    ):
+        refused = lifedeploy("compare", *line, "--checkpoints", files[0], *more)
+        assert (refused.code, said in refused.err) == (2, True)
+    refused = lifedeploy("compare", files[0])
+    assert (refused.code, "is no option of compare" in refused.err) == (2, True)
 
 
 # --- on the command line ----------------------------------------------------------------------------------------

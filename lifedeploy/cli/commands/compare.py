@@ -10,10 +10,15 @@ import typer
 from lifedeploy import typed
 from lifedeploy.artifact import WORKSPACE, Workspace
 from lifedeploy.cli import console, method_options, options, paths, values
+from lifedeploy.errors import UsageError
 from lifedeploy.files import write_text
+
+# What says which models are made, where they are not checkpoints.
+_OF_METHODS = ("backbone", "methods", "rho", "at", "weights", "img_size", "num_classes")
 
 
 def compare(
+    context: typer.Context,
     backbone: options.BackboneOption = "deit_s",
     methods: Annotated[
         values.Words | None,
@@ -81,6 +86,17 @@ def compare(
         Path | None,
         options.picture("--plot", help="Also draw speed against GMACs and, with --data, accuracy: .png, .svg or .pdf."),
     ] = None,
+    checkpoints: Annotated[
+        list[Path] | None,
+        options.path(
+            "--checkpoints",
+            help="Instead of methods: what `train` wrote, each as it was trained, the dense model among them; "
+            "DIR/*.safetensors too.",
+        ),
+    ] = None,
+    more: Annotated[
+        list[Path] | None, options.argument("[CHECKPOINT]...", "More of them, as the shell makes them of a pattern.")
+    ] = None,
     workspace: options.WrittenWorkspaceOption = WORKSPACE,
     json: options.JsonOption = None,
 ) -> None:
@@ -89,9 +105,15 @@ def compare(
     Exports and builds what is missing, then lets all methods take turns in one contest per mode and batch size. "Keep
     0.7" is other work for each method, so they can be brought to the same GMACs or speed. What was measured is kept in
     the workspace: ended in the middle, the same command goes on (accuracy is evaluated anew). Every method has its
-    usual drop layers and options.
+    usual drop layers and options. `--checkpoints` compares trained models instead.
     """
-    options.require_apart({"--json": json, "--markdown": markdown, "--plot": plot}, [data, calibration_data, weights])
+    files = tuple(file for given in (*(checkpoints or ()), *(more or ())) for file in paths.matching(given))
+    if more and not checkpoints:
+        raise UsageError(f"{more[0]} is no option of compare", hint="--checkpoints FILE …, --methods NAME,NAME")
+    if files and (other := options.first_given(context, *_OF_METHODS)):
+        raise UsageError(f"--checkpoints and {other} exclude each other: each checkpoint is what it was trained to be")
+    sources = [data, calibration_data, weights, *files]
+    options.require_apart({"--json": json, "--markdown": markdown, "--plot": plot}, sources)
     options.limit_pixels(max_pixels)
     with console.watching() as (say, progress):
         say("importing torch")
@@ -124,6 +146,7 @@ def compare(
             calibration_data=calibration_data or "",
             fresh=fresh,
             allow_unfused=allow_unfused,
+            checkpoints=files,
         )
         report = run(request, Workspace(workspace), say, progress)
     for warning in report.bench.warnings:

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lifedeploy import methods
-from lifedeploy.bench.comparison import CompareReport
+from lifedeploy.bench.comparison import AS_TRAINED, CompareReport
 from lifedeploy.bench.report import Choice, Row, Subject, contender_name
 from lifedeploy.cli import tables
 from lifedeploy.text import chained, printable
@@ -20,6 +20,7 @@ from lifedeploy.typed import RANDOM_WEIGHTS
 _LIKE = {
     "keep-rate": "Each at its own keep rate as asked for, which is other work for every method",
     "macs": "All at the GMACs of {like}, as near as their keep rates come",
+    AS_TRAINED: "Each as its checkpoint was trained, which is other work for each",
     "speed": "All at the speed of {like} on {where}, as near as their keep rates come",
 }
 
@@ -100,7 +101,7 @@ def _contests(report: CompareReport) -> Iterator[_Contest]:
 
 def _key(row: Row) -> tuple[Any, ...]:
     setting = row.setting
-    return row.subject.label, row.subject.method, setting.mode, setting.streams, setting.batch, setting.copies
+    return row.subject.label, row.subject.shown, setting.mode, setting.streams, setting.batch, setting.copies
 
 
 def _cells(row: Row, choice: Choice | None, like: str, base: str) -> dict[str, str]:
@@ -111,7 +112,7 @@ def _cells(row: Row, choice: Choice | None, like: str, base: str) -> dict[str, s
     if drops and row.speedup is not None and row.speedup_low is not None and row.speedup_high is not None:
         interval = f"{row.speedup:.2f} ({row.speedup_low:.2f}–{row.speedup_high:.2f})"
     return {
-        "method": subject.method,
+        "method": subject.shown,
         "keep rate": _keep_rate(subject),
         "tokens": "–" if subject.tokens is None else chained(subject.tokens[1:] or subject.tokens, most=4),
         "GMACs": "–"
@@ -138,7 +139,7 @@ def _base(rows: Sequence[Row]) -> str:
 
     Dense, whose last block is of prefix tokens alone, is faster.
     """
-    names = {contender_name(row.subject.label, row.subject.method, row.setting.copies): row.subject for row in rows}
+    names = {contender_name(row.subject.label, row.subject.shown, row.setting.copies): row.subject for row in rows}
     based = [names[row.base] for row in rows if row.base in names]
     return next((subject.method for subject in based if methods.role_of(subject.method) != methods.BASELINE), "")
 
@@ -164,8 +165,8 @@ def _explained(report: CompareReport) -> Iterator[str]:
             f"{methods.baseline().name} computes prefix tokens alone in its last block, which is the same for less; "
             f"over {base}: speed over the model as timm computes it."
         )
-    shown = (model for model in report.models if model.title.lower() != model.method)
-    yield f"Methods: {'; '.join(f'{model.method}: {model.title}' for model in shown)}."
+    shown = [model for model in report.models if model.title.lower() != model.name]
+    yield f"Methods: {'; '.join(f'{model.name}: {model.title}' for model in shown)}."
     if (rounds := min(row.rounds for row in report.rows)) < _SURE:
         yield f"As few as {rounds} rounds: such intervals cover less than 95 % (speedup_coverage in the JSON)."
     again = [row.twin for row in report.rows if row.twin is not None]
