@@ -58,6 +58,15 @@ def memory_gib() -> float | None:
         return None
 
 
+def peak_memory_mib() -> float | None:
+    """Most memory that this process has had resident, in MiB; None where the system does not tell.
+
+    VmHWM, which unlike ru_maxrss starts anew with the program: a child does not inherit its parent's peak.
+    """
+    peak = next(listed("/proc/self/status", "VmHWM"), "")  # in KiB: 123456 kB
+    return round(int(peak.split()[0]) / 1024, 1) if peak else None
+
+
 def memory_limit() -> int:
     """Bytes of memory that this process may have: the machine's, or less where it was given less."""
     limits = [round((memory_gib() or 4) * 1024**3)]

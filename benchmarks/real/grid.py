@@ -111,8 +111,7 @@ def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
     """``lifedeploy train``, if it has not ended yet; continues what was stopped.
 
     Returns:
-        Its ``command``, ``minutes``, ``precision``, images per second of its last epoch, and, where it was not
-        stopped on the way, its ``peak_mib``.
+        Its ``command``, ``minutes``, ``precision`` and ``peak_mib`` of memory.
     """
     folder = cell.folder(image_size)
     first = dense(cell.seed).folder(image_size) / "last.safetensors"
@@ -120,14 +119,15 @@ def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
     words = ["train", "--data", "images", "--backbone", BACKBONE, "--weights", weights, "--img-size", str(image_size)]
     words += [*SHARED, "--seed", str(cell.seed), *cell.options(image_size)]
     words += ["--name", folder.name, "-w", str(folder.parents[1])]
-    record: dict[str, Any] = {"command": f"lifedeploy {shlex.join(words)}"}
     if not (out / folder / "report.json").is_file():
-        whole = not (out / folder / "state").is_dir()
-        usage = lifedeploy(*words, "--resume", folder=out)
-        if whole:
-            record["peak_mib"] = round(usage.peak_mib)
+        lifedeploy(*words, "--resume", folder=out)
     report = read_json(out / folder / "report.json")
-    return record | {"minutes": report["minutes"], "precision": report["precision"]}
+    return {
+        "command": f"lifedeploy {shlex.join(words)}",
+        "minutes": report["minutes"],
+        "precision": report["precision"],
+        "peak_mib": report.get("peak_memory_mib"),
+    }
 
 
 def measure(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _row(
     against = (
         f"{np.mean(gaps):+.2f}" + (f" [{min(gaps):+.2f}, {max(gaps):+.2f}]" if len(gaps) > 1 else "") if gaps else "–"
     )
-    peaks = [record["peak_mib"] for record in records if "peak_mib" in record]
+    peaks = [record["peak_mib"] for record in records if record.get("peak_mib")]
     return (
         label,
         recipe,
@@ -125,7 +125,7 @@ def _row(
         f"{np.mean(loss):.3f}",
         f"{next(iter(scores.values()))['gmacs']:.2f}",
         f"{np.mean(minutes):.1f}" if minutes else "–",
-        max(peaks) if peaks else "–",
+        f"{max(peaks):.0f}" if peaks else "–",
     )
 
 

@@ -6,11 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from lifedeploy import children
+from lifedeploy import children, machine
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import EngineOptions
 from lifedeploy.errors import EngineError
-from lifedeploy.machine import listed
 from lifedeploy.reading import decode_json
 
 TIMEOUT_S = 1800.0  # torch.compile takes minutes
@@ -35,12 +34,6 @@ def peak_memory_mib(engine: str, path: Path, options: EngineOptions, batch: int)
     return answer
 
 
-def _peak_mib() -> float | None:
-    """VmHWM, which unlike ru_maxrss starts anew with the program: a child does not inherit its parent's peak."""
-    peak = next(listed("/proc/self/status", "VmHWM"), "")  # in KiB: 123456 kB
-    return round(int(peak.split()[0]) / 1024, 1) if peak else None
-
-
 def _child() -> None:
     order = json.loads(sys.stdin.read())
     options = EngineOptions(**{**order["options"], "taps": tuple(order["options"]["taps"])})
@@ -48,7 +41,7 @@ def _child() -> None:
         lanes = [engine.lane(order["batch"]) for _ in range(options.streams)]  # all buffers at the same time
         for lane in lanes:
             lane.infer()
-        sys.stdout.write(json.dumps(_peak_mib()) + "\n")
+        sys.stdout.write(json.dumps(machine.peak_memory_mib()) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lifedeploy import machine, methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.data.images import read_split
@@ -67,6 +69,7 @@ class TrainReport:
     machine: dict[str, Any]
     precision: str
     processes: int
+    peak_memory_mib: float | None  # of this process; on a GPU, of that. Of a resumed run since then
     warning: str = ""
     command: str = ""
 
@@ -83,6 +86,7 @@ class TrainReport:
             "minutes": round(self.minutes, 2),
             "precision": self.precision,
             "processes": self.processes,
+            "peak_memory_mib": self.peak_memory_mib,
             "machine": self.machine,
             "warning": self.warning,
         }
@@ -183,6 +187,7 @@ def train(
             machine=machine.describe(),
             precision=precision,
             processes=accelerator.num_processes,
+            peak_memory_mib=_peak_memory_mib(accelerator.device),
             warning=warning,
             command=request.command,
         )
@@ -220,6 +225,12 @@ def _lacking(config: TrainConfig) -> str:
         f"{method.name} has no parameters of its own to train: that stage is skipped, and --epochs says how long the "
         f"backbone trains ({config.epochs})"
     )
+
+
+def _peak_memory_mib(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return machine.peak_memory_mib()
 
 
 def _warn_of_size(config: TrainConfig, warn: Say) -> None:
