@@ -44,9 +44,20 @@ def markdown(results: Mapping[str, Any]) -> str:
                 "work shared the machine, so minutes are upper bounds.",
                 "",
             ]
-        cells = {key: cell for run in machines.values() for key, cell in run["cells"].items()}
-        lines += _tables(cells)
+        lines += _tables(_with_base(machines))
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _with_base(machines: Mapping[str, Any]) -> dict[str, Any]:
+    """All cells, each with the dense scores of its seed: of its own machine, which it was trained on."""
+    everywhere = {key: cell for run in machines.values() for key, cell in run["cells"].items()}
+    cells = {}
+    for run in machines.values():
+        for key, cell in run["cells"].items():
+            name = f"dense / seed {key.rpartition(' ')[2]}"
+            base = run["cells"].get(name) or everywhere.get(name)
+            cells[key] = cell | ({"base": base["dense"]} if base else {})
+    return cells
 
 
 def _tables(cells: Mapping[str, Any]) -> list[str]:
@@ -54,17 +65,17 @@ def _tables(cells: Mapping[str, Any]) -> list[str]:
     if not dense:
         return []
     base = {seed: cell["dense"] for seed, cell in dense.items()}
-    whole = _row("dense", "–", base, {}, [cell["minutes"] for cell in dense.values()], list(dense.values()))
+    whole = _row("dense", "–", base, {}, list(dense.values()))
     lines: list[str] = []
     for rate in ("0.7", "0.5", ""):
         rows = [whole]
         for name in next(iter(dense.values()))["untrained"].get(rate, {}):
             scores = {seed: cell["untrained"][rate][name] for seed, cell in dense.items()}
-            rows.append(_row(_title(name), _RECIPES[""], scores, base, [], []))
+            rows.append(_row(_title(name), _RECIPES[""], scores, base, []))
         for (label, recipe), runs in sorted(_trained(cells, rate).items(), key=_order):
             scores = {seed: score for seed, (score, _) in runs.items()}
-            records = [record for _, record in runs.values()]
-            rows.append(_row(label, recipe, scores, base, [record["minutes"] for record in records], records))
+            bases = {seed: record["base"] for seed, (_, record) in runs.items() if "base" in record}
+            rows.append(_row(label, recipe, scores, bases, [record for _, record in runs.values()]))
         if len(rows) > 1:
             title = f"Keep rate {rate}" if rate else "Budgets of their own"
             lines += [f"### {title}", "", *table(_HEAD, rows), ""]
@@ -102,9 +113,9 @@ def _row(
     recipe: str,
     scores: Mapping[str, Scores],
     base: Mapping[str, Scores],
-    minutes: Sequence[float],
     records: Sequence[Mapping[str, Any]],
 ) -> tuple[object, ...]:
+    minutes = [record["minutes"] for record in records]
     precision, accuracy, loss = (
         [score[name] for score in scores.values()] for name in ("average_precision", "accuracy", "loss")
     )

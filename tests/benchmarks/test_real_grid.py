@@ -1,0 +1,139 @@
+"""The grid over all methods: what its cells are, which are done, what its page says; and what is carried to a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.real import grid, pack
+from benchmarks.real.grid import Cell, dense, done
+from benchmarks.real.grid_page import markdown
+from benchmarks.real.prepare import WEIGHTS
+from lifedeploy import methods
+from lifedeploy.model.raw import read_header, read_tensors, write_tensors
+from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
+from lifedeploy.training.recipes import settled
+
+
+def test_every_method_that_trains_has_its_cells_and_each_is_there_once():
+    cells = grid.grid([0, 1, 2], "keep-rate")
+    assert len({(cell.name, cell.seed) for cell in cells}) == len(cells)
+    trained = {name for name in methods.names(methods.SLIMMED) if methods.get(name).stages}
+    assert {cell.method for cell in cells} - {"dense"} == trained - {"random"}
+    for name in grid.OFTEN:
+        for seed in (0, 1, 2):
+            for rate in grid.RATES:
+                assert Cell(method=name, seed=seed, rate=rate) in cells
+                assert Cell(method=name, seed=seed, rate=rate, recipe=LIFEDEPLOY) in cells
+    # Each process of its own seed: together they do what one does.
+    apart = [cell for seed in (0, 1, 2) for cell in grid.grid([seed], "keep-rate")]
+    assert sorted(map(repr, apart)) == sorted(map(repr, cells))
+    assert all(cells.index(dense(cell.seed)) <= index for index, cell in enumerate(cells))
+
+
+def test_what_a_cell_asks_for_is_a_run_of_two_epochs():
+    for cell in grid.grid([0], "keep-rate")[1:]:
+        recipe = {"recipe": cell.recipe, "method": cell.method}
+        assert settled(recipe, None).total_epochs == 2
+        words = cell.options(224)
+        assert words[words.index("--recipe") + 1] == cell.recipe
+        assert ("--rho" in words) == (cell.rate is not None)
+    assert "--epochs" in dense(0).options(224)
+
+
+def test_at_equal_work_keep_rates_differ_and_lives_do_not():
+    rates = {name: Cell(method=name, seed=0, rate=0.7, at="macs").asked_rate(224) for name in grid.OFTEN}
+    assert rates["life"] == 0.7 and 0.7 < rates["evit"] < 0.8 and rates["tome"] != 0.7
+    assert Cell(method="evit", seed=0, rate=0.7, at="macs").name == "evit 0.7 published macs"
+
+
+def scores(precision: float) -> dict[str, float]:
+    return {"accuracy": 88.0, "average_precision": precision, "loss": 0.3, "gmacs": 4.0}
+
+
+def run(precision: float, name: str) -> dict[str, Any]:
+    return {"minutes": 5.0, "precision": "bf16", "peak_mib": 2000.4, "scores": {name: scores(precision)}}
+
+
+def whole(precision: float) -> dict[str, Any]:
+    free = {rate: {"evit": scores(precision - 1)} for rate in ("0.7", "0.5")}
+    return {"minutes": 9.0, "precision": "bf16", "dense": scores(precision), "untrained": free}
+
+
+MACHINE = {"cpu": "One", "features": [], "cores": 2, "gpu": [], "versions": {"torch": "2", "timm": "1"}}
+
+
+def test_a_cell_is_held_against_the_dense_model_that_it_was_trained_on():
+    results = {
+        "224px": {
+            "One": {"machine": MACHINE, "cells": {"dense / seed 0": whole(91.0), "dense / seed 1": whole(90.0)}},
+            "Two": {
+                "machine": MACHINE,
+                "cells": {
+                    "dense / seed 0": whole(89.0),
+                    "evit 0.7 published / seed 0": run(88.5, "evit 0.7"),
+                    "evit 0.7 published / seed 1": run(90.5, "evit 0.7"),
+                    "avit published / seed 0": run(80.0, "avit") | {"scores": {"avit": scores(80.0)}},
+                },
+            },
+        }
+    }
+    lines = markdown(results).splitlines()
+    trained = next(line for line in lines if line.startswith("| EViT | published |"))
+    # -0.5 against its own machine's 89, and +0.5 against the one dense model of seed 1 that there is.
+    assert trained.split(" | ")[2:5] == ["2", "89.50 ± 1.41", "+0.00 [-0.50, +0.50]"]
+    assert trained.endswith("| 4.00 | 5.0 | 2000 |")
+    assert any(line.startswith("| A-ViT | published | 1 | 80.00 | -9.00") for line in lines)
+    assert sum(line.startswith("| EViT | no training |") for line in lines) == 2
+    assert done(results, "224px", Cell(method="evit", seed=1, rate=0.7)) and not done(results, "112px", dense(0))
+    assert not done(results, "224px", Cell(method="evit", seed=1, rate=0.7, recipe=LIFEDEPLOY))
+    assert Cell(method="evit", seed=1, rate=0.7).recipe == PUBLISHED
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    folder = tmp_path / "prepared"
+    generator = np.random.default_rng(0)
+    for half, name in (("train", "good"), ("val", "defective")):
+        (folder / "images" / half / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = generator.integers(0, 256, (300, 300), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / half / name / f"{number}.png")
+    write_tensors(folder / WEIGHTS, {"w": torch.randn(40, 3), "n": torch.tensor([3])}, {"image_size": "224"})
+    return folder
+
+
+def test_what_is_packed_is_half_as_large_and_reads_the_same(prepared, tmp_path):
+    pack.main(["--out", str(prepared), "--packed", str(tmp_path / "packed")])
+    packed = tmp_path / "packed"
+    before, after = read_tensors(prepared / WEIGHTS), read_tensors(packed / WEIGHTS)
+    assert after["w"].dtype == torch.float16 and torch.equal(after["n"], before["n"])
+    torch.testing.assert_close(after["w"].float(), before["w"], rtol=1e-3, atol=1e-3)
+    assert read_header(packed / WEIGHTS)["image_size"] == "224"
+    names = sorted(path.relative_to(packed).as_posix() for path in (packed / "images").rglob("*.jpg"))
+    assert names == [f"images/{half}/{n}.jpg" for half in ("train/good", "val/defective") for n in range(3)]
+    assert Image.open(packed / names[0]).size == (224, 224)
+    with pytest.raises(SystemExit):
+        pack.main(["--out", str(prepared), "--packed", str(packed)])  # it is there already
+
+
+def test_photographs_go_in_the_best_quality_that_fits(prepared):
+    paths = sorted((prepared / "images").rglob("*.png"))
+    best, images = pack.fitting(paths, 10**9)
+    assert best == max(pack.QUALITIES)
+    size = sum(map(len, images.values()))
+    less, smaller = pack.fitting(paths, size // 2)
+    assert less < best and sum(map(len, smaller.values())) <= size // 2
+    with pytest.raises(SystemExit, match="6 photographs do not fit into"):
+        pack.fitting(paths, 1000)
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path):
+    write_tensors(tmp_path / "w.safetensors", {"w": torch.tensor([1e6])}, {})
+    with pytest.raises(SystemExit, match=r"w of .* does not fit half precision"):
+        pack.packed_weights(tmp_path / "w.safetensors", tmp_path / "half.safetensors")
