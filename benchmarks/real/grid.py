@@ -105,6 +105,10 @@ def grid(seeds: Sequence[int], at: str) -> list[Cell]:
         for name in ("dynamicvit", "avit-ranked", "ia-red2"):
             cells += [Cell(method=name, rate=rate, seed=seed, recipe=LIFEDEPLOY, at=at) for rate in RATES]
         cells.append(Cell(method="evo-vit", seed=seed, recipe=LIFEDEPLOY, at=at))
+    for seed in seeds:  # once is enough to know of these; here are the others
+        for name in ONCE:
+            rates = (None,) if name in WITHOUT_RATE else RATES
+            cells += [Cell(method=name, rate=rate, seed=seed, at=at) for rate in rates]
     return list(dict.fromkeys(cells))
 
 

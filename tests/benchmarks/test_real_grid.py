@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.real import grid, pack
+from benchmarks.real import front, grid, pack
 from benchmarks.real.grid import Cell, dense, done
 from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
@@ -117,7 +117,8 @@ def test_what_is_packed_is_half_as_large_and_reads_the_same(prepared, tmp_path):
     assert read_header(packed / WEIGHTS)["image_size"] == "224"
     names = sorted(path.relative_to(packed).as_posix() for path in (packed / "images").rglob("*.jpg"))
     assert names == [f"images/{half}/{n}.jpg" for half in ("train/good", "val/defective") for n in range(3)]
-    assert Image.open(packed / names[0]).size == (224, 224)
+    with Image.open(packed / names[0]) as image:
+        assert image.size == (224, 224)
     with pytest.raises(SystemExit):
         pack.main(["--out", str(prepared), "--packed", str(packed)])  # it is there already
 
@@ -137,3 +138,46 @@ def test_weights_beyond_half_precision_are_refused(tmp_path):
     write_tensors(tmp_path / "w.safetensors", {"w": torch.tensor([1e6])}, {})
     with pytest.raises(SystemExit, match=r"w of .* does not fit half precision"):
         pack.packed_weights(tmp_path / "w.safetensors", tmp_path / "half.safetensors")
+
+
+# --- accuracy against speed -------------------------------------------------------------------------------------
+
+
+def test_the_better_recipe_is_taken_and_what_knows_no_keep_rate_is_asked_at_each():
+    cells = {
+        "evit 0.7 published / seed 0": run(88.0, "evit 0.7") | {"base": scores(90.0)},
+        "evit 0.7 published / seed 1": run(92.0, "evit 0.7") | {"base": scores(93.0)},
+        "evit 0.7 lifedeploy / seed 0": run(89.5, "evit 0.7") | {"base": scores(90.0)},
+        "ia-red2 published / seed 0": run(85.0, "ia-red2 0.7") | {"base": scores(90.0)},
+        "avit published / seed 0": run(80.0, "avit") | {"base": scores(90.0)},
+    }
+    cells["avit published / seed 0"]["scores"]["avit-ranked 0.5"] = scores(70.0)
+    found = {point.name: point for point in front.points(cells)}
+    assert set(found) == {"evit-0.7", "ia-red2-0.7", "avit", "avit-ranked-0.5"}
+    evit = found["evit-0.7"]
+    assert (evit.recipe, evit.mean, evit.run(2)) == (
+        LIFEDEPLOY,
+        -0.5,
+        Cell(method="evit", seed=2, rate=0.7, recipe=LIFEDEPLOY),
+    )
+    assert found["avit-ranked-0.5"].run(1) == Cell(method="avit", seed=1) and found["avit-ranked-0.5"].mean == -20.0
+    assert found["ia-red2-0.7"].run(0).name == "ia-red2 published"
+
+
+def test_between_two_keep_rates_a_method_is_on_a_straight_line_in_time():
+    known = [(100.0, 0.0), (200.0, -1.0), (400.0, -3.0)]  # 10, 5 and 2.5 ms an image
+    assert front.at_speed(known, 200.0) == pytest.approx(-1.0)
+    assert front.at_speed(known, 1 / 0.0075) == pytest.approx(-0.5)
+    assert front.at_speed(known, 1 / 0.00375) == pytest.approx(-2.0)
+    assert front.at_speed(known, 500.0) is None and front.at_speed(known, 99.0) is None
+
+
+def test_lives_are_held_against_each_other_method_at_their_own_speed():
+    chosen = [
+        front.Point("life", 0.7, LIFEDEPLOY, {0: 90.0}, {0: -0.1}),
+        front.Point("evit", 0.7, PUBLISHED, {0: 89.0}, {0: -1.0}),
+        front.Point("avit", None, PUBLISHED, {0: 80.0}, {0: -9.0}),
+    ]
+    rows = front.equal(chosen, {"life-0.7": 1 / 0.0075, "evit-0.7": 200.0, "avit": 90.0}, base=100.0)
+    assert [(row["method"], row["other"]) for row in rows] == [("avit", None), ("evit", pytest.approx(-0.5))]
+    assert rows[0]["ahead"] is None and rows[1]["ahead"] == pytest.approx(0.4)

@@ -1,0 +1,228 @@
+"""Accuracy against measured speed: the grid's checkpoints as engines, in one contest; writes ``FRONT.md`` and a plot.
+
+    python -m benchmarks.real.front --out DIR [--image-size 224] [--seed 0] [--engine NAME:PRECISION …] [--batch 8]
+
+Of each method and keep rate the recipe that has the better average precision in the mean of seeds is taken, and of that
+the checkpoint of one seed: ``lifedeploy compare --checkpoints`` exports them, builds them on every engine, and lets all
+take turns. Accuracy there is of these checkpoints. What methods have at the speed of lives is told from the means over
+seeds (``grid.json``), by a straight line in time per image between a method's keep rates and the dense model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import command_line, new_parser, publish, read_json, record_of, report_of, source, table
+from benchmarks.real.grid import BACKBONE, RATES, WITHOUT_RATE, Cell, dense
+from benchmarks.real.grid_page import machines_of
+from lifedeploy import methods
+from lifedeploy.artifact import Workspace
+from lifedeploy.model import checkpoint
+from lifedeploy.model.request import ModelRequest
+from lifedeploy.model.weights import load
+from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
+
+HERE = Path(__file__).parent
+RECIPES = (PUBLISHED, LIFEDEPLOY)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a keep rate (None: its own budget): the best of its recipes, in the mean of seeds."""
+
+    method: str
+    rate: float | None
+    recipe: str
+    precisions: Mapping[int, float]  # seed → average precision, in percent
+    against: Mapping[int, float]  # seed → that less the dense model's
+
+    def run(self, seed: int) -> Cell:
+        """The cell that it was trained in: some know of no keep rate, or of another method that reads their files."""
+        return _run(self.method, self.rate, self.recipe, seed)
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint, and in tables."""
+        return self.method if self.rate is None else f"{self.method}-{self.rate}"
+
+    @property
+    def mean(self) -> float:
+        """Less the dense model's, mean over seeds: other seeds have other dense models."""
+        return float(np.mean(list(self.against.values())))
+
+
+def points(cells: Mapping[str, Any]) -> list[Point]:
+    """Every method and keep rate that has been trained, by its better recipe."""
+    found: dict[tuple[str, float | None], list[Point]] = {}
+    for method in methods.names(methods.SLIMMED):
+        for rate in (*RATES, None):
+            for recipe in RECIPES:
+                scores = dict(_scores(cells, method, rate, recipe))
+                if scores:
+                    precisions = {seed: score["average_precision"] for seed, (score, _) in scores.items()}
+                    against = {seed: score["average_precision"] - base for seed, (score, base) in scores.items()}
+                    found.setdefault((method, rate), []).append(Point(method, rate, recipe, precisions, against))
+    return [max(alike, key=lambda point: point.mean) for alike in found.values()]
+
+
+def _run(method: str, rate: float | None, recipe: str, seed: int) -> Cell:
+    owner = next((owner for owner, asked in WITHOUT_RATE.items() if method in asked), None)
+    if recipe == PUBLISHED and owner is not None:
+        return Cell(method=owner, seed=seed)
+    return Cell(method=method, seed=seed, rate=rate, recipe=recipe)
+
+
+def _scores(
+    cells: Mapping[str, Any], method: str, rate: float | None, recipe: str
+) -> Iterator[tuple[int, tuple[Mapping[str, float], float]]]:
+    """Seed → what a checkpoint answers as a method at a rate, and the dense model's average precision."""
+    asked = method if rate is None else f"{method} {rate}"
+    for key, record in cells.items():
+        name, _, seed = key.partition(" / seed ")
+        if (
+            name == _run(method, rate, recipe, int(seed)).name
+            and asked in record.get("scores", {})
+            and "base" in record
+        ):
+            yield int(seed), (record["scores"][asked], record["base"]["average_precision"])
+
+
+def gather(chosen: Sequence[Point], seed: int, image_size: int, out: Path) -> list[Path]:
+    """The checkpoints under their points' names, methods and keep rates; the dense one first.
+
+    Raises:
+        SystemExit: one is not here: the grid ran on another machine.
+    """
+    folder = out / "front" / f"{image_size}px"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    baseline = methods.baseline().name
+    wanted: list[tuple[str, str, float | None, Cell]] = [(baseline, baseline, None, dense(seed))]
+    wanted += [(point.name, point.method, point.rate, point.run(seed)) for point in chosen]
+    paths = []
+    for name, method, rate, cell in wanted:
+        path = out / cell.folder(image_size) / "last.safetensors"
+        if not path.is_file():
+            raise SystemExit(f"error: {path} is not here: {cell.name} was trained on another machine, or not yet")
+        request = ModelRequest(backbone=BACKBONE, weights=str(path), method=method, keep_rate=rate)
+        loaded = load(request, Workspace(out))
+        paths.append(folder / f"{name}.safetensors")
+        checkpoint.save(paths[-1], loaded.model, loaded.spec)
+    return paths
+
+
+def at_speed(known: Sequence[tuple[float, float]], speed: float) -> float | None:
+    """Average precision against dense of a method at a speed, told from what is known: (speed, points), by a straight
+    line in time; None: it has not been as fast.
+    """
+    times, values = zip(*sorted((1 / images_per_s, value) for images_per_s, value in known), strict=True)
+    if not times[0] <= 1 / speed <= times[-1]:
+        return None
+    return float(np.interp(1 / speed, times, values))
+
+
+def equal(chosen: Sequence[Point], speeds: Mapping[str, float], base: float) -> list[dict[str, Any]]:
+    """Lives against every other method at the speed of lives, at each keep rate: the difference of means over seeds."""
+    rows = []
+    lives = [point for point in chosen if point.method == methods.DEFAULT]
+    others = {point.method for point in chosen} - {methods.DEFAULT}
+    for point in lives:
+        for name in sorted(others):
+            known = [(base, 0.0)] + [(speeds[other.name], other.mean) for other in chosen if other.method == name]
+            theirs = at_speed(known, speeds[point.name])
+            row = {"keep_rate": point.rate, "speed": speeds[point.name], "life": point.mean, "method": name}
+            rows.append(row | {"other": theirs, "ahead": None if theirs is None else point.mean - theirs})
+    return rows
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The numbers as Markdown."""
+    lines = [
+        "# Accuracy against speed, in engines",
+        "",
+        f"{source(record, 'openvino', 'onnxruntime', 'torch')}",
+        "",
+        "DINOv2 ViT-S/14 on photographs of solar cells, every method as it was trained best ([GRID.md](GRID.md)): seed "
+        f"{record['seed']}. All models on all engines took turns in one contest, batch {record['batch']}, one request "
+        "at a time. Accuracy is the engine's, over the 656 validation photographs.",
+        "",
+        "![accuracy against speed](accuracy-against-speed.png)",
+        "",
+    ]
+    rows = [
+        (
+            choice["engine"] + " " + choice["precision"],
+            choice["name"] or choice["method"],
+            record["recipes"].get(choice["name"] or choice["method"], "–"),
+            f"{choice['images_per_s']:.1f}",
+            f"{100 * choice['top1']:.2f}",
+            f"{100 * choice['average_precision']:.2f}",
+            "front" if choice["pareto"] else "",
+        )
+        for choice in record["choices"]
+    ]
+    lines += table("engine | model | recipe | img/s | top-1 % | mean average precision % | ", rows)
+    lines += ["", "## At the speed of lives", ""]
+    lines += [
+        "Average precision (*defective*) less that of each seed's dense model, mean over seeds; of the others on a "
+        "straight line, in time per image, between their keep rates and dense.",
+        "",
+    ]
+    compared = [
+        (
+            engine,
+            row["keep_rate"],
+            row["method"],
+            f"{row['speed']:.1f}",
+            f"{row['life']:+.2f}",
+            "not as fast" if row["other"] is None else f"{row['other']:+.2f}",
+            "–" if row["ahead"] is None else f"{row['ahead']:+.2f}",
+        )
+        for engine, found in record["equal"].items()
+        for row in found
+    ]
+    lines += table("engine | life's keep rate | method | img/s | life | method | life ahead by", compared)
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export, build, contest, write."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder that grid.py ran in")
+    parser.add_argument("--results", type=Path, default=HERE / "grid.json", help="default: beside this script")
+    parser.add_argument("--page", type=Path, default=HERE, help="where FRONT.md goes (default: beside this script)")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", action="append", help="default: openvino:bf16 and openvino:int8; repeatable")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds for each engine (default: 300)")
+    given = parser.parse_args(arguments)
+    chosen = points(machines_of(read_json(given.results)[f"{given.image_size}px"]))
+    engines = given.engine or ["openvino:bf16", "openvino:int8"]
+    paths = gather(chosen, given.seed, given.image_size, given.out.resolve())
+    words: list[object] = [word for engine in engines for word in ("--engine", engine)]
+    words += ["--data", "images", "--split", "val", "--batch", given.batch, "--budget", given.budget]
+    words += ["--calibration-data", "images/train"] if any("int8" in engine for engine in engines) else []
+    given.page.mkdir(parents=True, exist_ok=True)
+    words += ["--plot", (given.page / "accuracy-against-speed.png").resolve(), "-w", "front/artifacts"]
+    report = report_of("compare", *words, "--checkpoints", *paths, folder=given.out)
+    record = record_of(command_line("real.front", arguments, {"DIR": given.out}))
+    record |= {"seed": given.seed, "batch": given.batch, "choices": report["choices"], "equal": {}}
+    record["recipes"] = {point.name: point.recipe for point in chosen}
+    for engine in dict.fromkeys((row["engine"], row["precision"]) for row in report["rows"]):
+        rows = [row for row in report["rows"] if (row["engine"], row["precision"]) == engine]
+        by_name = {row["name"] or row["method"]: row["images_per_s"] for row in rows}
+        # A method that is there once goes by its own name, at whatever keep rate.
+        speeds = {point.name: by_name[point.name if point.name in by_name else point.method] for point in chosen}
+        record["equal"][" ".join(engine)] = equal(chosen, speeds, by_name[methods.baseline().name])
+    publish(given.page, "front", record, markdown(record))
+
+
+if __name__ == "__main__":
+    main()
