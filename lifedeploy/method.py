@@ -204,6 +204,12 @@ class Method:
         """Of its options ``given`` those that leave the number of tokens to a keep rate."""
         return without_budget(self.options, given)
 
+    def gives_budget(self, options: Mapping[str, Option]) -> bool:
+        """Whether options say how many tokens go on: those that can are others than the usual ones."""
+        usual = self.plain_options({})
+        budget = options.keys() - self.without_budget(options).keys()
+        return any(options[name] != usual[name] for name in budget if name in usual)
+
     def options_beside(self, other: Method) -> dict[str, Option]:
         """Options of ``other`` where it stands beside this method: the bound cuts where this method drops."""
         return {"inside": self.inside} if other.role == BOUND else {}

@@ -17,7 +17,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
 from benchmarks.real.scores import Asked, at_work_of_life, score
 from lifedeploy import methods
-from lifedeploy.files import now
+from lifedeploy.files import now, write_text
 from lifedeploy.machine import describe, gpus, identity
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 
@@ -39,7 +39,7 @@ RATES = (0.7, 0.5)
 FIRST = 0  # the seed of what is run once
 FREE = ("life", "evit", "topk", "tome")  # whose scores need no training, in the order of the table
 OFTEN = ("life", "evit", "topk", "tome")  # on every seed
-ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first
+ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first of them first, on the others last
 # Whose training knows of no keep rate, and as what its checkpoints are asked: at each rate, and as they are.
 WITHOUT_RATE = {"evo-vit": ("evo-vit",), "avit": ("avit", "avit-ranked"), "ia-red2": ("ia-red2",)}
 
@@ -109,7 +109,13 @@ def grid(seeds: Sequence[int], at: str) -> list[Cell]:
         for name in ONCE:
             rates = (None,) if name in WITHOUT_RATE else RATES
             cells += [Cell(method=name, rate=rate, seed=seed, at=at) for rate in rates]
+    # Brought to the work of lives, lives are what they are, and so is what takes no keep rate.
+    cells = [cell if _moves(cell) else replace(cell, at="keep-rate") for cell in cells]
     return list(dict.fromkeys(cells))
+
+
+def _moves(cell: Cell) -> bool:
+    return cell.rate is not None and cell.method != methods.DEFAULT
 
 
 def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
@@ -216,9 +222,9 @@ def keep(results: Results, size: str, cell: Cell, record: dict[str, Any]) -> Non
         where = content.setdefault(size, {}).setdefault(gpus()[0] if gpus() else identity(), {"cells": {}})
         where["cells"][f"{cell.name} / seed {cell.seed}"] = record | {"date": now()}
         where["machine"] = describe()
+        write_text(results.path.with_name("GRID.md"), markdown(content))  # nobody else writes meanwhile
 
     results.update(enter)
-    results.path.with_name("GRID.md").write_text(markdown(results.read()), encoding="utf-8")
 
 
 if __name__ == "__main__":

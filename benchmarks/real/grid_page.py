@@ -44,11 +44,11 @@ def markdown(results: Mapping[str, Any]) -> str:
                 "work shared the machine, so minutes are upper bounds.",
                 "",
             ]
-        lines += _tables(machines_of(machines))
+        lines += _tables(with_base(machines))
     return "\n".join(lines).rstrip() + "\n"
 
 
-def machines_of(machines: Mapping[str, Any]) -> dict[str, Any]:
+def with_base(machines: Mapping[str, Any]) -> dict[str, Any]:
     """All cells, each with the dense scores of its seed: of its own machine, which it was trained on."""
     everywhere = {key: cell for run in machines.values() for key, cell in run["cells"].items()}
     cells = {}

@@ -124,11 +124,11 @@ class Bare:
         if isinstance(self.model, timm.models.VisionTransformer):
             return criterion(self.model(pixels))
         output = self.model(pixels, soft=self.stage.soft, progress=progress)
-        loss: Tensor = self.model.reducer.labelled(output.logits, output.asides, criterion)
+        loss: Tensor = self.model.reducer.labelled(output.logits, output.loss_inputs, criterion)
         if self.teacher is not None:
             taught = self.teacher.loss(output, self.teacher(pixels), self.model.adapted.final_norm)
             loss = self.config.distill_labels * loss + taught
-        penalty = self.model.reducer.penalty(output.asides, output.logits.detach().argmax(dim=1) == targets)
+        penalty = self.model.reducer.penalty(output.loss_inputs, output.logits.detach().argmax(dim=1) == targets)
         return loss if penalty is None else loss + penalty
 
     def epoch(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def matching(path: Path) -> list[Path]:
     """The files that a pattern is of, ``DIR/*.safetensors``, by name; a path that is none, or of nothing, as it is."""
     if os.path.lexists(path) or not set("*?[") & set(str(path)):
         return [path]
-    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) or [path]
+    with suppress(ValueError):  # no pattern, as a**
+        return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) or [path]
+    return [path]
 
 
 def _path(text: str, flag: str) -> str:

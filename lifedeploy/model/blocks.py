@@ -179,6 +179,11 @@ class Backbone:
         return logits
 
     @property
+    def beside_one(self) -> tuple[str, ...]:
+        """Parameters that :meth:`classify_one` does not use: a distillation token's head."""
+        return tuple(name for name, _ in self.model.named_parameters() if name.startswith("head_dist."))
+
+    @property
     def reads_prefix_alone(self) -> bool:
         """Whether classes are read from prefix tokens, and patches are not pooled."""
         return self.model.attn_pool is None and self.model.global_pool == "token"

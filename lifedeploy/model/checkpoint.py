@@ -32,7 +32,7 @@ SPEC_KEY = "lifedeploy.spec"
 # In plain safetensors of other tools, both as JSON: a list of names; 224 or [192, 256], height first.
 CLASSES_KEY = "classes"
 IMAGE_SIZE_KEY = "image_size"
-_AIDS = REDUCER + "aids."
+_TRAIN_ONLY = REDUCER + "train_only."
 
 
 def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
@@ -43,7 +43,7 @@ def save(path: Path, model: SlimViT, spec: ModelSpec) -> None:
     Raises:
         OSError, ArtifactError: it cannot be written; with the name of the file.
     """
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_AIDS)}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_TRAIN_ONLY)}
     write_tensors(path, weights, {SPEC_KEY: compact_json(spec.to_dict()), "format": "pt"})
 
 

@@ -84,11 +84,7 @@ class ModelRequest:
                 )
             return make(counts=trained.counts, drop_layers=layers)
         usual = None if method.own_budget else DEFAULT_KEEP_RATE
-        if (
-            trained is not None
-            and trained.keep_rate is not None
-            and method.without_budget(self.options) == self.options
-        ):
+        if trained is not None and trained.keep_rate is not None and not method.gives_budget(self.options):
             usual = trained.keep_rate
         return make(keep_rate=usual if self.keep_rate is None else self.keep_rate, drop_layers=layers)
 

@@ -30,7 +30,7 @@ class SlimOutput(NamedTuple):
     tokens: Tensor
     survivors: Tensor | None  # (B, n), original indices of these, -1 for what is no single patch; None: all, in order
     alive: Tensor | None  # (B, N), of a relaxed form: 1 where a patch would have reached the last layer; None: all have
-    asides: dict[str, Tensor]  # what the method's loss needs beside the logits
+    loss_inputs: dict[str, Tensor]  # what the method's loss needs beside the logits
 
 
 class SlimViT(nn.Module):
@@ -108,7 +108,7 @@ class SlimViT(nn.Module):
             tokens=tokens.x,
             survivors=tokens.positions,
             alive=reducer.alive(tokens),
-            asides=reducer.asides(tokens),
+            loss_inputs=reducer.loss_inputs(tokens),
         )
 
 

@@ -23,7 +23,7 @@ IA_RED2 = Method(
     last_block="prefix",
     stages=(
         TrainingStage("interpreter", reducer=True, backbone=False),
-        TrainingStage("backbone", reducer=False, backbone=True),
+        TrainingStage("backbone", reducer=False, backbone=True, soft=False),  # where nothing learns, nothing is drawn
     ),
     recipe={"single_stage": True},  # for 90 epochs, group by group; rates are not in the paper
     work=_ia_red2_work,

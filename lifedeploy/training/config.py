@@ -47,8 +47,8 @@ _RUN = "The run"
 def _option(default: Any, panel: str, help: str = "", **more: str) -> Any:
     """A setting that is an option of the command line too: ``panel`` and ``help`` are where and how it is shown.
 
-    ``more``: its ``flag`` where that is not the field's name, its ``metavar``, the default in words (``usual``), and
-    the sentence that refuses a value (``said``).
+    ``more``: its ``flag`` where that is not the field's name, its ``metavar``, the default in words (``usual``), the
+    sentence that refuses a value (``said``), and ``negated`` where a recipe may say yes, and the command line no.
     """
     return field(default=default, metadata={"panel": panel, "help": help, **more})
 
@@ -87,13 +87,21 @@ class TrainConfig:
     recipe: RecipeName = _option(  # a note of where settings are from: they themselves stand beside it
         NO_RECIPE, _STAGES, "Whose settings are taken where none are given.", usual="published: the method's authors'"
     )
-    epochs: Epochs = _option(3, _STAGES, "Of a dense run, or a method of one stage.")
+    epochs: Epochs = _option(
+        3, _STAGES, "Of a dense run, or a method of one stage.", usual="3 of a dense run, 2 of a method"
+    )
     stage1_epochs: Epochs = _option(1, _STAGES, "The method's own parameters alone.")
     stage2_epochs: Epochs = _option(1, _STAGES, "Backbone alone.")
-    single_stage: bool = _option(False, _STAGES, "Everything at once: the paper's ablation.")  # epochs of both stages
+    single_stage: bool = _option(  # epochs of both stages
+        False, _STAGES, "Everything at once: the paper's ablation.", negated="yes"
+    )
     # Beyond the paper.
-    hard: bool = _option(False, _BEYOND, "In the backbone's stage tokens really leave, as when deployed.")
-    distill: bool = _option(False, _BEYOND, "The dense model it starts from is the teacher: of logits, tokens, lives.")
+    hard: bool = _option(
+        False, _BEYOND, "In the backbone's stage tokens really leave, as when deployed.", negated="yes"
+    )
+    distill: bool = _option(
+        False, _BEYOND, "The dense model it starts from is the teacher: of logits, tokens, lives.", negated="yes"
+    )
     distill_labels: Weight = 0.0  # weight of the labels beside it
     distill_logits: Weight = 1.0  # weight of the divergence from its answers
     distill_tokens: Weight = 0.5  # weight of the squared distance of the surviving tokens
@@ -103,13 +111,13 @@ class TrainConfig:
     keep_ramp: tuple[Share, Share] = (0.0, 0.0)  # the keep rate falls from 1 between these shares of a stage
     # The optimiser: AdamW, linear warm-up, cosine decay, in every stage anew.
     predictor_lr: Rate = _option(1e-3, _OPTIMISER)
-    backbone_lr: Rate = _option(1e-5, _OPTIMISER)
+    backbone_lr: Rate = _option(1e-5, _OPTIMISER, usual="the recipe's, else 1e-5")
     head_lr: Rate = _option(1e-5, _OPTIMISER, usual="the backbone's; ten times it with --dense")
     batch: Batch = _option(128, _OPTIMISER, "Images per step, over all processes.")  # and micro-batches
     accumulate: Batch = _option(1, _OPTIMISER, "Micro-batches that a batch is made of.")
-    weight_decay: Rate = _option(0.05, _OPTIMISER)
-    warmup: PartialShare = _option(0.1, _OPTIMISER, "Share of a stage.")
-    lr_min: Share = _option(0.0, _OPTIMISER, "Share of a rate that its decay ends at.")
+    weight_decay: Rate = _option(0.05, _OPTIMISER, usual="the recipe's, else 0.05")
+    warmup: PartialShare = _option(0.1, _OPTIMISER, "Share of a stage.", usual="the recipe's, else 0.1")
+    lr_min: Share = _option(0.0, _OPTIMISER, "Share of a rate that its decay ends at.", usual="the recipe's, else 0")
     backbone_delay: PartialShare = 0.0  # share of a stage before the backbone moves
     # "capped": the backbone has its rate until that of the method's own parameters falls below it.
     backbone_curve: Literal["cosine", "capped"] = "cosine"
@@ -200,7 +208,7 @@ class TrainConfig:
     def has_own_budget(self) -> bool:
         """Whether the method's options say how many tokens go on, or it takes no keep rate."""
         method = self.trained_method
-        return not method.takes_keep_rate or method.without_budget(self.options) != self.options
+        return not method.takes_keep_rate or method.gives_budget(self.options)
 
     def schedule_at(self, keep_rate: float, schedule: Schedule) -> Schedule:
         """The schedule of another keep rate, at the drop layers of a model's own ``schedule``."""

@@ -103,7 +103,8 @@ class Trainer:
         freeze(self.model, stage, self.config.frozen)
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), foreach=True)
         total = stage.epochs * self.steps
-        rates = LearningRates(optimizer, total, self.config)
+        rounds = self.model.reducer.turns if stage.reducer and stage.soft else 1
+        rates = LearningRates(optimizer, total, self.config, rounds)
         model = self.accelerator.prepare_model(self.model)
         optimizer_: Any = self.accelerator.prepare_optimizer(optimizer)
         if self._resumed is not None:
@@ -204,12 +205,12 @@ class Trainer:
         def criterion(logits: Tensor) -> Tensor:
             return classification_loss(logits, targets, config.label_smoothing)
 
-        loss = reducer.labelled(output.logits, output.asides, criterion)
+        loss = reducer.labelled(output.logits, output.loss_inputs, criterion)
         if self.teacher is not None:
             with self.accelerator.autocast():
                 taught = self.teacher.loss(output, self.teacher(images), self.job.model.adapted.final_norm)
             loss = config.distill_labels * loss + taught
-        penalty = reducer.penalty(output.asides, output.logits.detach().argmax(dim=1) == labels)
+        penalty = reducer.penalty(output.loss_inputs, output.logits.detach().argmax(dim=1) == labels)
         return loss if penalty is None else loss + penalty
 
     def _require_finite(self, stage: Stage, norm: Tensor | None, loss: Tensor, batches: Sequence[MicroBatch]) -> None:

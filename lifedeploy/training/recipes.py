@@ -24,21 +24,49 @@ def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
     Raises:
         UsageError: an unknown setting, or a value that cannot be; or a recipe that the method has not.
     """
-    read = brought_up(read_toml(file, UsageError)) if file else {}
+    written_down = read_toml(file, UsageError) if file else {}
+    read = brought_up(written_down)
+    if written_down.keys() >= _OF_0_1:  # of a run, which says what it trains with: no recipe adds to that
+        read.setdefault("recipe", NO_RECIPE)
+    elif "distill_labels" not in written_down:
+        read.pop("distill_labels", None)  # the recipe has a say in it first
     merged = read | settings
+    merged.setdefault("recipe", PUBLISHED)
+    merged |= _epochs(merged, settings)
     written, given = read.get("options"), settings.get("options")
     same = merged.get("method", methods.DEFAULT) == read.get("method", methods.DEFAULT)
     if not same:
         merged["options"] = given or {}  # the file's are another method's
     elif isinstance(written, dict) and isinstance(given, dict):
         merged["options"] = {**written, **given}  # of one method, option by option
-    merged.setdefault("recipe", PUBLISHED)
     recipe = _recipe(merged)
     config = TrainConfig.from_dict({**recipe, **merged}, str(file) if file else "the command")
     if "head_lr" not in merged and ("backbone_lr" in merged or "head_lr" not in recipe):
-        usual = recipe.get("backbone_lr", config.backbone_lr)
+        usual = recipe.get("backbone_lr") or 1.0
         config = config.but(head_lr=config.backbone_lr * (recipe.get("head_lr", usual) / usual))
     return config
+
+
+_OF_A_RUN = {"backbone", "data", "dense", "method", "options", "recipe", "weights"}  # no recipe has a say in these
+# The settings that every run of version 0.1 wrote down, and no hand would.
+_OF_0_1 = {"accumulate", "backbone_lr", "clip_grad", "elastic_range", "epochs", "warmup", "weight_decay", "workers"}
+
+
+def _epochs(merged: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``epochs`` mean to a method of two stages: those of both together, where these are one.
+
+    Raises:
+        UsageError: they are two, which have epochs of their own.
+    """
+    method = _method(merged)
+    if "epochs" not in given or method is None or len(method.stages) < 2:
+        return {}
+    if merged.get("single_stage", method.recipe.get("single_stage") and merged["recipe"] == PUBLISHED):
+        return {"stage1_epochs": given["epochs"], "stage2_epochs": 0}
+    raise UsageError(
+        f"{method.name} trains in two stages, and epochs are of one",
+        hint="--stage1-epochs and --stage2-epochs, or --single-stage",
+    )
 
 
 def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +90,16 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {item.name for item in fields(TrainConfig)}
     if odd := next((setting for setting in recipe if setting not in known), None):
         raise method.broken(f"its recipe has {quoted(odd)}, which is no setting of training")
+    if odd := next((setting for setting in recipe if setting in _OF_A_RUN), None):
+        raise method.broken(f"its recipe has {quoted(odd)}, which whoever trains it says")
+    try:
+        TrainConfig.from_dict({**recipe, "method": method.name} if method.role == methods.SLIMMED else dict(recipe))
+    except UsageError as error:
+        raise method.broken(f"its recipe cannot be: {error.message}") from error
+    if settings.get("hard"):
+        recipe.pop("single_stage", None)  # tokens leave in a stage in which the backbone alone trains
     options = settings.get("options")
-    budget = isinstance(options, dict) and method.without_budget(options) != options
+    budget = isinstance(options, dict) and method.gives_budget(options)
     if settings.get("counts") or settings.get("elastic") or budget:
         recipe.pop("keep_ramp", None)  # there is no single keep rate that could fall
     return recipe

@@ -54,10 +54,13 @@ def freeze(model: SlimViT, stage: Stage, frozen: tuple[str, ...] = ()) -> None:
     Of the backbone the parameters called ``frozen`` never train; what the reducer has for training alone trains with
     the backbone, where its form for training runs.
     """
-    aids = stage.backbone and stage.soft
-    for part, trains in ((model.backbone, stage.backbone), (model.reducer, stage.reducer), (model.reducer.aids, aids)):
+    parts: list[tuple[nn.Module, bool]] = [(model.backbone, stage.backbone), (model.reducer, stage.reducer)]
+    if hasattr(model.reducer, "train_only"):  # of another package, it may be older than that
+        parts.append((model.reducer.train_only, stage.backbone and stage.soft))
+    for part, trains in parts:
         part.requires_grad_(trains)
         part.train(trains)
+    frozen = (*frozen, *model.reducer.unused(model.adapted))
     for name, parameter in model.backbone.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
@@ -84,11 +87,14 @@ def parameter_groups(model: SlimViT, config: TrainConfig) -> list[dict[str, Any]
     Weights decay; biases, norms and whatever timm exempts (position embeddings, CLS) do not.
     """
     exempt = {f"backbone.{name}" for name in model.backbone.no_weight_decay()}
+    # Apart only where that matters: states hold moments by a parameter's number, and are older than this difference.
+    apart = bool(config.backbone_delay) or config.backbone_curve != "cosine"
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = 0.0 if parameter.ndim <= 1 or name in exempt else config.weight_decay
-            groups.setdefault((*_rate(name, config), decay), []).append(parameter)
+            part, rate = _rate(name, config)
+            groups.setdefault((part if apart else "", rate, decay), []).append(parameter)
     return [
         {"params": group, "part": part, "lr": rate, "peak": rate, "weight_decay": decay}
         for (part, rate, decay), group in groups.items()
@@ -97,7 +103,7 @@ def parameter_groups(model: SlimViT, config: TrainConfig) -> list[dict[str, Any]
 
 def _rate(name: str, config: TrainConfig) -> tuple[str, float]:
     """The part that a parameter is of, and its rate."""
-    if name.startswith(("backbone.head.", "backbone.head_dist.", "reducer.aids.")):
+    if name.startswith(("backbone.head.", "backbone.head_dist.", "reducer.train_only.")):
         return BACKBONE, config.head_lr
     return (BACKBONE, config.backbone_lr) if name.startswith("backbone.") else (REDUCER, config.predictor_lr)
 
@@ -109,28 +115,35 @@ class LearningRates:
         optimizer: of :func:`parameter_groups`.
         steps: of the stage.
         config: of the run.
+        rounds: how often it all begins anew, after equal parts of the stage.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig, rounds: int = 1) -> None:
         self.groups = optimizer.param_groups
         self.steps = steps
         self.config = config
-        self.warmup = round(config.warmup * steps)
+        self.rounds = rounds
         self.delay = round(config.backbone_delay * steps)
 
     def set(self, step: int) -> None:
         """The rates of ``step``, counted from 1."""
-        config = self.config
-        if step < self.warmup:
-            share = step / self.warmup
-        else:
-            cosine = 0.5 * (1 + math.cos(math.pi * step / (self.steps + 1)))
-            share = config.lr_min + (1 - config.lr_min) * cosine
+        config, share = self.config, self._share(step)
         for group in self.groups:
             rate = group["peak"] * share
             if group["part"] == BACKBONE and config.backbone_curve == "capped":
                 rate = min(group["peak"], config.predictor_lr * share)
             group["lr"] = 0.0 if group["part"] == BACKBONE and step <= self.delay else rate
+
+    def _share(self, step: int) -> float:
+        """Of the highest rate."""
+        number = (step - 1) * self.rounds // self.steps
+        began, ends = (-(-place * self.steps // self.rounds) for place in (number, number + 1))
+        step, steps = step - began, ends - began
+        warmup = round(self.config.warmup * steps)
+        if step < warmup:
+            return step / warmup
+        cosine = 0.5 * (1 + math.cos(math.pi * step / (steps + 1)))
+        return self.config.lr_min + (1 - self.config.lr_min) * cosine
 
     @property
     def largest(self) -> float:

@@ -15,6 +15,7 @@ from lifedeploy.errors import UsageError, WeightsError
 from lifedeploy.model import backbones, checkpoint, weights
 from lifedeploy.model.weights import LoadedModel, ModelRequest
 from lifedeploy.training.config import TrainConfig
+from lifedeploy.training.stages import plan
 from lifedeploy.typed import RANDOM_WEIGHTS
 
 
@@ -99,6 +100,13 @@ def require_elastic(loaded: LoadedModel, config: TrainConfig) -> None:
     ends = [config.schedule_at(rate, loaded.spec.schedule) for rate in config.elastic_range]
     if ends[0].tokens == ends[1].tokens and config.elastic_range[0] < config.elastic_range[1]:
         raise UsageError(f"--elastic changes the keep rate in every step, and {config.method} has one schedule for all")
+    soft = [stage.name for stage in plan(config) if stage.elastic and stage.soft]
+    if soft and not loaded.model.reducer.knows_schedule:
+        raise UsageError(
+            f"--elastic changes the keep rate in every step, and in stage {soft[0]} {config.method} trains in a form "
+            "that knows of none",
+            hint="--hard, under which tokens really leave",
+        )
     for other in ends:
         loaded.model.reducer.relaxed(other)
         loaded.model.reducer.at(other)

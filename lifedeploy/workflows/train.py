@@ -144,6 +144,7 @@ def train(
     loaded.model.adapted.set_drop_path(config.drop_path)
     require_watchable(loaded.model, config)
     require_frozen(loaded.model, config)
+    _require_forward(loaded)
     if lacking := _lacking(config):
         note(lacking)
     if config.elastic:
@@ -225,6 +226,13 @@ def _lacking(config: TrainConfig) -> str:
         f"{method.name} has no parameters of its own to train: that stage is skipped, and --epochs says how long the "
         f"backbone trains ({config.epochs})"
     )
+
+
+def _require_forward(loaded: LoadedModel) -> None:
+    """Whatever a method cannot do with this backbone is said before a folder is made."""
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
+        for soft in (False, True):
+            loaded.model(torch.zeros(1, 3, *loaded.spec.image_size), soft=soft)
 
 
 def _peak_memory_mib(device: torch.device) -> float | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lifedeploy.model.reducers import scorers
+from lifedeploy.model.reducers import Tokens, scorers
 from lifedeploy.model.reducers.base import TakeOrdered
 from lifedeploy.model.reducers.dynamicvit import RelaxedDynamicVit
 from lifedeploy.model.reducers.ia_red2 import RelaxedIaRed2
@@ -115,11 +115,11 @@ def test_the_ratio_loss_is_the_mean_square_by_which_shares_miss_the_schedule():
     wanted = [count / 16 for count in KEEP.values()]
     # After the last drop, those that are alive are what all drops have kept.
     last = output.alive.mean(dim=1) - wanted[-1]
-    torch.testing.assert_close(output.asides["off 2"], last)
-    by_hand = sum(output.asides[f"off {drop}"].square().mean() for drop in range(3)) / 3
-    assert float(model.reducer.penalty(output.asides, RIGHT)) == pytest.approx(3 * float(by_hand), rel=1e-6)
+    torch.testing.assert_close(output.loss_inputs["off 2"], last)
+    by_hand = sum(output.loss_inputs[f"off {drop}"].square().mean() for drop in range(3)) / 3
+    assert float(model.reducer.penalty(output.loss_inputs, RIGHT)) == pytest.approx(3 * float(by_hand), rel=1e-6)
     hard = model(images)
-    assert hard.asides == {} and model.reducer.penalty(hard.asides, RIGHT) is None
+    assert hard.loss_inputs == {} and model.reducer.penalty(hard.loss_inputs, RIGHT) is None
 
 
 # --- IA-RED² ----------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_groups_learn_one_after_the_other():
     for learning, progress in enumerate((0.0, 0.5, 0.9)):
         model.zero_grad()
         output = model(images, soft=True, progress=progress)
-        penalty = model.reducer.penalty(output.asides, RIGHT)
+        penalty = model.reducer.penalty(output.loss_inputs, RIGHT)
         assert penalty is not None
         penalty.backward()
         moved = [bool(part.policy.grad.any()) for part in model.reducer.interpreters]
@@ -186,9 +186,9 @@ def test_tokens_ponder_for_as_many_layers_as_they_take_and_what_is_left_of_one(m
         walk = Halted(vit, image, SCALE, CENTER)
         torch.testing.assert_close(output.logits[number], walk.logits, rtol=1e-6, atol=1e-6)
         layers = [*walk.of_prefix, *walk.lives]
-        assert math.floor(float(output.asides["ponder"][number])) >= math.floor(sum(layers) / len(layers))
+        assert math.floor(float(output.loss_inputs["ponder"][number])) >= math.floor(sum(layers) / len(layers))
         assert output.alive[number].tolist() == [float(life == DEPTH) for life in walk.lives]
-    ponder = float(output.asides["ponder"].mean())
+    ponder = float(output.loss_inputs["ponder"].mean())
     lives = sum(sum(walk.of_prefix) + sum(walk.lives) for walk in (Halted(vit, i, SCALE, CENTER) for i in images)) / 68
     assert lives < ponder <= lives + 1  # what is left of 1 is more than nothing
 
@@ -200,15 +200,39 @@ def test_layers_in_which_tokens_halt_are_held_against_a_normal_distribution():
     wanted = [math.exp(-0.5 * (layer - 3) ** 2) for layer in range(1, 7)]
     wanted = [value / sum(wanted) for value in wanted]
     by_hand = sum(p * math.log(p / q) for p, q in zip(wanted, depths.tolist(), strict=True))
-    loss = model.reducer.penalty({"ponder": torch.tensor([3.0]), "depths": 2 * depths}, RIGHT)
+    loss = model.reducer.penalty({"ponder": torch.tensor([3.0]), "log depths": (2 * depths).log()}, RIGHT)
     assert float(loss) == pytest.approx(2 * by_hand, rel=1e-5)
+
+
+def test_far_from_halting_there_is_a_way_to_it():
+    """As published, β is 75, and probabilities are smaller than numbers are: the prior has a gradient all the same."""
+    vit = tiny_vit()
+    model = slim(vit, "avit", Schedule.dense(16, DEPTH), halting_depth=0.3)
+    output = model(images_for(vit), soft=True)
+    assert float(output.loss_inputs["ponder"].detach().min()) == DEPTH + 1
+    model.reducer.penalty(output.loss_inputs, RIGHT).backward()
+    gradient = vit.blocks[0].mlp.fc2.weight.grad[0]
+    assert bool(gradient.isfinite().all()) and float(gradient.abs().max()) > 1e-6
+
+
+@torch.no_grad()
+def test_a_token_that_has_halted_does_not_halt_again():
+    model = slim(tiny_vit(), "avit", Schedule.dense(16, DEPTH), gate_scale=1.0, gate_center=0.0)
+    first = torch.full((1, 3), -20.0)  # one token of three halts in the first layer
+    first[0, 0] = 20.0
+    carry = {f"halted {layer}": first if layer == 1 else torch.full((1, 3), 20.0) for layer in range(1, DEPTH + 1)}
+    relaxed = model.reducer.relaxed(model.schedule)
+    inputs = relaxed.loss_inputs(Tokens(x=torch.zeros(1, 3, 24), prefix=1, carry=carry))
+    shares = inputs["log depths"].exp().tolist()
+    assert shares == pytest.approx([1.0, 2.0, 0.0, 0.0, 0.0, 0.0], abs=1e-6)
+    assert float(inputs["ponder"]) == pytest.approx((1 + 2 + 2) / 3 + (1 + 1 + 1) / 3, abs=1e-5)
 
 
 def test_halting_is_what_the_ponder_loss_teaches():
     vit = tiny_vit()
     model = slim(vit, "avit", Schedule.dense(16, DEPTH), gate_scale=SCALE, gate_center=CENTER, prior_weight=0.0)
     output = model(images_for(vit), soft=True)
-    model.reducer.penalty(output.asides, RIGHT).backward()
+    model.reducer.penalty(output.loss_inputs, RIGHT).backward()
     assert bool(vit.blocks[0].mlp.fc2.weight.grad[0].any())  # the first channel, of patches too
     assert halting(torch.tensor([0.0]), DEPTH, DEPTH, SCALE, CENTER) == 1.0
 
@@ -237,13 +261,13 @@ def test_cls_and_the_mean_of_patches_each_have_a_head_and_half_of_the_loss():
     names = set(model.state_dict())
     model.reducer.equip(model.adapted)
     added = set(model.state_dict()) - names
-    assert added == {f"reducer.aids.{part}.{kind}" for part in ("norm", "head") for kind in ("weight", "bias")}
+    assert added == {f"reducer.train_only.{part}.{kind}" for part in ("norm", "head") for kind in ("weight", "bias")}
     with torch.no_grad():
-        model.reducer.aids["head"].bias += 1.0
+        model.reducer.train_only["head"].bias += 1.0
     output = model(images_for(vit, batch=4), soft=True)
     cls = vit.head(vit.norm(output.tokens[:, 0])) + 1.0
-    torch.testing.assert_close(output.asides["cls"], cls)
+    torch.testing.assert_close(output.loss_inputs["cls"], cls)
     torch.testing.assert_close(output.logits[0], classes_of_mean(vit, output.tokens[0, 1:]), rtol=1e-4, atol=1e-5)
-    loss = model.reducer.labelled(output.logits, output.asides, lambda logits: logits.mean())
+    loss = model.reducer.labelled(output.logits, output.loss_inputs, lambda logits: logits.mean())
     assert loss.item() == pytest.approx(((output.logits.mean() + cls.mean()) / 2).item(), rel=1e-5)
-    assert set(dict(model(images_for(vit)).asides)) == set()  # the hard form has no use for it
+    assert set(dict(model(images_for(vit)).loss_inputs)) == set()  # the hard form has no use for it

@@ -86,7 +86,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, mo
 def test_what_a_stage_trains_moves_and_nothing_else(settings, workspace, unbroken, method, recipe):
     config = small(settings, method, recipe=recipe)
     folder = unbroken(method, recipe)
-    before = {name: tensor for name, tensor in start(config).items() if "aids" not in name}
+    before = {name: tensor for name, tensor in start(config).items() if "train_only" not in name}
     for stage in plan(config):
         after = weights_of(folder, f"after-{stage.name}")
         assert set(after) == set(before)  # what training alone has is in no checkpoint
@@ -180,3 +180,51 @@ def test_a_parameter_that_is_to_stay_and_is_not_there_is_refused_by_name(setting
     with pytest.raises(UsageError, match=r"frozen names 'dist_token', and test_vit has no such parameter; there are: "):
         train(TrainRequest(config=config), workspace)
     assert not (workspace.root / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("method", ["ia-red2", "avit-ranked"])
+def test_a_form_that_knows_no_keep_rate_cannot_learn_many(settings, workspace, method):
+    with pytest.raises(UsageError, match=f"in stage .* {method} trains in a form that knows of none"):
+        train(TrainRequest(config=small(settings, method, elastic=True)), workspace)
+    report = train(TrainRequest(config=small(settings, method, elastic=True, hard=True)), workspace)
+    assert report.spec.provenance.elastic
+
+
+def test_a_keep_rate_is_kept_where_a_method_has_a_budget_of_its_own(settings, workspace):
+    counts = []
+    for rate in (0.7, 0.5):
+        config = small(settings, "tome", keep_rate=rate, epochs=1)
+        spec = train(TrainRequest(config=config), workspace).spec
+        assert spec.schedule.keep_rate == rate
+        counts.append(spec.schedule.counts)
+    own = train(TrainRequest(config=small(settings, "tome", epochs=1, options={"r": "2"}), name="own"), workspace).spec
+    assert own.schedule.keep_rate is None and own.schedule.counts[0] == own.schedule.patches - 2
+    assert counts[0] != counts[1]
+
+
+def test_what_a_method_cannot_do_with_a_backbone_is_said_before_a_folder_is_made(settings, workspace):
+    config = small(settings, "avit", backbone="vit_tiny_patch16_224.augreg_in21k", image_size=(64, 64))
+    from lifedeploy.model import backbones
+
+    create = backbones.create
+
+    def pooling(*arguments, **options):
+        vit = create(*arguments, **options)
+        vit.global_pool = "avg"
+        return vit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "create", pooling)
+        with pytest.raises(UsageError, match="A-ViT reads classes from CLS, and this backbone pools patches"):
+            train(TrainRequest(config=config), workspace)
+    assert not (workspace.root / "checkpoints").exists()
+
+
+def test_a_token_that_nobody_reads_has_a_head_that_does_not_train(settings, workspace):
+    """Else several processes would wait for its gradient."""
+    config = small(settings, "evo-vit", backbone="deit_tiny_distilled_patch16_224", epochs=1)
+    before = start(config)
+    after = weights_of(train(TrainRequest(config=config), workspace).folder)
+    unread = [name for name in before if name.startswith("backbone.head_dist.")]
+    assert unread and all(torch.equal(after[name], before[name]) for name in unread)
+    assert not torch.equal(after["backbone.head.weight"], before["backbone.head.weight"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import tomli_w
 import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
@@ -99,6 +100,60 @@ def methods_with(row, recipe):
     return replace(row, recipe=recipe)
 
 
+def test_rates_of_zero_are_rates():
+    config = settled({"backbone_lr": 0}, None)
+    assert (config.backbone_lr, config.head_lr) == (0, 0)
+    assert settled({"dense": True, "recipe": NO_RECIPE, "backbone_lr": 0}, None).head_lr == 0
+    assert settled({"dense": True, "backbone_lr": 0}, None).head_lr == 0
+
+
+@pytest.mark.parametrize("method", ["dynamicvit", "ia-red2"])
+def test_hard_makes_two_stages_of_one(method):
+    """Tokens leave in a stage in which the backbone alone trains."""
+    stages = plan(settled({"method": method, "hard": True}, None))
+    assert [(stage.reducer, stage.backbone, stage.soft) for stage in stages] == [
+        (True, False, True),
+        (False, True, False),
+    ]
+    assert settled({"method": method, "hard": True, "single_stage": True}, None).single_stage
+
+
+def test_epochs_are_those_of_a_single_stage():
+    assert settled({"method": "dynamicvit", "epochs": 30}, None).total_epochs == 30
+    assert settled({"single_stage": True, "epochs": 7}, None).total_epochs == 7
+    assert settled({"method": "evit", "epochs": 7}, None).total_epochs == 7
+    for given in ({"epochs": 30}, {"method": "dynamicvit", "epochs": 30, "recipe": NO_RECIPE}):
+        with pytest.raises(UsageError, match="trains in two stages, and epochs are of one"):
+            settled(given, None)
+
+
+def test_the_configuration_of_a_run_is_no_recipes_to_add_to(tmp_path):
+    """As version 0.1 wrote it down: it says all that there was to say."""
+    written = TrainConfig(method="evit").to_dict()
+    for name in ("recipe", "keep_ramp", "lr_min", "backbone_delay", "backbone_curve", "frozen", "distill_labels"):
+        del written[name]
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(written), encoding="utf-8")
+    assert settled({}, path) == TrainConfig(method="evit")
+
+
+def test_what_labels_count_is_the_recipes_where_a_file_does_not_say(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('method = "dynamicvit"\ndistill_logits = 0.25\n', encoding="utf-8")
+    assert settled({}, path).distill_labels == 1.0
+    path.write_text("distill = true\ndistill_logits = 0.25\n", encoding="utf-8")
+    assert settled({}, path).distill_labels == 0.75
+
+
+@pytest.mark.parametrize(
+    ("options", "gives"), [({}, False), ({"r": ""}, False), ({"r": "3"}, True), ({"inflect": 0.0}, False)]
+)
+def test_a_budget_is_one_that_is_given(options, gives):
+    config = TrainConfig(method="tome", options=options)
+    assert config.has_own_budget == gives
+    assert methods.get("tome").gives_budget(config.model_options) == gives
+
+
 # --- learning rates ---------------------------------------------------------------------------------------------
 
 
@@ -148,6 +203,31 @@ def test_a_backbone_may_wait_and_may_be_held_below_the_methods_own_rate():
             wanted = own if part == "reducer" else 0.0 if step <= 10 else min(1e-5, own)
             assert rate == pytest.approx(wanted, rel=1e-9)
     assert found[-1][parts.index("backbone")] < 1e-5  # at the very end it is the other that is lower
+
+
+def test_rates_begin_anew_for_each_part():
+    model, _ = make_tiny()
+    config = TrainConfig(single_stage=True, warmup=0.2, predictor_lr=1.0)
+    freeze(model, plan(config)[0])
+    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    apart, alone = LearningRates(optimizer, 40, config, rounds=3), LearningRates(optimizer, 14, config)
+    seen = []
+    for rates, steps in ((apart, 40), (alone, 14)):
+        seen.append([])
+        for step in range(1, steps + 1):
+            rates.set(step)
+            seen[-1].append(rates.largest)
+    assert seen[0][:14] == seen[1]
+    assert [step for step in range(1, 40) if seen[0][step] > 3 * seen[0][step - 1]] == [14, 27]  # where parts begin
+
+
+def test_moments_keep_their_numbers():
+    """States hold them by the number of a parameter: that of version 0.1, where parts are not treated apart."""
+    model, _ = make_tiny()
+    config = TrainConfig(single_stage=True, predictor_lr=1e-5, backbone_lr=1e-5, head_lr=1e-5)
+    freeze(model, plan(config)[0])
+    assert len(parameter_groups(model, config)) == 2  # what decays, and what does not
+    assert len(parameter_groups(model, config.but(backbone_curve="capped"))) == 4
 
 
 def test_a_parameter_that_stays_is_in_no_group():

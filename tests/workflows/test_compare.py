@@ -542,6 +542,15 @@ def test_files_of_training_runs_are_called_as_their_runs(trained, tmp_path):
     assert names == ["one", "two", "life dense"]  # no slimmed model is called as the baseline is
     assert list(checkpoints.trained(paths[:1]).slimmed) == ["life"]
     shutil.copy(paths[0], tmp_path / "one" / "best.safetensors")
+    # The same run in two workspaces, or the same file by two names.
+    other = tmp_path / "seed1" / "one"
+    other.mkdir(parents=True)
+    shutil.copy(paths[0], other / "last.safetensors")
+    alike = checkpoints.trained([paths[0], other / "last.safetensors"])
+    assert list(alike.slimmed) == [f"{tmp_path.name}/one/last", "seed1/one/last"]
+    (tmp_path / "link.safetensors").symlink_to(paths[0])
+    with pytest.raises(UsageError, match=r"link\.safetensors is named twice"):
+        checkpoints.trained([paths[0], tmp_path / "link.safetensors"])
     both = checkpoints.trained([paths[0], tmp_path / "one" / "best.safetensors", paths[1]])
     assert list(both.slimmed) == ["one/last", "one/best", "two"]
 
@@ -555,6 +564,7 @@ def test_files_of_training_runs_are_called_as_their_runs(trained, tmp_path):
         (["a", "other"], "other.safetensors is of .* at 32x32 pixels with 3 classes, and .*a.safetensors of "),
         (["a", "plain"], "plain.safetensors carries no description of its model"),
         (["a", "nothing"], "nothing.safetensors does not exist"),
+        (["a", "renamed"], "renamed.safetensors tells one, two, three apart, and .*a.safetensors cat, cup, rocket"),
     ],
 )
 def test_checkpoints_that_cannot_be_compared_are_refused(trained, tmp_path, names, said):
@@ -563,6 +573,7 @@ def test_checkpoints_that_cannot_be_compared_are_refused(trained, tmp_path, name
     shutil.copy(tmp_path / "d.safetensors", tmp_path / "e.safetensors")
     model, spec = checkpoint.load(tmp_path / "a.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    checkpoint.save(tmp_path / "renamed.safetensors", model, replace(spec, classes=("one", "two", "three")))
     spec = replace(spec, preprocess=replace(spec.preprocess, image_size=(32, 32)))
     checkpoint.save(tmp_path / "other.safetensors", model, spec)
     with pytest.raises((UsageError, WeightsError), match=said):
@@ -576,6 +587,12 @@ def test_checkpoints_on_the_command_line(lifedeploy, clock, workspace, trained, 
     assert ended.code == 0, ended.err
     rows = json.loads(Path("t.json").read_text())["rows"]
     assert [(row["method"], row["name"]) for row in rows] == [("dense", ""), ("life", "a"), ("life", "b"), ("evit", "")]
+    odd = Path("x[red]y.safetensors")  # markup, in a terminal's language
+    shutil.copy(trained / "b.safetensors", odd)
+    named = lifedeploy("compare", *line, "--checkpoints", files[0], str(odd), "--data", str(make_images(Path("data"))))
+    assert named.code == 0 and "x[red]y" in named.out
+    none = lifedeploy("compare", *line, "--checkpoints", "a**/x.safetensors")
+    assert (none.code, "a**/x.safetensors does not exist" in none.err) == (1, True)
     again = lifedeploy("compare", *line, "--checkpoints", str(trained / "*.safetensors"))
     assert again.code == 0 and "Each as its checkpoint was trained" in again.out
     for more, said in (

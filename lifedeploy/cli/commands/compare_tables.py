@@ -45,7 +45,7 @@ def compared(report: CompareReport) -> RenderableType:
         headers = [_NARROW.get(header, header.replace(" ", "\n", 1)) for header in contest.headers]
         table = tables.plain_table(*headers, title=printable(contest.title))
         for row in contest.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # as they are: names of files are no markup
         parts += [table, Text("")]
     parts += [Text(printable(note), style="yellow") for note in _notes(report)]
     parts += [Text(printable(line), style="dim") for line in _explained(report)]

@@ -52,7 +52,8 @@ def _annotations() -> dict[str, Any]:
             annotations[item.name] = Annotated[str | None, _SHARED[item.name](flag, help, panel)]
         else:
             reader = _READERS.get(item.name)
-            annotations[item.name] = field_options.annotation(item, kinds[item.name], panel, reader)
+            negated = bool(item.metadata.get("negated"))
+            annotations[item.name] = field_options.annotation(item, kinds[item.name], panel, reader, negated=negated)
     return annotations
 
 

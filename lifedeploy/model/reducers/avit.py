@@ -27,14 +27,18 @@ _SUMS, _LAYERS = "halting", "layers"  # of each token: its probabilities so far;
 _LOG_SUMS = "log halting"  # of each token, up to the last drop
 _OUTPUT = "output"  # of prefix tokens, after each layer
 _FIRST = "first channel"  # of patches, after each layer since the last drop
-_HALTED = "halted"  # of each token, after each layer but the last: its probability of halting there
-_PONDER, _DEPTHS = "ponder", "depths"  # in training: (B,), layers that tokens took; (T,), in which layers they halt
+_HALTED = "halted"  # of each token, after each layer: the logit of its probability of halting there
+# In training: (B,), layers that tokens took; (T,), log of the probabilities of halting in each layer, added up.
+_PONDER, _DEPTHS = "ponder", "log depths"
+_NEVER = -1e4  # a logarithm of next to nothing that has a gradient
 _PUBLISHED_CENTER = {192: 30.0}  # channels → β; of wider models 75
 _SPREAD = 1.0  # standard deviation, in layers, of the depths wanted
 
 
 class _Adaptive(Reducer):
     """What both share: halting probabilities, and the weighted mean of outputs."""
+
+    knows_schedule = False
 
     def __init__(self, schedule: Schedule, options: Any, width: int) -> None:
         super().__init__(schedule)
@@ -79,18 +83,18 @@ class _Adaptive(Reducer):
         """As published, whatever the budget: tokens are masked once they have halted."""
         return RelaxedAvit(Schedule.dense(schedule.patches, schedule.depth), self.options, self.width)
 
-    def penalty(self, asides: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
+    def penalty(self, loss_inputs: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
         """The ponder loss, how many layers tokens take; and how far the layers in which they halt are from a normal
         distribution around the depth wanted, as a divergence.
         """
-        if not asides:
+        if not loss_inputs:
             return None
-        depths = asides[_DEPTHS]
+        depths = loss_inputs[_DEPTHS]
         layers = torch.arange(1, len(depths) + 1, device=depths.device)
         wanted = (-0.5 * ((layers - self.options.halting_depth * len(depths)) / _SPREAD).square()).softmax(dim=0)
-        halting = (depths / depths.sum()).clamp(0.01, 0.99)
+        halting = depths.softmax(dim=0).clamp(0.01, 0.99)
         away = (wanted * (wanted.log() - halting.log())).sum()
-        loss: Tensor = self.options.ponder_weight * asides[_PONDER].mean() + self.options.prior_weight * away
+        loss: Tensor = self.options.ponder_weight * loss_inputs[_PONDER].mean() + self.options.prior_weight * away
         return loss
 
 
@@ -148,24 +152,24 @@ class RelaxedAvit(AvitReducer):
 
     def after_block(self, layer: int, tokens: Tokens) -> Tokens:
         """Note the probability of halting."""
-        after = super().after_block(layer, tokens)
-        if layer == self.schedule.depth:
-            return after
-        return _note(after, _HALTED, layer, self.logit(tokens.x[..., 0]).float().sigmoid())
+        return _note(super().after_block(layer, tokens), _HALTED, layer, self.logit(tokens.x[..., 0]).float())
 
     def alive(self, tokens: Tokens) -> Tensor | None:
         """The patches that had not halted before the last layer."""
         return (tokens.beside[_SUMS][:, tokens.prefix :] < 1 - EPSILON).float()
 
-    def asides(self, tokens: Tokens) -> dict[str, Tensor]:
+    def loss_inputs(self, tokens: Tokens) -> dict[str, Tensor]:
         """ρ = N + r of each token: its layers, and what was left of 1 before the last of them; a mean over an image's
-        tokens. And the mean probability of halting in each layer.
+        tokens. And how probable it is to halt in each layer, of tokens that have not yet: as logarithms, since far from
+        halting all are smaller than numbers are, and by how much is what has to be learned.
         """
-        halting = F.pad(torch.stack(_noted(tokens, _HALTED), dim=2), (0, 1), value=1.0)  # (B, P + N, T)
+        logits = torch.stack(_noted(tokens, _HALTED), dim=2)  # (B, P + N, T)
+        halting = F.pad(logits[..., :-1].sigmoid(), (0, 1), value=1.0)  # at the last layer all halt
         before = F.pad(halting.cumsum(dim=-1)[..., :-1], (1, 0))
         took = before < 1 - EPSILON
         left = 1 - (halting * (took & (before + halting < 1 - EPSILON))).sum(dim=-1)
-        return {_PONDER: (took.sum(dim=-1) + left).mean(dim=1), _DEPTHS: halting.mean(dim=(0, 1))}
+        depths = F.logsigmoid(logits).masked_fill(~took, _NEVER).logsumexp(dim=(0, 1))
+        return {_PONDER: (took.sum(dim=-1) + left).mean(dim=1), _DEPTHS: depths}
 
 
 class AvitRankedReducer(_Adaptive):

@@ -20,7 +20,7 @@ reads the classes from something else than CLS        ``logits``
 predicts lives                                        ``lives``
 trains in another form than it is deployed in         ``relaxed``, :meth:`Reducer.during`, ``alive``
 needs modules in training that it is deployed without ``equip``
-trains by more than the loss of its logits            ``asides``, ``labelled``, ``penalty``
+trains by more than the loss of its logits            ``loss_inputs``, ``labelled``, ``penalty``
 ====================================================  ==========================================================
 
 Token selection is a function of tensors and integers; every count is known before tracing: what goes on to layer
@@ -63,11 +63,13 @@ class Reducer(nn.Module):
     """
 
     sorts: int | None = None
+    knows_schedule = True  # whether its relaxed form depends on the schedule
+    turns = 1  # parts of what it trains that do so one after the other, each for as much of a stage
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         self.schedule = schedule
-        self.aids = nn.ModuleDict()  # what training alone has: trained with the backbone, and in no checkpoint
+        self.train_only = nn.ModuleDict()  # what training alone has: trained with the backbone, and in no checkpoint
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:
@@ -136,7 +138,11 @@ class Reducer(nn.Module):
         return self
 
     def equip(self, backbone: Backbone) -> None:
-        """Fill ``aids``, once, before training."""
+        """Fill ``train_only``, once, before training."""
+
+    def unused(self, backbone: Backbone) -> tuple[str, ...]:
+        """Parameters of the backbone that the method has no use for, and that therefore do not train."""
+        return ()
 
     def alive(self, tokens: Tokens) -> Tensor | None:
         """Of a form that keeps every token, at the end: which patches would have reached the last layer, 1 or 0 each,
@@ -144,15 +150,17 @@ class Reducer(nn.Module):
         """
         return None
 
-    def asides(self, tokens: Tokens) -> dict[str, Tensor]:
+    def loss_inputs(self, tokens: Tokens) -> dict[str, Tensor]:
         """At the end: what :meth:`labelled` and :meth:`penalty` need beside logits."""
         return {}
 
-    def labelled(self, logits: Tensor, asides: Mapping[str, Tensor], criterion: Callable[[Tensor], Tensor]) -> Tensor:
+    def labelled(
+        self, logits: Tensor, loss_inputs: Mapping[str, Tensor], criterion: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """The loss against labels, where ``criterion`` is that of logits (B, classes)."""
         return criterion(logits)
 
-    def penalty(self, asides: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
+    def penalty(self, loss_inputs: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
         """What a relaxed form adds to the loss, whether labels or a teacher have the rest of it; None: nothing.
 
         ``right`` (B,) says of which images the most probable class is the label.

@@ -89,9 +89,9 @@ class DynamicVitReducer(ByScorers):
         """The form that draws who stays, over the same predictors."""
         return RelaxedDynamicVit(schedule, self.score_predictor)
 
-    def penalty(self, asides: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
+    def penalty(self, loss_inputs: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
         """The ratio loss: each image's share of patches kept, at each drop, against the schedule's."""
-        off = [value.square().mean() for name, value in asides.items() if name.startswith(_OFF)]
+        off = [value.square().mean() for name, value in loss_inputs.items() if name.startswith(_OFF)]
         return self.ratio_weight * torch.stack(off).mean() if off else None
 
 

@@ -79,16 +79,22 @@ class EvoVitReducer(Reducer):
 
     def relaxed(self, schedule: Schedule) -> Reducer:
         """The form that CLS has a head in, too."""
-        return RelaxedEvoVit(schedule, self.aids)
+        return RelaxedEvoVit(schedule, self.train_only)
 
     def equip(self, backbone: Backbone) -> None:
         """A norm and a head for CLS; both begin as the backbone's, which from now on are for the mean of patches."""
-        self.aids.update({_NORM: deepcopy(backbone.final_norm), _HEAD: deepcopy(backbone.head)})
+        self.train_only.update({_NORM: deepcopy(backbone.final_norm), _HEAD: deepcopy(backbone.head)})
 
-    def labelled(self, logits: Tensor, asides: Mapping[str, Tensor], criterion: Callable[[Tensor], Tensor]) -> Tensor:
+    def unused(self, backbone: Backbone) -> tuple[str, ...]:
+        """Classes are those of one vector."""
+        return backbone.beside_one
+
+    def labelled(
+        self, logits: Tensor, loss_inputs: Mapping[str, Tensor], criterion: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """Half of it for each head."""
         pooled = criterion(logits)
-        return (pooled + criterion(asides[_CLS])) / 2 if _CLS in asides else pooled
+        return (pooled + criterion(loss_inputs[_CLS])) / 2 if _CLS in loss_inputs else pooled
 
 
 class RelaxedEvoVit(EvoVitReducer):
@@ -96,17 +102,17 @@ class RelaxedEvoVit(EvoVitReducer):
     drop on, so that each of these chooses anew.
     """
 
-    def __init__(self, schedule: Schedule, aids: nn.ModuleDict, *, blockwise: bool = True) -> None:
+    def __init__(self, schedule: Schedule, train_only: nn.ModuleDict, *, blockwise: bool = True) -> None:
         super().__init__(schedule)
-        self.aids = aids
+        self.train_only = train_only
         if blockwise and self.take:
             first = schedule.drop_layers[0]
             self.take = nn.ModuleDict({str(t): TakeOrdered(schedule.patches) for t in range(first, schedule.depth)})
 
     def during(self, progress: float) -> Reducer:
         """Block by block, then stage by stage."""
-        return RelaxedEvoVit(self.schedule, self.aids, blockwise=progress < _BLOCKWISE)
+        return RelaxedEvoVit(self.schedule, self.train_only, blockwise=progress < _BLOCKWISE)
 
-    def asides(self, tokens: Tokens) -> dict[str, Tensor]:
+    def loss_inputs(self, tokens: Tokens) -> dict[str, Tensor]:
         """What CLS answers."""
-        return {_CLS: self.aids[_HEAD](self.aids[_NORM](tokens.x[:, 0]))} if self.aids else {}
+        return {_CLS: self.train_only[_HEAD](self.train_only[_NORM](tokens.x[:, 0]))} if self.train_only else {}

@@ -55,9 +55,12 @@ class IaRed2Reducer(ByScorers):
         interpreters: one for each drop layer.
     """
 
+    knows_schedule = False
+
     def __init__(self, schedule: Schedule, interpreters: nn.ModuleList) -> None:
         super().__init__(schedule)
         self.interpreters = interpreters
+        self.turns = max(len(interpreters), 1)
 
     @classmethod
     def build(cls, plan: Plan) -> Reducer:
@@ -81,12 +84,12 @@ class IaRed2Reducer(ByScorers):
         """The form that draws who stays, over the same interpreters."""
         return RelaxedIaRed2(schedule, self.interpreters)
 
-    def penalty(self, asides: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
+    def penalty(self, loss_inputs: Mapping[str, Tensor], right: Tensor) -> Tensor | None:
         """Of REINFORCE: what was drawn becomes likelier where its reward is above the batch's mean, else unlikelier."""
-        if _GONE not in asides:
+        if _GONE not in loss_inputs:
             return None
-        reward = right.float() + asides[_GONE]
-        return -((reward - reward.mean()) * asides[_LIKELIHOOD]).mean()
+        reward = right.float() + loss_inputs[_GONE]
+        return -((reward - reward.mean()) * loss_inputs[_LIKELIHOOD]).mean()
 
 
 class RelaxedIaRed2(Masking):

@@ -47,7 +47,8 @@ class Masking(Reducer):
 
     What was masked is not asked about again. The decisions are numbers that a gradient may flow through: a weight of a
     key, in the softmax of every later layer, is its decisions' product (DynamicViT, section 3.2; that a masked
-    token still attends to itself there is of no consequence, since nobody reads it).
+    token still attends to itself there is of no consequence where classes are read from CLS; a head that pools patches
+    reads masked ones too, as long as it trains).
     """
 
     def decide(self, drop: int, patches: Tensor, alive: Tensor, carry: dict[str, Tensor]) -> Tensor:
@@ -76,6 +77,6 @@ class Masking(Reducer):
         alive = tokens.carry.get(_ALIVE)
         return None if alive is None else alive.detach()
 
-    def asides(self, tokens: Tokens) -> dict[str, Tensor]:
+    def loss_inputs(self, tokens: Tokens) -> dict[str, Tensor]:
         """What decisions have noted."""
         return {name: value for name, value in tokens.carry.items() if name != _ALIVE}

@@ -13,7 +13,7 @@ from lifedeploy.model import checkpoint
 from lifedeploy.model.request import ModelRequest
 from lifedeploy.reading import require_regular
 from lifedeploy.spec import ModelSpec
-from lifedeploy.text import printable
+from lifedeploy.text import printable, shortened
 
 # Of a training run's files: which of its checkpoints one is, and not what was trained.
 _OF_A_RUN = ("last", "best")
@@ -40,15 +40,21 @@ def trained(paths: Sequence[Path]) -> Trained:
         WeightsError: one cannot be read, or is none of ours.
         UsageError: they are not of one backbone and image size, or of several dense models, or of nothing else.
     """
+    known: dict[Path, Path] = {}
+    for path in paths:
+        if known.setdefault(path.resolve(), path) is not path:
+            raise UsageError(f"{path} is named twice: it would take turns with itself")
     specs = {path: _spec(path) for path in paths}
-    if len(specs) < len(paths):
-        twice = next(path for path in paths if list(paths).count(path) > 1)
-        raise UsageError(f"{twice} is named twice: it would take turns with itself")
     first = next(iter(specs.values()))
     for path, spec in specs.items():
         ours, theirs = _input(first), _input(spec)
         if ours != theirs:
             raise UsageError(f"{path} is of {theirs}, and {paths[0]} of {ours}: they are compared on the same images")
+        if spec.classes != first.classes:
+            raise UsageError(
+                f"{path} tells {shortened(', '.join(spec.classes), 60)} apart, and {paths[0]} "
+                f"{shortened(', '.join(first.classes), 60)}: they are compared on the same images"
+            )
     dense = [path for path, spec in specs.items() if methods.role_of(spec.method) == methods.BASELINE]
     if len(dense) > 1:
         raise UsageError(
@@ -112,8 +118,11 @@ def _names(paths: Sequence[Path], specs: Mapping[Path, ModelSpec]) -> dict[Path,
         elif methods.built_in(name) is not None:  # else a file could be called as another method
             name = f"{specs[path].method} {name}"
         names[path] = name
-    known = Counter(names.values())
-    return {
-        path: name if known[name] == 1 else printable(f"{path.resolve().parent.name}/{path.stem}")
-        for path, name in names.items()
-    }
+    depth = 1  # of folders in a name
+    while len(set(names.values())) < len(names):
+        known = Counter(names.values())
+        for path, name in names.items():
+            if known[name] > 1:
+                names[path] = printable("/".join((*path.resolve().parent.parts[-depth:], path.stem)))
+        depth += 1
+    return names
