@@ -75,9 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = sorted((given.out / "images").glob("*/*/*.png"))
     with atomic_folder(given.packed) as folder:
         packed_weights(given.out / WEIGHTS, folder / WEIGHTS)
-        # Each file takes up to a block more than its bytes in an archive.
-        room = MOST_BYTES - (folder / WEIGHTS).stat().st_size - 1024 * len(paths)
-        quality, images = fitting(paths, room)
+        quality, images = fitting(paths, MOST_BYTES - (folder / WEIGHTS).stat().st_size)
         for path, content in images.items():
             target = (folder / path.relative_to(given.out)).with_suffix(".jpg")
             target.parent.mkdir(parents=True, exist_ok=True)
