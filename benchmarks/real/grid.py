@@ -2,7 +2,7 @@
 
     python -m benchmarks.real.prepare --out DIR                       once: weights and images
     python -m benchmarks.real.grid --out DIR [--image-size 224] [--seeds 0,1,2] [--at keep-rate|macs] [--list]
-        [--only WORDS] [--minutes M]
+        [--only WORDS] [--minutes M] [--add OTHER.json]
 
 A cell is one ``lifedeploy train`` of two epochs over the dense model of its seed, by the method's published recipe or
 by ours (``--recipe lifedeploy``), and what its checkpoint then answers to all validation photographs (``scores.py``).
@@ -189,11 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after that long")
     parser.add_argument("--results", type=Path, default=HERE / "grid.json", help="default: beside this script")
     parser.add_argument("--list", action="store_true", help="show the cells, and which are done, and stop")
+    parser.add_argument("--add", type=Path, help="take over the cells of another machine's grid.json, and stop")
     given = parser.parse_args(arguments)
     words = [word for word in given.only.split(",") if word]
     cells = grid([int(seed) for seed in given.seeds.split(",")], given.at)
     cells = [cell for cell in cells if not words or any(word in cell.name for word in words)]
     results, size = Results(given.results), f"{given.image_size}px"
+    if given.add is not None:
+        add(results, read_json(given.add))
+        return
     if not cells:
         parser.error(f"no cell has {given.only!r} in its name: --list shows them")
     if given.list:
@@ -213,6 +217,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if cell != first and not (given.out / first.folder(given.image_size) / "last.safetensors").is_file():
             keep(results, size, first, measure(first, given.image_size, given.out.resolve()))  # its row is elsewhere
         keep(results, size, cell, measure(cell, given.image_size, given.out.resolve()))
+
+
+def add(results: Results, others: dict[str, Any]) -> None:
+    """Take over what another machine has measured; what both name is the other's."""
+
+    def enter(content: dict[str, Any]) -> None:
+        for size, machines in others.items():
+            for machine, run in machines.items():
+                known = content.setdefault(size, {}).setdefault(machine, {"cells": {}})
+                known["cells"] |= run["cells"]
+                known["machine"] = run["machine"]
+        write_text(results.path.with_name("GRID.md"), markdown(content))
+
+    results.update(enter)
 
 
 def keep(results: Results, size: str, cell: Cell, record: dict[str, Any]) -> None:

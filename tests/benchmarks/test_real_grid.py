@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.common import Results
 from benchmarks.real import front, grid, pack
 from benchmarks.real.grid import Cell, dense, done
 from benchmarks.real.grid_page import markdown
@@ -93,6 +94,16 @@ def test_a_cell_is_held_against_the_dense_model_that_it_was_trained_on():
     assert done(results, "224px", Cell(method="evit", seed=1, rate=0.7)) and not done(results, "112px", dense(0))
     assert not done(results, "224px", Cell(method="evit", seed=1, rate=0.7, recipe=LIFEDEPLOY))
     assert Cell(method="evit", seed=1, rate=0.7).recipe == PUBLISHED
+
+
+def test_rows_of_another_machine_come_beside_those_of_this_one(tmp_path):
+    here, there = Results(tmp_path / "here" / "grid.json"), Results(tmp_path / "there" / "grid.json")
+    for results, machine, cell in ((here, "One", "dense / seed 0"), (there, "Two", "dense / seed 1")):
+        content = {"224px": {machine: {"machine": MACHINE, "cells": {cell: whole(90.0)}}}}
+        results.update(lambda found, content=content: found.update(content))
+    grid.main(["--out", str(tmp_path), "--results", str(here.path), "--add", str(there.path)])
+    assert set(here.read()["224px"]) == {"One", "Two"} and done(here.read(), "224px", dense(1))
+    assert "1 cells on Two" in (tmp_path / "here" / "GRID.md").read_text()
 
 
 @pytest.fixture
