@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The training grid on one GPU, in at most seven minutes, most important cells first:
 #   benchmarks/real/gpu.sh PACKED OUT
-# PACKED is the folder that pack.py wrote; a copy of it beside OUT holds checkpoints. grid.json and GRID.md are written
-# to OUT: rows that are there already, as those of a CPU, stay, and cells that they hold are not run again (rows of two
-# places become one by `grid --add`). A seed is a process, since what trains a model this small leaves most of a large GPU idle. PYTHON chooses the interpreter; it needs
-# what `pip install '.[train]'` brings, and installs nothing. SECONDS_IN_ALL is how long it may take.
+# PACKED is the folder that pack.py wrote; checkpoints are in a copy of it that does not outlive the run. grid.json and
+# GRID.md are written to OUT: rows that are there already, as those of a CPU, stay, and cells that they hold are not run
+# again (rows of two places become one by `python -m benchmarks.real.grid --add`). A seed is a process, since what trains
+# a model this small leaves most of a large GPU idle. PYTHON chooses the interpreter; it needs what
+# `pip install '.[train]'` brings, and installs nothing. SECONDS_IN_ALL is how long it may take.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 packed="$1" out="$2" limit="${SECONDS_IN_ALL:-420}"
