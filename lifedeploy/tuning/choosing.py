@@ -59,9 +59,12 @@ def require_within_front(front: Front, goal: Goal, dense_ms: float) -> None:
     """
     if not goal.limits_time:
         return
-    end, most = front.best()[0], goal.most_time(dense_ms)
+    asked = f"--speedup {goal.speedup:g}" if goal.speedup is not None else f"--latency-ms {goal.latency_ms:g}"
+    best, most = front.best(), goal.most_time(dense_ms)
+    if not best:
+        raise UsageError(f"{asked} is beyond what this engine has: fewer tokens make it no faster")
+    end = best[0]
     if end.time > most:
-        asked = f"--speedup {goal.speedup:g}" if goal.speedup is not None else f"--latency-ms {goal.latency_ms:g}"
         raise UsageError(
             f"{asked} is beyond what this engine has: the fastest schedule, {end.words}, is {1 / end.time:.2f}× as "
             f"fast as dense, {end.time * dense_ms:.4g} ms"
@@ -77,7 +80,7 @@ def near_time(front: Front, most: float, each: int) -> list[Choice]:
 def candidates(
     front: Front, goal: Goal, before: Choice, dense_ms: float, ask: Callable[[Choice], float] | None
 ) -> list[Choice]:
-    """The schedules to verify, the best first.
+    """The schedules to verify, the best first; none where fewer tokens are no faster.
 
     Args:
         front: all schedules.
@@ -101,7 +104,7 @@ def candidates(
     limit = goal.max_kl if goal.max_kl is not None else ask(before)
     asked = ask_near_loss(front, limit, ask)
     kept = [choice for choice, kl in asked if kl <= limit]
-    if not kept and goal.max_kl is not None:
+    if asked and not kept and goal.max_kl is not None:
         least, kl = min(asked, key=lambda pair: pair[1])
         raise UsageError(
             f"--max-kl {limit:g} is beyond what dropping tokens allows: the least that was measured is {kl:.3g} nats, "
@@ -150,6 +153,8 @@ def ask_near_loss(front: Front, limit: float, ask: Callable[[Choice], float]) ->
         ask: the true loss of one.
     """
     pool = front.best()  # fastest first: the loss falls
+    if not pool:  # fewer tokens are no faster
+        return []
     low, high = 0, len(pool) - 1
     asked: dict[int, float] = {}
     while (len(asked) < MOST_ASKED and high - low > 1) or not asked:

@@ -9,7 +9,15 @@ from lifedeploy.bench.stats import Interval
 from lifedeploy.errors import UsageError
 from lifedeploy.schedule import Schedule
 from lifedeploy.tuning.book import Divergence
-from lifedeploy.tuning.choosing import MOST_ASKED, Goal, ask_near_loss, best_of, candidates, keeps
+from lifedeploy.tuning.choosing import (
+    MOST_ASKED,
+    Goal,
+    ask_near_loss,
+    best_of,
+    candidates,
+    keeps,
+    require_within_front,
+)
 from lifedeploy.tuning.front import Choice, Front, Tables
 from lifedeploy.tuning.report import Point, rank_correlation, warned_of
 
@@ -67,6 +75,18 @@ def test_small_fronts_are_asked_about_whole():
         small = Front({1: tables})
         asked = ask_near_loss(small, 0.5, lambda choice: choice.loss)
         assert len(asked) == len(small.best())
+
+
+def test_where_fewer_tokens_are_no_faster_the_model_stays_as_it_is():
+    """A staircase of one stair, as of a tiny model on a busy machine."""
+    flat = Front({1: Tables(counts=(2,), time=np.full((2, 1), 0.5), loss=np.zeros((2, 1)), ordering=0.0, slicing=0.0)})
+    assert flat.best() == ()
+    for goal, ask in ((Goal(), None), (Goal(), lambda choice: 0.1), (Goal(max_kl=0.5), lambda choice: 0.1)):
+        require_within_front(flat, goal, 1.0)
+        assert candidates(flat, goal, BEFORE, 1.0, ask) == []
+    for goal in (Goal(speedup=1.2), Goal(latency_ms=3.0)):
+        with pytest.raises(UsageError, match="is beyond what this engine has: fewer tokens make it no faster"):
+            require_within_front(flat, goal, 1.0)
 
 
 def test_without_images_the_fastest_of_no_more_loss_are_taken(front):
