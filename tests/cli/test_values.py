@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 
 import pytest
+import typer
 
 from lifedeploy.cli import paths, values
 from lifedeploy.cli.app import app
@@ -35,6 +36,8 @@ def declared() -> list[tuple[str, str, object, values.Value | None]]:
         hints = typing.get_type_hints(function, include_extras=True)
         for parameter in inspect.signature(function).parameters.values():
             kind = hints[parameter.name]
+            if kind is typer.Context:  # nothing that a line has
+                continue
             info = kind.__metadata__[0]
             if bool in (kind.__origin__, *typing.get_args(kind.__origin__)):
                 continue

@@ -75,25 +75,28 @@ def test_what_the_rows_of_the_built_in_methods_say():
         "life": ("once", False, True, True, ["predictor", "backbone"]),
         "evit": ("every drop", True, False, False, ["backbone"]),
         "topk": ("every drop", True, False, False, ["backbone"]),
-        "dynamicvit": ("every drop", False, False, False, []),
-        "evo-vit": ("every drop", False, False, False, []),
+        "dynamicvit": ("every drop", False, False, False, ["predictor", "backbone"]),
+        "evo-vit": ("every drop", False, False, False, ["backbone"]),
         "tome": ("every drop", True, False, False, ["backbone"]),
-        "avit": ("none", False, True, False, []),
-        "avit-ranked": ("every drop", False, False, False, []),
-        "ia-red2": ("every drop", False, False, False, []),
+        "avit": ("none", False, True, False, ["backbone"]),
+        "avit-ranked": ("every drop", False, False, False, ["backbone"]),
+        "ia-red2": ("every drop", False, False, False, ["interpreter", "backbone"]),
         "random": ("once", False, False, True, ["backbone"]),
         "plain": ("none", False, False, False, []),
         "dense": ("none", False, False, False, ["dense"]),
         "first-k": ("none", False, False, False, []),
     }
-    assert [row.name for row in BUILT_IN if row.trains_reducer] == ["life"]
+    assert [row.name for row in BUILT_IN if row.trains_reducer] == ["life", "dynamicvit", "ia-red2"]
     assert {row.package for row in BUILT_IN} == {"lifedeploy"}
+    gate = {"gate_scale": 10.0, "gate_center": -1.0}
+    gate |= {"ponder_weight": 5e-4, "prior_weight": 1e-3, "halting_depth": 2 / 3}
     assert {row.name: row.plain_options({}) for row in BUILT_IN if row.options is not NoOptions} == {
         "life": {"temperature": 1.5},
         "evit": {"fuse": True},
+        "dynamicvit": {"ratio_weight": 2.0},
         "tome": {"r": "", "inflect": 0.0},
-        "avit": {"gate_scale": 10.0, "gate_center": -1.0},
-        "avit-ranked": {"gate_scale": 10.0, "gate_center": -1.0},
+        "avit": gate,
+        "avit-ranked": gate,
         "random": {"draw": 0},
         "first-k": {"inside": False},
     }

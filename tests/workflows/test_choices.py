@@ -166,7 +166,7 @@ def test_json_keeps_its_names(precise, workspace, data, tmp_path):
     report = json.loads((tmp_path / "b.json").read_text())
     over_base = {"base", "over_base", "over_base_low", "over_base_high"}
     assert over_base <= set(report["rows"][0])
-    promised = {"model", "method", "engine", "precision", "mode", "streams", "batch", "copies", "images_per_s"}
+    promised = {"model", "method", "name", "engine", "precision", "mode", "streams", "batch", "copies", "images_per_s"}
     promised |= {"images", "top1", "standard_error", "average_precision", "same_top1", "kept_overlap", "pareto"}
     assert {frozenset(choice) for choice in report["choices"]} == {frozenset(promised | over_base)}
     assert [(one["precision"], one["method"]) for one in report["choices"]] == [
