@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import command_line, new_parser, publish, read_json, record_of, report_of, source, table
-from benchmarks.real.grid import BACKBONE, RATES, WITHOUT_RATE, Cell, dense
+from benchmarks.real.grid import WITHOUT_RATE, Cell, dense
 from benchmarks.real.grid_page import with_base
+from benchmarks.real.training import BACKBONE, RATES
 from lifedeploy import methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.model import checkpoint

@@ -21,21 +21,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Results, lifedeploy, new_parser, read_json
+from benchmarks.common import Results, new_parser, read_json
 from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
 from benchmarks.real.scores import Asked, at_work_of_life, score
+from benchmarks.real.training import BACKBONE, DENSE, RATES, trained
 from lifedeploy import methods
 from lifedeploy.files import now, write_text
 from lifedeploy.machine import describe, gpus, identity
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 
 HERE = Path(__file__).parent
-BACKBONE = "vit_small_patch14_dinov2"
-SHARED = ("--batch", "32", "--scale", "0.9,1", "--vflip", "0.5", "--checkpoint-every", "20")
-DENSE = ("--dense", "--epochs", "3")
 OURS = ("--recipe", LIFEDEPLOY, "--backbone-lr", "3e-6")  # a rate chosen on seed 0, at 112 px
-RATES = (0.7, 0.5)
 FIRST = 0  # the seed of what is run once
 FREE = ("life", "evit", "topk", "tome")  # whose scores need no training, in the order of the table
 OFTEN = ("life", "evit", "topk", "tome")  # on every seed
@@ -119,26 +116,10 @@ def _moves(cell: Cell) -> bool:
 
 
 def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
-    """``lifedeploy train``, if it has not ended yet; continues what was stopped.
-
-    Returns:
-        Its ``command``, ``minutes``, ``precision`` and ``peak_mib`` of memory.
-    """
-    folder = cell.folder(image_size)
-    first = dense(cell.seed).folder(image_size) / "last.safetensors"
-    weights = WEIGHTS if cell == dense(cell.seed) else str(first)
-    words = ["train", "--data", "images", "--backbone", BACKBONE, "--weights", weights, "--img-size", str(image_size)]
-    words += [*SHARED, "--seed", str(cell.seed), *cell.options(image_size)]
-    words += ["--name", folder.name, "-w", str(folder.parents[1])]
-    if not (out / folder / "report.json").is_file():
-        lifedeploy(*words, "--resume", folder=out)
-    report = read_json(out / folder / "report.json")
-    return {
-        "command": f"lifedeploy {shlex.join(words)}",
-        "minutes": report["minutes"],
-        "precision": report["precision"],
-        "peak_mib": report.get("peak_memory_mib"),
-    }
+    """The run of a cell."""
+    first = dense(cell.seed)
+    weights = WEIGHTS if cell == first else str(first.folder(image_size) / "last.safetensors")
+    return trained(cell.options(image_size), weights, cell.seed, image_size, cell.folder(image_size), out)
 
 
 def measure(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:

@@ -78,16 +78,17 @@ def checkpoint(image_size: int, seed: int, cell: str, stage: str = "end") -> Pat
     return folder / f"{STAGES[stage]}.safetensors"
 
 
-def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
-    """``lifedeploy train``, if it has not ended yet; continues what was stopped.
+def trained(
+    options: Sequence[str], weights: str, seed: int, image_size: int, folder: Path, out: Path
+) -> dict[str, Any]:
+    """``lifedeploy train`` over ``weights`` into a run's folder below DIR, if it has not ended yet; continues what was
+    stopped.
 
     Returns:
-        Its ``command``, its ``minutes`` and the ``precision`` it computed in.
+        Its ``command``, ``minutes``, ``precision`` and ``peak_mib`` of memory.
     """
-    weights = WEIGHTS if cell.name == "dense" else str(checkpoint(image_size, cell.seed, "dense"))
-    folder = checkpoint(image_size, cell.seed, cell.name).parent
     words = ["train", "--data", "images", "--backbone", BACKBONE, "--weights", weights]
-    words += ["--img-size", str(image_size), *AUGMENTATION, "--seed", str(cell.seed), *cell.options]
+    words += ["--img-size", str(image_size), *AUGMENTATION, "--seed", str(seed), *options]
     words += ["--name", folder.name, "-w", str(folder.parents[1]), "--checkpoint-every", "20"]
     if not (out / folder / "report.json").is_file():
         lifedeploy(*words, "--resume", folder=out)
@@ -96,7 +97,15 @@ def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
         "command": f"lifedeploy {shlex.join(words)}",
         "minutes": report["minutes"],
         "precision": report["precision"],
+        "peak_mib": report.get("peak_memory_mib"),
     }
+
+
+def train(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
+    """The run of a cell."""
+    weights = WEIGHTS if cell.name == "dense" else str(checkpoint(image_size, cell.seed, "dense"))
+    folder = checkpoint(image_size, cell.seed, cell.name).parent
+    return trained(cell.options, weights, cell.seed, image_size, folder, out)
 
 
 def evaluate(models: Mapping[str, tuple[Path, float]], out: Path) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ from benchmarks.real import front, grid, pack
 from benchmarks.real.grid import Cell, dense, done
 from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
+from benchmarks.real.training import RATES
 from lifedeploy import methods
 from lifedeploy.model.raw import read_header, read_tensors, write_tensors
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
@@ -28,7 +29,7 @@ def test_every_method_that_trains_has_its_cells_and_each_is_there_once():
     assert {cell.method for cell in cells} - {"dense"} == trained - {"random"}
     for name in grid.OFTEN:
         for seed in (0, 1, 2):
-            for rate in grid.RATES:
+            for rate in RATES:
                 assert Cell(method=name, seed=seed, rate=rate) in cells
                 assert Cell(method=name, seed=seed, rate=rate, recipe=LIFEDEPLOY) in cells
     # Each process of its own seed: together they do what one does.
