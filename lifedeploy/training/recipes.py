@@ -76,9 +76,7 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: there is no such recipe for what is trained.
     """
     name, method = settings["recipe"], _method(settings)
-    if (
-        method is None or name == NO_RECIPE
-    ):  # what is wrong with it is said where all settings are held against their types
+    if method is None or name == NO_RECIPE:  # of no method: said where all settings are held against their types
         return {}
     if name == LIFEDEPLOY and method.role != methods.SLIMMED:
         raise UsageError(
@@ -86,16 +84,8 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     if name == LIFEDEPLOY:
         return dict(SETTINGS)
+    _require_sound(method)
     recipe = dict(method.recipe)
-    known = {item.name for item in fields(TrainConfig)}
-    if odd := next((setting for setting in recipe if setting not in known), None):
-        raise method.broken(f"its recipe has {quoted(odd)}, which is no setting of training")
-    if odd := next((setting for setting in recipe if setting in _OF_A_RUN), None):
-        raise method.broken(f"its recipe has {quoted(odd)}, which whoever trains it says")
-    try:
-        TrainConfig.from_dict({**recipe, "method": method.name} if method.role == methods.SLIMMED else dict(recipe))
-    except UsageError as error:
-        raise method.broken(f"its recipe cannot be: {error.message}") from error
     if settings.get("hard"):
         recipe.pop("single_stage", None)  # tokens leave in a stage in which the backbone alone trains
     options = settings.get("options")
@@ -103,6 +93,22 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("counts") or settings.get("elastic") or budget:
         recipe.pop("keep_ramp", None)  # there is no single keep rate that could fall
     return recipe
+
+
+def _require_sound(method: Method) -> None:
+    """Make sure that a method's recipe is one.
+
+    Raises:
+        UsageError: the method, which may be of another package, cannot be used.
+    """
+    known = {item.name for item in fields(TrainConfig)} - _OF_A_RUN
+    odd = next((setting for setting in method.recipe if setting not in known), None)
+    if odd is not None:
+        raise method.broken(f"its recipe has {quoted(odd)}, which is no setting of training that a method has a say in")
+    try:
+        TrainConfig.from_dict(dict(method.recipe) | {"method": method.name} if method.recipe else {})
+    except UsageError as error:
+        raise method.broken(f"its recipe cannot be: {error.message}") from error
 
 
 def _method(settings: Mapping[str, Any]) -> Method | None:

@@ -94,6 +94,29 @@ def test_a_recipe_of_another_package_that_cannot_be_is_said(plugged, monkeypatch
         settled({"method": "other"}, None)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"epochs": "two"}, "its recipe cannot be: epochs is 'two': expected int"),
+        ({"data": "elsewhere"}, "its recipe has 'data', which is no setting of training that a method has a say in"),
+        ({"keep_ramp": (0.5, 0.1)}, "its recipe cannot be: keep_ramp is 0.5, 0.1; expected the smaller number first"),
+    ],
+)
+def test_what_a_recipe_cannot_say_is_said_with_whose_it_is(plugged, monkeypatch, recipe, said):
+    from tests import plugins
+    from tests.plugins import entry
+
+    monkeypatch.setattr(plugins, "OTHER", methods_with(plugins.OTHER, recipe))
+    plugged(entry("tests.plugins:OTHER"))
+    with pytest.raises(UsageError, match=rf"method other of .* cannot be used: {said}"):
+        settled({"method": "other"}, None)
+
+
+def test_what_trains_in_no_stage_is_said_as_it_was():
+    with pytest.raises(UsageError, match="^plain says of no stage what it trains: it is used as it is"):
+        settled({"method": "plain"}, None)
+
+
 def methods_with(row, recipe):
     from dataclasses import replace
 
