@@ -113,7 +113,7 @@ def test_what_a_recipe_cannot_say_is_said_with_whose_it_is(plugged, monkeypatch,
 
 
 def test_what_trains_in_no_stage_is_said_as_it_was():
-    with pytest.raises(UsageError, match="^plain says of no stage what it trains: it is used as it is"):
+    with pytest.raises(UsageError, match=r"^plain says of no stage what it trains: it is used as it is"):
         settled({"method": "plain"}, None)
 
 
