@@ -19,10 +19,11 @@ validate on. All methods start from the same dense model of a seed (three epochs
 for two epochs, 122 steps of 32 images. Average precision (of the class *defective*) is the sharper measure: accuracy
 moves by ±1.3 points by chance. Scores are those of PyTorch in FP32, tokens really leaving.
 
-*Published* is the recipe in the method's row (`lifedeploy train --method NAME`, [docs/training.md]
-(../../docs/training.md)), its learning rates as printed; *ours* is `--recipe lifedeploy --backbone-lr 3e-6`: distilled
-from the dense model, tokens leaving in training as when deployed, the same for all. "Keep 0.7" is not the same work for
-each: GMACs stand beside it. **What is not in a table has not been run**; the command goes on where it was.
+*Published* is the recipe in the method's row (`lifedeploy train --method NAME`), its learning rates as printed
+([docs/training.md](../../docs/training.md)); *ours* is `--recipe lifedeploy --backbone-lr 3e-6`: distilled from the
+dense model, tokens leaving in training as when deployed, the same for all. "Keep 0.7" is not the same work for each:
+GMACs stand beside it. Minutes are of training alone, at the median speed of each stage. **What is not in a table has
+not been run**; the command goes on where it was.
 
 Command: `python -m benchmarks.real.grid --out DIR`; that of each cell is in `grid.json`.
 """
@@ -41,7 +42,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             lines += [
                 f"{len(run['cells'])} cells on {name}, {machine['cores']} cores, "
                 f"{', '.join(machine['gpu']) or 'no GPU'}; {versions(machine, 'torch', 'timm')}; {precisions}. Other "
-                "work shared the machine, so minutes are upper bounds.",
+                "work shared the machine.",
                 "",
             ]
         lines += _tables(with_base(machines))
@@ -115,7 +116,7 @@ def _row(
     base: Mapping[str, Scores],
     records: Sequence[Mapping[str, Any]],
 ) -> tuple[object, ...]:
-    minutes = [record["minutes"] for record in records]
+    minutes = [record["training_minutes"] for record in records]
     precision, accuracy, loss = (
         [score[name] for score in scores.values()] for name in ("average_precision", "accuracy", "loss")
     )

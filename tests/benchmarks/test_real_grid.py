@@ -15,10 +15,11 @@ from benchmarks.real import front, grid, pack
 from benchmarks.real.grid import Cell, dense, done
 from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
-from benchmarks.real.training import RATES
+from benchmarks.real.training import RATES, training_minutes
 from lifedeploy import methods
 from lifedeploy.model.raw import read_header, read_tensors, write_tensors
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
+from lifedeploy.training.log import LogRow
 from lifedeploy.training.recipes import settled
 
 
@@ -59,12 +60,21 @@ def scores(precision: float) -> dict[str, float]:
 
 
 def run(precision: float, name: str) -> dict[str, Any]:
-    return {"minutes": 5.0, "precision": "bf16", "peak_mib": 2000.4, "scores": {name: scores(precision)}}
+    return {"training_minutes": 5.0, "precision": "bf16", "peak_mib": 2000.4, "scores": {name: scores(precision)}}
 
 
 def whole(precision: float) -> dict[str, Any]:
     free = {rate: {"evit": scores(precision - 1)} for rate in ("0.7", "0.5")}
-    return {"minutes": 9.0, "precision": "bf16", "dense": scores(precision), "untrained": free}
+    return {"training_minutes": 9.0, "precision": "bf16", "dense": scores(precision), "untrained": free}
+
+
+def test_a_run_that_stood_still_took_no_longer():
+    def line(kind: str, stage: str, step: int, speed: float) -> LogRow:
+        return LogRow(kind=kind, stage=stage, epoch=1, step=step, lr=0.0, loss=0.0, accuracy=0.0, images_per_s=speed)
+
+    rows = [line("train", "one", 10, 8.0), line("train", "one", 20, 0.1), line("train", "one", 30, 8.0)]
+    rows += [line("val", "one", 30, 0.0), line("train", "two", 40, 4.0), line("val", "two", 40, 0.0)]
+    assert training_minutes(rows) == pytest.approx((30 * 32 / 8 + 10 * 32 / 4) / 60)
 
 
 MACHINE = {"cpu": "One", "features": [], "cores": 2, "gpu": [], "versions": {"torch": "2", "timm": "1"}}
