@@ -12,7 +12,7 @@ RecipeName = Literal["published", "lifedeploy", "none"]
 PUBLISHED: RecipeName = "published"
 LIFEDEPLOY: RecipeName = "lifedeploy"
 NO_RECIPE: RecipeName = "none"
-SETTINGS: Mapping[str, Any] = {"distill": True, "hard": True, "epochs": 2}  # of "lifedeploy"
+LIFEDEPLOY_SETTINGS: Mapping[str, Any] = {"distill": True, "hard": True, "epochs": 2}
 
 
 @dataclass(frozen=True)

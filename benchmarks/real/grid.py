@@ -34,8 +34,7 @@ from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 HERE = Path(__file__).parent
 OURS = ("--recipe", LIFEDEPLOY, "--backbone-lr", "3e-6")  # a rate chosen on seed 0, at 112 px
 FIRST = 0  # the seed of what is run once
-FREE = ("life", "evit", "topk", "tome")  # whose scores need no training, in the order of the table
-OFTEN = ("life", "evit", "topk", "tome")  # on every seed
+OFTEN = ("life", "evit", "topk", "tome")  # on every seed; their scores can be had without training, too
 ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first of them first, on the others last
 # Whose training knows of no keep rate, and as what its checkpoints are asked: at each rate, and as they are.
 WITHOUT_RATE = {"evo-vit": ("evo-vit",), "avit": ("avit", "avit-ranked"), "ia-red2": ("ia-red2",)}
@@ -136,7 +135,7 @@ def measure(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
         record["dense"] = ask(last, cell.method, None)
         free: dict[str, dict[str, Any]] = {}
         for free_rate in RATES:
-            free[str(free_rate)] = {name: ask(last, name, free_rate) for name in FREE}
+            free[str(free_rate)] = {name: ask(last, name, free_rate) for name in OFTEN}
             free[str(free_rate)]["random"] = ask(last, "random", free_rate, draw=cell.seed)
         return record | {"untrained": free}
     scores: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,8 @@
-"""What a checkpoint answers to the validation photographs, asked of PyTorch in FP32, without an export or an engine."""
+"""What a checkpoint answers to the validation photographs, asked of PyTorch in FP32, without an export or an engine.
+
+``lifedeploy evaluate`` takes checkpoints too, on the CPU and in the schedule that they were trained in: here it is any
+keep rate, and a GPU where there is one.
+"""
 
 from __future__ import annotations
 

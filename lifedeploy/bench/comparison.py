@@ -82,16 +82,17 @@ class Measured:
 
 
 @contextmanager
-def said_of(method: str) -> Iterator[None]:
-    """Whatever a gate or an engine refuses says of which of the methods it is, and how to go on without it.
+def said_of(name: str, flag: str = "--methods") -> Iterator[None]:
+    """Whatever a gate or an engine refuses says of which of the models it is, and how to go on without it: ``flag`` is
+    what named them.
 
     Raises:
-        EngineError, ParityError: the same one, with the method's name in front.
+        EngineError, ParityError: the same one, with the model's name in front.
     """
     try:
         yield
     except (EngineError, ParityError) as error:
-        raise type(error)(f"{method}: {error.message}", hint=error.hint or f"--methods without {method}") from error
+        raise type(error)(f"{name}: {error.message}", hint=error.hint or f"{flag} without {name}") from error
 
 
 def inequality(rows: Sequence[Row], setting: str) -> str:

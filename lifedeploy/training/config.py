@@ -252,9 +252,9 @@ class TrainConfig:
         facts = self.to_dict()
         for name in WITHOUT_EFFECT:
             del facts[name]
-        for name, before in _LATER.items():
-            if facts[name] == before:
-                del facts[name]
+        for item in fields(self):
+            if item.name in _LATER and getattr(self, item.name) == item.default:
+                del facts[item.name]
         if facts["distill_labels"] == _rest(facts["distill_logits"]):
             del facts["distill_labels"]
         asked = methods.get(self.method)
@@ -277,7 +277,7 @@ class TrainConfig:
             UsageError: an unknown name, or a value of another kind or out of range.
         """
         known = _kinds()
-        data = brought_up(data)
+        data = _with_labels(with_options(data))
         unknown = next((name for name in data if name not in known), None)
         if unknown is not None:
             names = ", ".join(sorted(known))
@@ -288,14 +288,9 @@ class TrainConfig:
         return cls(**values)
 
 
-# Settings that there were not in version 0.1, at what was done then: they go without saying in a fingerprint.
-_LATER: dict[str, Any] = {
-    "keep_ramp": [0.0, 0.0],
-    "lr_min": 0.0,
-    "backbone_delay": 0.0,
-    "backbone_curve": "cosine",
-    "frozen": [],
-}
+# Settings that there were not in version 0.1, whose defaults are what was done then: they go without saying in a
+# fingerprint.
+_LATER = ("keep_ramp", "lr_min", "backbone_delay", "backbone_curve", "frozen")
 
 
 def _rest(logits: float) -> float:
@@ -303,13 +298,16 @@ def _rest(logits: float) -> float:
     return max(1 - logits, 0.0)
 
 
-def brought_up(data: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they were called in version 0.1, as they are called now: labels had the rest of 1 beside a teacher,
-    and U of eq. 7 stood by itself.
-    """
+def _with_labels(data: dict[str, Any]) -> dict[str, Any]:
+    """Settings that say what a teacher's answers count, and of labels nothing, as version 0.1 understood them."""
     logits = data.get("distill_logits")
     if isinstance(logits, (int, float)) and "distill_labels" not in data and 0 <= logits <= 1:
-        data = data | {"distill_labels": _rest(logits)}
+        return data | {"distill_labels": _rest(logits)}
+    return data
+
+
+def with_options(data: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were called before methods had options, as they are called now: U of eq. 7 stood by itself."""
     if "temperature" not in data:
         return data
     options = data.get("options", {})

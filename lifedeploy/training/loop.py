@@ -70,9 +70,9 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.processes = Processes(accelerator.process_index, accelerator.num_processes)
         self.model = job.model.to(self.device)
-        if any(stage.soft and stage.backbone for stage in plan(job.config)):
-            self.model.reducer.equip(self.model.adapted)
         self.stages = plan(job.config)
+        if any(stage.soft and stage.backbone for stage in self.stages):
+            self.model.reducer.equip(self.model.adapted)
         self.steps = loader.steps_per_epoch(len(job.train), job.config, self.processes.world)
         self.images = loader.TrainingImages(job.train, job.spec.preprocess, job.config)
         self.teacher = Teacher(self.model, job.config) if job.config.distill else None

@@ -11,9 +11,9 @@ from lifedeploy import methods
 from lifedeploy.errors import UsageError
 from lifedeploy.method import Method
 from lifedeploy.reading import read_toml
-from lifedeploy.recipe import LIFEDEPLOY, NO_RECIPE, PUBLISHED, SETTINGS
+from lifedeploy.recipe import LIFEDEPLOY, LIFEDEPLOY_SETTINGS, NO_RECIPE, PUBLISHED
 from lifedeploy.text import quoted
-from lifedeploy.training.config import TrainConfig, brought_up
+from lifedeploy.training.config import TrainConfig, with_options
 
 
 def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
@@ -24,12 +24,9 @@ def settled(settings: dict[str, Any], file: Path | None) -> TrainConfig:
     Raises:
         UsageError: an unknown setting, or a value that cannot be; or a recipe that the method has not.
     """
-    written_down = read_toml(file, UsageError) if file else {}
-    read = brought_up(written_down)
-    if written_down.keys() >= _OF_0_1:  # of a run, which says what it trains with: no recipe adds to that
+    read = with_options(read_toml(file, UsageError)) if file else {}
+    if read.keys() >= _OF_0_1:  # of a run, which says what it trains with: no recipe adds to that
         read.setdefault("recipe", NO_RECIPE)
-    elif "distill_labels" not in written_down:
-        read.pop("distill_labels", None)  # the recipe has a say in it first
     merged = read | settings
     merged.setdefault("recipe", PUBLISHED)
     merged |= _epochs(merged, settings)
@@ -83,7 +80,7 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"recipe {LIFEDEPLOY} teaches a slimmed model what the dense one knows, and {method.name} is that"
         )
     if name == LIFEDEPLOY:
-        return dict(SETTINGS)
+        return dict(LIFEDEPLOY_SETTINGS)
     _require_sound(method)
     recipe = dict(method.recipe)
     if settings.get("hard"):

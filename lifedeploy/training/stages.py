@@ -55,7 +55,7 @@ def freeze(model: SlimViT, stage: Stage, frozen: tuple[str, ...] = ()) -> None:
     the backbone, where its form for training runs.
     """
     parts: list[tuple[nn.Module, bool]] = [(model.backbone, stage.backbone), (model.reducer, stage.reducer)]
-    if hasattr(model.reducer, "train_only"):  # of another package, it may be older than that
+    if hasattr(model.reducer, "train_only"):  # one of another package may not call Reducer.__init__
         parts.append((model.reducer.train_only, stage.backbone and stage.soft))
     for part, trains in parts:
         part.requires_grad_(trains)

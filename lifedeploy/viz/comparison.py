@@ -10,7 +10,7 @@ from typing import Any
 from lifedeploy import methods
 from lifedeploy.bench.choices import by_setting
 from lifedeploy.bench.comparison import CompareReport
-from lifedeploy.bench.report import Row, Setting
+from lifedeploy.bench.report import Row, Setting, Subject
 from lifedeploy.viz import choices
 from lifedeploy.viz.style import as_text, colour, new_figure, save, tidy, title
 
@@ -114,7 +114,7 @@ def _draw_speeds(axis: Any, rows: Sequence[Row]) -> None:
         longest = max(longest, high, allowed or 0)
     for place, row in enumerate(ordered):
         axis.text(1.03 * longest, place, _figures(row), fontsize=7.5, va="center")
-    axis.set_yticks(range(len(ordered)), [_name(row.subject.shown) for row in ordered], fontsize=8)
+    axis.set_yticks(range(len(ordered)), [_name(row.subject) for row in ordered], fontsize=8)
     axis.set_xlim(0, 1.36 * longest)  # room for the figures
     axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel("images/s", fontsize=8)
@@ -139,7 +139,10 @@ def _figures(row: Row) -> str:
     return f"{faster}{row.subject.gmacs:.3g} G"
 
 
-def _name(method: str) -> str:
-    """What a bar is called: by its title where the name alone would promise more than there is."""
-    row = methods.known(method)
-    return row.title.replace(", ", ",\n") if row is not None and row.shown_by_title else method
+def _name(subject: Subject) -> str:
+    """What a bar is called: by its title where its method's name alone would promise more than there is."""
+    row = methods.known(subject.method)
+    if row is None or not row.shown_by_title:
+        return subject.shown
+    title_of_it = row.title.replace(", ", ",\n")
+    return f"{subject.name}\n{title_of_it}" if subject.name else title_of_it

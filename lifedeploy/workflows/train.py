@@ -144,7 +144,7 @@ def train(
     loaded.model.adapted.set_drop_path(config.drop_path)
     require_watchable(loaded.model, config)
     require_frozen(loaded.model, config)
-    _require_forward(loaded)
+    _require_forward(loaded, config)
     if lacking := _lacking(config):
         note(lacking)
     if config.elastic:
@@ -228,10 +228,12 @@ def _lacking(config: TrainConfig) -> str:
     )
 
 
-def _require_forward(loaded: LoadedModel) -> None:
-    """Whatever a method cannot do with this backbone is said before a folder is made."""
+def _require_forward(loaded: LoadedModel, config: TrainConfig) -> None:
+    """Whatever a method cannot do with this backbone, in the forms that it trains and is validated in, is said before a
+    folder is made.
+    """
     with torch.no_grad(), torch.random.fork_rng(devices=()):
-        for soft in (False, True):
+        for soft in sorted({False, *(stage.soft for stage in plan(config))}):
             loaded.model(torch.zeros(1, 3, *loaded.spec.image_size), soft=soft)
 
 

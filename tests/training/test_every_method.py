@@ -18,13 +18,12 @@ from lifedeploy.model import checkpoint
 from lifedeploy.model.request import ModelRequest
 from lifedeploy.model.weights import load
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
-from lifedeploy.training import loop
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.log import read_log
 from lifedeploy.training.recipes import settled
 from lifedeploy.training.stages import plan
 from lifedeploy.workflows.train import TrainRequest, resumed, train
-from tests.training.test_runs import ROOT, comparable, digest, weights_of
+from tests.training.test_runs import ROOT, comparable, digest, stopped_after, weights_of
 
 TRAINED = [name for name in methods.names() if methods.get(name).stages]
 SLIMMED = [name for name in TRAINED if methods.get(name).role == methods.SLIMMED]
@@ -54,25 +53,13 @@ def unbroken(settings, tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", [PUBLISHED, LIFEDEPLOY])
 @pytest.mark.parametrize("method", SLIMMED)
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, monkeypatch, unbroken, method, recipe):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, unbroken, method, recipe):
     """After the fourth of six steps, in the second epoch: of the second stage, where there is one."""
     config = small(settings, method, recipe=recipe, checkpoint_every=1)
     whole = unbroken(method, recipe)
 
-    class Stopped(Exception):
-        pass
-
-    step, steps = loop.Trainer._step, []
-
-    def stopping(self, *arguments):
-        if len(steps) == 4:
-            raise Stopped
-        steps.append(step(self, *arguments))
-
-    monkeypatch.setattr(loop.Trainer, "_step", stopping)
-    with pytest.raises(Stopped):
+    with stopped_after(4):
         train(TrainRequest(config=config, name="broken"), workspace)
-    monkeypatch.setattr(loop.Trainer, "_step", step)
     folder = workspace.root / "checkpoints" / "broken"
     torch.rand(7)  # what was drawn meanwhile is of no consequence
     train(resumed(folder), workspace)

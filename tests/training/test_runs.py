@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -102,6 +104,25 @@ def test_without_a_dense_model_the_user_is_warned(settings, workspace):
     assert report.config.weights == "random"
 
 
+class Stopped(Exception):
+    """The end of a run that was to be stopped."""
+
+
+@contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """Around a run that ends, with no time to clean up, instead of its next step."""
+    step, done = loop.Trainer._step, []
+
+    def stopping(self, *arguments):
+        if len(done) == steps:
+            raise Stopped
+        done.append(step(self, *arguments))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(loop.Trainer, "_step", stopping)
+        yield
+
+
 RECIPES = {
     "plain": {},
     "dense": {"dense": True, "epochs": 2},
@@ -136,29 +157,12 @@ def unbroken_run(settings, tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    settings, workspace, monkeypatch, unbroken_run, recipe, stop_after
-):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, workspace, unbroken_run, recipe, stop_after):
     config = settings(checkpoint_every=1, **RECIPES[recipe])
     unbroken = unbroken_run(recipe)
 
-    class Stopped(Exception):
-        pass
-
-    step = loop.Trainer._step
-    steps = 0
-
-    def stopping(self, *arguments):
-        nonlocal steps
-        if steps == stop_after:
-            raise Stopped
-        steps += 1
-        step(self, *arguments)
-
-    monkeypatch.setattr(loop.Trainer, "_step", stopping)
-    with pytest.raises(Stopped):
+    with stopped_after(stop_after):
         train(TrainRequest(config=config, name="broken"), workspace)
-    monkeypatch.setattr(loop.Trainer, "_step", step)
     folder = workspace.root / "checkpoints" / "broken"
     torch.rand(7)  # what was drawn meanwhile is of no consequence
     report = train(resumed(folder), workspace)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from lifedeploy import methods
 from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.measure import measure
+from lifedeploy.bench.report import Subject
 from lifedeploy.engines import fake, registry
 from lifedeploy.engines.fake import Fake
 from lifedeploy.errors import EngineError, ParityError, UsageError, WeightsError
@@ -23,7 +24,7 @@ from lifedeploy.model import checkpoint
 from lifedeploy.model.weights import ModelRequest, load
 from lifedeploy.targets import held as holding
 from lifedeploy.targets.reuse import exported_as
-from lifedeploy.viz.comparison import plot_comparison
+from lifedeploy.viz.comparison import _name, plot_comparison
 from lifedeploy.workflows import compare as workflow
 from lifedeploy.workflows.bench import BenchRequest
 from lifedeploy.workflows.compare import CompareRequest, checkpoints, compare, workshop
@@ -514,6 +515,29 @@ def test_checkpoints_are_compared_as_they_were_trained(clock, workspace, trained
     again = compare(of(sorted(trained.glob("*.safetensors"))), workspace)
     assert [contest.kept for contest in again.contests] == [True]
     assert [row.subject.shown for row in again.rows] == list(rows)
+
+
+@pytest.mark.parametrize("step", ["export", "build"])
+def test_what_is_refused_of_a_checkpoint_says_which_it_is_and_how_to_go_on(
+    clock, workspace, trained, traced_once, monkeypatch, step
+):
+    def refusing(request, *rest):
+        raise EngineError("it is not what it should be")
+
+    monkeypatch.setattr(workshop, step, refusing)
+    with pytest.raises(EngineError) as told:
+        compare(of([trained / "a.safetensors", trained / "b.safetensors"]), workspace)
+    assert (told.value.message, told.value.hint) == ("a: it is not what it should be", "--checkpoints without a")
+
+
+def test_a_title_that_says_what_a_name_does_not_stays_beside_it():
+    subject = Subject(
+        model="m", method="avit-ranked", engine="fake", precision="fp32", mac_ratio=None, weights="trained", parity=None
+    )
+    title = "A-ViT scores,\nfixed budget"
+    assert _name(subject) == title
+    assert _name(replace(subject, name="mine-0.7")) == f"mine-0.7\n{title}"
+    assert _name(replace(subject, method="life", name="mine-0.7")) == "mine-0.7"
 
 
 def test_without_a_dense_checkpoint_that_is_said(clock, workspace, trained, traced_once):

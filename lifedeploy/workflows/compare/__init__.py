@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 from lifedeploy import methods
-from lifedeploy.artifact import Workspace
+from lifedeploy.artifact import Artifact, Workspace
 from lifedeploy.bench.comparison import AS_TRAINED, Compared, CompareReport, Measured, Trial, inequality
 from lifedeploy.bench.report import BenchReport, Row
 from lifedeploy.data.unlabelled import read_unlabelled
@@ -36,9 +36,8 @@ def compare(
     contest per setting.
 
     Every method has its usual drop layers and options; baseline and bound are those of the first. Checkpoints are as
-    they were trained, and the baseline is the dense one among them. A contest that was
-    held on this machine, in these versions of everything, on the same engines and among at least these methods, is
-    taken as it was found.
+    they were trained, and the baseline is the dense one among them. A contest that was held on this machine, in these
+    versions of everything, on the same engines and among at least these models, is taken as it was found.
 
     Raises:
         LifedeployError: the request cannot be meant; or as ``export``, ``build``, ``bench`` and ``evaluate``.
@@ -51,17 +50,18 @@ def compare(
     if request.calibration_data:
         read_unlabelled(request.calibration_data)  # found out to be none before anything is made
     models = trained(request.checkpoints) if request.checkpoints else None
-    asked = replace(request, model=models.model) if models is not None else request
-    shop = Workshop(asked, workspace, selection.engines, say, progress)
+    shop = Workshop(request, workspace, selection.engines, say, progress)
+    base: Artifact | None = None
     trials: tuple[Trial, ...] = ()
-    if models is not None:
-        exports = {name: shop.exported(wanted, name) for name, wanted in models.slimmed.items()}
-        base = shop.exported(models.base, methods.baseline().name) if models.base is not None else None
-        if base is None:
-            shop.warn(_WITHOUT_BASE.format(baseline=methods.baseline().name, first=next(iter(exports))))
-    else:
+    if models is None:
         budgets, trials = budgets_of(request, shop)
-        exports, base = exports_of(request, shop, budgets), None
+        exports = exports_of(request, shop, budgets)
+    else:
+        exports = {name: shop.exported(wanted, name) for name, wanted in models.slimmed.items()}
+        if models.base is not None:
+            base = shop.exported(models.base, methods.baseline().name)
+        else:
+            shop.warn(_WITHOUT_BASE.format(baseline=methods.baseline().name, first=next(iter(exports))))
     chosen, like = shop.variants(exports, selection.engines, base), next(iter(exports))
     accuracy = None
     if evaluation is not None and images is not None:
@@ -92,7 +92,7 @@ def compare(
     return CompareReport(
         bench=bench,
         backbone=chosen[0].model,
-        at=AS_TRAINED if models is not None else request.at,
+        at=AS_TRAINED if request.checkpoints else request.at,
         like=like,
         models=tuple(
             Compared.of(artifact, target.shown_method) for target in chosen[0].targets if (artifact := target.artifact)

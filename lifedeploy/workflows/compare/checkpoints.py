@@ -27,11 +27,6 @@ class Trained:
     slimmed: Mapping[str, ModelRequest]  # at least one
     base: ModelRequest | None  # of the dense checkpoint, in the schedule of the first; None: there is none
 
-    @property
-    def model(self) -> ModelRequest:
-        """The first one."""
-        return next(iter(self.slimmed.values()))
-
 
 def trained(paths: Sequence[Path]) -> Trained:
     """What checkpoints of ours are of.
@@ -99,7 +94,7 @@ def _request(path: Path, spec: ModelSpec) -> ModelRequest:
         keep_rate=schedule.keep_rate,
         counts=schedule.counts if counted else None,
         drop_layers=schedule.drop_layers or None,
-        options=method.plain_options({name: spec.options[name] for name in spec.options}),
+        options=method.plain_options(spec.options),
         image_size=spec.image_size,
         num_classes=spec.num_classes,
     )

@@ -47,6 +47,7 @@ class Workshop:
         self.say, self.progress = say, progress
         self.warnings: list[str] = []
         self._contests = Contests(workspace.root / FOLDER)
+        self._flag = "--checkpoints" if request.checkpoints else "--methods"  # what names those that take part
 
     def warn(self, message: str) -> None:
         """Note down what the report has to say, once."""
@@ -71,7 +72,7 @@ class Workshop:
         def say(what: str) -> None:
             self.say(f"exporting {name}{at}: {what}")
 
-        with said_of(name):
+        with said_of(name, self._flag):
             report = export(ExportRequest(model=wanted, output=output), self.workspace, say)
         self.warn(report.warning)
         for note in report.notes:
@@ -91,13 +92,13 @@ class Workshop:
         everyone = ({methods.baseline().name: base} if base is not None else {}) | dict(exports)
         for precision in {engine.plan.precision for engine in engines} & set(QUANTIZED):
             for name, known in everyone.items():
-                with said_of(name):
+                with said_of(name, self._flag):
                     self._calibrated(known, precision)
         chosen = []
         for engine in engines:
             targets: list[Target] = []
             for name, known in everyone.items():
-                with said_of(name):
+                with said_of(name, self._flag):
                     built = variants_of(prove(self._built(known, engine))).targets
                 beside = {methods.BASELINE} | ({methods.BOUND} if self.request.takes_bound else set())
                 taken = (set() if known is base else {methods.SLIMMED}) | (set() if targets else beside)
