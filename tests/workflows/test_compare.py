@@ -566,6 +566,10 @@ def test_files_of_training_runs_are_called_as_their_runs(trained, tmp_path):
     assert names == ["one", "two", "life dense"]  # no slimmed model is called as the baseline is
     assert list(checkpoints.trained(paths[:1]).slimmed) == ["life"]
     shutil.copy(paths[0], tmp_path / "one" / "best.safetensors")
+    (tmp_path / f"{TINY}-life-r0.7").mkdir()
+    usual = tmp_path / f"{TINY}-life-r0.7" / "last.safetensors"
+    shutil.copy(paths[0], usual)
+    assert list(checkpoints.trained([usual, paths[0]]).slimmed) == ["life-r0.7", "one"]
     # The same run in two workspaces, or the same file by two names.
     other = tmp_path / "seed1" / "one"
     other.mkdir(parents=True)
@@ -615,6 +619,12 @@ def test_checkpoints_on_the_command_line(lifedeploy, clock, workspace, trained, 
     shutil.copy(trained / "b.safetensors", odd)
     named = lifedeploy("compare", *line, "--checkpoints", files[0], str(odd), "--data", str(make_images(Path("data"))))
     assert named.code == 0 and "x[red]y" in named.out
+    long = [Path(f"{letter}-run-of-somebody-with-a-long-name.safetensors") for letter in "xy"]
+    for path, letter in zip(long, "ab", strict=True):
+        shutil.copy(trained / f"{letter}.safetensors", path)
+    wide = lifedeploy("compare", *line, "--checkpoints", *map(str, long))
+    assert wide.code == 0 and "…" not in wide.out and max(map(len, wide.out.splitlines())) <= 80
+    assert "of the first: speed over that of x-run-of-somebody-with-a-long-name" in " ".join(wide.out.split())
     none = lifedeploy("compare", *line, "--checkpoints", "a**/x.safetensors")
     assert (none.code, "a**/x.safetensors does not exist" in none.err) == (1, True)
     again = lifedeploy("compare", *line, "--checkpoints", str(trained / "*.safetensors"))

@@ -25,8 +25,11 @@ _LIKE = {
 }
 
 
+_WIDEST = 12  # letters of a name in a line on the screen; all methods' fit
 _SURE = 6  # rounds from which on an interval of the median can cover 95 %
-_NARROW = {"efficiency": "effi-\nciency"}  # on the screen
+_SHORT = 7  # letters of a name that fits a header
+_OF_FIRST = "of the first"
+_NARROW = {"efficiency": "effi-\nciency", _OF_FIRST: "of the\nfirst"}  # on the screen
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def compared(report: CompareReport) -> RenderableType:
     parts: list[RenderableType] = []
     for contest in _contests(report):
         headers = [_NARROW.get(header, header.replace(" ", "\n", 1)) for header in contest.headers]
-        table = tables.plain_table(*headers, title=printable(contest.title))
+        table = tables.plain_table(*headers, title=printable(contest.title), width=_WIDEST)
         for row in contest.rows:
             table.add_row(*map(Text, row))  # as they are: names of files are no markup
         parts += [table, Text("")]
@@ -125,9 +128,14 @@ def _cells(row: Row, choice: Choice | None, like: str, base: str) -> dict[str, s
         f"over {base}": "–" if not base or row.over_base is None or row.over_base == 1 else _ratio(row),
         "efficiency": f"{row.efficiency:.0%}" if row.efficiency is not None and drops else "–",
         f"of {methods.bound().name}": "–" if row.first_k_share is None else f"{row.first_k_share:.1%}",
-        f"of {like}": "–" if row.over_like is None else f"{row.over_like:.3f}",
+        _over_like(like): "–" if row.over_like is None else f"{row.over_like:.3f}",
         "top-1 %": "–" if choice is None else f"{choice.top1 * 100:.1f} ± {choice.standard_error * 100:.1f}",
     }
+
+
+def _over_like(like: str) -> str:
+    """The header of the column that holds all against one of them."""
+    return f"of {like}" if len(like) <= _SHORT else _OF_FIRST
 
 
 def _ratio(row: Row) -> str:
@@ -158,7 +166,7 @@ def _explained(report: CompareReport) -> Iterator[str]:
     yield (
         f"{same}. Speed-up over {methods.baseline().name} in the same rounds, "
         "median and 95 % interval; efficiency: speed-up over that of the GMACs; "
-        f"of {report.like}: speed over its, in the same rounds."
+        f"{_over_like(report.like)}: speed over that of {report.like}, in the same rounds."
     )
     if base := _base(report.rows):
         yield (

@@ -101,13 +101,15 @@ def _request(path: Path, spec: ModelSpec) -> ModelRequest:
 
 
 def _names(paths: Sequence[Path], specs: Mapping[Path, ModelSpec]) -> dict[Path, str]:
-    """What each is called: as its file, or, of a training run, as its folder; as its method, if it is the only one."""
+    """What each is called: as its file, or, of a training run, as its folder, less the backbone that all have; as its
+    method, if it is the only one.
+    """
     of_method = Counter(specs[path].method for path in paths)
     names = {}
     for path in paths:
         stem, folder = path.stem, path.resolve().parent.name
         run = stem in _OF_A_RUN or stem.startswith(_STAGE)
-        name = printable(folder if run else stem)
+        name = printable(folder if run else stem).removeprefix(f"{specs[path].backbone}-")
         if of_method[specs[path].method] == 1:
             name = specs[path].method
         elif methods.built_in(name) is not None:  # else a file could be called as another method
