@@ -12,6 +12,9 @@ RecipeName = Literal["published", "lifedeploy", "none"]
 PUBLISHED: RecipeName = "published"
 LIFEDEPLOY: RecipeName = "lifedeploy"
 NO_RECIPE: RecipeName = "none"
+# Beside settings of training, a row's recipe may say for how many images per step its learning rates are: for another
+# batch they are multiplied by batch / that, as DeiT's code does, of which most authors' is made. timm's word for it.
+LR_BASE_SIZE = "lr_base_size"
 LIFEDEPLOY_SETTINGS: Mapping[str, Any] = {"distill": True, "hard": True, "epochs": 2}
 
 

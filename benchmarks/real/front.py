@@ -2,7 +2,7 @@
 
     python -m benchmarks.real.front --out DIR [--image-size 224] [--seed 0] [--engine NAME:PRECISION …] [--batch 8]
 
-Of each method and keep rate the recipe that has the better average precision in the mean of seeds is taken, and of that
+Of each method and keep rate the recipe that has the best average precision in the mean of seeds is taken, and of that
 the checkpoint of one seed: ``lifedeploy compare --checkpoints`` exports them, builds them on every engine, and lets all
 take turns. Accuracy there is of these checkpoints. What methods have at the speed of lives is told from the means over
 seeds (``grid.json``), by a straight line in time per image between a method's keep rates and the dense model.
@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.common import command_line, new_parser, publish, read_json, record_of, report_of, source, table
 from benchmarks.real.grid import WITHOUT_RATE, Cell, dense
-from benchmarks.real.grid_page import with_base
+from benchmarks.real.grid_page import UNSCALED, with_base
 from benchmarks.real.training import BACKBONE, RATES
 from lifedeploy import methods
 from lifedeploy.artifact import Workspace
@@ -30,7 +30,7 @@ from lifedeploy.model.weights import load
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 
 HERE = Path(__file__).parent
-RECIPES = (PUBLISHED, LIFEDEPLOY)
+RECIPES = (PUBLISHED, UNSCALED, LIFEDEPLOY)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Point:
 
 
 def points(cells: Mapping[str, Any]) -> list[Point]:
-    """Every method and keep rate that has been trained, by its better recipe."""
+    """Every method and keep rate that has been trained, by its best recipe."""
     found: dict[tuple[str, float | None], list[Point]] = {}
     for method in methods.names(methods.SLIMMED):
         for rate in (*RATES, None):
@@ -73,7 +73,7 @@ def points(cells: Mapping[str, Any]) -> list[Point]:
 
 
 def _better(alike: Sequence[Point]) -> Point:
-    """Of two recipes, in the mean of the seeds that both have; where they have none in common, that of more seeds."""
+    """Of its recipes, in the mean of the seeds that all have; where they have none in common, that of more seeds."""
     common = set.intersection(*(set(point.against) for point in alike))
     if not common:
         return max(alike, key=lambda point: len(point.against))
@@ -162,7 +162,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         "DINOv2 ViT-S/14 on photographs of solar cells, every method as it was trained best ([GRID.md](GRID.md)): seed "
         f"{record['seed']}. All models on all engines took turns in one contest, batch {record['batch']}, one request "
-        "at a time. Accuracy is the engine's, over the 656 validation photographs; the better of two recipes was "
+        "at a time. Accuracy is the engine's, over the 656 validation photographs; the best of its recipes was "
         "chosen on the same ones, for every method.",
         "",
         "![accuracy against speed](accuracy-against-speed.png)",

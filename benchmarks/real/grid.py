@@ -4,12 +4,12 @@
     python -m benchmarks.real.grid --out DIR [--image-size 224] [--seeds 0,1,2] [--at keep-rate|macs] [--list]
         [--only WORDS] [--minutes M] [--add OTHER.json]
 
-A cell is one ``lifedeploy train`` of two epochs over the dense model of its seed, by the method's published recipe or
-by ours (``--recipe lifedeploy``), and what its checkpoint then answers to all validation photographs (``scores.py``).
-``--at macs`` brings every method to the work of lives at the same keep rate, since keep 0.7 is other work for each.
-Cells are in the order in which they are worth having. Those that are done on any machine are not done again; the grid
-can be stopped at any time, ``kill -9`` too, and goes on where it was. The images may not be redistributed: they, and
-the checkpoints, stay in DIR.
+A cell is one ``lifedeploy train`` of two epochs over the dense model of its seed, by the method's published recipe, by
+that without scaling its rate to the batch, or by ours (``--recipe lifedeploy``), and what its checkpoint then answers
+to all validation photographs (``scores.py``). ``--at macs`` brings every method to the work of lives at the same keep
+rate, since keep 0.7 is other work for each. Cells are in the order in which they are worth having. Those that are done
+on any machine are not done again; the grid can be stopped at any time, ``kill -9`` too, and goes on where it was. The
+images may not be redistributed: they, and the checkpoints, stay in DIR.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Results, new_parser, read_json
-from benchmarks.real.grid_page import markdown
+from benchmarks.real.grid_page import UNSCALED, markdown
 from benchmarks.real.prepare import WEIGHTS
 from benchmarks.real.scores import Asked, at_work_of_life, score
 from benchmarks.real.training import BACKBONE, DENSE, RATES, trained
@@ -36,6 +36,7 @@ OURS = ("--recipe", LIFEDEPLOY, "--backbone-lr", "3e-6")  # a rate chosen on see
 FIRST = 0  # the seed of what is run once
 OFTEN = ("life", "evit", "topk", "tome")  # on every seed; their scores can be had without training, too
 ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first of them first, on the others last
+PRINTED = {"evit": "2e-5", "topk": "2e-5"}  # what happens at the rate as it is printed, for a batch of 512
 # Whose training knows of no keep rate, and as what its checkpoints are asked: at each rate, and as they are.
 WITHOUT_RATE = {"evo-vit": ("evo-vit",), "avit": ("avit", "avit-ranked"), "ia-red2": ("ia-red2",)}
 
@@ -73,8 +74,14 @@ class Cell:
         if self.method == methods.baseline().name:
             return list(DENSE)
         rate = self.asked_rate(image_size)
-        words = ["--method", self.method, *(OURS if self.recipe == LIFEDEPLOY else ("--recipe", self.recipe))]
+        words = ["--method", self.method, *self._recipe()]
         return words if rate is None else [*words, "--rho", f"{rate:g}"]
+
+    def _recipe(self) -> tuple[str, ...]:
+        if self.recipe == LIFEDEPLOY:
+            return OURS
+        published = ("--recipe", PUBLISHED)
+        return (*published, "--backbone-lr", PRINTED[self.method]) if self.recipe == UNSCALED else published
 
 
 def dense(seed: int) -> Cell:
@@ -101,6 +108,8 @@ def grid(seeds: Sequence[int], at: str) -> list[Cell]:
         for name in ("dynamicvit", "avit-ranked", "ia-red2"):
             cells += [Cell(method=name, rate=rate, seed=seed, recipe=LIFEDEPLOY, at=at) for rate in RATES]
         cells.append(Cell(method="evo-vit", seed=seed, recipe=LIFEDEPLOY, at=at))
+    for name in PRINTED:
+        cells += [Cell(method=name, rate=rate, seed=seed, recipe=UNSCALED, at=at) for seed in once for rate in RATES]
     for seed in seeds:  # once is enough to know of these; here are the others
         for name in ONCE:
             rates = (None,) if name in WITHOUT_RATE else RATES

@@ -19,15 +19,17 @@ validate on. All methods start from the same dense model of a seed (three epochs
 for two epochs, 122 steps of 32 images. Average precision (of the class *defective*) is the sharper measure: accuracy
 moves by ±1.3 points by chance. Scores are those of PyTorch in FP32, tokens really leaving.
 
-*Published* is the recipe in the method's row (`lifedeploy train --method NAME`), its learning rates as printed
-([docs/training.md](../../docs/training.md)); *ours* is `--recipe lifedeploy --backbone-lr 3e-6`: distilled from the
-dense model, tokens leaving in training as when deployed, the same for all. "Keep 0.7" is not the same work for each:
-GMACs stand beside it. Minutes are of training alone, at the median speed of each stage. **What is not in a table has
-not been run**; the command goes on where it was.
+*Published* is the recipe in the method's row (`lifedeploy train --method NAME`,
+[docs/training.md](../../docs/training.md)), whose learning rates are scaled to the batch where its authors' code does
+that; *unscaled* is it at the rate as printed, which was made for sixteen times the batch; *ours* is `--recipe
+lifedeploy --backbone-lr 3e-6`: distilled from the dense model, tokens leaving in training as when deployed, the same
+for all. "Keep 0.7" is not the same work for each: GMACs stand beside it. Minutes are of training alone, at the median
+speed of each stage. **What is not in a table has not been run**; the command goes on where it was.
 
 Command: `python -m benchmarks.real.grid --out DIR`; that of each cell is in `grid.json`.
 """
-_RECIPES = {"": "no training", PUBLISHED: "published", LIFEDEPLOY: "ours"}
+UNSCALED = "unscaled"  # published, at rates as printed whatever the batch
+_RECIPES = {"": "no training", PUBLISHED: "published", UNSCALED: "published, unscaled", LIFEDEPLOY: "ours"}
 _HEAD = "method | recipe | seeds | average precision | against dense | accuracy | loss | GMACs | minutes | peak MiB"
 
 
@@ -88,7 +90,7 @@ def _trained(cells: Mapping[str, Any], rate: str) -> dict[tuple[str, str], dict[
     rows: dict[tuple[str, str], dict[str, tuple[Scores, Mapping[str, Any]]]] = {}
     for key, cell in cells.items():
         name, _, seed = key.partition(" / seed ")
-        recipe = next((word for word in (PUBLISHED, LIFEDEPLOY) if word in name.split()), "")
+        recipe = next((word for word in (PUBLISHED, UNSCALED, LIFEDEPLOY) if word in name.split()), "")
         for asked, score in cell.get("scores", {}).items():
             method, _, rest = asked.partition(" ")
             at, _, after = rest.partition(" ")

@@ -30,7 +30,8 @@ from lifedeploy.training.log import LogRow, read_log
 
 HERE = Path(__file__).parent
 BACKBONE = "vit_small_patch14_dinov2"
-AUGMENTATION = ("--batch", "32", "--scale", "0.9,1", "--vflip", "0.5")
+BATCH = 32
+AUGMENTATION = ("--batch", str(BATCH), "--scale", "0.9,1", "--vflip", "0.5")
 DENSE = ("--dense", "--epochs", "3")
 DISTILLED = ("--distill", "--hard", "--backbone-lr", "3e-6")
 PRINTED = ("--predictor-lr", "1e-5", "--backbone-lr", "1e-3")
@@ -108,11 +109,11 @@ def trained(
 
 def training_minutes(rows: Sequence[LogRow]) -> float:
     """How long the steps of a log take at the median speed of their stages."""
-    minutes, batch = 0.0, int(AUGMENTATION[AUGMENTATION.index("--batch") + 1])
+    minutes = 0.0
     for stage in dict.fromkeys(row.stage for row in rows):
         lines = [row for row in rows if row.stage == stage and row.kind == "train"]
         before = max((row.step for row in rows if row.step < lines[0].step and row.stage != stage), default=0)
-        images = (lines[-1].step - before) * batch
+        images = (lines[-1].step - before) * BATCH
         minutes += images / float(np.median([row.images_per_s for row in lines])) / 60
     return minutes
 

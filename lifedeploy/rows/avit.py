@@ -11,7 +11,7 @@ from lifedeploy.cost import Cost, Work
 from lifedeploy.method import Method
 from lifedeploy.options import option
 from lifedeploy.published import Published
-from lifedeploy.recipe import TrainingStage
+from lifedeploy.recipe import LR_BASE_SIZE, TrainingStage
 from lifedeploy.rows.counting import every_token
 from lifedeploy.schedule import Schedule
 
@@ -38,7 +38,8 @@ class AvitOptions:
 
 
 _STAGES = (TrainingStage("backbone", reducer=False, backbone=True),)
-_RECIPE = {"epochs": 2, "backbone_lr": 3e-4, "warmup": 0.05}  # of 100 epochs five to warm up; as for DeiT-S
+# Of 100 epochs five to warm up; as for DeiT-S, whose rates are for a batch of 512.
+_RECIPE = {"epochs": 2, "backbone_lr": 3e-4, LR_BASE_SIZE: 512, "warmup": 0.05}
 
 
 def _avit_work(schedule: Schedule, options: AvitOptions, cost: Cost) -> Work:

@@ -10,7 +10,7 @@ from lifedeploy.cost import Cost, Work
 from lifedeploy.method import Method
 from lifedeploy.options import NoOptions, option
 from lifedeploy.published import Published
-from lifedeploy.recipe import TrainingStage
+from lifedeploy.recipe import LR_BASE_SIZE, TrainingStage
 from lifedeploy.schedule import Schedule
 
 
@@ -51,8 +51,15 @@ def _topk_work(schedule: Schedule, options: NoOptions, cost: Cost) -> Work:
     return _evit_work(schedule, EvitOptions(fuse=False), cost)
 
 
-# What EViT fine-tunes with: a cosine from 2e-5 to a tenth of it. There for 30 epochs.
-FINE_TUNING = {"epochs": 2, "backbone_lr": 2e-5, "lr_min": 0.1, "weight_decay": 1e-6, "warmup": 0.0}
+# What EViT fine-tunes with: a cosine from 2e-5 · batch / 512 to a tenth of it. There for 30 epochs, at batch 1024.
+FINE_TUNING = {
+    "epochs": 2,
+    "backbone_lr": 2e-5,
+    LR_BASE_SIZE: 512,
+    "lr_min": 0.1,
+    "weight_decay": 1e-6,
+    "warmup": 0.0,
+}
 
 EVIT = Method(
     name="evit",

@@ -8,7 +8,7 @@ from lifedeploy.cost import Cost, Work
 from lifedeploy.method import Method
 from lifedeploy.options import NoOptions
 from lifedeploy.published import Published, Renamed
-from lifedeploy.recipe import TrainingStage
+from lifedeploy.recipe import LR_BASE_SIZE, TrainingStage
 from lifedeploy.schedule import Schedule
 
 
@@ -32,7 +32,7 @@ EVO_VIT = Method(
     fate="parked",
     stages=(TrainingStage("backbone", reducer=False, backbone=True),),
     # Of 300 epochs from scratch, five to warm up, as DeiT's.
-    recipe={"epochs": 2, "backbone_lr": 5e-4, "weight_decay": 0.05, "warmup": 5 / 300},
+    recipe={"epochs": 2, "backbone_lr": 5e-4, LR_BASE_SIZE: 512, "weight_decay": 0.05, "warmup": 5 / 300},
     work=_evo_vit_work,
     schedule=_evo_vit_schedule,
     published=Published(

@@ -11,7 +11,7 @@ from lifedeploy import methods
 from lifedeploy.errors import UsageError
 from lifedeploy.method import Method
 from lifedeploy.reading import read_toml
-from lifedeploy.recipe import LIFEDEPLOY, LIFEDEPLOY_SETTINGS, NO_RECIPE, PUBLISHED
+from lifedeploy.recipe import LIFEDEPLOY, LIFEDEPLOY_SETTINGS, LR_BASE_SIZE, NO_RECIPE, PUBLISHED
 from lifedeploy.text import quoted
 from lifedeploy.training.config import TrainConfig, with_options
 
@@ -82,7 +82,7 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     if name == LIFEDEPLOY:
         return dict(LIFEDEPLOY_SETTINGS)
     _require_sound(method)
-    recipe = dict(method.recipe)
+    recipe = _for_batch(method.recipe, settings.get("batch", TrainConfig.batch))
     if settings.get("hard"):
         recipe.pop("single_stage", None)  # tokens leave in a stage in which the backbone alone trains
     options = settings.get("options")
@@ -92,6 +92,17 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+def _for_batch(recipe: Mapping[str, Any], batch: object) -> dict[str, Any]:
+    """A row's recipe as settings: its learning rates are those of this batch."""
+    rest = {name: value for name, value in recipe.items() if name != LR_BASE_SIZE}
+    if LR_BASE_SIZE not in recipe or not isinstance(
+        batch, int
+    ):  # no number: said where all settings are held against their types
+        return rest
+    share = batch / recipe[LR_BASE_SIZE]
+    return {name: value * share if name.endswith("_lr") else value for name, value in rest.items()}
+
+
 def _require_sound(method: Method) -> None:
     """Make sure that a method's recipe is one.
 
@@ -99,11 +110,15 @@ def _require_sound(method: Method) -> None:
         UsageError: the method, which may be of another package, cannot be used.
     """
     known = {item.name for item in fields(TrainConfig)} - _OF_A_RUN
-    odd = next((setting for setting in method.recipe if setting not in known), None)
+    settings = {name: value for name, value in method.recipe.items() if name != LR_BASE_SIZE}
+    odd = next((setting for setting in settings if setting not in known), None)
     if odd is not None:
         raise method.broken(f"its recipe has {quoted(odd)}, which is no setting of training that a method has a say in")
+    base = method.recipe.get(LR_BASE_SIZE, 1)
+    if type(base) is not int or base < 1:
+        raise method.broken(f"{LR_BASE_SIZE} of its recipe is {quoted(base)}, expected a number of images")
     try:
-        TrainConfig.from_dict(dict(method.recipe) | {"method": method.name} if method.recipe else {})
+        TrainConfig.from_dict(settings | {"method": method.name} if settings else {})
     except UsageError as error:
         raise method.broken(f"its recipe cannot be: {error.message}") from error
 

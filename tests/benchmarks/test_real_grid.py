@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.common import Results
 from benchmarks.real import front, grid, pack
 from benchmarks.real.grid import Cell, dense, done
-from benchmarks.real.grid_page import markdown
+from benchmarks.real.grid_page import UNSCALED, markdown
 from benchmarks.real.prepare import WEIGHTS
 from benchmarks.real.training import RATES, training_minutes
 from lifedeploy import methods
@@ -41,12 +41,20 @@ def test_every_method_that_trains_has_its_cells_and_each_is_there_once():
 
 def test_what_a_cell_asks_for_is_a_run_of_two_epochs():
     for cell in grid.grid([0], "keep-rate")[1:]:
-        recipe = {"recipe": cell.recipe, "method": cell.method}
-        assert settled(recipe, None).total_epochs == 2
         words = cell.options(224)
-        assert words[words.index("--recipe") + 1] == cell.recipe
+        recipe = words[words.index("--recipe") + 1]
+        assert recipe == (LIFEDEPLOY if cell.recipe == LIFEDEPLOY else PUBLISHED)
+        assert settled({"recipe": recipe, "method": cell.method}, None).total_epochs == 2
         assert ("--rho" in words) == (cell.rate is not None)
     assert "--epochs" in dense(0).options(224)
+
+
+def test_unscaled_is_a_published_rate_as_it_is_printed_whatever_the_batch():
+    for method, printed in grid.PRINTED.items():
+        assert methods.get(method).recipe["backbone_lr"] == float(printed)
+        words = Cell(method=method, rate=0.7, seed=0, recipe=UNSCALED).options(224)
+        assert words == ["--method", method, "--recipe", "published", "--backbone-lr", printed, "--rho", "0.7"]
+        assert settled({"method": method, "batch": 32}, None).backbone_lr == float(printed) / 16
 
 
 def test_at_equal_work_keep_rates_differ_and_lives_do_not():

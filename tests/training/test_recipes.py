@@ -11,7 +11,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from lifedeploy import methods
 from lifedeploy.errors import UsageError
-from lifedeploy.recipe import LIFEDEPLOY, NO_RECIPE, PUBLISHED
+from lifedeploy.recipe import LIFEDEPLOY, LR_BASE_SIZE, NO_RECIPE, PUBLISHED
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.loop import ramped
 from lifedeploy.training.recipes import settled
@@ -25,8 +25,10 @@ TRAINED = [name for name in methods.names() if methods.get(name).stages]
 def test_the_published_recipe_is_what_is_taken_unless_told(method):
     config = settled({"method": method}, None)
     assert config.recipe == PUBLISHED
-    for name, value in methods.get(method).recipe.items():
-        assert getattr(config, name) == value
+    recipe = dict(methods.get(method).recipe)
+    share = config.batch / recipe.pop(LR_BASE_SIZE, config.batch)
+    for name, value in recipe.items():
+        assert getattr(config, name) == (value * share if name.endswith("_lr") else value)
     usual = TrainConfig()
     changed = {name for name, value in config.to_dict().items() if value != usual.to_dict()[name]}
     assert changed <= {"method", "recipe", "head_lr", *methods.get(method).recipe}
@@ -35,8 +37,8 @@ def test_the_published_recipe_is_what_is_taken_unless_told(method):
 
 
 def test_published_recipes_in_numbers():
-    """As their papers and scripts have them."""
-    evit = settled({"method": "evit"}, None)
+    """As their papers and scripts have them, which train EViT and A-ViT at lr · batch / 512."""
+    evit = settled({"method": "evit", "batch": 512}, None)
     assert (evit.backbone_lr, evit.head_lr, evit.lr_min * evit.backbone_lr) == (2e-5, 2e-5, pytest.approx(2e-6))
     assert (evit.weight_decay, evit.warmup, evit.keep_ramp) == (1e-6, 0.0, (10 / 300, 110 / 300))
     dynamic = settled({"method": "dynamicvit"}, None)
@@ -46,13 +48,28 @@ def test_published_recipes_in_numbers():
     assert (dynamic.distill_labels, dynamic.distill_logits, dynamic.distill_tokens) == (1.0, 0.5, 0.5)
     assert dynamic.model_options == {"ratio_weight": 2.0}
     assert dynamic.backbone_lr == pytest.approx(0.01 * dynamic.predictor_lr)
-    avit = settled({"method": "avit"}, None)
+    avit = settled({"method": "avit", "batch": 512}, None)
     assert (avit.backbone_lr, avit.model_options["ponder_weight"], avit.model_options["prior_weight"]) == (
         3e-4,
         5e-4,
         1e-3,
     )
     assert settled({}, None) == TrainConfig(recipe=PUBLISHED)  # the paper's, for lives
+
+
+@pytest.mark.parametrize(
+    ("method", "printed"), [("evit", 2e-5), ("tome", 2e-5), ("evo-vit", 5e-4), ("avit-ranked", 3e-4)]
+)
+def test_a_published_rate_goes_with_the_batch_and_a_given_one_does_not(method, printed, tmp_path):
+    small = settled({"method": method, "batch": 32}, None)
+    assert small.backbone_lr == small.head_lr == pytest.approx(printed / 16)
+    assert settled({"method": method, "batch": 32, "accumulate": 4}, None).backbone_lr == small.backbone_lr
+    assert settled({"method": method, "batch": 32, "backbone_lr": printed}, None).backbone_lr == printed
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(small.to_dict()), encoding="utf-8")
+    assert settled({}, path) == small  # a run's own file has the rate, and is not scaled once more
+    for other in ("life", "dynamicvit", "ia-red2", "random"):  # as printed
+        assert settled({"method": other, "batch": 32}, None).backbone_lr == settled({"method": other}, None).backbone_lr
 
 
 @pytest.mark.parametrize("method", [name for name in TRAINED if methods.get(name).role == methods.SLIMMED])
@@ -99,6 +116,9 @@ def test_a_recipe_of_another_package_that_cannot_be_is_said(plugged, monkeypatch
     [
         ({"epochs": "two"}, "its recipe cannot be: epochs is 'two': expected int"),
         ({"data": "elsewhere"}, "its recipe has 'data', which is no setting of training that a method has a say in"),
+        ({"lr_base_size": "512"}, "lr_base_size of its recipe is '512', expected a number of images"),
+        ({"lr_base_size": 0}, "lr_base_size of its recipe is 0, expected a number of images"),
+        ({"lr_base_size": 512, "backbone_lr": -1.0}, "its recipe cannot be: backbone_lr is "),
         ({"keep_ramp": (0.5, 0.1)}, "its recipe cannot be: keep_ramp is 0.5, 0.1; expected the smaller number first"),
     ],
 )
