@@ -1,15 +1,18 @@
 """Accuracy against measured speed: the grid's checkpoints as engines, in one contest; writes ``FRONT.md`` and a plot.
 
     python -m benchmarks.real.front --out DIR [--image-size 224] [--seed 0] [--engine NAME:PRECISION …] [--batch 8]
+    python -m benchmarks.real.front --again        what seeds that came later make of the speeds of the last contest
 
-Of each method and keep rate the recipe that has the best average precision in the mean of seeds is taken, and of that
-the checkpoint of one seed: ``lifedeploy compare --checkpoints`` exports them, builds them on every engine, and lets all
-take turns. Accuracy there is of these checkpoints. What methods have at the speed of lives is told from the means over
-seeds (``grid.json``), by a straight line in time per image between a method's keep rates and the dense model.
+Of each method and keep rate the recipe that has the best average precision in the mean of seeds is taken (not to train
+is one, too), and of that the checkpoint of one seed: ``lifedeploy compare --checkpoints`` exports them, builds them on
+every engine, and lets all take turns. Accuracy there is of these checkpoints. What methods have at the speed of lives
+is told from the means over seeds (``grid.json``), by a straight line in time per image between a method's keep rates
+and the dense model.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ import numpy as np
 
 from benchmarks.common import command_line, new_parser, publish, read_json, record_of, report_of, source, table
 from benchmarks.real.grid import WITHOUT_RATE, Cell, dense
-from benchmarks.real.grid_page import UNSCALED, with_base
+from benchmarks.real.grid_page import with_base
 from benchmarks.real.training import BACKBONE, RATES
 from lifedeploy import methods
 from lifedeploy.artifact import Workspace
@@ -30,7 +33,8 @@ from lifedeploy.model.weights import load
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 
 HERE = Path(__file__).parent
-RECIPES = (PUBLISHED, UNSCALED, LIFEDEPLOY)
+UNTRAINED = "no training"
+RECIPES = (UNTRAINED, PUBLISHED, LIFEDEPLOY)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Point:
 
 
 def points(cells: Mapping[str, Any]) -> list[Point]:
-    """Every method and keep rate that has been trained, by its best recipe."""
+    """Every method and keep rate that has numbers, by its best recipe."""
     found: dict[tuple[str, float | None], list[Point]] = {}
     for method in methods.names(methods.SLIMMED):
         for rate in (*RATES, None):
@@ -81,6 +85,8 @@ def _better(alike: Sequence[Point]) -> Point:
 
 
 def _run(method: str, rate: float | None, recipe: str, seed: int) -> Cell:
+    if recipe == UNTRAINED:
+        return dense(seed)
     owner = next((owner for owner, asked in WITHOUT_RATE.items() if method in asked), None)
     if recipe == PUBLISHED and owner is not None:
         return Cell(method=owner, seed=seed)
@@ -94,12 +100,12 @@ def _scores(
     asked = method if rate is None else f"{method} {rate}"
     for key, record in cells.items():
         name, _, seed = key.partition(" / seed ")
-        if (
-            name == _run(method, rate, recipe, int(seed)).name
-            and asked in record.get("scores", {})
-            and "base" in record
-        ):
-            yield int(seed), (record["scores"][asked], record["base"]["average_precision"])
+        if name != _run(method, rate, recipe, int(seed)).name or "base" not in record:
+            continue
+        untrained = record.get("untrained", {}).get(str(rate), {}).get(method)
+        score = untrained if recipe == UNTRAINED else record.get("scores", {}).get(asked)
+        if score is not None:
+            yield int(seed), (score, record["base"]["average_precision"])
 
 
 def gather(chosen: Sequence[Point], seed: int, image_size: int, out: Path) -> list[Path]:
@@ -139,9 +145,9 @@ def at_speed(known: Sequence[tuple[float, float]], speed: float) -> float | None
     return float(np.interp(1 / speed, times, values))
 
 
-def equal(chosen: Sequence[Point], speeds: Mapping[str, float], base: float) -> list[dict[str, Any]]:
+def equal(chosen: Sequence[Point], speeds: Mapping[str, float]) -> list[dict[str, Any]]:
     """Lives against every other method at the speed of lives, at each keep rate: the difference of means over seeds."""
-    rows = []
+    rows, base = [], speeds[methods.baseline().name]
     lives = [point for point in chosen if point.method == methods.DEFAULT]
     others = {point.method for point in chosen} - {methods.DEFAULT}
     for point in lives:
@@ -207,7 +213,8 @@ def markdown(record: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export, build, contest, write."""
     parser = new_parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder that grid.py ran in")
+    parser.add_argument("--out", type=Path, help="folder that grid.py ran in")
+    parser.add_argument("--again", action="store_true", help="only write the page anew; no engine is built")
     parser.add_argument("--results", type=Path, default=HERE / "grid.json", help="default: beside this script")
     parser.add_argument("--page", type=Path, default=HERE, help="where FRONT.md goes (default: beside this script)")
     parser.add_argument("--image-size", type=int, default=224)
@@ -216,27 +223,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--budget", type=float, default=300.0, help="seconds for each engine (default: 300)")
     given = parser.parse_args(arguments)
+    if given.again == (given.out is not None):
+        parser.error("--out DIR for a contest, or --again for the page of the last one")
     chosen = points(with_base(read_json(given.results)[f"{given.image_size}px"]))
+    given.page.mkdir(parents=True, exist_ok=True)
+    record = read_json(given.page / "front.json") if given.again else contest(chosen, given, arguments)
+    record["equal"] = {
+        engine: equal([point for point in chosen if point.name in speeds], speeds)
+        for engine, speeds in record["speeds"].items()
+    }
+    publish(given.page, "front", record, markdown(record))
+
+
+def contest(chosen: Sequence[Point], given: argparse.Namespace, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Engines of the chosen ones' checkpoints and of the dense model, which take turns; draws the plot."""
     engines = given.engine or ["openvino:bf16", "openvino:int8"]
     paths = gather(chosen, given.seed, given.image_size, given.out.resolve())
     words: list[object] = [word for engine in engines for word in ("--engine", engine)]
     words += ["--data", "images", "--split", "val", "--batch", given.batch, "--budget", given.budget]
     words += ["--calibration-data", "images/train"] if any("int8" in engine for engine in engines) else []
-    given.page.mkdir(parents=True, exist_ok=True)
     words += ["--plot", (given.page / "accuracy-against-speed.png").resolve(), "-w", "front/artifacts"]
     report = report_of("compare", *words, "--checkpoints", *paths, folder=given.out)
     record = record_of(command_line("real.front", arguments, {"DIR": given.out}))
-    record |= {"seed": given.seed, "batch": given.batch, "choices": report["choices"], "equal": {}}
+    record |= {"seed": given.seed, "batch": given.batch, "choices": report["choices"], "speeds": {}}
     record["recipes"] = {point.name: point.recipe for point in chosen}
-    for engine in dict.fromkeys((row["engine"], row["precision"]) for row in report["rows"]):
-        rows = [row for row in report["rows"] if (row["engine"], row["precision"]) == engine]
-        by_name = {row["name"] or row["method"]: row["images_per_s"] for row in rows}
+    for row in report["rows"]:
         # A method that is there once goes by its own name, at whatever keep rate.
-        speeds = {point.name: by_name.get(point.name, by_name.get(point.method)) for point in chosen}
-        there = [point for point in chosen if speeds[point.name] is not None]
-        measured = {name: speed for name, speed in speeds.items() if speed is not None}
-        record["equal"][" ".join(engine)] = equal(there, measured, by_name[methods.baseline().name])
-    publish(given.page, "front", record, markdown(record))
+        name = row["name"] or next(
+            (point.name for point in chosen if point.method == row["method"]), methods.baseline().name
+        )
+        record["speeds"].setdefault(f"{row['engine']} {row['precision']}", {})[name] = row["images_per_s"]
+    return record
 
 
 if __name__ == "__main__":

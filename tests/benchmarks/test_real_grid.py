@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,9 @@ def test_the_better_recipe_is_taken_and_what_knows_no_keep_rate_is_asked_at_each
         "avit published / seed 0": run(80.0, "avit") | {"base": scores(90.0)},
     }
     cells["avit published / seed 0"]["scores"]["avit-ranked 0.5"] = scores(70.0)
+    cells["dense / seed 0"] = whole(90.0) | {"base": scores(90.0)}  # whose file EViT reads as it is
     found = {point.name: point for point in front.points(cells)}
+    assert found.pop("evit-0.5").run(0) == dense(0)
     assert set(found) == {"evit-0.7", "ia-red2-0.7", "avit", "avit-ranked-0.5"}
     evit = found["evit-0.7"]
     assert (evit.recipe, evit.mean, evit.run(2)) == (
@@ -192,6 +195,31 @@ def test_the_better_recipe_is_taken_and_what_knows_no_keep_rate_is_asked_at_each
     )
     assert found["avit-ranked-0.5"].run(1) == Cell(method="avit", seed=1) and found["avit-ranked-0.5"].mean == -20.0
     assert found["ia-red2-0.7"].run(0).name == "ia-red2 published"
+
+
+def test_later_seeds_change_what_is_made_of_a_contest_and_not_its_speeds(tmp_path):
+    machine = {
+        "machine": MACHINE,
+        "cells": {"dense / seed 0": whole(90.0), "life 0.7 published / seed 0": run(90.5, "life 0.7")},
+    }
+    (tmp_path / "grid.json").write_text(json.dumps({"224px": {"One": machine}}))
+    speeds = {"openvino bf16": {"dense": 100.0, "life-0.7": 150.0, "evit-0.7": 140.0, "evit-0.5": 160.0}}
+    row = {"engine": "openvino", "precision": "bf16", "name": "life-0.7", "method": "life", "images_per_s": 150.0}
+    choice = row | {"top1": 0.9, "average_precision": 0.9, "pareto": True}
+    old = {"command": "", "date": "2026", "machine": MACHINE, "seed": 0, "batch": 8, "recipes": {}, "equal": {}}
+    (tmp_path / "front.json").write_text(json.dumps(old | {"choices": [choice], "speeds": speeds}))
+    words = ["--again", "--results", str(tmp_path / "grid.json"), "--page", str(tmp_path)]
+    front.main(words)
+    first = json.loads((tmp_path / "front.json").read_text())["equal"]["openvino bf16"]
+    assert [(found["method"], found["life"], found["other"]) for found in first] == [("evit", 0.5, pytest.approx(-1.0))]
+    machine["cells"] |= {"dense / seed 1": whole(92.0), "life 0.7 published / seed 1": run(91.5, "life 0.7")}
+    (tmp_path / "grid.json").write_text(json.dumps({"224px": {"One": machine}}))
+    front.main(words)
+    again = json.loads((tmp_path / "front.json").read_text())
+    assert again["equal"]["openvino bf16"][0]["life"] == 0.0 and again["speeds"] == speeds
+    assert "| openvino bf16 | 0.7 | evit | 150.0 | +0.00 | -1.00 | +1.00 |" in (tmp_path / "FRONT.md").read_text()
+    with pytest.raises(SystemExit):
+        front.main(["--page", str(tmp_path)])
 
 
 def test_between_two_keep_rates_a_method_is_on_a_straight_line_in_time():
@@ -208,6 +236,6 @@ def test_lives_are_held_against_each_other_method_at_their_own_speed():
         front.Point("evit", 0.7, PUBLISHED, {0: 89.0}, {0: -1.0}),
         front.Point("avit", None, PUBLISHED, {0: 80.0}, {0: -9.0}),
     ]
-    rows = front.equal(chosen, {"life-0.7": 1 / 0.0075, "evit-0.7": 200.0, "avit": 90.0}, base=100.0)
+    rows = front.equal(chosen, {"life-0.7": 1 / 0.0075, "evit-0.7": 200.0, "avit": 90.0, "dense": 100.0})
     assert [(row["method"], row["other"]) for row in rows] == [("avit", None), ("evit", pytest.approx(-0.5))]
     assert rows[0]["ahead"] is None and rows[1]["ahead"] == pytest.approx(0.4)
