@@ -119,7 +119,7 @@ class LearningRates:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int, config: TrainConfig, rounds: int = 1) -> None:
-        self.groups = optimizer.param_groups
+        self.optimizer = optimizer  # not its groups: they are others once a state has been loaded into it
         self.steps = steps
         self.config = config
         self.rounds = rounds
@@ -128,7 +128,7 @@ class LearningRates:
     def set(self, step: int) -> None:
         """The rates of ``step``, counted from 1."""
         config, share = self.config, self._share(step)
-        for group in self.groups:
+        for group in self.optimizer.param_groups:
             rate = group["peak"] * share
             if group["part"] == BACKBONE and config.backbone_curve == "capped":
                 rate = min(group["peak"], config.predictor_lr * share)
@@ -148,4 +148,4 @@ class LearningRates:
     @property
     def largest(self) -> float:
         """Of the rates now."""
-        return float(max(group["lr"] for group in self.groups))
+        return float(max(group["lr"] for group in self.optimizer.param_groups))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lifedeploy import methods
 from lifedeploy.artifact import Workspace
@@ -21,7 +22,8 @@ from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.log import read_log
 from lifedeploy.training.recipes import settled
-from lifedeploy.training.stages import plan
+from lifedeploy.training.stages import LearningRates, freeze, parameter_groups, plan
+from lifedeploy.training.start import load_start
 from lifedeploy.workflows.train import TrainRequest, resumed, train
 from tests.training.test_runs import ROOT, comparable, digest, stopped_after, weights_of
 
@@ -86,10 +88,38 @@ def test_what_a_stage_trains_moves_and_nothing_else(settings, workspace, unbroke
         before = after
 
 
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_optimiser_itself_steps_at_the_rates_of_the_schedule(settings, workspace, method):
+    """Not groups that it had before it was prepared: then every step would be at the highest rate."""
+    config, taken = small(settings, method, log_every=1), []
+
+    def note(optimizer, args, kwargs) -> None:
+        taken.append([group["lr"] for group in optimizer.param_groups])
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        folder = train(TrainRequest(config=config, name="run"), workspace).folder
+    finally:
+        handle.remove()
+    model, expected = load_start(config, ("blue", "green", "red"), Workspace(Path("nowhere"))).model, []
+    steps = len(taken) // config.total_epochs
+    for stage in plan(config):
+        if stage.soft and stage.backbone:
+            model.reducer.equip(model.adapted)
+        freeze(model, stage, config.frozen)
+        apart = torch.optim.AdamW(parameter_groups(model, config))
+        rounds = model.reducer.turns if stage.reducer and stage.soft else 1
+        rates = LearningRates(apart, stage.epochs * steps, config, rounds)
+        for step in range(stage.epochs * steps):
+            rates.set(step + 1)
+            expected.append([group["lr"] for group in apart.param_groups])
+    assert taken == expected
+    assert [row.lr for row in read_log(folder / "log.csv") if row.kind == "train"] == [max(rates) for rates in taken]
+    assert min(map(max, taken)) < 0.8 * max(map(max, taken))
+
+
 def start(config: TrainConfig) -> dict[str, torch.Tensor]:
     """The weights that a run starts from."""
-    from lifedeploy.training.start import load_start
-
     classes = ("blue", "green", "red")
     return dict(load_start(config, classes, Workspace(Path("nowhere"))).model.state_dict())
 
