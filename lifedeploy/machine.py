@@ -40,6 +40,11 @@ def fast_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(features()))
 
 
+def bf16_tiles() -> bool:
+    """Whether the CPU multiplies tiles of BF16 matrices (AMX)."""
+    return "amx_bf16" in features()
+
+
 def fast_int8() -> bool:
     """Whether the CPU multiplies 8-bit integers into 32-bit sums, in one instruction that cannot overflow."""
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(features()))

@@ -36,3 +36,13 @@ def accelerator_for(config: TrainConfig) -> tuple[Any, str]:
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     mixed = "no" if precision == "fp32" else precision
     return Accelerator(mixed_precision=mixed, kwargs_handlers=handlers), precision
+
+
+def trains_by_products(accelerator: Any) -> bool:
+    """Whether attention trains faster as two products than as torch's fused operator: in BF16 on a CPU with AMX, whose
+    tiles the operator's backward pass does not use (benchmarks/training).
+
+    The weights of attention, which the operator never writes down, are then kept for the backward pass.
+    """
+    on_cpu, precision = accelerator.device.type == "cpu", accelerator.mixed_precision
+    return bool(on_cpu and precision == "bf16" and machine.bf16_tiles())

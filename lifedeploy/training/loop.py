@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lifedeploy.data.sets import ImageSet
 from lifedeploy.errors import TrainingError
+from lifedeploy.model.blocks import plain_attention
 from lifedeploy.model.vit import SlimOutput, SlimViT
 from lifedeploy.processes import Processes
 from lifedeploy.progress import Progress, Step, unwatched
@@ -24,6 +25,7 @@ from lifedeploy.reading import foreign
 from lifedeploy.schedule import Schedule
 from lifedeploy.spec import ModelSpec
 from lifedeploy.training import loader, state
+from lifedeploy.training.accelerator import trains_by_products
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.distillation import Teacher
 from lifedeploy.training.loader import MicroBatch
@@ -94,8 +96,9 @@ class Trainer:
             TrainingError: a gradient is not finite.
             ImageError: an image cannot be decoded.
         """
-        for number in range(self.position.stage, len(self.stages)):
-            self._stage(number, self.stages[number])
+        with plain_attention(self.model) if trains_by_products(self.accelerator) else nullcontext():
+            for number in range(self.position.stage, len(self.stages)):
+                self._stage(number, self.stages[number])
         if self.log is not None:
             self.log.close()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lifedeploy import methods
+from lifedeploy import machine, methods
 from lifedeploy.artifact import Workspace
 from lifedeploy.errors import UsageError
 from lifedeploy.model import checkpoint
@@ -21,6 +21,7 @@ from lifedeploy.model.weights import load
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.log import read_log
+from lifedeploy.training.loop import Trainer
 from lifedeploy.training.recipes import settled
 from lifedeploy.training.stages import LearningRates, freeze, parameter_groups, plan
 from lifedeploy.training.start import load_start
@@ -116,6 +117,24 @@ def test_the_optimiser_itself_steps_at_the_rates_of_the_schedule(settings, works
     assert taken == expected
     assert [row.lr for row in read_log(folder / "log.csv") if row.kind == "train"] == [max(rates) for rates in taken]
     assert min(map(max, taken)) < 0.8 * max(map(max, taken))
+
+
+@pytest.mark.parametrize(
+    ("precision", "tiles", "fused"), [("bf16", True, {False}), ("bf16", False, {True}), ("fp32", True, {True})]
+)
+def test_with_tiles_attention_trains_as_products(settings, workspace, monkeypatch, precision, tiles, fused):
+    seen: set[bool] = set()
+    step = Trainer._step
+
+    def watched(trainer, *arguments) -> None:
+        blocks = trainer.job.model.adapted.blocks
+        seen.update(block.attn.fused_attn for block in blocks)
+        step(trainer, *arguments)
+
+    monkeypatch.setattr(machine, "bf16_tiles", lambda: tiles)
+    monkeypatch.setattr(Trainer, "_step", watched)
+    train(TrainRequest(config=small(settings, "life", precision=precision), name="run"), workspace)
+    assert seen == fused
 
 
 def start(config: TrainConfig) -> dict[str, torch.Tensor]:
