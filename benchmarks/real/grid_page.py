@@ -22,8 +22,7 @@ moves by ±1.3 points by chance. Scores are those of PyTorch in FP32, tokens rea
 *Published* is the recipe in the method's row (`lifedeploy train --method NAME`,
 [docs/training.md](../../docs/training.md)), whose learning rates are scaled to the batch where its authors' code does
 that; *unscaled* is it at the rate as printed, which was made for sixteen times the batch; *ours* is `--recipe
-lifedeploy --backbone-lr 3e-6`: distilled from the dense model, tokens leaving in training as when deployed, the same
-for all. "Keep 0.7" is not the same work for each: GMACs stand beside it. Minutes are of training alone, at the median
+lifedeploy`: distilled from the dense model, tokens leaving in training as when deployed, the same for all. "Keep 0.7" is not the same work for each: GMACs stand beside it. Minutes are of training alone, at the median
 speed of each stage. **What is not in a table has not been run**; the command goes on where it was.
 
 Command: `python -m benchmarks.real.grid --out DIR`; that of each cell is in `grid.json`.

@@ -92,12 +92,10 @@ class TrainConfig:
     )
     stage1_epochs: Epochs = _option(1, _STAGES, "The method's own parameters alone.")
     stage2_epochs: Epochs = _option(1, _STAGES, "Backbone alone.")
-    single_stage: bool = _option(  # epochs of both stages
-        False, _STAGES, "Everything at once: the paper's ablation.", negated="yes"
-    )
+    single_stage: bool = _option(False, _STAGES, "Both at once, for the epochs of both.", negated="yes")
     # Beyond the paper.
     hard: bool = _option(
-        False, _BEYOND, "In the backbone's stage tokens really leave, as when deployed.", negated="yes"
+        False, _BEYOND, "Where the backbone trains, tokens really leave, as when deployed.", negated="yes"
     )
     distill: bool = _option(
         False, _BEYOND, "The dense model it starts from is the teacher: of logits, tokens, lives.", negated="yes"
@@ -188,6 +186,12 @@ class TrainConfig:
             raise UsageError(f"{self.method} says of no stage what it trains: it is used as it is")
         if self.single_stage and stages == 1:
             raise UsageError(f"{self.method} trains in one stage as it is, without --single-stage")
+        if self.single_stage and self.hard and not self.teaches_lives:
+            raise UsageError(
+                f"--single-stage --hard leaves nothing that teaches {self.method} which tokens are to go: those that "
+                "are gone have no gradient",
+                hint="--distill teaches lives; other methods have a stage for that, without --single-stage",
+            )
 
     @property
     def trained_method(self) -> methods.Method:
@@ -198,6 +202,11 @@ class TrainConfig:
     def slims(self) -> bool:
         """Whether a model that drops tokens is trained, not the baseline."""
         return self.trained_method.role == methods.SLIMMED
+
+    @property
+    def teaches_lives(self) -> bool:
+        """Whether lives are taught by where the dense model looks, for which no token needs to stay."""
+        return self.distill and bool(self.distill_lives) and self.trained_method.predicts_lives
 
     @property
     def model_options(self) -> dict[str, methods.Option]:

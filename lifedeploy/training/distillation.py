@@ -57,15 +57,11 @@ def require_watchable(model: SlimViT, config: TrainConfig) -> None:
     """
     backbone = model.adapted
     closed = [type(block).__name__ for layer, block in enumerate(backbone.blocks, 1) if not backbone.has_inside(layer)]
-    if config.distill and _teaches_lives(config) and closed:
+    if config.teaches_lives and closed:
         raise UnsupportedModelError(
             f"--distill teaches lives by the attention of pre-norm blocks, and the backbone has a {closed[0]}",
             hint="distill_lives = 0 in a --config file leaves logits and tokens to distil",
         )
-
-
-def _teaches_lives(config: TrainConfig) -> bool:
-    return bool(config.distill_lives) and config.trained_method.predicts_lives
 
 
 class Teacher:
@@ -73,7 +69,7 @@ class Teacher:
 
     def __init__(self, model: SlimViT, config: TrainConfig) -> None:
         patches, depth = model.schedule.patches, model.schedule.depth
-        if _teaches_lives(config) and model.schedule.drop_layers:
+        if config.teaches_lives and model.schedule.drop_layers:
             reducer: Reducer = Watched(patches, depth, model.schedule.base_layer)
         else:
             reducer = Reducer(Schedule.dense(patches, depth))

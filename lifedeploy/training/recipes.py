@@ -58,7 +58,7 @@ def _epochs(merged: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     method = _method(merged)
     if "epochs" not in given or method is None or len(method.stages) < 2:
         return {}
-    if merged.get("single_stage", method.recipe.get("single_stage") and merged["recipe"] == PUBLISHED):
+    if merged.get("single_stage", _at_once(method, merged)):
         return {"stage1_epochs": given["epochs"], "stage2_epochs": 0}
     raise UsageError(
         f"{method.name} trains in two stages, and epochs are of one",
@@ -80,16 +80,30 @@ def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"recipe {LIFEDEPLOY} teaches a slimmed model what the dense one knows, and {method.name} is that"
         )
     if name == LIFEDEPLOY:
-        return dict(LIFEDEPLOY_SETTINGS)
+        return {**LIFEDEPLOY_SETTINGS, **({"single_stage": True} if _at_once(method, settings) else {})}
     _require_sound(method)
     recipe = _for_batch(method.recipe, settings.get("batch", TrainConfig.batch))
-    if settings.get("hard"):
-        recipe.pop("single_stage", None)  # tokens leave in a stage in which the backbone alone trains
+    if not _at_once(method, settings):
+        recipe.pop("single_stage", None)
     options = settings.get("options")
     budget = isinstance(options, dict) and method.gives_budget(options)
     if settings.get("counts") or settings.get("elastic") or budget:
         recipe.pop("keep_ramp", None)  # there is no single keep rate that could fall
     return recipe
+
+
+def _at_once(method: Method, settings: Mapping[str, Any]) -> bool:
+    """Whether a recipe trains both parts of a method in one stage.
+
+    Ours does where lives are taught by where the dense model looks: for that no token needs to stay, so that they and a
+    backbone whose tokens really leave train together. Other predictors learn only while all tokens stay: with ``hard``
+    they have a stage of their own.
+    """
+    if settings["recipe"] == LIFEDEPLOY:
+        taught = settings.get("distill", True) and settings.get("distill_lives", True)
+        return len(method.stages) > 1 and method.predicts_lives and bool(taught)
+    published = settings["recipe"] == PUBLISHED and method.recipe.get("single_stage")
+    return bool(published) and not settings.get("hard")
 
 
 def _for_batch(recipe: Mapping[str, Any], batch: object) -> dict[str, Any]:

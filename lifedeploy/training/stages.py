@@ -32,7 +32,16 @@ class Stage:
 def plan(config: TrainConfig) -> tuple[Stage, ...]:
     """The stages of a run; those without an epoch are left out."""
     if config.single_stage:
-        stages = [Stage(name="single", epochs=config.total_epochs, reducer=True, backbone=True, elastic=config.elastic)]
+        stages = [
+            Stage(
+                name="single",
+                epochs=config.total_epochs,
+                reducer=True,
+                backbone=True,
+                elastic=config.elastic,
+                soft=not config.hard,
+            )
+        ]
     else:
         stages = [
             Stage(

@@ -176,17 +176,19 @@ def test_two_processes_train_every_method_as_one_does(settings, workspace, unbro
     """Where nothing is drawn in the forward pass; else both have the same weights at the end, or the run would end with
     an error: gradients are awaited of every parameter.
     """
-    files = []
-    for method in SLIMMED:
-        files.append(tmp_path / f"{method}.toml")
-        files[-1].write_text(small(settings, method, checkpoint_every=1).to_toml(), encoding="utf-8")
+    files, runs = [], [*((method, PUBLISHED) for method in SLIMMED), ("life", LIFEDEPLOY)]
+    for method, recipe in runs:
+        files.append(tmp_path / f"{method}-{recipe}.toml")
+        config = small(settings, method, recipe=recipe, checkpoint_every=1)
+        files[-1].write_text(config.to_toml(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29633"]
     command += ["-m", "tests.training.two_processes", str(workspace.root), *map(str, files)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
-    for method in SLIMMED:
-        ours, theirs = weights_of(workspace.root / "checkpoints" / method), weights_of(unbroken(method, PUBLISHED))
+    for method, recipe in runs:
+        ours = weights_of(workspace.root / "checkpoints" / f"{method}-{recipe}")
+        theirs = weights_of(unbroken(method, recipe))
         assert set(ours) == set(theirs)
         for name, tensor in theirs.items():
             if method in DRAWS:

@@ -30,6 +30,8 @@ def test_the_plan_is_algorithm_1():
 
 def test_other_plans():
     assert [(s.name, s.epochs) for s in plan(TrainConfig(single_stage=True, stage1_epochs=2))] == [("single", 3)]
+    taught = TrainConfig(single_stage=True, hard=True, distill=True)
+    assert [(s.reducer, s.backbone, s.soft) for s in plan(taught)] == [(True, True, False)]
     assert [(s.name, s.epochs) for s in plan(TrainConfig(dense=True, epochs=4))] == [("dense", 4)]
     assert [s.name for s in plan(TrainConfig(stage1_epochs=0))] == ["backbone"]
     assert [s.elastic for s in plan(TrainConfig(elastic=True))] == [False, True]

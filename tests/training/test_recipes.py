@@ -74,8 +74,21 @@ def test_a_published_rate_goes_with_the_batch_and_a_given_one_does_not(method, p
 
 @pytest.mark.parametrize("method", [name for name in TRAINED if methods.get(name).role == methods.SLIMMED])
 def test_our_recipe_is_the_same_for_every_method(method):
-    config = settled({"method": method, "recipe": LIFEDEPLOY}, None)
-    assert config == TrainConfig(method=method, recipe=LIFEDEPLOY, distill=True, hard=True, epochs=2)
+    """Lives are taught by where the dense model looks, so that they need no stage in which every token stays."""
+    config, lives = settled({"method": method, "recipe": LIFEDEPLOY}, None), method == "life"
+    assert config == TrainConfig(
+        method=method, recipe=LIFEDEPLOY, distill=True, hard=True, epochs=2, single_stage=lives
+    )
+    assert config.total_epochs == 2 and not plan(config)[-1].soft
+    stages = len(plan(config.but(single_stage=False)))
+    assert len(plan(config)) == (1 if lives else stages)
+
+
+def test_lives_that_nothing_teaches_without_a_gradient_have_a_stage_of_their_own():
+    for given in ({"distill": False}, {"distill_lives": 0.0}, {"single_stage": False}):
+        config = settled({"recipe": LIFEDEPLOY} | given, None)
+        assert [(stage.name, stage.soft) for stage in plan(config)] == [("predictor", True), ("backbone", False)]
+    assert [stage.epochs for stage in plan(settled({"recipe": LIFEDEPLOY, "epochs": 5}, None))] == [5]
 
 
 def test_what_is_given_goes_over_a_recipe_and_a_file_over_it_too(tmp_path):
@@ -158,7 +171,11 @@ def test_hard_makes_two_stages_of_one(method):
         (True, False, True),
         (False, True, False),
     ]
-    assert settled({"method": method, "hard": True, "single_stage": True}, None).single_stage
+    for given in ({"single_stage": True}, {"single_stage": True, "distill": True}):
+        with pytest.raises(UsageError, match=rf"--single-stage --hard leaves nothing that teaches {method}"):
+            settled({"method": method, "hard": True} | given, None)
+    with pytest.raises(UsageError, match="trains in two stages, and epochs are of one"):
+        settled({"method": method, "hard": True, "epochs": 4}, None)
 
 
 def test_epochs_are_those_of_a_single_stage():

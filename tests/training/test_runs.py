@@ -74,6 +74,23 @@ def test_a_single_stage_trains_both(settings, workspace):
     assert {row.stage for row in read_log(folder / "log.csv")} == {"single"}
 
 
+def test_lives_that_are_taught_train_beside_a_backbone_whose_tokens_leave(settings, workspace, monkeypatch):
+    """Nothing but the dense model's attention teaches the predictor then."""
+    forms: set[bool] = set()
+    forward = SlimViT.forward
+
+    def watched(model, images, *, soft=False, **rest):
+        if model.training or any(parameter.requires_grad for parameter in model.parameters()):
+            forms.add(soft)
+        return forward(model, images, soft=soft, **rest)
+
+    monkeypatch.setattr(SlimViT, "forward", watched)
+    folder = train(TrainRequest(config=settings(single_stage=True, hard=True, distill=True)), workspace).folder
+    assert folder.name.endswith("-single-hard-distill") and forms == {False}
+    state = weights_of(folder)
+    assert not torch.equal(state["reducer.predictor.weight"], torch.eye(64))
+
+
 def test_dense_training_learns_the_colours(settings, workspace):
     report = train(TrainRequest(config=settings(dense=True, epochs=8)), workspace)
     assert report.folder.name == "test_vit-dense-64x64px"
@@ -139,6 +156,7 @@ RECIPES = {
         "auto_augment": "rand-m5-n2",
     },
     "single": {"single_stage": True},
+    "single hard": {"single_stage": True, "hard": True, "distill": True},
     "bf16": {"precision": "bf16"},
 }
 

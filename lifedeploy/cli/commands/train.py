@@ -85,7 +85,7 @@ def train(
 ) -> None:
     """Train what a method has of its own, then the backbone: for `life`, two epochs make it as good as the dense model.
 
-    On a new data set: `train --dense` first, then the slimmed model over it, best with `--distill --hard`. Runs
+    On a new data set: `train --dense` first, then the slimmed model over it, best with `--recipe lifedeploy`. Runs
     on one process or under `accelerate launch -m lifedeploy`.
     """
     if resume and overwrite:
