@@ -14,6 +14,7 @@ images may not be redistributed: they, and the checkpoints, stay in DIR.
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -216,7 +217,7 @@ def add(results: Results, others: dict[str, Any]) -> None:
                 known = content.setdefault(size, {}).setdefault(machine, {"cells": {}})
                 known["cells"] |= run["cells"]
                 known["machine"] = run["machine"]
-        write_text(results.path.with_name("GRID.md"), markdown(content))
+        write_page(results, content)
 
     results.update(enter)
 
@@ -228,9 +229,17 @@ def keep(results: Results, size: str, cell: Cell, record: dict[str, Any]) -> Non
         where = content.setdefault(size, {}).setdefault(gpus()[0] if gpus() else identity(), {"cells": {}})
         where["cells"][f"{cell.name} / seed {cell.seed}"] = record | {"date": now()}
         where["machine"] = describe()
-        write_text(results.path.with_name("GRID.md"), markdown(content))  # nobody else writes meanwhile
+        write_page(results, content)  # nobody else writes meanwhile
 
     results.update(enter)
+
+
+def write_page(results: Results, content: dict[str, Any]) -> None:
+    """``GRID.md`` beside the results."""
+    write_text(
+        results.path.with_name("GRID.md"),
+        markdown(content, json.loads((HERE / "tried.json").read_text(encoding="utf-8"))),
+    )
 
 
 if __name__ == "__main__":

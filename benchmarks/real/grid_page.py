@@ -22,8 +22,9 @@ moves by ±1.3 points by chance. Scores are those of PyTorch in FP32, tokens rea
 *Published* is the recipe in the method's row (`lifedeploy train --method NAME`,
 [docs/training.md](../../docs/training.md)), whose learning rates are scaled to the batch where its authors' code does
 that; *unscaled* is it at the rate as printed, which was made for sixteen times the batch; *ours* is `--recipe
-lifedeploy`: distilled from the dense model, tokens leaving in training as when deployed, the same for all. "Keep 0.7" is not the same work for each: GMACs stand beside it. Minutes are of training alone, at the median
-speed of each stage. **What is not in a table has not been run**; the command goes on where it was.
+lifedeploy`: distilled from the dense model, tokens leaving in training as when deployed, the same for all. "Keep 0.7"
+is not the same work for each: GMACs stand beside it. Minutes are of training alone, at the median speed of each
+stage. **What is not in a table has not been run**; the command goes on where it was.
 
 Command: `python -m benchmarks.real.grid --out DIR`; that of each cell is in `grid.json`.
 """
@@ -32,8 +33,8 @@ _RECIPES = {"": "no training", PUBLISHED: "published", UNSCALED: "published, uns
 _HEAD = "method | recipe | seeds | average precision | against dense | accuracy | loss | GMACs | minutes | peak MiB"
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """A section for each image size, in it a table for each keep rate."""
+def markdown(results: Mapping[str, Any], tried: Sequence[Mapping[str, Any]] = ()) -> str:
+    """A section for each image size, in it a table for each keep rate; what was tried besides."""
     lines = [INTRODUCTION]
     for size, machines in results.items():
         lines += [f"## {size}", ""]
@@ -47,7 +48,30 @@ def markdown(results: Mapping[str, Any]) -> str:
                 "",
             ]
         lines += _tables(with_base(machines))
+    lines += _tried(tried)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _tried(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How ours was chosen: runs that were looked at by hand, on one seed."""
+    if not runs:
+        return []
+    rows = [
+        (
+            run["what"],
+            f"`{run['options']}`",
+            run["keep_rate"],
+            f"{run['average_precision']:.2f}",
+            f"{run['average_precision'] - run['dense']:+.2f}",
+            f"{run['accuracy']:.2f}",
+            f"{run['loss']:.3f}",
+        )
+        for run in runs
+    ]
+    head = "what | options | keep rate | average precision | against dense | accuracy | loss"
+    why = "Life's recipe was chosen among these, on the same photographs whose scores are shown above; seed "
+    why += f"{runs[0]['seed']}, {runs[0]['machine']}. Options are those of `lifedeploy train --recipe lifedeploy`."
+    return ["## What was tried", "", why, "", *table(head, rows), ""]
 
 
 def with_base(machines: Mapping[str, Any]) -> dict[str, Any]:
