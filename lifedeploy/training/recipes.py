@@ -108,13 +108,12 @@ def _at_once(method: Method, settings: Mapping[str, Any]) -> bool:
 
 def _for_batch(recipe: Mapping[str, Any], batch: object) -> dict[str, Any]:
     """A row's recipe as settings: its learning rates are those of this batch."""
-    rest = {name: value for name, value in recipe.items() if name != LR_BASE_SIZE}
-    if LR_BASE_SIZE not in recipe or not isinstance(
-        batch, int
-    ):  # no number: said where all settings are held against their types
-        return rest
-    share = batch / recipe[LR_BASE_SIZE]
-    return {name: value * share if name.endswith("_lr") else value for name, value in rest.items()}
+    base = recipe.get(LR_BASE_SIZE)
+    # A batch that is no number is refused where all settings are held against their types.
+    share = batch / base if base and isinstance(batch, int) else 1
+    return {
+        name: value * share if name.endswith("_lr") else value for name, value in recipe.items() if name != LR_BASE_SIZE
+    }
 
 
 def _require_sound(method: Method) -> None:
