@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.common import command_line, new_parser, publish, read_json, record_of, report_of, source, table
 from benchmarks.real.grid import WITHOUT_RATE, Cell, dense
-from benchmarks.real.grid_page import with_base
+from benchmarks.real.grid_page import UNTRAINED, with_base
 from benchmarks.real.training import BACKBONE, RATES
 from lifedeploy import methods
 from lifedeploy.artifact import Workspace
@@ -33,8 +33,7 @@ from lifedeploy.model.weights import load
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 
 HERE = Path(__file__).parent
-UNTRAINED = "no training"
-RECIPES = (UNTRAINED, PUBLISHED, LIFEDEPLOY)
+CANDIDATES = (UNTRAINED, PUBLISHED, LIFEDEPLOY)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def points(cells: Mapping[str, Any]) -> list[Point]:
     found: dict[tuple[str, float | None], list[Point]] = {}
     for method in methods.names(methods.SLIMMED):
         for rate in (*RATES, None):
-            for recipe in RECIPES:
+            for recipe in CANDIDATES:
                 scores = dict(_scores(cells, method, rate, recipe))
                 if scores:
                     precisions = {seed: score["average_precision"] for seed, (score, _) in scores.items()}

@@ -14,7 +14,6 @@ images may not be redistributed: they, and the checkpoints, stay in DIR.
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Results, new_parser, read_json
-from benchmarks.real.grid_page import UNSCALED, markdown
+from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
+from benchmarks.real.recipes import RECIPES, TRIED, UNSCALED
 from benchmarks.real.scores import Asked, at_work_of_life, score
 from benchmarks.real.training import BACKBONE, DENSE, RATES, trained
 from lifedeploy import methods
@@ -36,7 +36,6 @@ HERE = Path(__file__).parent
 FIRST = 0  # the seed of what is run once
 OFTEN = ("life", "evit", "topk", "tome")  # on every seed; their scores can be had without training, too
 ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first of them first, on the others last
-PRINTED = {"evit": "2e-5", "topk": "2e-5"}  # what happens at the rate as it is printed, for a batch of 512
 # Whose training knows of no keep rate, and as what its checkpoints are asked: at each rate, and as they are.
 WITHOUT_RATE = {"evo-vit": ("evo-vit",), "avit": ("avit", "avit-ranked"), "ia-red2": ("ia-red2",)}
 
@@ -74,14 +73,8 @@ class Cell:
         if self.method == methods.baseline().name:
             return list(DENSE)
         rate = self.asked_rate(image_size)
-        words = ["--method", self.method, *self._recipe()]
+        words = ["--method", self.method, *RECIPES[self.recipe].options]
         return words if rate is None else [*words, "--rho", f"{rate:g}"]
-
-    def _recipe(self) -> tuple[str, ...]:
-        if self.recipe == LIFEDEPLOY:
-            return ("--recipe", LIFEDEPLOY)
-        published = ("--recipe", PUBLISHED)
-        return (*published, "--backbone-lr", PRINTED[self.method]) if self.recipe == UNSCALED else published
 
 
 def dense(seed: int) -> Cell:
@@ -108,8 +101,11 @@ def grid(seeds: Sequence[int], at: str) -> list[Cell]:
         for name in ("dynamicvit", "avit-ranked", "ia-red2"):
             cells += [Cell(method=name, rate=rate, seed=seed, recipe=LIFEDEPLOY, at=at) for rate in RATES]
         cells.append(Cell(method="evo-vit", seed=seed, recipe=LIFEDEPLOY, at=at))
-    for name in PRINTED:
-        cells += [Cell(method=name, rate=rate, seed=seed, recipe=UNSCALED, at=at) for seed in once for rate in RATES]
+    for seed in once:
+        cells += [Cell(method="life", rate=rate, seed=seed, recipe=name, at=at) for name in TRIED for rate in RATES]
+        cells += [
+            Cell(method=name, rate=rate, seed=seed, recipe=UNSCALED, at=at) for name in OFTEN[1:3] for rate in RATES
+        ]
     for seed in seeds:  # once is enough to know of these; here are the others
         for name in ONCE:
             rates = (None,) if name in WITHOUT_RATE else RATES
@@ -217,7 +213,7 @@ def add(results: Results, others: dict[str, Any]) -> None:
                 known = content.setdefault(size, {}).setdefault(machine, {"cells": {}})
                 known["cells"] |= run["cells"]
                 known["machine"] = run["machine"]
-        write_page(results, content)
+        write_text(results.path.with_name("GRID.md"), markdown(content))
 
     results.update(enter)
 
@@ -229,17 +225,9 @@ def keep(results: Results, size: str, cell: Cell, record: dict[str, Any]) -> Non
         where = content.setdefault(size, {}).setdefault(gpus()[0] if gpus() else identity(), {"cells": {}})
         where["cells"][f"{cell.name} / seed {cell.seed}"] = record | {"date": now()}
         where["machine"] = describe()
-        write_page(results, content)  # nobody else writes meanwhile
+        write_text(results.path.with_name("GRID.md"), markdown(content))  # nobody else writes meanwhile
 
     results.update(enter)
-
-
-def write_page(results: Results, content: dict[str, Any]) -> None:
-    """``GRID.md`` beside the results."""
-    write_text(
-        results.path.with_name("GRID.md"),
-        markdown(content, json.loads((HERE / "tried.json").read_text(encoding="utf-8"))),
-    )
 
 
 if __name__ == "__main__":

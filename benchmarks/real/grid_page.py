@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import table, versions
+from benchmarks.real.recipes import RECIPES
 from lifedeploy import methods
-from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 
 Scores = Mapping[str, float]
 INTRODUCTION = """# Every method, trained: accuracy on real photographs
@@ -22,19 +22,20 @@ moves by ±1.3 points by chance. Scores are those of PyTorch in FP32, tokens rea
 *Published* is the recipe in the method's row (`lifedeploy train --method NAME`,
 [docs/training.md](../../docs/training.md)), whose learning rates are scaled to the batch where its authors' code does
 that; *unscaled* is it at the rate as printed, which was made for sixteen times the batch; *ours* is `--recipe
-lifedeploy`: distilled from the dense model, tokens leaving in training as when deployed, the same for all. "Keep 0.7"
-is not the same work for each: GMACs stand beside it. Minutes are of training alone, at the median speed of each
-stage. **What is not in a table has not been run**; the command goes on where it was.
+lifedeploy`: distilled from the dense model, tokens leaving in training as when deployed, the same for all. It was
+chosen for lives among what stands beside it (*two stages*: the predictor first, then the backbone; other rates), on
+seed 0 and on the photographs whose scores are shown. "Keep 0.7" is not the same work for each: GMACs stand beside it.
+Minutes are of training alone, at the median speed of each stage. **What is not in a table has not been run**; the
+command goes on where it was.
 
 Command: `python -m benchmarks.real.grid --out DIR`; that of each cell is in `grid.json`.
 """
-UNSCALED = "unscaled"  # published, at rates as printed whatever the batch
-_RECIPES = {"": "no training", PUBLISHED: "published", UNSCALED: "published, unscaled", LIFEDEPLOY: "ours"}
+UNTRAINED = "no training"
 _HEAD = "method | recipe | seeds | average precision | against dense | accuracy | loss | GMACs | minutes | peak MiB"
 
 
-def markdown(results: Mapping[str, Any], tried: Sequence[Mapping[str, Any]] = ()) -> str:
-    """A section for each image size, in it a table for each keep rate; what was tried besides."""
+def markdown(results: Mapping[str, Any]) -> str:
+    """A section for each image size, in it a table for each keep rate."""
     lines = [INTRODUCTION]
     for size, machines in results.items():
         lines += [f"## {size}", ""]
@@ -48,30 +49,7 @@ def markdown(results: Mapping[str, Any], tried: Sequence[Mapping[str, Any]] = ()
                 "",
             ]
         lines += _tables(with_base(machines))
-    lines += _tried(tried)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _tried(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How ours was chosen: runs that were looked at by hand, on one seed."""
-    if not runs:
-        return []
-    rows = [
-        (
-            run["what"],
-            f"`{run['options']}`",
-            run["keep_rate"],
-            f"{run['average_precision']:.2f}",
-            f"{run['average_precision'] - run['dense']:+.2f}",
-            f"{run['accuracy']:.2f}",
-            f"{run['loss']:.3f}",
-        )
-        for run in runs
-    ]
-    head = "what | options | keep rate | average precision | against dense | accuracy | loss"
-    why = "Life's recipe was chosen among these, on the same photographs whose scores are shown above; seed "
-    why += f"{runs[0]['seed']}, {runs[0]['machine']}. Options are those of `lifedeploy train --recipe lifedeploy`."
-    return ["## What was tried", "", why, "", *table(head, rows), ""]
 
 
 def with_base(machines: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +75,7 @@ def _tables(cells: Mapping[str, Any]) -> list[str]:
         rows = [whole]
         for name in next(iter(dense.values()))["untrained"].get(rate, {}):
             scores = {seed: cell["untrained"][rate][name] for seed, cell in dense.items()}
-            rows.append(_row(_title(name), _RECIPES[""], scores, base, []))
+            rows.append(_row(_title(name), UNTRAINED, scores, base, []))
         for (label, recipe), runs in sorted(_trained(cells, rate).items(), key=_order):
             scores = {seed: score for seed, (score, _) in runs.items()}
             bases = {seed: record["base"] for seed, (_, record) in runs.items() if "base" in record}
@@ -113,21 +91,23 @@ def _trained(cells: Mapping[str, Any], rate: str) -> dict[tuple[str, str], dict[
     rows: dict[tuple[str, str], dict[str, tuple[Scores, Mapping[str, Any]]]] = {}
     for key, cell in cells.items():
         name, _, seed = key.partition(" / seed ")
-        recipe = next((word for word in (PUBLISHED, UNSCALED, LIFEDEPLOY) if word in name.split()), "")
+        recipe = next((RECIPES[word].title for word in name.split() if word in RECIPES), "")
         for asked, score in cell.get("scores", {}).items():
             method, _, rest = asked.partition(" ")
             at, _, after = rest.partition(" ")
             if at == rate:
                 label = _title(method) + (f", {after}" if after else "")
                 label += ", at the work of lives" if name.endswith(" macs") else ""
-                rows.setdefault((label, _RECIPES[recipe]), {})[seed] = (score, cell)
+                rows.setdefault((label, recipe), {})[seed] = (score, cell)
     return rows
 
 
 def _order(item: tuple[tuple[str, str], Any]) -> tuple[int, int]:
     label, recipe = item[0]
     titles = [_title(name) for name in methods.names()]
-    return titles.index(label.partition(", after")[0].partition(", at the")[0]), list(_RECIPES.values()).index(recipe)
+    return titles.index(label.partition(", after")[0].partition(", at the")[0]), [
+        known.title for known in RECIPES.values()
+    ].index(recipe)
 
 
 def _title(method: str) -> str:

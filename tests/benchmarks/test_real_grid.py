@@ -14,8 +14,9 @@ from PIL import Image
 from benchmarks.common import Results
 from benchmarks.real import front, grid, pack
 from benchmarks.real.grid import Cell, dense, done
-from benchmarks.real.grid_page import UNSCALED, markdown
+from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
+from benchmarks.real.recipes import RECIPES, TRIED, UNSCALED
 from benchmarks.real.training import RATES, training_minutes
 from lifedeploy import methods
 from lifedeploy.model.raw import read_header, read_tensors, write_tensors
@@ -44,18 +45,30 @@ def test_what_a_cell_asks_for_is_a_run_of_two_epochs():
     for cell in grid.grid([0], "keep-rate")[1:]:
         words = cell.options(224)
         recipe = words[words.index("--recipe") + 1]
-        assert recipe == (LIFEDEPLOY if cell.recipe == LIFEDEPLOY else PUBLISHED)
+        assert recipe == (PUBLISHED if cell.recipe in (PUBLISHED, UNSCALED) else LIFEDEPLOY)
         assert settled({"recipe": recipe, "method": cell.method}, None).total_epochs == 2
         assert ("--rho" in words) == (cell.rate is not None)
     assert "--epochs" in dense(0).options(224)
 
 
 def test_unscaled_is_a_published_rate_as_it_is_printed_whatever_the_batch():
-    for method, printed in grid.PRINTED.items():
-        assert methods.get(method).recipe["backbone_lr"] == float(printed)
-        words = Cell(method=method, rate=0.7, seed=0, recipe=UNSCALED).options(224)
-        assert words == ["--method", method, "--recipe", "published", "--backbone-lr", printed, "--rho", "0.7"]
-        assert settled({"method": method, "batch": 32}, None).backbone_lr == float(printed) / 16
+    cells = [cell for cell in grid.grid([0], "keep-rate") if cell.recipe == UNSCALED]
+    assert {cell.method for cell in cells} == {"evit", "topk"}
+    for cell in cells:
+        printed = methods.get(cell.method).recipe["backbone_lr"]
+        words = ["--method", cell.method, "--recipe", "published", "--backbone-lr", "2e-5", "--rho", f"{cell.rate:g}"]
+        assert cell.options(224) == words and float("2e-5") == printed
+        assert settled({"method": cell.method, "batch": 32}, None).backbone_lr == printed / 16
+
+
+def test_what_ours_was_chosen_among_is_run_as_other_cells_are():
+    cells = grid.grid([0, 1], "keep-rate")
+    for name in TRIED:
+        assert [cell.seed for cell in cells if cell.recipe == name] == [0, 0]
+    assert Cell(method="life", rate=0.5, seed=0, recipe="two-stages-3e-6").options(224) == [
+        "--method", "life", "--recipe", "lifedeploy", "--no-single-stage", "--backbone-lr", "3e-6", "--rho", "0.5",
+    ]  # fmt: skip
+    assert len({recipe.title for recipe in RECIPES.values()}) == len(RECIPES)
 
 
 def test_at_equal_work_keep_rates_differ_and_lives_do_not():
