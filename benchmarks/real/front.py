@@ -5,9 +5,9 @@
 
 Of each method and keep rate the recipe that has the best average precision in the mean of seeds is taken (not to train
 is one, too), and of that the checkpoint of one seed: ``lifedeploy compare --checkpoints`` exports them, builds them on
-every engine, and lets all take turns. Accuracy there is of these checkpoints. What methods have at the speed of lives
-is told from the means over seeds (``grid.json``), by a straight line in time per image between a method's keep rates
-and the dense model.
+every engine, and lets all take turns, without the engines that its parity gate refuses, which the page names.
+Accuracy there is of these checkpoints. What methods have at the speed of lives is told from the means over seeds
+(``grid.json``), by a straight line in time per image between a method's keep rates and the dense model.
 """
 
 from __future__ import annotations
@@ -186,6 +186,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         for choice in record["choices"]
     ]
     lines += table("engine | model | recipe | img/s | top-1 % | mean average precision % | ", rows)
+    lines += ["", *(f"- {warning}" for warning in record["warnings"])] if record["warnings"] else []
     lines += ["", "## At the speed of lives", ""]
     lines += [
         "Average precision (*defective*) less that of each seed's dense model, mean over seeds; of the others on a "
@@ -242,16 +243,18 @@ def contest(chosen: Sequence[Point], given: argparse.Namespace, arguments: Seque
     words += ["--data", "images", "--split", "val", "--batch", given.batch, "--budget", given.budget]
     words += ["--calibration-data", "images/train"] if any("int8" in engine for engine in engines) else []
     words += ["--plot", (given.page / "accuracy-against-speed.png").resolve(), "-w", "front/artifacts"]
-    report = report_of("compare", *words, "--checkpoints", *paths, folder=given.out)
+    report = report_of("compare", *words, "--skip-refused", "--checkpoints", *paths, folder=given.out)
     record = record_of(command_line("real.front", arguments, {"DIR": given.out}))
     record |= {"seed": given.seed, "batch": given.batch, "choices": report["choices"], "speeds": {}}
+    record["warnings"] = report["warnings"]
     record["recipes"] = {point.name: point.recipe for point in chosen}
-    for row in report["rows"]:
+    there = [point for point in chosen if point.name in {path.stem for path in paths}]
+    for row in (*report["choices"], *report["rows"]):
         # A method that is there once goes by its own name, at whatever keep rate.
-        name = row["name"] or next(
-            (point.name for point in chosen if point.method == row["method"]), methods.baseline().name
-        )
-        record["speeds"].setdefault(f"{row['engine']} {row['precision']}", {})[name] = row["images_per_s"]
+        row["name"] = row["name"] or next((point.name for point in there if point.method == row["method"]), "")
+    for row in report["rows"]:
+        speeds = record["speeds"].setdefault(f"{row['engine']} {row['precision']}", {})
+        speeds[row["name"] or methods.baseline().name] = row["images_per_s"]
     return record
 
 

@@ -29,26 +29,30 @@ class Tolerance:
     ``relative`` is the largest error over the largest logit of the batch, of images that kept the same tokens; where no
     image did, what their tokens differ by comes on top, as a share of all;
     ``overlap`` the mean share of kept tokens that are the same, ``swaps`` how many of a batch may differ even where
-    that is a larger share. A changed top-1 counts where the reference itself was decided: its margin over the runner-up
-    exceeds twice the error allowed.
+    that is a larger share; ``merged`` is in the place of ``overlap`` where a method merges tokens. A changed top-1
+    counts where the reference itself was decided: its margin over the runner-up exceeds twice the error allowed.
     """
 
     relative: float
     overlap: float
     swaps: int = 0
+    merged: float | None = None  # None: as ``overlap``
 
 
 # Half precision has 11 (fp16) or 8 (bf16) bits; a token on the edge of a cut may fall to either side of it, and what
-# it then changes comes on top. fp32 only reorders sums.
+# it then changes comes on top. fp32 only reorders sums. Which of several patches that are alike is merged with another
+# is told by the last bits, in every layer anew, on what the layer before left: in BF16 0.79 to 0.87 of the tokens are
+# the same then, with logits within 0.02 to 0.18 (ToMe, trained, OpenVINO; its ranking in FP32 made no difference). Of
+# two different images 0.66 to 0.68 are.
 TOLERANCES = {
     "fp32": Tolerance(relative=1e-3, overlap=0.99),
     "fp16": Tolerance(relative=3e-2, overlap=0.95, swaps=1),
-    "bf16": Tolerance(relative=1.5e-1, overlap=0.85, swaps=1),
+    "bf16": Tolerance(relative=1.5e-1, overlap=0.85, swaps=1, merged=0.75),
     # Against the quantised graph computed as it stands, not the float one. Engines add in another order: what is then
     # just across the border between two of 255 levels takes the other one, and a few layers later the errors of
     # quantisation are other errors of the same size (benchmarks/quantization). What they cost is measured on images.
-    "int8": Tolerance(relative=3e-1, overlap=0.8, swaps=2),
-    "fp8": Tolerance(relative=3e-1, overlap=0.8, swaps=2),
+    "int8": Tolerance(relative=3e-1, overlap=0.8, swaps=2, merged=0.75),
+    "fp8": Tolerance(relative=3e-1, overlap=0.8, swaps=2, merged=0.75),
 }
 
 
@@ -61,12 +65,21 @@ class Answer:
 
 
 def compare(
-    reference: Sequence[Answer], candidate: Sequence[Answer], samples: Sequence[Sample], precision: str
+    reference: Sequence[Answer],
+    candidate: Sequence[Answer],
+    samples: Sequence[Sample],
+    precision: str,
+    *,
+    merges: bool = False,
 ) -> ParityRecord:
-    """Compare two models' answers to the same samples, within the tolerance of ``precision``."""
+    """Compare two models' answers to the same samples, within the tolerance of ``precision``.
+
+    ``merges``: whether tokens that do not go on are merged into others.
+    """
     if precision not in TOLERANCES:
         raise ParityError(f"no tolerance is defined for {precision}; there are: {', '.join(TOLERANCES)}")
     tolerance = TOLERANCES[precision]
+    share = tolerance.overlap if tolerance.merged is None or not merges else tolerance.merged
     cases, failures = [], []
     for sample, ours, theirs in zip(samples, reference, candidate, strict=True):
         where = f"{sample.kind}, batch {sample.batch}"
@@ -86,7 +99,7 @@ def compare(
         elif case.decided_flips:
             failures.append(f"{where}: top-1 of {case.decided_flips} of {sample.batch} images changed")
         if case.overlap is not None and ours.kept is not None:
-            needed = min(tolerance.overlap, 1 - tolerance.swaps / ours.kept.size)
+            needed = min(share, 1 - tolerance.swaps / ours.kept.size)
             if case.overlap < needed - 1e-9:
                 failures.append(f"{where}: kept-token overlap {case.overlap:.3f}, at least {needed:.3g} needed")
     overlaps = [case.overlap for case in cases if case.overlap is not None]

@@ -60,7 +60,7 @@ def compare(
         answers = [session.answer(images) for images in inputs]
         engine = session.engine
         return Checked(
-            parity=parity.compare(reference, answers, samples, engine.precision),
+            parity=parity.compare(reference, answers, samples, engine.precision, merges=target.merges),
             precision=engine.precision,
             inputs=engine.inputs,
             outputs=engine.outputs,

@@ -6,6 +6,7 @@ Graphs are taken apart for that, as by an export; what compiles them as exported
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lifedeploy.artifact import Artifact
@@ -53,11 +54,12 @@ def check_graph(path: Path, graph: Artifact, precision: str, half: str) -> tuple
         ParityError: a tensor goes beyond the range of ``half``; it is named.
     """
     samples, inputs, reference = questions(graph)
+    target = compiled(graph, OnnxRuntime, path, "fp32")
     with scratch_folder("emulated") as folder:
         emulation = folder / "emulated.onnx"
         forms.emulated(path, emulation, watch=True)
         # Kept tokens may be outputs of the graph already; as a tap they have the same name either way.
-        with Session(compiled(graph, OnnxRuntime, emulation, "fp32"), "drops") as session:
+        with Session(replace(target, path=emulation), "drops") as session:
             answers, reach = [], ReachRecord(tensor="", largest=0.0, limit=LARGEST_NUMBER[half], sample="")
             for sample, images in zip(samples, inputs, strict=True):
                 tensors = session.tensors(images)
@@ -69,7 +71,7 @@ def check_graph(path: Path, graph: Artifact, precision: str, half: str) -> tuple
             f"({reach.sample}), and {half.upper()} ends at {reach.limit:.3g}",
             hint=None if half == "bf16" else "--bf16 has the range of FP32",
         )
-    return parity.compare(reference, answers, samples, precision), reach
+    return parity.compare(reference, answers, samples, precision, merges=target.merges), reach
 
 
 def _further(reach: ReachRecord, tensors: Mapping[str, Array], sample: str) -> ReachRecord:

@@ -58,6 +58,11 @@ class Target:
         return self.spec.provenance.weights if self.spec else "unknown"
 
     @property
+    def merges(self) -> bool:
+        """Whether its method merges tokens."""
+        return methods.fate_of(self.method) == "merged"
+
+    @property
     def is_checkpoint(self) -> bool:
         """Whether it is weights, which run under any method."""
         return self.spec is not None and self.artifact is None and not self.url

@@ -82,7 +82,8 @@ def _verify_served(request: VerifyRequest, say: Say) -> VerifyReport:
         ours = [session.read(session.ask(sample.pixels)) for sample in samples]
     if any(answer.kept is None for answer in theirs):
         ours = [replace(answer, kept=None) for answer in ours]
-    comparison = parity.compare(ours, theirs, samples, _coarser(first.precision, precision_of(model, first)))
+    coarser = _coarser(first.precision, precision_of(model, first))
+    comparison = parity.compare(ours, theirs, samples, coarser, merges=first.merges)
     return VerifyReport(first.place, url, comparison)
 
 
@@ -112,7 +113,8 @@ def _verify(first: Target, second: Target, say: Say) -> VerifyReport:
     if not (first.kept and second.kept):
         answers = [[replace(answer, kept=None) for answer in given] for given in answers]
     coarser = _coarser(first.precision, second.precision)
-    comparison = parity.compare(answers[0], answers[1], samples or _blank(answers[0]), coarser)
+    merges = first.merges or second.merges
+    comparison = parity.compare(answers[0], answers[1], samples or _blank(answers[0]), coarser, merges=merges)
     return VerifyReport(first.place, second.place, comparison)
 
 

@@ -219,7 +219,8 @@ def test_later_seeds_change_what_is_made_of_a_contest_and_not_its_speeds(tmp_pat
     speeds = {"openvino bf16": {"dense": 100.0, "life-0.7": 150.0, "evit-0.7": 140.0, "evit-0.5": 160.0}}
     row = {"engine": "openvino", "precision": "bf16", "name": "life-0.7", "method": "life", "images_per_s": 150.0}
     choice = row | {"top1": 0.9, "average_precision": 0.9, "pareto": True}
-    old = {"command": "", "date": "2026", "machine": MACHINE, "seed": 0, "batch": 8, "recipes": {}, "equal": {}}
+    old: dict[str, Any] = {"command": "", "date": "2026", "machine": MACHINE, "seed": 0, "batch": 8, "recipes": {}}
+    old |= {"equal": {}, "warnings": ["without tome"]}
     (tmp_path / "front.json").write_text(json.dumps(old | {"choices": [choice], "speeds": speeds}))
     words = ["--again", "--results", str(tmp_path / "grid.json"), "--page", str(tmp_path)]
     front.main(words)
@@ -229,6 +230,7 @@ def test_later_seeds_change_what_is_made_of_a_contest_and_not_its_speeds(tmp_pat
     (tmp_path / "grid.json").write_text(json.dumps({"224px": {"One": machine}}))
     front.main(words)
     again = json.loads((tmp_path / "front.json").read_text())
+    assert "\n- without tome\n" in (tmp_path / "FRONT.md").read_text()
     assert again["equal"]["openvino bf16"][0]["life"] == 0.0 and again["speeds"] == speeds
     assert "| openvino bf16 | 0.7 | evit | 150.0 | +0.00 | -1.00 | +1.00 |" in (tmp_path / "FRONT.md").read_text()
     with pytest.raises(SystemExit):

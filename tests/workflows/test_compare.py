@@ -166,6 +166,40 @@ def test_what_a_gate_or_an_engine_refuses_says_of_which_method_it_is(workspace, 
     assert told.value.hint == (hint or "--methods without evit")
 
 
+def test_what_a_gate_refuses_is_left_out_of_that_engine_alone_where_this_is_asked(
+    clock, workspace, weights, monkeypatch
+):
+    monkeypatch.setitem(registry._ENGINES, "fake", "tests.workflows.test_choices:Precise")
+    done = workshop.build
+
+    def refusing(made, *rest):
+        if made.precision == "bf16" and "-evit-" in str(made.model):
+            raise ParityError("model on fake bf16 is not what it should be")
+        return done(made, *rest)
+
+    monkeypatch.setattr(workshop, "build", refusing)
+    both = request(weights, engines=("fake:fp32", "fake:bf16"))
+    with pytest.raises(ParityError, match=r"^evit: model on fake bf16 is not what it should be$"):
+        compare(both, workspace)
+    report = compare(replace(both, skip_refused=True), workspace)
+    there = {
+        precision: [row.subject.method for row in report.rows if row.subject.precision == precision]
+        for precision in ("fp32", "bf16")
+    }
+    assert there == {"fp32": list(NAMES), "bf16": [name for name in NAMES if name != "evit"]}
+    assert {model.method for model in report.models} == set(NAMES)
+    assert report.bench.warnings == ("without evit: model on fake bf16 is not what it should be",)
+
+
+def test_what_all_are_held_against_has_to_take_part(workspace, weights, monkeypatch):
+    def refusing(made, *rest):
+        raise ParityError("model on fake fp32 is not what it should be")
+
+    monkeypatch.setattr(workshop, "build", refusing)
+    with pytest.raises(ParityError, match=r"^life: model on fake"):
+        compare(replace(request(weights), skip_refused=True), workspace)
+
+
 def test_a_bound_is_one_only_of_what_drops_where_it_does(clock, workspace, weights):
     rows = {row.subject.method: row for row in compare(request(weights), workspace).rows}
     assert rows["life"].first_k_share == pytest.approx(rows["first-k"].subject.gmacs / rows["life"].subject.gmacs)

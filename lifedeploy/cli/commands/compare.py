@@ -79,6 +79,13 @@ def compare(
     allow_unfused: Annotated[
         bool, typer.Option("--allow-unfused", help="Keep engines whose attention is not fused, and say so.")
     ] = False,
+    skip_refused: Annotated[
+        bool,
+        typer.Option(
+            "--skip-refused",
+            help="Go on without a model on an engine where it does not compute what PyTorch does, and say so.",
+        ),
+    ] = False,
     markdown: Annotated[
         Path | None, options.option(paths.Output("--markdown"), metavar="FILE", help="Also write the tables as a page.")
     ] = None,
@@ -146,6 +153,7 @@ def compare(
             calibration_data=calibration_data or "",
             fresh=fresh,
             allow_unfused=allow_unfused,
+            skip_refused=skip_refused,
             checkpoints=files,
         )
         report = run(request, Workspace(workspace), say, progress)

@@ -89,13 +89,15 @@ def compare(
         images=accuracy.report.data if accuracy else None,
         warnings=(*selection.warnings, *shop.warnings, *(accuracy.report.warnings if accuracy else ())),
     )
+    # On each engine the same ones, but for those that were refused there.
+    taking_part = {target.shown_method: target for variants in chosen[::-1] for target in variants.targets}
     return CompareReport(
         bench=bench,
         backbone=chosen[0].model,
         at=AS_TRAINED if request.checkpoints else request.at,
         like=like,
         models=tuple(
-            Compared.of(artifact, target.shown_method) for target in chosen[0].targets if (artifact := target.artifact)
+            Compared.of(artifact, name) for name, target in taking_part.items() if (artifact := target.artifact)
         ),
         contests=tuple(contests),
         trials=trials,

@@ -26,6 +26,7 @@ class CompareRequest:
     calibration_data: str = ""  # images to calibrate for INT8 and FP8 with, where that has not been done
     fresh: bool = False  # measure again what was measured here before
     allow_unfused: bool = False  # keep engines whose attention is not fused, and say so
+    skip_refused: bool = False  # go on without a model on an engine whose parity gate refuses it, and say so
     checkpoints: tuple[Path, ...] = ()  # instead of methods: files of ours, each as it was trained
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from lifedeploy.bench.contests import Contest, Contests
 from lifedeploy.bench.measure import Stop
 from lifedeploy.engines import registry
 from lifedeploy.engines.base import BuildOptions, EngineOptions
-from lifedeploy.errors import UsageError
+from lifedeploy.errors import ParityError, UsageError
 from lifedeploy.machine import cores
 from lifedeploy.model.request import ModelRequest
 from lifedeploy.model.weights import POLICIES
@@ -84,7 +84,11 @@ class Workshop:
     ) -> list[Variants]:
         """All exports on each engine, built and proven where they were not, as the variants of one model.
 
-        Each goes by its name. Baseline and bound are those of the export ``base``, or else of the first one.
+        Each goes by its name. Baseline and bound are those of the export ``base``, or else of the first one. What a
+        parity gate refuses takes no part on that engine, if that is asked for; baseline and first export have to.
+
+        Raises:
+            EngineError, ParityError: as :func:`build`, with the model's name in front.
         """
         if len({known.manifest.spec.provenance.weights for known in exports.values()}) > 1:
             each = ", ".join(f"{name} {known.manifest.spec.provenance.weights}" for name, known in exports.items())
@@ -98,13 +102,27 @@ class Workshop:
         for engine in engines:
             targets: list[Target] = []
             for name, known in everyone.items():
-                with said_of(name, self._flag):
-                    built = variants_of(prove(self._built(known, engine))).targets
+                optional = self.request.skip_refused and known is not base and name != next(iter(exports))
+                engine_of = self._proven(name, known, engine, optional=optional)
+                if engine_of is None:
+                    continue
+                built = variants_of(engine_of).targets
                 beside = {methods.BASELINE} | ({methods.BOUND} if self.request.takes_bound else set())
                 taken = (set() if known is base else {methods.SLIMMED}) | (set() if targets else beside)
                 targets += [_called(target, name) for target in built if methods.role_of(target.method) in taken]
             chosen.append(Variants(exports[next(iter(exports))].manifest.spec.backbone, tuple(targets)))
         return chosen
+
+    def _proven(self, name: str, known: Artifact, engine: WantedEngine, *, optional: bool) -> Artifact | None:
+        """The engine of an export; None of an ``optional`` one that does not compute what it should, which is said."""
+        try:
+            with said_of(name, self._flag):
+                return prove(self._built(known, engine))
+        except ParityError as error:
+            if not optional:
+                raise
+            self.warn(f"without {error.message}")
+            return None
 
     def _built(self, known: Artifact, engine: WantedEngine) -> Artifact:
         name = f"{known.name}, {engine.engine} {engine.plan.precision}"
