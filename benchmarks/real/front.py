@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import command_line, new_parser, publish, read_json, record_of, report_of, source, table
+from benchmarks.real.front_plot import plot
 from benchmarks.real.grid import WITHOUT_RATE, Cell, dense
 from benchmarks.real.grid_page import UNTRAINED, with_base
 from benchmarks.real.training import BACKBONE, RATES
@@ -144,17 +145,35 @@ def at_speed(known: Sequence[tuple[float, float]], speed: float) -> float | None
     return float(np.interp(1 / speed, times, values))
 
 
-def equal(chosen: Sequence[Point], speeds: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Lives against every other method at the speed of lives, at each keep rate: the difference of means over seeds."""
-    rows, base = [], speeds[methods.baseline().name]
-    lives = [point for point in chosen if point.method == methods.DEFAULT]
-    others = {point.method for point in chosen} - {methods.DEFAULT}
-    for point in lives:
-        for name in sorted(others):
-            known = [(base, 0.0)] + [(speeds[other.name], other.mean) for other in chosen if other.method == name]
-            theirs = at_speed(known, speeds[point.name])
-            row = {"keep_rate": point.rate, "speed": speeds[point.name], "life": point.mean, "method": name}
-            rows.append(row | {"other": theirs, "ahead": None if theirs is None else point.mean - theirs})
+def equal(chosen: Sequence[Point], speeds: Mapping[str, float], engine: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Lives against every other method at the speed of lives, at each keep rate.
+
+    Args:
+        chosen: every model.
+        speeds: images/s of those that took part, by name.
+        engine: their average precision, in percent, as the engine answers.
+
+    Returns:
+        Of each: ``engine``, points against the engine's dense model, and ``seeds``, the mean over seeds of those
+        against PyTorch's: each of lives, of the other at that speed (None: it is not as fast), and how far lives are
+        ahead.
+    """
+    base = methods.baseline().name
+    there = [point for point in chosen if point.name in speeds]
+    measures = {
+        "engine": {point.name: engine[point.name] - engine[base] for point in there},
+        "seeds": {point.name: point.mean for point in there},
+    }
+    rows = []
+    for point in (point for point in there if point.method == methods.DEFAULT):
+        for name in sorted({other.method for other in there} - {methods.DEFAULT}):
+            row: dict[str, Any] = {"keep_rate": point.rate, "speed": speeds[point.name], "method": name}
+            for measure, values in measures.items():
+                known = [(speeds[base], 0.0)]
+                known += [(speeds[other.name], values[other.name]) for other in there if other.method == name]
+                ours, theirs = values[point.name], at_speed(known, speeds[point.name])
+                row[measure] = {"life": ours, "other": theirs, "ahead": None if theirs is None else ours - theirs}
+            rows.append(row)
     return rows
 
 
@@ -176,8 +195,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     rows = [
         (
             choice["engine"] + " " + choice["precision"],
-            choice["name"] or choice["method"],
-            record["recipes"].get(choice["name"] or choice["method"], "–"),
+            choice["name"],
+            record["recipes"].get(choice["name"], "–"),
             f"{choice['images_per_s']:.1f}",
             f"{100 * choice['top1']:.2f}",
             f"{100 * choice['average_precision']:.2f}",
@@ -189,8 +208,10 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines += ["", *(f"- {warning}" for warning in record["warnings"])] if record["warnings"] else []
     lines += ["", "## At the speed of lives", ""]
     lines += [
-        "Average precision (*defective*) less that of each seed's dense model, mean over seeds; of the others on a "
-        "straight line, in time per image, between their keep rates and dense.",
+        "Points of average precision against dense. *In the engine*: mean of both classes, as the engine answers, "
+        f"seed {record['seed']}, against the engine's dense model. *PyTorch*: of *defective*, mean over seeds, against "
+        "each seed's dense model. Of the others on a straight line, in time per image, between their keep rates and "
+        "dense; where that does not reach the speed of lives, the method is not as fast.",
         "",
     ]
     compared = [
@@ -199,15 +220,18 @@ def markdown(record: Mapping[str, Any]) -> str:
             row["keep_rate"],
             row["method"],
             f"{row['speed']:.1f}",
-            f"{row['life']:+.2f}",
-            "not as fast" if row["other"] is None else f"{row['other']:+.2f}",
-            "–" if row["ahead"] is None else f"{row['ahead']:+.2f}",
+            *(_points(row[measure][of]) for measure in ("engine", "seeds") for of in ("life", "other", "ahead")),
         )
         for engine, found in record["equal"].items()
         for row in found
     ]
-    lines += table("engine | life's keep rate | method | img/s | life | method | life ahead by", compared)
+    head = "engine | life's keep rate | method | img/s | in the engine: life | method | life ahead by | "
+    lines += table(head + "PyTorch, seeds: life | method | life ahead by", compared)
     return "\n".join(lines) + "\n"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -229,9 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.page.mkdir(parents=True, exist_ok=True)
     record = read_json(given.page / "front.json") if given.again else contest(chosen, given, arguments)
     record["equal"] = {
-        engine: equal([point for point in chosen if point.name in speeds], speeds)
-        for engine, speeds in record["speeds"].items()
+        engine: equal(chosen, speeds, record["precisions"][engine])
+        for engine, speeds in sorted(record["speeds"].items())
     }
+    plot(record, given.page / "accuracy-against-speed.png")
     publish(given.page, "front", record, markdown(record))
 
 
@@ -242,19 +267,22 @@ def contest(chosen: Sequence[Point], given: argparse.Namespace, arguments: Seque
     words: list[object] = [word for engine in engines for word in ("--engine", engine)]
     words += ["--data", "images", "--split", "val", "--batch", given.batch, "--budget", given.budget]
     words += ["--calibration-data", "images/train"] if any("int8" in engine for engine in engines) else []
-    words += ["--plot", (given.page / "accuracy-against-speed.png").resolve(), "-w", "front/artifacts"]
+    words += ["-w", "front/artifacts"]
     report = report_of("compare", *words, "--skip-refused", "--checkpoints", *paths, folder=given.out)
     record = record_of(command_line("real.front", arguments, {"DIR": given.out}))
-    record |= {"seed": given.seed, "batch": given.batch, "choices": report["choices"], "speeds": {}}
+    record |= {"seed": given.seed, "batch": given.batch, "choices": report["choices"]}
     record["warnings"] = report["warnings"]
     record["recipes"] = {point.name: point.recipe for point in chosen}
     there = [point for point in chosen if point.name in {path.stem for path in paths}]
-    for row in (*report["choices"], *report["rows"]):
+    base = methods.baseline().name
+    record["methods"] = {base: base} | {point.name: point.method for point in there}
+    record |= {"speeds": {}, "precisions": {}}
+    for row in report["choices"]:
         # A method that is there once goes by its own name, at whatever keep rate.
-        row["name"] = row["name"] or next((point.name for point in there if point.method == row["method"]), "")
-    for row in report["rows"]:
-        speeds = record["speeds"].setdefault(f"{row['engine']} {row['precision']}", {})
-        speeds[row["name"] or methods.baseline().name] = row["images_per_s"]
+        row["name"] = row["name"] or next((point.name for point in there if point.method == row["method"]), base)
+        engine = f"{row['engine']} {row['precision']}"
+        record["speeds"].setdefault(engine, {})[row["name"]] = row["images_per_s"]
+        record["precisions"].setdefault(engine, {})[row["name"]] = 100 * row["average_precision"]
     return record
 
 

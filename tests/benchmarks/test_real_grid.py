@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.common import Results
-from benchmarks.real import front, grid, pack
+from benchmarks.real import front, front_plot, grid, pack
 from benchmarks.real.grid import Cell, dense, done
 from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
@@ -219,20 +219,28 @@ def test_later_seeds_change_what_is_made_of_a_contest_and_not_its_speeds(tmp_pat
     speeds = {"openvino bf16": {"dense": 100.0, "life-0.7": 150.0, "evit-0.7": 140.0, "evit-0.5": 160.0}}
     row = {"engine": "openvino", "precision": "bf16", "name": "life-0.7", "method": "life", "images_per_s": 150.0}
     choice = row | {"top1": 0.9, "average_precision": 0.9, "pareto": True}
+    precisions = {"openvino bf16": {"dense": 90.0, "life-0.7": 89.9, "evit-0.7": 89.0, "evit-0.5": 87.5}}
+    kinds = {"dense": "dense", "life-0.7": "life", "evit-0.7": "evit", "evit-0.5": "evit"}
     old: dict[str, Any] = {"command": "", "date": "2026", "machine": MACHINE, "seed": 0, "batch": 8, "recipes": {}}
     old |= {"equal": {}, "warnings": ["without tome"]}
-    (tmp_path / "front.json").write_text(json.dumps(old | {"choices": [choice], "speeds": speeds}))
+    old |= {"choices": [choice], "speeds": speeds, "precisions": precisions, "methods": kinds}
+    (tmp_path / "front.json").write_text(json.dumps(old))
     words = ["--again", "--results", str(tmp_path / "grid.json"), "--page", str(tmp_path)]
     front.main(words)
     first = json.loads((tmp_path / "front.json").read_text())["equal"]["openvino bf16"]
-    assert [(found["method"], found["life"], found["other"]) for found in first] == [("evit", 0.5, pytest.approx(-1.0))]
+    assert [(found["method"], found["seeds"]["life"], found["seeds"]["other"]) for found in first] == [
+        ("evit", 0.5, pytest.approx(-1.0))
+    ]
     machine["cells"] |= {"dense / seed 1": whole(92.0), "life 0.7 published / seed 1": run(91.5, "life 0.7")}
     (tmp_path / "grid.json").write_text(json.dumps({"224px": {"One": machine}}))
     front.main(words)
     again = json.loads((tmp_path / "front.json").read_text())
     assert "\n- without tome\n" in (tmp_path / "FRONT.md").read_text()
-    assert again["equal"]["openvino bf16"][0]["life"] == 0.0 and again["speeds"] == speeds
-    assert "| openvino bf16 | 0.7 | evit | 150.0 | +0.00 | -1.00 | +1.00 |" in (tmp_path / "FRONT.md").read_text()
+    assert again["equal"]["openvino bf16"][0]["seeds"]["life"] == 0.0 and again["speeds"] == speeds
+    # In the engine: from 89.0 at 1/140 s to 87.5 at 1/160 s, at 1/150 s.
+    line = "| openvino bf16 | 0.7 | evit | 150.0 | -0.10 | -1.80 | +1.70 | +0.00 | -1.00 | +1.00 |"
+    assert line in (tmp_path / "FRONT.md").read_text()
+    assert (tmp_path / "accuracy-against-speed.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):
         front.main(["--page", str(tmp_path)])
 
@@ -251,6 +259,13 @@ def test_lives_are_held_against_each_other_method_at_their_own_speed():
         front.Point("evit", 0.7, PUBLISHED, {0: 89.0}, {0: -1.0}),
         front.Point("avit", None, PUBLISHED, {0: 80.0}, {0: -9.0}),
     ]
-    rows = front.equal(chosen, {"life-0.7": 1 / 0.0075, "evit-0.7": 200.0, "avit": 90.0, "dense": 100.0})
-    assert [(row["method"], row["other"]) for row in rows] == [("avit", None), ("evit", pytest.approx(-0.5))]
-    assert rows[0]["ahead"] is None and rows[1]["ahead"] == pytest.approx(0.4)
+    speeds = {"life-0.7": 1 / 0.0075, "evit-0.7": 200.0, "avit": 90.0, "dense": 100.0}
+    avit, evit = front.equal(chosen, speeds, {"life-0.7": 90.2, "evit-0.7": 89.4, "avit": 80.0, "dense": 90.0})
+    assert (avit["method"], evit["method"]) == ("avit", "evit")
+    assert avit["seeds"] == {"life": pytest.approx(-0.1), "other": None, "ahead": None}
+    assert evit["seeds"] == pytest.approx({"life": -0.1, "other": -0.5, "ahead": 0.4})
+    assert evit["engine"] == pytest.approx({"life": 0.2, "other": -0.3, "ahead": 0.5})
+
+
+def test_the_front_is_what_nothing_is_both_faster_and_better_than():
+    assert front_plot._front([(3, 1), (1, 3), (2, 2), (2, 1), (1, 3)]) == [(1, 3), (1, 3), (2, 2), (3, 1)]

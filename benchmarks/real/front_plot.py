@@ -1,0 +1,69 @@
+"""The picture of ``FRONT.md``: average precision in the engine against measured speed, a panel for each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lifedeploy import methods
+from lifedeploy.viz import labels
+from lifedeploy.viz.style import colour, new_figure, save, tidy, title
+
+_SHOWN = 2.0  # points below dense; what is further down is named below the panel
+
+
+def plot(record: Mapping[str, Any], path: Path) -> None:
+    """Draw the contest of ``record``; a line goes through the keep rates of a method, rings and dashes are the front.
+
+    Args:
+        record: speeds (engine → model → images/s), precisions (engine → model → %), methods (model → method).
+        path: a picture.
+    """
+    engines = sorted(record["speeds"])
+    figure = new_figure(path, 5.2 * len(engines), 5.4)
+    figure.suptitle(
+        f"DINOv2 ViT-S/14 at 224 pixels, solar cells, {record['machine']['cpu']}, batch {record['batch']}",
+        fontsize=8,
+        color="#555555",
+    )
+    axes = figure.subplots(1, len(engines), squeeze=False, sharey=True)[0]
+    drawn = [_draw(axis, engine, record) for axis, engine in zip(axes, engines, strict=True)]
+    figure.draw_without_rendering()  # names are placed where the layout is known
+    for axis, (named, front) in zip(axes, drawn, strict=True):
+        labels.place(axis, named, front)
+    save(figure, path)
+
+
+def _draw(axis: Any, engine: str, record: Mapping[str, Any]) -> tuple[list[labels.Named], list[tuple[float, float]]]:
+    """A panel, without names; what is to be named in it, and the front."""
+    speeds, precisions, of = record["speeds"][engine], record["precisions"][engine], record["methods"]
+    base = precisions[methods.baseline().name]
+    shown = {name: (speeds[name], precisions[name]) for name in precisions if precisions[name] >= base - _SHOWN}
+    for method in dict.fromkeys(of[name] for name in shown):
+        points = sorted(point for name, point in shown.items() if of[name] == method)
+        axis.plot(*zip(*points, strict=True), "o-", color=colour(method), markersize=5, linewidth=1.2, zorder=3)
+    front = _front(list(shown.values()))
+    axis.plot(*zip(*front, strict=True), "--", color="#222222", linewidth=0.8, zorder=2)
+    axis.plot(*zip(*front, strict=True), "o", markersize=9, markerfacecolor="none", color="#222222", zorder=4)
+    axis.axhline(base, color="#8c8c8c", linewidth=0.8, linestyle=":", zorder=1)
+    tidy(axis)
+    title(axis, engine)
+    axis.margins(x=0.14)
+    axis.set_ylabel("mean average precision, %", fontsize=8)
+    below = [f"{name} {precisions[name]:.1f} at {speeds[name]:.0f}" for name in sorted(precisions.keys() - shown)]
+    axis.set_xlabel("images/s" + (f"\nfurther down: {', '.join(below)}" if below else ""), fontsize=8, wrap=True)
+    named = [
+        labels.Named(x=speed, y=precision, low=precision, high=precision, text=name, colour=colour(of[name]))
+        for name, (speed, precision) in shown.items()
+    ]
+    return named, front
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that none is both faster and better than, the slowest first."""
+    return sorted(
+        point
+        for point in points
+        if not any(other[0] >= point[0] and other[1] >= point[1] and other != point for other in points)
+    )
