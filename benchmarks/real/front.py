@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,7 @@ class Point:
     method: str
     rate: float | None
     recipe: str
-    precisions: Mapping[int, float]  # seed → average precision, in percent
-    against: Mapping[int, float]  # seed → that less the dense model's
+    against: Mapping[int, float]  # seed → average precision, in percent, less the dense model's
 
     def run(self, seed: int) -> Cell:
         """The cell that it was trained in: some know of no keep rate, or of another method that reads their files."""
@@ -58,8 +57,12 @@ class Point:
 
     @property
     def mean(self) -> float:
-        """Less the dense model's, mean over seeds: other seeds have other dense models."""
-        return float(np.mean(list(self.against.values())))
+        """Less the dense model's, mean over its seeds: other seeds have other dense models."""
+        return self.mean_of(self.against)
+
+    def mean_of(self, seeds: Iterable[int]) -> float:
+        """As ``mean``, over some of its seeds."""
+        return float(np.mean([self.against[seed] for seed in seeds]))
 
 
 def points(cells: Mapping[str, Any]) -> list[Point]:
@@ -70,9 +73,8 @@ def points(cells: Mapping[str, Any]) -> list[Point]:
             for recipe in CANDIDATES:
                 scores = dict(_scores(cells, method, rate, recipe))
                 if scores:
-                    precisions = {seed: score["average_precision"] for seed, (score, _) in scores.items()}
                     against = {seed: score["average_precision"] - base for seed, (score, base) in scores.items()}
-                    found.setdefault((method, rate), []).append(Point(method, rate, recipe, precisions, against))
+                    found.setdefault((method, rate), []).append(Point(method, rate, recipe, against))
     return [_better(alike) for alike in found.values()]
 
 
@@ -81,7 +83,7 @@ def _better(alike: Sequence[Point]) -> Point:
     common = set.intersection(*(set(point.against) for point in alike))
     if not common:
         return max(alike, key=lambda point: len(point.against))
-    return max(alike, key=lambda point: np.mean([point.against[seed] for seed in common]))
+    return max(alike, key=lambda point: point.mean_of(common))
 
 
 def _run(method: str, rate: float | None, recipe: str, seed: int) -> Cell:
@@ -146,7 +148,7 @@ def at_speed(known: Sequence[tuple[float, float]], speed: float) -> float | None
 
 
 def equal(chosen: Sequence[Point], speeds: Mapping[str, float], engine: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Lives against every other method at the speed of lives, at each keep rate.
+    """Lives against every other method at the speed of lives, at each keep rate; means are of the seeds that both have.
 
     Args:
         chosen: every model.
@@ -160,21 +162,35 @@ def equal(chosen: Sequence[Point], speeds: Mapping[str, float], engine: Mapping[
     """
     base = methods.baseline().name
     there = [point for point in chosen if point.name in speeds]
-    measures = {
-        "engine": {point.name: engine[point.name] - engine[base] for point in there},
-        "seeds": {point.name: point.mean for point in there},
-    }
+    answered = {point.name: engine[point.name] - engine[base] for point in there}
     rows = []
     for point in (point for point in there if point.method == methods.DEFAULT):
         for name in sorted({other.method for other in there} - {methods.DEFAULT}):
             row: dict[str, Any] = {"keep_rate": point.rate, "speed": speeds[point.name], "method": name}
-            for measure, values in measures.items():
-                known = [(speeds[base], 0.0)]
-                known += [(speeds[other.name], values[other.name]) for other in there if other.method == name]
+            others = [other for other in there if other.method == name]
+            seeds = set(point.against).intersection(*(other.against for other in others))
+            means = {each.name: each.mean_of(seeds) for each in (point, *others)} if seeds else None
+            for measure, values in (("engine", answered), ("seeds", means)):
+                if values is None:  # they have no seed in common
+                    row[measure] = dict.fromkeys(("life", "other", "ahead"))
+                    continue
+                known = [(speeds[base], 0.0), *((speeds[other.name], values[other.name]) for other in others)]
                 ours, theirs = values[point.name], at_speed(known, speeds[point.name])
                 row[measure] = {"life": ours, "other": theirs, "ahead": None if theirs is None else ours - theirs}
             rows.append(row)
     return rows
+
+
+def front(speeds: Mapping[str, float], precisions: Mapping[str, float]) -> list[str]:
+    """The models that none is both faster and better than."""
+    points = {name: (speeds[name], precisions[name]) for name in speeds}
+    beaten = {
+        name
+        for name, (speed, precision) in points.items()
+        for other in points.values()
+        if other[0] >= speed and other[1] >= precision and other != points[name]
+    }
+    return [name for name in points if name not in beaten]
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -187,7 +203,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         "DINOv2 ViT-S/14 on photographs of solar cells, every method as it was trained best ([GRID.md](GRID.md)): seed "
         f"{record['seed']}. All models on all engines took turns in one contest, batch {record['batch']}, one request "
         "at a time. Accuracy is the engine's, over the 656 validation photographs; the best of its recipes was "
-        "chosen on the same ones, for every method.",
+        "chosen on the same ones, for every method. *Front*: on its engine none is both faster and better in average "
+        "precision.",
         "",
         "![accuracy against speed](accuracy-against-speed.png)",
         "",
@@ -200,7 +217,7 @@ def markdown(record: Mapping[str, Any]) -> str:
             f"{choice['images_per_s']:.1f}",
             f"{100 * choice['top1']:.2f}",
             f"{100 * choice['average_precision']:.2f}",
-            "front" if choice["pareto"] else "",
+            "front" if choice["name"] in record["front"][f"{choice['engine']} {choice['precision']}"] else "",
         )
         for choice in record["choices"]
     ]
@@ -209,9 +226,9 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines += ["", "## At the speed of lives", ""]
     lines += [
         "Points of average precision against dense. *In the engine*: mean of both classes, as the engine answers, "
-        f"seed {record['seed']}, against the engine's dense model. *PyTorch*: of *defective*, mean over seeds, against "
-        "each seed's dense model. Of the others on a straight line, in time per image, between their keep rates and "
-        "dense; where that does not reach the speed of lives, the method is not as fast.",
+        f"seed {record['seed']}, against the engine's dense model. *PyTorch*: of *defective*, mean over the seeds that "
+        "both have, against each seed's dense model. Of the others on a straight line, in time per image, between "
+        "their keep rates and dense; where that does not reach the speed of lives, the method is not as fast.",
         "",
     ]
     compared = [
@@ -256,6 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engine: equal(chosen, speeds, record["precisions"][engine])
         for engine, speeds in sorted(record["speeds"].items())
     }
+    record["front"] = {
+        engine: front(speeds, record["precisions"][engine]) for engine, speeds in sorted(record["speeds"].items())
+    }
     plot(record, given.page / "accuracy-against-speed.png")
     publish(given.page, "front", record, markdown(record))
 
@@ -270,7 +290,7 @@ def contest(chosen: Sequence[Point], given: argparse.Namespace, arguments: Seque
     words += ["-w", "front/artifacts"]
     report = report_of("compare", *words, "--skip-refused", "--checkpoints", *paths, folder=given.out)
     record = record_of(command_line("real.front", arguments, {"DIR": given.out}))
-    record |= {"seed": given.seed, "batch": given.batch, "choices": report["choices"]}
+    record |= {"seed": given.seed, "image_size": given.image_size, "batch": given.batch, "choices": report["choices"]}
     record["warnings"] = report["warnings"]
     record["recipes"] = {point.name: point.recipe for point in chosen}
     there = [point for point in chosen if point.name in {path.stem for path in paths}]

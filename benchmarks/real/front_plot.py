@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from lifedeploy import methods
@@ -11,19 +12,22 @@ from lifedeploy.viz import labels
 from lifedeploy.viz.style import colour, new_figure, save, tidy, title
 
 _SHOWN = 2.0  # points below dense; what is further down is named below the panel
+_LINE = 80  # characters there
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
     """Draw the contest of ``record``; a line goes through the keep rates of a method, rings and dashes are the front.
 
     Args:
-        record: speeds (engine → model → images/s), precisions (engine → model → %), methods (model → method).
+        record: speeds (engine → model → images/s), precisions (engine → model → %), front (engine → models), methods
+            (model → method).
         path: a picture.
     """
     engines = sorted(record["speeds"])
     figure = new_figure(path, 5.2 * len(engines), 5.4)
     figure.suptitle(
-        f"DINOv2 ViT-S/14 at 224 pixels, solar cells, {record['machine']['cpu']}, batch {record['batch']}",
+        f"DINOv2 ViT-S/14 at {record['image_size']} pixels, solar cells, {record['machine']['cpu']}, "
+        f"batch {record['batch']}",
         fontsize=8,
         color="#555555",
     )
@@ -43,7 +47,7 @@ def _draw(axis: Any, engine: str, record: Mapping[str, Any]) -> tuple[list[label
     for method in dict.fromkeys(of[name] for name in shown):
         points = sorted(point for name, point in shown.items() if of[name] == method)
         axis.plot(*zip(*points, strict=True), "o-", color=colour(method), markersize=5, linewidth=1.2, zorder=3)
-    front = _front(list(shown.values()))
+    front = sorted(shown[name] for name in record["front"][engine] if name in shown)
     axis.plot(*zip(*front, strict=True), "--", color="#222222", linewidth=0.8, zorder=2)
     axis.plot(*zip(*front, strict=True), "o", markersize=9, markerfacecolor="none", color="#222222", zorder=4)
     axis.axhline(base, color="#8c8c8c", linewidth=0.8, linestyle=":", zorder=1)
@@ -52,18 +56,10 @@ def _draw(axis: Any, engine: str, record: Mapping[str, Any]) -> tuple[list[label
     axis.margins(x=0.14)
     axis.set_ylabel("mean average precision, %", fontsize=8)
     below = [f"{name} {precisions[name]:.1f} at {speeds[name]:.0f}" for name in sorted(precisions.keys() - shown)]
-    axis.set_xlabel("images/s" + (f"\nfurther down: {', '.join(below)}" if below else ""), fontsize=8, wrap=True)
+    note = fill(f"further down: {', '.join(below)}", _LINE) if below else ""
+    axis.set_xlabel(f"images/s\n{note}".rstrip(), fontsize=8)
     named = [
         labels.Named(x=speed, y=precision, low=precision, high=precision, text=name, colour=colour(of[name]))
         for name, (speed, precision) in shown.items()
     ]
     return named, front
-
-
-def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that none is both faster and better than, the slowest first."""
-    return sorted(
-        point
-        for point in points
-        if not any(other[0] >= point[0] and other[1] >= point[1] and other != point for other in points)
-    )

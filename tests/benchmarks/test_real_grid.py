@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.common import Results
-from benchmarks.real import front, front_plot, grid, pack
+from benchmarks.real import front, grid, pack
 from benchmarks.real.grid import Cell, dense, done
 from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
@@ -222,7 +222,7 @@ def test_later_seeds_change_what_is_made_of_a_contest_and_not_its_speeds(tmp_pat
     precisions = {"openvino bf16": {"dense": 90.0, "life-0.7": 89.9, "evit-0.7": 89.0, "evit-0.5": 87.5}}
     kinds = {"dense": "dense", "life-0.7": "life", "evit-0.7": "evit", "evit-0.5": "evit"}
     old: dict[str, Any] = {"command": "", "date": "2026", "machine": MACHINE, "seed": 0, "batch": 8, "recipes": {}}
-    old |= {"equal": {}, "warnings": ["without tome"]}
+    old |= {"image_size": 224, "equal": {}, "warnings": ["without tome"]}
     old |= {"choices": [choice], "speeds": speeds, "precisions": precisions, "methods": kinds}
     (tmp_path / "front.json").write_text(json.dumps(old))
     words = ["--again", "--results", str(tmp_path / "grid.json"), "--page", str(tmp_path)]
@@ -255,9 +255,9 @@ def test_between_two_keep_rates_a_method_is_on_a_straight_line_in_time():
 
 def test_lives_are_held_against_each_other_method_at_their_own_speed():
     chosen = [
-        front.Point("life", 0.7, LIFEDEPLOY, {0: 90.0}, {0: -0.1}),
-        front.Point("evit", 0.7, PUBLISHED, {0: 89.0}, {0: -1.0}),
-        front.Point("avit", None, PUBLISHED, {0: 80.0}, {0: -9.0}),
+        front.Point("life", 0.7, LIFEDEPLOY, {0: -0.1}),
+        front.Point("evit", 0.7, PUBLISHED, {0: -1.0}),
+        front.Point("avit", None, PUBLISHED, {0: -9.0}),
     ]
     speeds = {"life-0.7": 1 / 0.0075, "evit-0.7": 200.0, "avit": 90.0, "dense": 100.0}
     avit, evit = front.equal(chosen, speeds, {"life-0.7": 90.2, "evit-0.7": 89.4, "avit": 80.0, "dense": 90.0})
@@ -268,4 +268,16 @@ def test_lives_are_held_against_each_other_method_at_their_own_speed():
 
 
 def test_the_front_is_what_nothing_is_both_faster_and_better_than():
-    assert front_plot._front([(3, 1), (1, 3), (2, 2), (2, 1), (1, 3)]) == [(1, 3), (1, 3), (2, 2), (3, 1)]
+    speeds, precisions = [3, 1, 2, 2, 1], [1, 3, 2, 1, 3]
+    named = [dict(zip("abcde", values, strict=True)) for values in (speeds, precisions)]
+    assert front.front(*named) == ["a", "b", "c", "e"]
+
+
+def test_means_are_of_the_seeds_that_both_have():
+    life = front.Point("life", 0.7, LIFEDEPLOY, {0: -0.1, 1: 0.5})
+    evit = front.Point("evit", 0.7, PUBLISHED, {0: -1.0, 2: -2.0})
+    random = front.Point("random", 0.7, PUBLISHED, {2: -9.0})
+    speeds = {"life-0.7": 150.0, "evit-0.7": 150.0, "random-0.7": 150.0, "dense": 100.0}
+    found = front.equal([life, evit, random], speeds, dict.fromkeys(speeds, 90.0))
+    assert found[0]["seeds"] == pytest.approx({"life": -0.1, "other": -1.0, "ahead": 0.9})
+    assert found[1]["seeds"] == {"life": None, "other": None, "ahead": None}

@@ -98,19 +98,19 @@ class Workshop:
             for name, known in everyone.items():
                 with said_of(name, self._flag):
                     self._calibrated(known, precision)
-        chosen = []
+        chosen, first = [], next(iter(exports))
         for engine in engines:
             targets: list[Target] = []
             for name, known in everyone.items():
-                optional = self.request.skip_refused and known is not base and name != next(iter(exports))
-                engine_of = self._proven(name, known, engine, optional=optional)
-                if engine_of is None:
+                optional = self.request.skip_refused and known is not base and name != first
+                proven = self._proven(name, known, engine, optional=optional)
+                if proven is None:
                     continue
-                built = variants_of(engine_of).targets
+                built = variants_of(proven).targets
                 beside = {methods.BASELINE} | ({methods.BOUND} if self.request.takes_bound else set())
                 taken = (set() if known is base else {methods.SLIMMED}) | (set() if targets else beside)
                 targets += [_called(target, name) for target in built if methods.role_of(target.method) in taken]
-            chosen.append(Variants(exports[next(iter(exports))].manifest.spec.backbone, tuple(targets)))
+            chosen.append(Variants(exports[first].manifest.spec.backbone, tuple(targets)))
         return chosen
 
     def _proven(self, name: str, known: Artifact, engine: WantedEngine, *, optional: bool) -> Artifact | None:
