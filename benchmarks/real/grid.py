@@ -36,6 +36,8 @@ HERE = Path(__file__).parent
 FIRST = 0  # the seed of what is run once
 OFTEN = ("life", "evit", "topk", "tome")  # on every seed; their scores can be had without training, too
 ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first of them first, on the others last
+# Beyond keep rates, which end for ToMe where lives begin to be faster: as many merged as at 0.5, most of them early.
+BUDGETS: dict[str, dict[str, Any]] = {"tome": {"r": "18", "inflect": -1.0}}
 # Whose training knows of no keep rate, and as what its checkpoints are asked: at each rate, and as they are.
 WITHOUT_RATE = {"evo-vit": ("evo-vit",), "avit": ("avit", "avit-ranked"), "ia-red2": ("ia-red2",)}
 
@@ -74,7 +76,9 @@ class Cell:
             return list(DENSE)
         rate = self.asked_rate(image_size)
         words = ["--method", self.method, *RECIPES[self.recipe].options]
-        return words if rate is None else [*words, "--rho", f"{rate:g}"]
+        if rate is not None:
+            return [*words, "--rho", f"{rate:g}"]
+        return [*words, *(f"--{name}={value}" for name, value in BUDGETS.get(self.method, {}).items())]
 
 
 def dense(seed: int) -> Cell:
@@ -93,6 +97,7 @@ def grid(seeds: Sequence[int], at: str) -> list[Cell]:
     for name in ONCE:
         rates = (None,) if name in WITHOUT_RATE else RATES
         cells += [Cell(method=name, rate=rate, seed=seed, at=at) for seed in once for rate in rates]
+    cells += [Cell(method=name, seed=seed) for seed in seeds for name in BUDGETS]
     for seed in seeds:
         cells += [
             Cell(method=name, rate=rate, seed=seed, recipe=LIFEDEPLOY, at=at) for name in OFTEN[1:] for rate in RATES
@@ -145,10 +150,11 @@ def measure(cell: Cell, image_size: int, out: Path) -> dict[str, Any]:
         return record | {"untrained": free}
     scores: dict[str, dict[str, Any]] = {}
     for name in WITHOUT_RATE.get(cell.method, (cell.method,)):
-        wanted: tuple[float | None, ...] = RATES if cell.rate is None else (cell.rate,)
-        for rate in wanted if methods.get(name).takes_keep_rate else (None,):
+        own = name in BUDGETS or not methods.get(name).takes_keep_rate
+        for rate in (cell.rate,) if cell.rate is not None or own else RATES:
             at = Cell(method=name, seed=cell.seed, rate=rate, at=cell.at).asked_rate(image_size)
-            scores[f"{name} {rate}" if rate else name] = ask(last, name, at)
+            options = BUDGETS.get(name, {}) if rate is None else {}
+            scores[f"{name} {rate}" if rate else name] = ask(last, name, at, **options)
     stages = methods.get(cell.method).stages
     between = last.with_name(f"after-{stages[0].name}.safetensors")
     if len(stages) > 1 and between.is_file() and cell.rate is not None:

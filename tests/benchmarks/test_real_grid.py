@@ -17,8 +17,9 @@ from benchmarks.real.grid import Cell, dense, done
 from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
 from benchmarks.real.recipes import RECIPES, TRIED, UNSCALED
-from benchmarks.real.training import RATES, training_minutes
+from benchmarks.real.training import BACKBONE, RATES, training_minutes
 from lifedeploy import methods
+from lifedeploy.model import backbones
 from lifedeploy.model.raw import read_header, read_tensors, write_tensors
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 from lifedeploy.training.log import LogRow
@@ -35,6 +36,7 @@ def test_every_method_that_trains_has_its_cells_and_each_is_there_once():
             for rate in RATES:
                 assert Cell(method=name, seed=seed, rate=rate) in cells
                 assert Cell(method=name, seed=seed, rate=rate, recipe=LIFEDEPLOY) in cells
+        assert Cell(method="tome", seed=seed) in cells  # in a budget of its own, too
     # Each process of its own seed: together they do what one does.
     apart = [cell for seed in (0, 1, 2) for cell in grid.grid([seed], "keep-rate")]
     assert sorted(map(repr, apart)) == sorted(map(repr, cells))
@@ -49,6 +51,20 @@ def test_what_a_cell_asks_for_is_a_run_of_two_epochs():
         assert settled({"recipe": recipe, "method": cell.method}, None).total_epochs == 2
         assert ("--rho" in words) == (cell.rate is not None)
     assert "--epochs" in dense(0).options(224)
+
+
+def test_tome_in_a_budget_of_its_own_merges_as_much_as_at_the_lower_keep_rate_and_earlier(tmp_path, monkeypatch):
+    cell, even = Cell(method="tome", seed=0), Cell(method="tome", seed=0, rate=0.5)
+    assert cell.name == "tome published" and cell.options(224)[-2:] == ["--r=18", "--inflect=-1.0"]
+    monkeypatch.setattr(grid, "train", lambda *_: {})
+    asked = []
+    monkeypatch.setattr(grid, "score", lambda wanted, *_: asked.append(wanted) or scores(90.0))
+    for each in (cell, even):
+        assert list(grid.measure(each, 224, tmp_path)["scores"]) == ["tome" if each is cell else "tome 0.5"]
+    sized = backbones.sized(BACKBONE, image_size=(224, 224), num_classes=2)
+    tome = methods.get("tome")
+    early, evenly = (sized.schedule(tome, each.keep_rate, each.options or {}).tokens for each in asked)
+    assert early[-1] == pytest.approx(evenly[-1], abs=10) and early[6] < evenly[6]
 
 
 def test_unscaled_is_a_published_rate_as_it_is_printed_whatever_the_batch():
