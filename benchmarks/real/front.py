@@ -25,6 +25,7 @@ from benchmarks.common import command_line, new_parser, publish, read_json, reco
 from benchmarks.real.front_plot import plot
 from benchmarks.real.grid import WITHOUT_RATE, Cell, dense
 from benchmarks.real.grid_page import UNTRAINED, with_base
+from benchmarks.real.recipes import budget_options
 from benchmarks.real.training import BACKBONE, RATES
 from lifedeploy import methods
 from lifedeploy.artifact import Workspace
@@ -204,7 +205,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"{record['seed']}. All models on all engines took turns in one contest, batch {record['batch']}, one request "
         "at a time. Accuracy is the engine's, over the 656 validation photographs; the best of its recipes was "
         "chosen on the same ones, for every method. *Front*: on its engine none is both faster and better in average "
-        "precision.",
+        f"precision. *tome* without a keep rate is `{' '.join(budget_options('tome'))}`.",
         "",
         "![accuracy against speed](accuracy-against-speed.png)",
         "",

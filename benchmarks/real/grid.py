@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.common import Results, new_parser, read_json
 from benchmarks.real.grid_page import markdown
 from benchmarks.real.prepare import WEIGHTS
-from benchmarks.real.recipes import RECIPES, TRIED, UNSCALED
+from benchmarks.real.recipes import BUDGETS, RECIPES, TRIED, UNSCALED, budget_options
 from benchmarks.real.scores import Asked, at_work_of_life, score
 from benchmarks.real.training import BACKBONE, DENSE, RATES, trained
 from lifedeploy import methods
@@ -36,8 +36,6 @@ HERE = Path(__file__).parent
 FIRST = 0  # the seed of what is run once
 OFTEN = ("life", "evit", "topk", "tome")  # on every seed; their scores can be had without training, too
 ONCE = ("dynamicvit", "evo-vit", "avit", "ia-red2")  # on the first of them first, on the others last
-# Beyond keep rates, which end for ToMe where lives begin to be faster: as many merged as at 0.5, most of them early.
-BUDGETS: dict[str, dict[str, Any]] = {"tome": {"r": "18", "inflect": -1.0}}
 # Whose training knows of no keep rate, and as what its checkpoints are asked: at each rate, and as they are.
 WITHOUT_RATE = {"evo-vit": ("evo-vit",), "avit": ("avit", "avit-ranked"), "ia-red2": ("ia-red2",)}
 
@@ -78,7 +76,7 @@ class Cell:
         words = ["--method", self.method, *RECIPES[self.recipe].options]
         if rate is not None:
             return [*words, "--rho", f"{rate:g}"]
-        return [*words, *(f"--{name}={value}" for name, value in BUDGETS.get(self.method, {}).items())]
+        return [*words, *budget_options(self.method)]
 
 
 def dense(seed: int) -> Cell:

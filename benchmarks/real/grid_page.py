@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import table, versions
-from benchmarks.real.recipes import RECIPES
+from benchmarks.real.recipes import RECIPES, budget_options
 from lifedeploy import methods
 
 Scores = Mapping[str, float]
-INTRODUCTION = """# Every method, trained: accuracy on real photographs
+INTRODUCTION = f"""# Every method, trained: accuracy on real photographs
 
 DINOv2 ViT-S/14, photographs of solar cells, defective or good ([RESULTS.md](RESULTS.md)): 1,968 to train on, 656 to
 validate on. All methods start from the same dense model of a seed (three epochs from the linear probe) and are trained
@@ -25,6 +25,8 @@ that; *unscaled* is it at the rate as printed, which was made for sixteen times 
 lifedeploy`: distilled from the dense model, tokens leaving in training as when deployed, the same for all. It was
 chosen for lives among what stands beside it (*two stages*: the predictor first, then the backbone; other rates), on
 seed 0 and on the photographs whose scores are shown. "Keep 0.7" is not the same work for each: GMACs stand beside it.
+At 0.5 ToMe, which merges at most half of the tokens of a layer, is no faster than lives at 0.7 ([FRONT.md](FRONT.md)):
+in a budget of its own (`{" ".join(budget_options("tome"))}`) it merges about as many, most of them early.
 Minutes are of training alone, at the median speed of each stage. **What is not in a table has not been run**; the
 command goes on where it was.
 

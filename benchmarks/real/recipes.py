@@ -1,9 +1,12 @@
-"""The recipes that the grid trains by: what each is called in tables, and what ``lifedeploy train`` is asked for."""
+"""The recipes that the grid trains by: what each is called in tables, and what ``lifedeploy train`` is asked for; and
+budgets beyond keep rates.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 
@@ -31,3 +34,12 @@ RECIPES: Mapping[str, Recipe] = {
     "two-stages-3e-6": Recipe("ours, two stages, 3e-6", (*_TWO_STAGES, "--backbone-lr", "3e-6")),
 }
 TRIED = ("two-stages", "two-stages-3e-6", "5e-6")
+
+# Method → its options. Keep rates end for ToMe where lives begin to be faster; this merges about as many tokens as 0.5,
+# most of them early, as its authors do for speed.
+BUDGETS: Mapping[str, Mapping[str, Any]] = {"tome": {"r": "18", "inflect": -1.0}}
+
+
+def budget_options(method: str) -> list[str]:
+    """What a run in a method's budget beyond keep rates is asked for; nothing, where it has none."""
+    return [f"--{name}={value}" for name, value in BUDGETS.get(method, {}).items()]
