@@ -15,7 +15,8 @@ NO_RECIPE: RecipeName = "none"
 # Beside settings of training, a row's recipe may say for how many images per step its learning rates are: for another
 # batch they are multiplied by batch / that, as DeiT's code does, of which most authors' is made. timm's word for it.
 LR_BASE_SIZE = "lr_base_size"
-LIFEDEPLOY_SETTINGS: Mapping[str, Any] = {"distill": True, "hard": True, "epochs": 2}
+# The rate is that of dense training; others that were tried for lives are in benchmarks/real/GRID.md.
+LIFEDEPLOY_SETTINGS: Mapping[str, Any] = {"distill": True, "hard": True, "epochs": 2, "backbone_lr": 2e-5}
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,19 @@ def test_our_recipe_is_the_same_for_every_method(method):
     """Lives are taught by where the dense model looks, so that they need no stage in which every token stays."""
     config, lives = settled({"method": method, "recipe": LIFEDEPLOY}, None), method == "life"
     assert config == TrainConfig(
-        method=method, recipe=LIFEDEPLOY, distill=True, hard=True, epochs=2, single_stage=lives
+        method=method,
+        recipe=LIFEDEPLOY,
+        distill=True,
+        hard=True,
+        epochs=2,
+        single_stage=lives,
+        backbone_lr=2e-5,
+        head_lr=2e-5,
     )
     assert config.total_epochs == 2 and not plan(config)[-1].soft
+    assert config.backbone_lr == settled({"dense": True}, None).backbone_lr  # of the model that it starts from
+    given = settled({"method": method, "recipe": LIFEDEPLOY, "backbone_lr": 1e-5, "batch": 32}, None)
+    assert (given.backbone_lr, given.head_lr) == (1e-5, 1e-5)
     stages = len(plan(config.but(single_stage=False)))
     assert len(plan(config)) == (1 if lives else stages)
 
