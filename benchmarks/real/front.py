@@ -159,7 +159,7 @@ def equal(chosen: Sequence[Point], speeds: Mapping[str, float], engine: Mapping[
     Returns:
         Of each: ``engine``, points against the engine's dense model, and ``seeds``, the mean over seeds of those
         against PyTorch's: each of lives, of the other at that speed (None: it is not as fast), and how far lives are
-        ahead.
+        ahead; ``over``: those seeds.
     """
     base = methods.baseline().name
     there = [point for point in chosen if point.name in speeds]
@@ -170,6 +170,7 @@ def equal(chosen: Sequence[Point], speeds: Mapping[str, float], engine: Mapping[
             row: dict[str, Any] = {"keep_rate": point.rate, "speed": speeds[point.name], "method": name}
             others = [other for other in there if other.method == name]
             seeds = set(point.against).intersection(*(other.against for other in others))
+            row["over"] = sorted(seeds)
             means = {each.name: each.mean_of(seeds) for each in (point, *others)} if seeds else None
             for measure, values in (("engine", answered), ("seeds", means)):
                 if values is None:  # they have no seed in common
@@ -238,14 +239,31 @@ def markdown(record: Mapping[str, Any]) -> str:
             row["keep_rate"],
             row["method"],
             f"{row['speed']:.1f}",
-            *(_points(row[measure][of]) for measure in ("engine", "seeds") for of in ("life", "other", "ahead")),
+            *(_points(row["engine"][of]) for of in ("life", "other", "ahead")),
+            len(row["over"]),
+            *(_points(row["seeds"][of]) for of in ("life", "other", "ahead")),
         )
         for engine, found in record["equal"].items()
         for row in found
     ]
-    head = "engine | life's keep rate | method | img/s | in the engine: life | method | life ahead by | "
-    lines += table(head + "PyTorch, seeds: life | method | life ahead by", compared)
+    head = "engine | life's keep rate | method | img/s | in the engine: life | method | life ahead by | seeds | "
+    lines += table(head + "PyTorch: life | method | life ahead by", compared)
     return "\n".join(lines) + "\n"
+
+
+def require_same_recipes(chosen: Sequence[Point], recipes: Mapping[str, str]) -> None:
+    """Make sure that the engines of a contest are of the recipes that are the best ones now.
+
+    Raises:
+        SystemExit: one is not.
+    """
+    for point in chosen:
+        built = recipes.get(point.name, point.recipe)
+        if point.recipe != built:
+            raise SystemExit(
+                f"error: the engine of {point.name} is by recipe {built}, and {point.recipe} is better now: "
+                "a new contest is needed (--out DIR)"
+            )
 
 
 def _points(value: float | None) -> str:
@@ -269,7 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--out DIR for a contest, or --again for the page of the last one")
     chosen = points(with_base(read_json(given.results)[f"{given.image_size}px"]))
     given.page.mkdir(parents=True, exist_ok=True)
-    record = read_json(given.page / "front.json") if given.again else contest(chosen, given, arguments)
+    if given.again:
+        record = read_json(given.page / "front.json")
+        require_same_recipes(chosen, record["recipes"])
+    else:
+        record = contest(chosen, given, arguments)
     record["equal"] = {
         engine: equal(chosen, speeds, record["precisions"][engine])
         for engine, speeds in sorted(record["speeds"].items())

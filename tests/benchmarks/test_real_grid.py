@@ -238,6 +238,7 @@ def test_later_seeds_change_what_is_made_of_a_contest_and_not_its_speeds(tmp_pat
     precisions = {"openvino bf16": {"dense": 90.0, "life-0.7": 89.9, "evit-0.7": 89.0, "evit-0.5": 87.5}}
     kinds = {"dense": "dense", "life-0.7": "life", "evit-0.7": "evit", "evit-0.5": "evit"}
     old: dict[str, Any] = {"command": "", "date": "2026", "machine": MACHINE, "seed": 0, "batch": 8, "recipes": {}}
+    old["recipes"] = {"life-0.7": "published", "evit-0.7": "no training"}
     old |= {"image_size": 224, "equal": {}, "warnings": ["without tome"]}
     old |= {"choices": [choice], "speeds": speeds, "precisions": precisions, "methods": kinds}
     (tmp_path / "front.json").write_text(json.dumps(old))
@@ -254,11 +255,17 @@ def test_later_seeds_change_what_is_made_of_a_contest_and_not_its_speeds(tmp_pat
     assert "\n- without tome\n" in (tmp_path / "FRONT.md").read_text()
     assert again["equal"]["openvino bf16"][0]["seeds"]["life"] == 0.0 and again["speeds"] == speeds
     # In the engine: from 89.0 at 1/140 s to 87.5 at 1/160 s, at 1/150 s.
-    line = "| openvino bf16 | 0.7 | evit | 150.0 | -0.10 | -1.80 | +1.70 | +0.00 | -1.00 | +1.00 |"
+    line = "| openvino bf16 | 0.7 | evit | 150.0 | -0.10 | -1.80 | +1.70 | 2 | +0.00 | -1.00 | +1.00 |"
     assert line in (tmp_path / "FRONT.md").read_text()
     assert (tmp_path / "accuracy-against-speed.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):
         front.main(["--page", str(tmp_path)])
+    page = (tmp_path / "FRONT.md").read_text()
+    machine["cells"]["life 0.7 lifedeploy / seed 0"] = run(91.0, "life 0.7")  # of which there is no engine
+    (tmp_path / "grid.json").write_text(json.dumps({"224px": {"One": machine}}))
+    with pytest.raises(SystemExit, match=r"engine of life-0\.7 is by recipe published, and lifedeploy is better now"):
+        front.main(words)
+    assert (tmp_path / "FRONT.md").read_text() == page
 
 
 def test_between_two_keep_rates_a_method_is_on_a_straight_line_in_time():
@@ -296,4 +303,5 @@ def test_means_are_of_the_seeds_that_both_have():
     speeds = {"life-0.7": 150.0, "evit-0.7": 150.0, "random-0.7": 150.0, "dense": 100.0}
     found = front.equal([life, evit, random], speeds, dict.fromkeys(speeds, 90.0))
     assert found[0]["seeds"] == pytest.approx({"life": -0.1, "other": -1.0, "ahead": 0.9})
+    assert (found[0]["over"], found[1]["over"]) == ([0], [])
     assert found[1]["seeds"] == {"life": None, "other": None, "ahead": None}
