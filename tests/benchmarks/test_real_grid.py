@@ -237,7 +237,7 @@ def test_later_seeds_change_what_is_made_of_a_contest_and_not_its_speeds(tmp_pat
     choice = row | {"top1": 0.9, "average_precision": 0.9, "pareto": True}
     precisions = {"openvino bf16": {"dense": 90.0, "life-0.7": 89.9, "evit-0.7": 89.0, "evit-0.5": 87.5}}
     kinds = {"dense": "dense", "life-0.7": "life", "evit-0.7": "evit", "evit-0.5": "evit"}
-    old: dict[str, Any] = {"command": "", "date": "2026", "machine": MACHINE, "seed": 0, "batch": 8, "recipes": {}}
+    old: dict[str, Any] = {"command": "", "date": "2026", "machine": MACHINE, "seed": 0, "batch": 8}
     old["recipes"] = {"life-0.7": "published", "evit-0.7": "no training"}
     old |= {"image_size": 224, "equal": {}, "warnings": ["without tome"]}
     old |= {"choices": [choice], "speeds": speeds, "precisions": precisions, "methods": kinds}
