@@ -113,6 +113,7 @@ def grid(seeds: Sequence[int], at: str) -> list[Cell]:
         for name in ONCE:
             rates = (None,) if name in WITHOUT_RATE else RATES
             cells += [Cell(method=name, rate=rate, seed=seed, at=at) for rate in rates]
+        cells += [Cell(method="life", rate=rate, seed=seed, recipe=name, at=at) for name in TRIED for rate in RATES]
     # Brought to the work of lives, lives are what they are, and so is what takes no keep rate.
     cells = [cell if _moves(cell) else replace(cell, at="keep-rate") for cell in cells]
     return list(dict.fromkeys(cells))

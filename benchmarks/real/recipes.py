@@ -29,13 +29,14 @@ RECIPES: Mapping[str, Recipe] = {
     UNSCALED: Recipe("published, unscaled", ("--recipe", PUBLISHED, "--backbone-lr", "2e-5")),
     LIFEDEPLOY: Recipe("ours", _OURS),
     # Among these ours was chosen, for lives.
-    "4e-5": Recipe("ours, 4e-5", (*_OURS, "--backbone-lr", "4e-5")),
     "1e-5": Recipe("ours, 1e-5", (*_OURS, "--backbone-lr", "1e-5")),
     "5e-6": Recipe("ours, 5e-6", (*_OURS, "--backbone-lr", "5e-6")),
+    # The keep rate falls from 1 as in EViT's recipe.
+    "ramp": Recipe("ours, keep rate falling", (*_OURS, "--keep-ramp", "0.0333,0.3667")),
     "two-stages": Recipe("ours, two stages", _TWO_STAGES),
     "two-stages-3e-6": Recipe("ours, two stages, 3e-6", (*_TWO_STAGES, "--backbone-lr", "3e-6")),
 }
-TRIED = ("1e-5", "4e-5", "two-stages", "two-stages-3e-6", "5e-6")
+TRIED = ("ramp", "1e-5", "two-stages", "two-stages-3e-6", "5e-6")
 
 # Method → its options. Keep rates end for ToMe where lives begin to be faster; this merges about as many tokens as 0.5,
 # most of them early, as its authors do for speed.

@@ -30,8 +30,6 @@ Aspect = Annotated[float, Meta(ge=0.01, le=100)]
 Counts = Annotated[tuple[Annotated[int, Meta(ge=1, le=1_000_000)], ...], Meta(max_length=1000)]
 # timm's policies: words with a number each, e.g. rand-m9-mstd0.5.
 Policy = Annotated[str, Meta(max_length=100, pattern=r"^([a-z0-9]+(-[a-z]+([0-9]+(\.[0-9]+)?[a-z]*)?)*)?$(?!\n)")]
-
-
 Names = Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=1000)]
 
 WITHOUT_EFFECT = ("recipe", "workers", "checkpoint_every", "log_every", "tensorboard")  # settings that change no result
@@ -106,7 +104,9 @@ class TrainConfig:
     distill_lives: Weight = 1.0  # weight of the distance of the lives from where its later layers look
     elastic: bool = _option(False, _BEYOND, "Another keep rate in every step: one checkpoint for all.")
     elastic_range: tuple[Part, Part] = (0.4, 0.95)
-    keep_ramp: tuple[Share, Share] = (0.0, 0.0)  # the keep rate falls from 1 between these shares of a stage
+    keep_ramp: tuple[Share, Share] = _option(
+        (0.0, 0.0), _BEYOND, "Shares of a stage in which the keep rate falls from 1.", usual="the recipe's, else none"
+    )
     # The optimiser: AdamW, linear warm-up, cosine decay, in every stage anew.
     predictor_lr: Rate = _option(1e-3, _OPTIMISER)
     backbone_lr: Rate = _option(1e-5, _OPTIMISER, usual="the recipe's, else 1e-5")

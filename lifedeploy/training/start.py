@@ -91,19 +91,25 @@ def fingerprint(config: TrainConfig, loaded: LoadedModel) -> str:
     return hashlib.sha256(json.dumps([config.decisive(), start], sort_keys=True).encode()).hexdigest()
 
 
-def require_elastic(loaded: LoadedModel, config: TrainConfig) -> None:
-    """Make sure that the method can change its schedule, before anything is written.
+def require_schedules(loaded: LoadedModel, config: TrainConfig) -> None:
+    """Make sure that the method can change its schedule where it has to, before anything is written.
 
     Raises:
         UsageError: it cannot, or has the same one for all keep rates.
     """
-    ends = [config.schedule_at(rate, loaded.spec.schedule) for rate in config.elastic_range]
-    if ends[0].tokens == ends[1].tokens and config.elastic_range[0] < config.elastic_range[1]:
-        raise UsageError(f"--elastic changes the keep rate in every step, and {config.method} has one schedule for all")
-    soft = [stage.name for stage in plan(config) if stage.elastic and stage.soft]
+    if config.elastic:
+        option, rates = "--elastic", config.elastic_range
+    elif config.keep_ramp[1]:
+        option, rates = "--keep-ramp", (config.keep_rate, 1.0)
+    else:
+        return
+    ends = [config.schedule_at(rate, loaded.spec.schedule) for rate in rates]
+    if ends[0].tokens == ends[1].tokens and rates[0] < rates[1]:
+        raise UsageError(f"{option} changes the keep rate in every step, and {config.method} has one schedule for all")
+    soft = [stage.name for stage in plan(config) if stage.backbone and stage.soft]
     if soft and not loaded.model.reducer.knows_schedule:
         raise UsageError(
-            f"--elastic changes the keep rate in every step, and in stage {soft[0]} {config.method} trains in a form "
+            f"{option} changes the keep rate in every step, and in stage {soft[0]} {config.method} trains in a form "
             "that knows of none",
             hint="--hard, under which tokens really leave",
         )

@@ -34,7 +34,7 @@ from lifedeploy.training.log import FILE, read_log
 from lifedeploy.training.loop import Job, Outcome, Trainer
 from lifedeploy.training.runs import claim, held, run_config, run_folder
 from lifedeploy.training.stages import plan, require_frozen
-from lifedeploy.training.start import fingerprint, load_start, require_elastic, resolved, warning_of
+from lifedeploy.training.start import fingerprint, load_start, require_schedules, resolved, warning_of
 from lifedeploy.tuned import Tuned
 from lifedeploy.typed import RANDOM_WEIGHTS
 from lifedeploy.writing import require_folder
@@ -147,8 +147,7 @@ def train(
     _require_forward(loaded, config)
     if lacking := _lacking(config):
         note(lacking)
-    if config.elastic:
-        require_elastic(loaded, config)
+    require_schedules(loaded, config)
     loader.TrainingImages(split.train, loaded.spec.preprocess, config)  # refuses an augmentation that cannot be
     if config.tensorboard:
         require("tensorboard", extra="tensorboard")

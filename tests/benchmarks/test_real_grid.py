@@ -80,7 +80,7 @@ def test_unscaled_is_a_published_rate_as_it_is_printed_whatever_the_batch():
 def test_what_ours_was_chosen_among_is_run_as_other_cells_are():
     cells = grid.grid([0, 1], "keep-rate")
     for name in TRIED:
-        assert [cell.seed for cell in cells if cell.recipe == name] == [0, 0]
+        assert [cell.seed for cell in cells if cell.recipe == name] == [0, 0, 1, 1]
     assert Cell(method="life", rate=0.5, seed=0, recipe="two-stages-3e-6").options(224) == [
         "--method", "life", "--recipe", "lifedeploy", "--no-single-stage", "--backbone-lr", "3e-6", "--rho", "0.5",
     ]  # fmt: skip

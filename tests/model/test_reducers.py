@@ -337,7 +337,7 @@ def test_a_reducer_that_cannot_change_its_schedule_refuses_another_one():
         with pytest.raises(UnsupportedModelError) as refusal:
             ask()
         assert refusal.value.message == "Evit is built for one schedule and cannot change it"
-        assert refusal.value.hint == "train it without --elastic"
+        assert refusal.value.hint == "train it without --elastic or --keep-ramp"
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -222,10 +223,32 @@ def test_a_parameter_that_is_to_stay_and_is_not_there_is_refused_by_name(setting
 
 @pytest.mark.parametrize("method", ["ia-red2", "avit-ranked"])
 def test_a_form_that_knows_no_keep_rate_cannot_learn_many(settings, workspace, method):
-    with pytest.raises(UsageError, match=f"in stage .* {method} trains in a form that knows of none"):
-        train(TrainRequest(config=small(settings, method, elastic=True)), workspace)
+    for option, given in (("--elastic", {"elastic": True}), ("--keep-ramp", {"keep_ramp": (0.0, 0.5)})):
+        with pytest.raises(UsageError, match=rf"{option} .* in stage .* {method} trains in a form that knows of none"):
+            train(TrainRequest(config=small(settings, method, **given)), workspace)
     report = train(TrainRequest(config=small(settings, method, elastic=True, hard=True)), workspace)
     assert report.spec.provenance.elastic
+
+
+@pytest.mark.parametrize("method", [name for name in SLIMMED if methods.get(name).takes_keep_rate])
+def test_the_keep_rate_falls_from_1_where_that_is_asked_for(settings, workspace, monkeypatch, method):
+    config, seen = small(settings, method, recipe=LIFEDEPLOY, keep_ramp=(0.0, 0.9)), []
+    schedule_of = Trainer._schedule
+
+    def note(self, stage, progress):
+        schedule = schedule_of(self, stage, progress)
+        if stage.backbone:
+            seen.append(schedule.counts if schedule else self.job.spec.schedule.counts)
+        return schedule
+
+    monkeypatch.setattr(Trainer, "_schedule", note)
+    spec = train(TrainRequest(config=config), workspace).spec
+    assert all(count == spec.schedule.patches for count in seen[0])
+    assert all(
+        later <= earlier for before, after in pairwise(seen) for earlier, later in zip(before, after, strict=True)
+    )
+    assert seen[-1] < seen[0]
+    assert spec.schedule.keep_rate == config.keep_rate and not spec.provenance.elastic
 
 
 def test_a_keep_rate_is_kept_where_a_method_has_a_budget_of_its_own(settings, workspace):

@@ -116,6 +116,11 @@ def test_a_keep_rate_that_there_is_not_does_not_fall(given):
     assert settled({"method": "evit"} | given, None).keep_ramp == (0.0, 0.0)
 
 
+def test_a_keep_rate_falls_as_it_is_told_and_not_at_all_where_it_is_told_not_to():
+    assert settled({"recipe": LIFEDEPLOY, "keep_ramp": (0.1, 0.4)}, None).keep_ramp == (0.1, 0.4)
+    assert settled({"method": "evit", "keep_ramp": (0.0, 0.0)}, None).keep_ramp == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("given", [{"dense": True}, {"method": "dense"}])
 def test_the_dense_model_cannot_learn_from_itself(given):
     with pytest.raises(UsageError, match="recipe lifedeploy teaches a slimmed model what the dense one knows"):

@@ -126,7 +126,8 @@ class Reducer(nn.Module):
         if schedule == self.schedule:
             return self
         raise UnsupportedModelError(
-            f"{type(self).__name__} is built for one schedule and cannot change it", hint="train it without --elastic"
+            f"{type(self).__name__} is built for one schedule and cannot change it",
+            hint="train it without --elastic or --keep-ramp",
         )
 
     def relaxed(self, schedule: Schedule) -> Reducer:
