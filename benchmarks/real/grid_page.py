@@ -23,13 +23,14 @@ moves by ±1.3 points by chance. Scores are those of PyTorch in FP32, tokens rea
 [docs/training.md](../../docs/training.md)), whose learning rates are scaled to the batch where its authors' code does
 that; *unscaled* is it at the rate as printed, which was made for sixteen times the batch; *ours* is `--recipe
 lifedeploy`: distilled from the dense model, tokens leaving in training as when deployed, the same for all. It was
-chosen for lives, among what stands beside it (*two stages*: the predictor first, then the backbone; *keep rate
-falling*: from 1 to what it is in the first third, as in EViT's recipe; other rates), **by the photographs whose scores
-are shown**, its rate over all three seeds. "Keep 0.7" is not the same work for each: GMACs
-stand beside it. At 0.5 ToMe, which merges at most half of the tokens of a layer, is no faster than lives at 0.7
-([FRONT.md](FRONT.md)): in a budget of its own (`{" ".join(budget_options("tome"))}`) it merges about as many, most of
-them early. Minutes are of training alone, at the median speed of each stage. **What is not in a table has not been
-run**; the command goes on where it was.
+chosen for lives, **by the photographs whose scores are shown**, among what stands beside it: *two stages*, the
+predictor first, then the backbone, and other rates, 1e-5 over three seeds, the others on one. *Keep rate falling* came
+later: in the first third of the run the keep rate falls from 1 to its own, as in EViT's recipe.
+
+"Keep 0.7" is not the same work for each: GMACs stand beside it. At 0.5 ToMe, which merges at most half of the tokens of
+a layer, is no faster than lives at 0.7 ([FRONT.md](FRONT.md)): in a budget of its own
+(`{" ".join(budget_options("tome"))}`) it merges about as many as at 0.5, most of them early. Minutes are of training
+alone, at the median speed of each stage. **What is not in a table has not been run**; the command goes on where it was.
 
 Command: `python -m benchmarks.real.grid --out DIR`; that of each cell is in `grid.json`.
 """

@@ -28,7 +28,7 @@ RECIPES: Mapping[str, Recipe] = {
     # As EViT prints it: 2e-5, for a batch of 512.
     UNSCALED: Recipe("published, unscaled", ("--recipe", PUBLISHED, "--backbone-lr", "2e-5")),
     LIFEDEPLOY: Recipe("ours", _OURS),
-    # Among these ours was chosen, for lives.
+    # Ours with a setting changed, for lives.
     "1e-5": Recipe("ours, 1e-5", (*_OURS, "--backbone-lr", "1e-5")),
     "5e-6": Recipe("ours, 5e-6", (*_OURS, "--backbone-lr", "5e-6")),
     # The keep rate falls from 1 as in EViT's recipe.

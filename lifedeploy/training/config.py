@@ -105,7 +105,7 @@ class TrainConfig:
     elastic: bool = _option(False, _BEYOND, "Another keep rate in every step: one checkpoint for all.")
     elastic_range: tuple[Part, Part] = (0.4, 0.95)
     keep_ramp: tuple[Share, Share] = _option(
-        (0.0, 0.0), _BEYOND, "Shares of a stage in which the keep rate falls from 1.", usual="the recipe's, else none"
+        (0.0, 0.0), _BEYOND, "The keep rate falls from 1, LOW to HIGH of a stage.", usual="the recipe's, else none"
     )
     # The optimiser: AdamW, linear warm-up, cosine decay, in every stage anew.
     predictor_lr: Rate = _option(1e-3, _OPTIMISER)
@@ -165,7 +165,7 @@ class TrainConfig:
             raise UsageError(f"auto_augment is {self.auto_augment}; expected numbers of at most 100 in it")
         self._require_method()
         if self.keep_ramp[1] and (self.counts or self.elastic or self.has_own_budget or not self.slims):
-            raise UsageError("keep_ramp is about a keep rate, and this run has no single one")
+            raise UsageError("--keep-ramp lets one keep rate fall: not with --dense, --elastic, counts or own budgets")
         if self.total_epochs == 0:
             raise UsageError("0 epochs in all: there is nothing to train")
 

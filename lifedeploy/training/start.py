@@ -98,19 +98,20 @@ def require_schedules(loaded: LoadedModel, config: TrainConfig) -> None:
         UsageError: it cannot, or has the same one for all keep rates.
     """
     if config.elastic:
-        option, rates = "--elastic", config.elastic_range
+        asked, rates = "--elastic changes the keep rate in every step", config.elastic_range
     elif config.keep_ramp[1]:
-        option, rates = "--keep-ramp", (config.keep_rate, 1.0)
+        asked, rates = "--keep-ramp lets the keep rate fall", (config.keep_rate, 1.0)
     else:
         return
     ends = [config.schedule_at(rate, loaded.spec.schedule) for rate in rates]
-    if ends[0].tokens == ends[1].tokens and rates[0] < rates[1]:
-        raise UsageError(f"{option} changes the keep rate in every step, and {config.method} has one schedule for all")
+    if ends[0].tokens == ends[1].tokens:
+        if config.elastic and rates[0] < rates[1]:
+            raise UsageError(f"{asked}, and {config.method} has one schedule for all")
+        return  # so few tokens leave that it is none
     soft = [stage.name for stage in plan(config) if stage.backbone and stage.soft]
     if soft and not loaded.model.reducer.knows_schedule:
         raise UsageError(
-            f"{option} changes the keep rate in every step, and in stage {soft[0]} {config.method} trains in a form "
-            "that knows of none",
+            f"{asked}, and in stage {soft[0]} {config.method} trains in a form that knows of none",
             hint="--hard, under which tokens really leave",
         )
     for other in ends:

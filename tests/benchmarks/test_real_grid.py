@@ -19,9 +19,11 @@ from benchmarks.real.prepare import WEIGHTS
 from benchmarks.real.recipes import RECIPES, TRIED, UNSCALED
 from benchmarks.real.training import BACKBONE, RATES, training_minutes
 from lifedeploy import methods
+from lifedeploy.errors import UsageError
 from lifedeploy.model import backbones
 from lifedeploy.model.raw import read_header, read_tensors, write_tensors
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
+from lifedeploy.training.config import TrainConfig
 from lifedeploy.training.log import LogRow
 from lifedeploy.training.recipes import settled
 
@@ -85,6 +87,31 @@ def test_what_ours_was_chosen_among_is_run_as_other_cells_are():
         "--method", "life", "--recipe", "lifedeploy", "--no-single-stage", "--backbone-lr", "3e-6", "--rho", "0.5",
     ]  # fmt: skip
     assert len({recipe.title for recipe in RECIPES.values()}) == len(RECIPES)
+
+
+def test_recipes_are_what_the_command_line_takes_and_change_what_they_are_called_by(lifedeploy, monkeypatch):
+    changes = {
+        "ramp": {"keep_ramp": (0.0333, 0.3667)},
+        "1e-5": {"backbone_lr": 1e-5, "head_lr": 1e-5},
+        "5e-6": {"backbone_lr": 5e-6, "head_lr": 5e-6},
+        "two-stages": {"single_stage": False},
+        "two-stages-3e-6": {"single_stage": False, "backbone_lr": 3e-6, "head_lr": 3e-6},
+    }
+    assert set(changes) == set(TRIED)
+    asked: list[TrainConfig] = []
+
+    def note(request, *_):
+        asked.append(request.config)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("lifedeploy.workflows.train.train", note)
+    for name, changed in changes.items():
+        ended = lifedeploy(
+            "train", *Cell(method="life", rate=0.5, seed=0, recipe=name).options(224), "--data", "nowhere"
+        )
+        assert ended.code == 2 and ended.lines == ["error: enough"]
+        ours = settled({"recipe": LIFEDEPLOY, "keep_rate": 0.5, "data": "nowhere"}, None)
+        assert asked.pop() == ours.but(**changed)
 
 
 def test_at_equal_work_keep_rates_differ_and_lives_do_not():

@@ -18,6 +18,7 @@ from lifedeploy.artifact import Workspace
 from lifedeploy.errors import UsageError
 from lifedeploy.model import checkpoint
 from lifedeploy.model.request import ModelRequest
+from lifedeploy.model.vit import SlimViT
 from lifedeploy.model.weights import load
 from lifedeploy.recipe import LIFEDEPLOY, PUBLISHED
 from lifedeploy.training.config import TrainConfig
@@ -233,15 +234,14 @@ def test_a_form_that_knows_no_keep_rate_cannot_learn_many(settings, workspace, m
 @pytest.mark.parametrize("method", [name for name in SLIMMED if methods.get(name).takes_keep_rate])
 def test_the_keep_rate_falls_from_1_where_that_is_asked_for(settings, workspace, monkeypatch, method):
     config, seen = small(settings, method, recipe=LIFEDEPLOY, keep_ramp=(0.0, 0.9)), []
-    schedule_of = Trainer._schedule
+    forward = SlimViT.forward
 
-    def note(self, stage, progress):
-        schedule = schedule_of(self, stage, progress)
-        if stage.backbone:
-            seen.append(schedule.counts if schedule else self.job.spec.schedule.counts)
-        return schedule
+    def note(self, images, **how):
+        if self.backbone.training and "progress" in how:
+            seen.append((how["schedule"] or self.schedule).counts)
+        return forward(self, images, **how)
 
-    monkeypatch.setattr(Trainer, "_schedule", note)
+    monkeypatch.setattr(SlimViT, "forward", note)
     spec = train(TrainRequest(config=config), workspace).spec
     assert all(count == spec.schedule.patches for count in seen[0])
     assert all(
@@ -249,6 +249,23 @@ def test_the_keep_rate_falls_from_1_where_that_is_asked_for(settings, workspace,
     )
     assert seen[-1] < seen[0]
     assert spec.schedule.keep_rate == config.keep_rate and not spec.provenance.elastic
+
+
+def test_a_keep_rate_that_has_nowhere_to_fall_from_is_one_as_it_stands(settings, workspace):
+    """The recipe has a ramp, and at this rate the token that is made of the rest makes up for the one that leaves."""
+    config = small(settings, "evit", keep_rate=0.95, epochs=1)
+    assert config.keep_ramp[1]
+    assert set(train(TrainRequest(config=config), workspace).spec.schedule.counts) == {16}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [("evo-vit", {}, "evo-vit takes no keep rate"), ("tome", {"r": "2"}, "r 2 and keep rate 0.4 both say how many")],
+)
+def test_a_budget_that_knows_no_keep_rate_cannot_learn_many(settings, workspace, method, options, said):
+    with pytest.raises(UsageError, match=f"^{said}"):
+        train(TrainRequest(config=small(settings, method, elastic=True, options=options)), workspace)
+    assert not (workspace.root / "checkpoints").exists()
 
 
 def test_a_keep_rate_is_kept_where_a_method_has_a_budget_of_its_own(settings, workspace):
