@@ -6,12 +6,12 @@ import argparse
 import fcntl
 import json
 import os
-import platform
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,12 +53,35 @@ def lifedeploy(*words: object, folder: Path | None = None, environment: Mapping[
     process = subprocess.Popen(
         children.command("lifedeploy", *command), cwd=folder, env=children.environment(environment)
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    seen, ended = [memory_mib(process.pid, "VmHWM")], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            seen.append(memory_mib(process.pid, "VmHWM"))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        process.wait()
+        seconds = time.perf_counter() - began
+    finally:
+        ended.set()
+        watching.join()
     if process.returncode:
         raise SystemExit(f"error: lifedeploy {shlex.join(command)} failed")
-    scale = 1024 if platform.system() == "Linux" else 1024**2  # KiB on Linux, bytes on macOS
-    return Usage(time.perf_counter() - began, usage.ru_maxrss / scale)
+    return Usage(seconds, max(seen))
+
+
+def memory_mib(process: int, name: str) -> float:
+    """What Linux says that a process has resident (``VmRSS``) or had at most (``VmHWM``); 0 where it does not say.
+
+    ``ru_maxrss`` would be simpler, and is no less than what the parent of a process has when it begins.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:")), 0.0)
 
 
 def report_of(*words: object, folder: Path | None = None) -> dict[str, Any]:

@@ -326,9 +326,10 @@ def contest(chosen: Sequence[Point], given: argparse.Namespace, arguments: Seque
     base = methods.baseline().name
     record["methods"] = {base: base} | {point.name: point.method for point in there}
     record |= {"speeds": {}, "precisions": {}}
+    # Without a name of its own is what is called as its method: the only one of it, or that of its own budget.
+    names = {point.method: point.name for point in sorted(there, key=lambda point: point.rate is None)}
     for row in report["choices"]:
-        # A method that is there once goes by its own name, at whatever keep rate.
-        row["name"] = row["name"] or next((point.name for point in there if point.method == row["method"]), base)
+        row["name"] = row["name"] or names.get(row["method"], base)
         engine = f"{row['engine']} {row['precision']}"
         record["speeds"].setdefault(engine, {})[row["name"]] = row["images_per_s"]
         record["precisions"].setdefault(engine, {})[row["name"]] = 100 * row["average_precision"]

@@ -29,7 +29,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.common import Results, command_line, lifedeploy, new_parser, number, read_json, source, table
+from benchmarks.common import (
+    Results,
+    command_line,
+    lifedeploy,
+    memory_mib,
+    new_parser,
+    number,
+    read_json,
+    source,
+    table,
+)
 from lifedeploy import children
 from lifedeploy.artifact import Workspace
 from lifedeploy.bench.stats import median_interval
@@ -167,7 +177,7 @@ def memory(bench: Bench) -> dict[str, Any]:
         while process.poll() is None:
             time.sleep(1.0)
             if time.perf_counter() - began > _WARM_S:
-                seen.append((len(list(Path(temporary).glob("rows/part-*"))), _memory_mib(process.pid)))
+                seen.append((len(list(Path(temporary).glob("rows/part-*"))), memory_mib(process.pid, "VmRSS")))
         if process.returncode:
             raise SystemExit("error: lifedeploy score failed")
         report = read_json(Path(temporary) / "report.json")
@@ -176,14 +186,6 @@ def memory(bench: Bench) -> dict[str, Any]:
         "images": report["images"], "images_per_s": report["images_per_s"], "samples": len(sizes),
         "first_mib": sizes[0], "last_mib": sizes[-1], "least_mib": min(sizes), "most_mib": max(sizes),
     }  # fmt: skip
-
-
-def _memory_mib(process: int, name: str = "VmRSS") -> float:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:")), 0.0)
 
 
 def ray(bench: Bench, rounds: int) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def _timed(words: Sequence[str], checkout: Path | None) -> tuple[float, float]:
     began, peak = time.perf_counter(), 0.0
     process = subprocess.Popen(program, env=children.environment(), stdout=subprocess.DEVNULL)
     while process.poll() is None:
-        peak = max(peak, _memory_mib(process.pid, "VmHWM"))  # what the system counts begins with what we had
+        peak = max(peak, memory_mib(process.pid, "VmHWM"))  # what the system counts begins with what we had
         time.sleep(0.05)
     if process.returncode:
         raise SystemExit(f"error: {' '.join(words[:4])} failed")

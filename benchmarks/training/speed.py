@@ -162,8 +162,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     cells = []
     for name, row in record["speed"].items():
         ratio = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        peak = f"{row['peak_mib']:.0f}"
-        cells.append((name, number(row["images_per_s"], ".2f"), number(row["bare"], ".2f"), ratio, peak))
+        speeds = (number(row[of], ".2f") for of in ("images_per_s", "bare"))
+        cells.append((name, *speeds, ratio, number(row.get("peak_mib"), ".0f")))
     lines = [
         "# Training: speed and memory",
         "",

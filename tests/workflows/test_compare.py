@@ -592,12 +592,13 @@ def test_accuracy_is_of_each_checkpoint(clock, workspace, trained, traced_once, 
 
 def test_files_of_training_runs_are_called_as_their_runs(trained, tmp_path):
     paths = []
-    for run in ("one", "two", "dense"):
+    for run in ("one", "two", "dense", "life"):
         (tmp_path / run).mkdir()
         paths.append(tmp_path / run / "last.safetensors")
         shutil.copy(trained / "a.safetensors", paths[-1])
     names = list(checkpoints.trained(paths).slimmed)
-    assert names == ["one", "two", "life dense"]  # no slimmed model is called as the baseline is
+    # No slimmed model is called as the baseline is, or another method; its own it may be called as.
+    assert names == ["one", "two", "life dense", "life"]
     assert list(checkpoints.trained(paths[:1]).slimmed) == ["life"]
     shutil.copy(paths[0], tmp_path / "one" / "best.safetensors")
     (tmp_path / f"{TINY}-life-r0.7").mkdir()

@@ -112,7 +112,7 @@ def _names(paths: Sequence[Path], specs: Mapping[Path, ModelSpec]) -> dict[Path,
         name = printable(folder if run else stem).removeprefix(f"{specs[path].backbone}-")
         if of_method[specs[path].method] == 1:
             name = specs[path].method
-        elif methods.built_in(name) is not None:  # else a file could be called as another method
+        elif name != specs[path].method and methods.built_in(name) is not None:  # as another method is called
             name = f"{specs[path].method} {name}"
         names[path] = name
     depth = 1  # of folders in a name
