@@ -24,7 +24,7 @@ from lifedeploy import children
 from lifedeploy.bench.measure import Contender, Stop, measure
 from lifedeploy.engines.lanes import Lane
 from lifedeploy.files import now, write_json
-from lifedeploy.machine import describe, fast_bf16, identity
+from lifedeploy.machine import describe, fast_bf16, identity, listed
 
 ROOT = Path(__file__).parents[1]
 BF16 = ("bf16",) if fast_bf16() else ()  # the precisions that only some CPUs have
@@ -77,11 +77,8 @@ def memory_mib(process: int, name: str) -> float:
 
     ``ru_maxrss`` would be simpler, and is no less than what the parent of a process has when it begins.
     """
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:")), 0.0)
+    said = next(listed(f"/proc/{process}/status", name), "0 kB")
+    return int(said.split()[0]) / 1024
 
 
 def report_of(*words: object, folder: Path | None = None) -> dict[str, Any]:

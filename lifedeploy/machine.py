@@ -127,9 +127,14 @@ def gpu_state() -> list[dict[str, str]]:
 
 
 def listed(file: str | Path, name: str) -> Iterator[str]:
-    """Values of ``name`` in a file of Linux's ``/proc``, which has lines of ``name: value``; none without the file."""
-    path = Path(file)
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    """Values of ``name`` in a file of Linux's ``/proc``, which has lines of ``name: value``; none without the file, or
+    where its process ends meanwhile.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for line in lines:
         field, _, value = line.partition(":")
         if field.strip() == name:
             yield value.strip()

@@ -81,7 +81,7 @@ def test_a_configuration_survives_toml(tmp_path):
         ({"keep_ramp": [0.5, 0.1]}, "keep_ramp is 0.5, 0.1; expected the smaller number first"),
         (
             {"keep_ramp": [0.0, 0.5], "counts": [9, 5]},
-            "--keep-ramp lets one keep rate fall: not with",
+            "--keep-ramp lets one keep rate fall: not with --dense, --elastic, counts or own budgets",
         ),
         ({"keep_ramp": [0.0, 0.5], "elastic": True}, "--keep-ramp lets one keep rate fall"),
         ({"keep_ramp": [0.0, 0.5], "dense": True}, "--keep-ramp lets one keep rate fall"),
