@@ -143,16 +143,21 @@ class WholeList(WholeRange):
 
 
 class RealList(RealRange):
-    """Finite numbers with commas between them, at most ``most`` of them."""
+    """Finite numbers with commas between them, ``length`` of them."""
 
     usual = "{flag} {value} is not allowed: each must be {interval}"
 
-    def __init__(self, flag: str, low: float, high: float, most: int, *, above: bool = False) -> None:
+    def __init__(self, flag: str, low: float, high: float, length: int, *, above: bool = False) -> None:
         super().__init__(flag, low, high, above=above)
-        self.most = most
+        self.length = self.most = length
 
     def read(self, text: str) -> tuple[float, ...]:
-        return tuple(_numbers(self, text, _REAL, "numbers; expected for example 0.6,1"))
+        numbers = _numbers(self, text, _REAL, "numbers; expected for example 0.6,1")
+        if len(numbers) < self.length:
+            raise UsageError(
+                f"{self.flag} {text} has {len(numbers)} of its {self.length} numbers; expected as in 0.6,1"
+            )
+        return tuple(numbers)
 
 
 class Pixels(WholeRange):

@@ -59,6 +59,11 @@ def ends(value: values.Value) -> list[tuple[float, bool]]:
     return [(value.low, getattr(value, "above", False)), (value.high, getattr(value, "below", False))]
 
 
+def written(value: values.Value, number: float) -> str:
+    """The number as a line has it: as often as the value takes numbers."""
+    return ",".join([repr(number)] * (value.length if isinstance(value, values.RealList) else 1))
+
+
 def refused(lifedeploy, command: str, *arguments: str) -> str:
     """The one line that a command says when it refuses its arguments."""
     ended = lifedeploy(command, *arguments, *REQUIRED.get(command, ()))
@@ -91,13 +96,14 @@ def test_what_is_no_number_in_the_range_is_refused(case, lifedeploy, tmp_path, m
     monkeypatch.chdir(tmp_path)
     above = math.nextafter(value.high, math.inf) if isinstance(value, values.RealRange) else value.high + 1
     below = math.nextafter(value.low, -math.inf) if isinstance(value, values.RealRange) else value.low - 1
-    for text in (*NO_NUMBERS, str(2**64), "1e26", repr(above), repr(below), "-1e9"):
+    beyond = [written(value, number) for number in (above, below)]
+    for text in (*NO_NUMBERS, str(2**64), "1e26", *beyond, "-1e9"):
         with pytest.raises(UsageError):
             value(text)
     for bound, open_ in ends(value):
         if open_:
             with pytest.raises(UsageError):
-                value(repr(bound))
+                value(written(value, bound))
     said = refused(lifedeploy, command, value.flag, "nan")
     assert "nan" in said
     refused(lifedeploy, command, value.flag, LONG)
@@ -109,7 +115,7 @@ def test_the_bounds_themselves_are_read(case):
     value = case[3]
     for bound, open_ in ends(value):
         if not open_:
-            read = value(f"{bound}")
+            read = value(written(value, bound))
             assert read == bound or set(read) == {bound}
 
 
@@ -199,11 +205,19 @@ def test_ranges_of_training_are_those_of_its_configuration():
     from lifedeploy.training.config import TrainConfig
 
     for command, name, _, value in NUMBERS:
-        if command != "train" or name in ("max_pixels", "image_size", "counts", "drop_layers", "scale", "ratio"):
+        if command != "train" or name in ("max_pixels", "image_size", "counts", "drop_layers"):
             continue
         for bound, open_ in ends(value):
             if not open_:
-                TrainConfig.from_dict({name: value(f"{bound}")})
+                TrainConfig.from_dict({name: value(written(value, bound))})
+
+
+@pytest.mark.parametrize("flag", ["--scale", "--ratio", "--keep-ramp"])
+def test_a_list_of_two_takes_two(flag, lifedeploy):
+    said = refused(lifedeploy, "train", flag, "0.75")
+    assert said == f"error: {flag} 0.75 has 1 of its 2 numbers; expected as in 0.6,1"
+    said = refused(lifedeploy, "train", flag, "0.8,0.9,1")
+    assert said == f"error: {flag} has 3 numbers; at most 2 are allowed"
 
 
 def test_numbers_are_refused_before_anything_heavy_is_loaded():
