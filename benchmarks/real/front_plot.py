@@ -14,6 +14,8 @@ from lifedeploy.viz.style import colour, new_figure, save, tidy, title
 _SHOWN = 2.0  # points below dense; what is further down is named below the panel
 _LINE = 80  # characters there
 
+_Points = list[tuple[float, float]]  # images/s and %
+
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
     """Draw the contest of ``record``; a line goes through the keep rates of a method, rings and dashes are the front.
@@ -34,18 +36,20 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots(1, len(engines), squeeze=False, sharey=True)[0]
     drawn = [_draw(axis, engine, record) for axis, engine in zip(axes, engines, strict=True)]
     figure.draw_without_rendering()  # names are placed where the layout is known
-    for axis, (named, front) in zip(axes, drawn, strict=True):
-        labels.place(axis, named, front)
+    for axis, (named, lines) in zip(axes, drawn, strict=True):
+        labels.place(axis, named, lines)
     save(figure, path)
 
 
-def _draw(axis: Any, engine: str, record: Mapping[str, Any]) -> tuple[list[labels.Named], list[tuple[float, float]]]:
-    """A panel, without names; what is to be named in it, and the front."""
+def _draw(axis: Any, engine: str, record: Mapping[str, Any]) -> tuple[list[labels.Named], list[_Points]]:
+    """A panel, without names; what is to be named in it, and its lines: of each method, and the front."""
     speeds, precisions, of = record["speeds"][engine], record["precisions"][engine], record["methods"]
     base = precisions[methods.baseline().name]
     shown = {name: (speeds[name], precisions[name]) for name in precisions if precisions[name] >= base - _SHOWN}
+    lines: list[_Points] = []
     for method in dict.fromkeys(of[name] for name in shown):
         points = sorted(point for name, point in shown.items() if of[name] == method)
+        lines.append(points)
         axis.plot(*zip(*points, strict=True), "o-", color=colour(method), markersize=5, linewidth=1.2, zorder=3)
     front = sorted(shown[name] for name in record["front"][engine] if name in shown)
     axis.plot(*zip(*front, strict=True), "--", color="#222222", linewidth=0.8, zorder=2)
@@ -62,4 +66,4 @@ def _draw(axis: Any, engine: str, record: Mapping[str, Any]) -> tuple[list[label
         labels.Named(x=speed, y=precision, low=precision, high=precision, text=name, colour=colour(of[name]))
         for name, (speed, precision) in shown.items()
     ]
-    return named, front
+    return named, [*lines, front]

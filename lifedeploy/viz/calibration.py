@@ -34,7 +34,7 @@ def plot_calibration(members: Mapping[str, GraphReport], path: Path, *, precisio
         fontsize=8,
         color="#555555",
     )
-    save(figure, path, dpi=130)
+    save(figure, path)
 
 
 def _layers(axis: Any, layers: Sequence[LayerReport]) -> None:

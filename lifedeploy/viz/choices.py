@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
-from lifedeploy.bench.report import Choice
+from lifedeploy.bench.report import Choice, Subject
 from lifedeploy.viz.labels import Named, place
-from lifedeploy.viz.style import colour
+from lifedeploy.viz.style import colour, in_lines
 
 _MARKERS = "osD^vPX<>*hp"  # one per engine and precision
 _WIDE = 6.0  # speeds further apart than this, as a ratio, are drawn on a logarithmic axis
@@ -59,9 +59,17 @@ def label(axis: Any, choices: Sequence[Choice], *, engines: bool = True) -> None
             y=choice.top1 * 100,
             low=100 * (choice.top1 - choice.standard_error),
             high=100 * (choice.top1 + choice.standard_error),
-            text=f"{choice.row.subject.label} {choice.row.subject.shown}" if engines else choice.row.subject.shown,
+            text=_text(choice.row.subject, engines=engines),
             colour=colour(choice.row.subject.method),
         )
         for choice in choices
     ]
-    place(axis, named, _front(choices))
+    place(axis, named, [_front(choices)])
+
+
+def _text(subject: Subject, *, engines: bool) -> str:
+    """What a point is called; with its engine before it, or above a name of several lines."""
+    name = in_lines(subject.shown)
+    if not engines:
+        return name
+    return f"{subject.label}\n{name}" if "\n" in name else f"{subject.label} {name}"

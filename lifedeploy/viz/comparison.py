@@ -12,10 +12,11 @@ from lifedeploy.bench.choices import by_setting
 from lifedeploy.bench.comparison import CompareReport
 from lifedeploy.bench.report import Row, Setting, Subject
 from lifedeploy.viz import choices
-from lifedeploy.viz.style import as_text, colour, new_figure, save, tidy, title
+from lifedeploy.viz.style import as_text, colour, in_lines, new_figure, save, tidy, title
 
 _ACROSS = 3  # panels side by side
 _LETTERS_PER_INCH = 14  # of the smallest print
+_LINE = 0.135  # inches
 
 
 def plot_comparison(report: CompareReport, path: Path) -> None:
@@ -29,7 +30,8 @@ def plot_comparison(report: CompareReport, path: Path) -> None:
     settings, engines = by_setting(report.bench.choices), {rows[0].subject.label for rows in speeds}
     columns = min(_ACROSS, max(len(speeds), len(settings)))
     lines = [-(-len(part) // columns) for part in (speeds, settings)]
-    heights = [0.9 + 0.27 * max(map(len, speeds), default=0)] * lines[0] + [3.4] * lines[1]
+    bar = max([0.27, *(_LINE * (_name(row.subject).count("\n") + 1.3) for rows in speeds for row in rows)])
+    heights = [0.9 + bar * max(map(len, speeds), default=0)] * lines[0] + [3.4] * lines[1]
     width = 0.6 + 4.6 * columns  # inches
     figure = new_figure(path, width, 0.9 + sum(heights))
     grid = figure.add_gridspec(sum(lines), columns, height_ratios=heights)
@@ -113,9 +115,10 @@ def _draw_speeds(axis: Any, rows: Sequence[Row]) -> None:
             axis.plot([allowed, allowed], [place - 0.42, place + 0.42], color="#222222", linewidth=2, zorder=4)
         longest = max(longest, high, allowed or 0)
     for place, row in enumerate(ordered):
-        axis.text(1.03 * longest, place, _figures(row), fontsize=7.5, va="center")
+        beside = axis.get_yaxis_transform()  # x in shares of the panel's width, so that the layout keeps room for them
+        axis.text(1.01, place, _figures(row), fontsize=7.5, va="center", transform=beside)
     axis.set_yticks(range(len(ordered)), [_name(row.subject) for row in ordered], fontsize=8)
-    axis.set_xlim(0, 1.36 * longest)  # room for the figures
+    axis.set_xlim(0, 1.04 * longest)
     axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel("images/s", fontsize=8)
     axis.set_axisbelow(True)
@@ -143,6 +146,6 @@ def _name(subject: Subject) -> str:
     """What a bar is called: by its title where its method's name alone would promise more than there is."""
     row = methods.known(subject.method)
     if row is None or not row.shown_by_title:
-        return subject.shown
+        return in_lines(subject.shown)
     title_of_it = row.title.replace(", ", ",\n")
-    return f"{subject.name}\n{title_of_it}" if subject.name else title_of_it
+    return f"{in_lines(subject.name)}\n{title_of_it}" if subject.name else title_of_it

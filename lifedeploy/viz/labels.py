@@ -29,8 +29,8 @@ class Named:
     colour: str
 
 
-def place(axis: Any, named: Sequence[Named], line: Sequence[tuple[float, float]] = ()) -> None:
-    """Write the names, once the layout is known; ``line`` is a further thing to keep off.
+def place(axis: Any, named: Sequence[Named], lines: Sequence[Sequence[tuple[float, float]]] = ()) -> None:
+    """Write the names, once the layout is known; ``lines`` are further things to keep off.
 
     A name far from its point is joined to it.
     """
@@ -42,7 +42,8 @@ def place(axis: Any, named: Sequence[Named], line: Sequence[tuple[float, float]]
         ends = [axis.transData.transform((point.x, value)) for value in (point.low, point.y, point.high)]
         points.append(ends[1])
         taken.append(Bbox([ends[0], ends[2]]).padded(5 * pixels).extents)
-    for start, end in pairwise(axis.transData.transform(line) if len(line) else ()):
+    pieces = (axis.transData.transform(piece) for line in lines for piece in pairwise(line))
+    for start, end in pieces:
         for share in np.linspace(0, 1, 100):
             taken.append(Bbox([start + share * (end - start)] * 2).padded(pixels).extents)
     for point, where in zip(named, points, strict=True):

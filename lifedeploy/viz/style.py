@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Literal
 from zlib import crc32
 
@@ -19,6 +20,9 @@ from lifedeploy.text import printable, shortened
 from lifedeploy.writing import atomic_file, saving
 
 _LONGEST = 240  # characters of a line: a longer one leaves no room for the picture
+_DPI = 150  # a figure is laid out as it is written
+_LINE_OF_NAME = 24  # characters beside a bar or a point
+_LINES_OF_NAME = 3
 FORMATS = (".png", ".svg", ".pdf")
 # Both formats would hold the moment they were written at; SVG names its parts by random numbers without a salt.
 _WITHOUT_DATE: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -45,6 +49,18 @@ def tidy(axis: Any) -> None:
     axis.grid(axis="y", color="#e6e6e6")
     axis.set_axisbelow(True)
     axis.tick_params(labelsize=8)
+
+
+def in_lines(name: str) -> str:
+    """A name as it stands beside a bar or a point: in up to three short lines, of a longer one beginning and end.
+
+    A training run is called by all its settings that are not the usual ones.
+    """
+    line = shortened(name, _LINE_OF_NAME * _LINES_OF_NAME)
+    lines = wrap(line, _LINE_OF_NAME)
+    if len(lines) > _LINES_OF_NAME:  # breaks between words leave lines half empty
+        lines = [line[start : start + _LINE_OF_NAME] for start in range(0, len(line), _LINE_OF_NAME)]
+    return "\n".join(lines)
 
 
 def title(axis: Any, text: str) -> None:
@@ -97,13 +113,13 @@ def new_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout)  # letters are not as wide at every resolution
     FigureCanvasAgg(figure)
     return figure
 
 
-def save(figure: Any, path: Path, *, dpi: int = 150) -> None:
-    """Write a figure, in the format that the file's ending says.
+def save(figure: Any, path: Path) -> None:
+    """Write a figure of ``new_figure``, in the format that the file's ending says.
 
     Raises:
         OSError, ArtifactError: it cannot be written.
@@ -112,7 +128,7 @@ def save(figure: Any, path: Path, *, dpi: int = 150) -> None:
 
     ending = path.suffix.lower()
     with atomic_file(path) as temporary, as_text(figure), rc_context(_SAME_AGAIN), saving(path):
-        figure.savefig(temporary, format=ending[1:], dpi=dpi, metadata=_WITHOUT_DATE.get(ending))
+        figure.savefig(temporary, format=ending[1:], dpi=_DPI, metadata=_WITHOUT_DATE.get(ending))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -588,6 +589,27 @@ def test_accuracy_is_of_each_checkpoint(clock, workspace, trained, traced_once, 
     assert any(choice.pareto for choice in report.bench.choices)
     plot_comparison(report, tmp_path / "trained.png")
     assert (tmp_path / "trained.png").stat().st_size > 10_000
+
+
+def test_long_names_of_runs_stay_in_their_panel(clock, workspace, trained, traced_once, tmp_path, monkeypatch):
+    """A run is called by its settings: in the picture that is beside its bar, not over the panel before it."""
+    files = [tmp_path / f"run-{name}-r0.7-64x64px-single-hard-distill-seed0.safetensors" for name in "abc"]
+    for file in files:
+        shutil.copy(trained / f"{file.name[4]}.safetensors", file)
+    report = compare(of(files, data=str(make_images(tmp_path)), batches=(1, 2, 4)), workspace)
+    made = []
+    monkeypatch.setattr("lifedeploy.viz.comparison.save", lambda figure, path: made.append(figure))
+    plot_comparison(report, tmp_path / "trained.png")
+    (figure,) = made
+    panels = [axis.get_tightbbox() for axis in figure.axes[:3]]  # with names and figures
+    for left, right in pairwise(panels):
+        assert left.x1 <= right.x0
+    assert panels[0].x0 >= 0 and panels[-1].x1 <= figure.bbox.x1
+    for axis in figure.axes[:3]:
+        names = sorted((label.get_window_extent() for label in axis.get_yticklabels()), key=lambda box: box.y0)
+        assert len(names) == 4
+        assert all(lower.y1 <= upper.y0 for lower, upper in pairwise(names))
+        assert axis.bbox.width > figure.bbox.width / 8
 
 
 def test_files_of_training_runs_are_called_as_their_runs(trained, tmp_path):
