@@ -27,8 +27,9 @@ chosen for lives, **by the photographs whose scores are shown**, among what stan
 predictor first, then the backbone, and other rates, 1e-5 over three seeds, the others on one. *Keep rate falling* came
 later: in the first third of the run the keep rate falls from 1 to its own, as in EViT's recipe.
 
-"Keep 0.7" is not the same work for each: GMACs stand beside it. At 0.5 ToMe, which merges at most half of the tokens of
-a layer, is no faster than lives at 0.7 ([FRONT.md](FRONT.md)): in a budget of its own
+"Keep 0.7" is not the same work for each: GMACs stand beside it. *At the work of lives* is a method trained at the keep
+rate at which it has their GMACs (`--at macs`), in the table of lives' keep rate. At 0.5 ToMe, which merges at most half
+of the tokens of a layer, is no faster than lives at 0.7 ([FRONT.md](FRONT.md)): in a budget of its own
 (`{" ".join(budget_options("tome"))}`) it merges about as many as at 0.5, most of them early. Minutes are of training
 alone, at the median speed of each stage. **What is not in a table has not been run**; the command goes on where it was.
 
