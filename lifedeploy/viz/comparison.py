@@ -16,7 +16,7 @@ from lifedeploy.viz.style import as_text, colour, in_lines, new_figure, save, ti
 
 _ACROSS = 3  # panels side by side
 _LETTERS_PER_INCH = 14  # of the smallest print
-_LINE = 0.135  # inches
+_LINE = 0.135  # inches that a line of a name takes beside its bar
 
 
 def plot_comparison(report: CompareReport, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -62,6 +63,19 @@ def test_the_digits_are_split_evenly_and_written_once(tmp_path):
     before = (out / "val" / "0").stat().st_mtime_ns
     assert prepare.main(["--out", str(out)]) == 0
     assert (out / "val" / "0").stat().st_mtime_ns == before
+
+
+def test_a_process_that_has_ended_has_no_memory(monkeypatch):
+    assert common.memory_mib(os.getpid(), "VmHWM") > 5
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert common.memory_mib(ended.pid, "VmHWM") == 0
+
+    def too_late(*given: object, **how: object) -> str:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(Path, "read_text", too_late)  # it ends between opening and reading
+    assert common.memory_mib(os.getpid(), "VmHWM") == 0
 
 
 def test_a_command_that_fails_ends_the_script_and_one_that_reports_is_read(tmp_path, capfd):

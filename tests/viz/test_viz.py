@@ -26,9 +26,10 @@ from lifedeploy.evaluation.lives import PatchLives
 from lifedeploy.schedule import Schedule
 from lifedeploy.training.log import LogRow
 from lifedeploy.viz.curves import draw_curves
+from lifedeploy.viz.labels import Named, place
 from lifedeploy.viz.lives import draw_histogram, draw_lives, spaced
 from lifedeploy.viz.panels import borders, draw_groups, kept
-from lifedeploy.viz.style import as_text, check_format, colour, save
+from lifedeploy.viz.style import as_text, check_format, colour, in_lines, save
 
 SCHEDULE = Schedule.from_counts(16, 4, (11, 6), (2, 3))
 ODD = "$a_b$ \\frac \x1b[31m\x07\ufffe\udce9 猫 & <b>\n%s" + "x" * 400
@@ -228,6 +229,43 @@ def test_every_method_has_a_colour_of_its_own_and_the_built_in_ones_keep_theirs(
     others = {colour(name) for name in ("evit", "tome", "dynamicvit", "outside")}
     assert len(others) > 1 and not others & {"#8c8c8c", "#6baed6", "#1b6ca8"}
     assert colour("evit") == colour("evit")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("", [""]),
+        ("life", ["life"]),
+        ("life-r0.7-64x64px-single-hard-distill", ["life-r0.7-64x64px-", "single-hard-distill"]),
+        ("x" * 60, ["x" * 24, "x" * 24, "x" * 12]),
+        (
+            "aaaaaaaaaaaaa bbbbbbbbbbbbb ccccccccccccc ddddddddddddd",
+            ["aaaaaaaaaaaaa bbbbbbbbbb", "bbb ccccccccccccc dddddd", "ddddddd"],
+        ),
+    ],
+)
+def test_a_name_is_in_short_lines(name, lines):
+    assert in_lines(name).split("\n") == lines
+
+
+def test_of_a_name_too_long_beginning_and_end_are_in_three_lines():
+    lines = in_lines(f"first-{'long-' * 100}last").split("\n")
+    assert len(lines) == 3 and max(map(len, lines)) <= 24
+    assert lines[0].startswith("first-") and lines[-1].endswith("last")
+
+
+def test_a_name_keeps_off_lines():
+    """A line passes where a name would be, to the right of its point: it is to the left then, which is as near."""
+    boxes = []
+    for lines in ([], [[(5.2, 5.4), (9, 5.4)]]):
+        made = Figure(figsize=(6, 4))
+        FigureCanvasAgg(made)
+        axis = made.add_subplot(xlim=(0, 10), ylim=(0, 10))
+        place(axis, [Named(x=5, y=5, low=5, high=5, text="a name", colour="black")], lines)
+        boxes.append(axis.texts[0].get_window_extent())
+    point, passing = axis.transData.transform([(5, 5), (5.2, 5.4)])
+    assert boxes[0].x0 > point[0] and boxes[0].y0 < passing[1] < boxes[0].y1
+    assert boxes[1].x1 < point[0]
 
 
 def test_equal_numbers_give_equal_files(tmp_path):
